@@ -1,0 +1,280 @@
+"""What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
+
+`ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device, dtype,
+sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published configuration of
+MiniCPM-V 4.6.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pocketvlm.errors import ConfigError
+
+DownsampleMode = Literal["16x", "4x"]
+DOWNSAMPLE_MODES: tuple[DownsampleMode, ...] = ("16x", "4x")
+
+# Each side of a view is rounded to a multiple of patch_size times this. In 4x mode the rounding changed after the model
+# was published (transformers <= 5.18 used 4, from 5.23 on it is 2), so the choice is explicit and has a name.
+FourXRounding = Literal["current", "checkpoint"]
+FOUR_X_ROUNDING: dict[str, int] = {"current": 2, "checkpoint": 4}
+
+LayerType = Literal["linear_attention", "full_attention"]
+
+
+def check_downsample_mode(mode: str) -> DownsampleMode:
+    """Return `mode` if it is one of `DOWNSAMPLE_MODES`; raise `ConfigError` otherwise."""
+    for known in DOWNSAMPLE_MODES:
+        if mode == known:
+            return known
+    raise ConfigError(f"downsample_mode={mode!r} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_MODES)}.")
+
+
+def _pick(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `data` that are fields of the dataclass `cls`."""
+    names = {f.name for f in fields(cls)}
+    return {k: v for k, v in data.items() if k in names and v is not None}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower (SigLIP2-400M at the published size)."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 27
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 980
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"vision hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
+            )
+        if self.hidden_act != "gelu_pytorch_tanh":
+            raise ConfigError(f"vision hidden_act {self.hidden_act!r} is not supported; expected 'gelu_pytorch_tanh'")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def positions_per_side(self) -> int:
+        """Side of the square position table, in buckets (70 at the published size)."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch: patch_size * patch_size * num_channels."""
+        return self.patch_size**2 * self.num_channels
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The hybrid decoder (Qwen3.5-0.8B text at the published size)."""
+
+    hidden_size: int = 1024
+    intermediate_size: int = 3584
+    num_hidden_layers: int = 24
+    layer_types: tuple[LayerType, ...] = (
+        "linear_attention",
+        "linear_attention",
+        "linear_attention",
+        "full_attention",
+    ) * 6
+    vocab_size: int = 248094
+    max_position_embeddings: int = 262144
+    rms_norm_eps: float = 1e-6
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = True
+    # full attention
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 2
+    head_dim: int = 256
+    rope_theta: float = 10_000_000
+    partial_rotary_factor: float = 0.25
+    attention_bias: bool = False
+    attn_output_gate: bool = True
+    # linear attention (gated delta net)
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 16
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_conv_kernel_dim: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ConfigError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
+        unknown = sorted(set(self.layer_types) - {"linear_attention", "full_attention"})
+        if unknown:
+            raise ConfigError(f"layer types {unknown} are not supported; expected linear_attention or full_attention")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"{self.num_attention_heads} query heads do not divide by {self.num_key_value_heads} KV heads"
+            )
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ConfigError(
+                f"{self.linear_num_value_heads} linear value heads do not divide by {self.linear_num_key_heads} key heads"
+            )
+        if self.hidden_act != "silu":
+            raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")
+        if self.attention_bias or not self.attn_output_gate:
+            raise ConfigError("attention_bias=true and attn_output_gate=false are not supported")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading dimensions of a query or key head that rotate (64 of 256 at the published size)."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def linear_key_dim(self) -> int:
+        return self.linear_num_key_heads * self.linear_key_head_dim
+
+    @property
+    def linear_value_dim(self) -> int:
+        return self.linear_num_value_heads * self.linear_value_head_dim
+
+    @property
+    def linear_conv_dim(self) -> int:
+        """Channels of the causal convolution: queries, keys and values side by side."""
+        return 2 * self.linear_key_dim + self.linear_value_dim
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: tower, early compression, merger, decoder and the ids that tie them to the tokenizer."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    insert_layer_id: int = 6
+    image_token_id: int = 248056
+    video_token_id: int = 248057
+    eos_token_id: int = 248044
+    downsample_mode: DownsampleMode = "16x"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.insert_layer_id < self.vision.num_hidden_layers:
+            raise ConfigError(
+                f"insert_layer_id {self.insert_layer_id} is outside the tower's {self.vision.num_hidden_layers} layers"
+            )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the content of a published `config.json`; `ConfigError` names what does not fit."""
+        if data.get("model_type") != "minicpmv4_6":
+            raise ConfigError(
+                f"model_type is {data.get('model_type')!r}, expected 'minicpmv4_6'",
+                hint="Point at a MiniCPM-V 4.6 checkpoint directory.",
+            )
+        if data.get("drop_vision_last_layer"):
+            raise ConfigError("drop_vision_last_layer=true is not supported")
+        if tuple(data.get("merge_kernel_size", (2, 2))) != (2, 2) or data.get("merger_times", 1) != 1:
+            raise ConfigError("only merge_kernel_size (2, 2) with merger_times 1 is supported")
+        try:
+            text_data = dict(data["text_config"])
+            vision_data = data["vision_config"]
+            rope = text_data.pop("rope_parameters", None) or {}
+            if rope.get("rope_type", "default") != "default":
+                raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
+            if "layer_types" in text_data:
+                text_data["layer_types"] = tuple(text_data["layer_types"])
+            else:
+                interval = text_data.get("full_attention_interval", 4)
+                text_data["layer_types"] = tuple(
+                    "linear_attention" if (i + 1) % interval else "full_attention"
+                    for i in range(text_data["num_hidden_layers"])
+                )
+            text = TextConfig(**(_pick(TextConfig, text_data) | _pick(TextConfig, rope)))
+            vision = VisionConfig(**_pick(VisionConfig, vision_data))
+        except KeyError as error:
+            raise ConfigError(f"config.json lacks {error.args[0]!r}") from None
+        except TypeError as error:
+            raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
+        return cls(vision=vision, text=text, **_pick(cls, data))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` in the published layout."""
+        text = asdict(self.text)
+        rope = {k: text.pop(k) for k in ("partial_rotary_factor", "rope_theta")} | {"rope_type": "default"}
+        text |= {"layer_types": list(self.text.layer_types), "rope_parameters": rope, "model_type": "qwen3_5_text"}
+        text |= {"attention_dropout": 0.0, "full_attention_interval": 4, "mamba_ssm_dtype": "float32"}
+        vision = asdict(self.vision) | {"attention_dropout": 0.0, "model_type": "minicpmv4_6_vision"}
+        own = {k: v for k, v in asdict(self).items() if k not in ("vision", "text")}
+        return {
+            "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
+            "model_type": "minicpmv4_6",
+            "tie_word_embeddings": self.text.tie_word_embeddings,
+            "vision_config": vision,
+            "text_config": text,
+            **own,
+        }
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How pictures and videos become views (`preprocessor_config.json`)."""
+
+    max_slice_nums: int = 9
+    scale_resolution: int = 448
+    patch_size: int = 14
+    slice_mode: bool = True
+    use_image_id: bool = True
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    four_x_rounding: FourXRounding = "current"
+    max_num_frames: int = 128
+    stack_frames: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_slice_nums", "scale_resolution", "patch_size", "max_num_frames", "stack_frames"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} is not a positive integer")
+        if self.four_x_rounding not in FOUR_X_ROUNDING:
+            raise ConfigError(
+                f"four_x_rounding={self.four_x_rounding!r} is unknown", hint=f"Use one of {', '.join(FOUR_X_ROUNDING)}."
+            )
+
+    def rounding_factor(self, mode: DownsampleMode) -> int:
+        """Each side of a view is a multiple of this many patches."""
+        return 4 if mode == "16x" else FOUR_X_ROUNDING[self.four_x_rounding]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read the content of a published `preprocessor_config.json`; unknown keys are left alone."""
+        picked = _pick(cls, data)
+        for name in ("image_mean", "image_std"):
+            if name in picked:
+                picked[name] = tuple(picked[name])
+        return cls(**picked)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `preprocessor_config.json` in the published layout."""
+        return {
+            "image_processor_type": "MiniCPMV4_6ImageProcessor",
+            "processor_class": "MiniCPMV4_6Processor",
+            **asdict(self),
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a configuration file; `ConfigError` names the file and the fault."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist", hint="A checkpoint directory needs this file.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not readable JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value

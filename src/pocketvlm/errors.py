@@ -1,0 +1,43 @@
+"""One base error for everything a user can get wrong.
+
+Each error says, in one line, what was given, what was expected and what to do about it. The command line prints that
+line and exits with 2; the server answers it with a 4xx. A traceback is for our own mistakes only.
+"""
+
+from __future__ import annotations
+
+
+class PocketVLMError(ValueError):
+    """Base of every error that bad input can cause.
+
+    Args:
+        message: what was given and what was expected.
+        hint: what to do about it; appended after the message.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        text = f"{message.rstrip('.')}. {hint}" if hint else message
+        super().__init__(" ".join(text.split()))
+
+
+class ConfigError(PocketVLMError):
+    """A configuration or an option with a value that cannot be honoured."""
+
+
+class CheckpointError(PocketVLMError):
+    """A checkpoint that is missing, truncated, or of other names and shapes than its configuration says."""
+
+
+class MediaError(PocketVLMError):
+    """A picture or a video that cannot be read, or is over a limit."""
+
+
+class PromptError(PocketVLMError):
+    """Messages, template arguments or token ids that do not form a prompt."""
+
+
+class MissingExtraError(PocketVLMError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed", hint=f"Install it with: pip install 'pocketvlm[{extra}]'")
