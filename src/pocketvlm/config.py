@@ -1,9 +1,9 @@
 """What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
 
 `ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device, dtype,
-sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published configuration of
-MiniCPM-V 4.6.
-"""
+`ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device,
+dtype, sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published
+configuration of MiniCPM-V 4.6.
 
 from __future__ import annotations
 
@@ -118,11 +118,11 @@ class TextConfig:
             raise ConfigError(f"layer types {unknown} are not supported; expected linear_attention or full_attention")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"{self.num_attention_heads} query heads do not divide by {self.num_key_value_heads} KV heads"
+                f"{self.num_attention_heads} query heads are no multiple of {self.num_key_value_heads} KV heads"
             )
         if self.linear_num_value_heads % self.linear_num_key_heads:
             raise ConfigError(
-                f"{self.linear_num_value_heads} linear value heads do not divide by {self.linear_num_key_heads} key heads"
+                f"{self.linear_num_value_heads} linear value heads are no multiple of {self.linear_num_key_heads} key heads"
             )
         if self.hidden_act != "silu":
             raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")
