@@ -1,9 +1,9 @@
 """What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
 
-`ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device, dtype,
 `ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device,
 dtype, sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published
 configuration of MiniCPM-V 4.6.
+"""
 
 from __future__ import annotations
 
