@@ -3,8 +3,8 @@
 `import reference` before anything of transformers; then use `reference.transformers`, or the two factories below.
 
 torchvision registers shape functions for its compiled operators when it is imported, and fails if those operators did
-not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators: resizing is torch's
-own `interpolate`. So registrations for the `torchvision::` namespace that find no operator are left out during the import.
+not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators: resizing is done by
+torch itself. So registrations for the `torchvision::` namespace that find no operator are left out during the import.
 """
 
 from __future__ import annotations
