@@ -1,0 +1,197 @@
+"""Read and write checkpoints in the published layout: the only place that knows foreign tensor names.
+
+A checkpoint is a directory with `config.json` and one `model.safetensors`, or several shards and their index. Weights
+are read tensor by tensor from a memory map straight into their final dtype and device, so a second copy of the model
+never exists.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.errors import CheckpointError
+from pocketvlm.model.decoder import fp32_parameters
+from pocketvlm.model.vlm import MiniCPMV
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
+REMAP_BYTES = 256 * 2**20
+Progress = Callable[[int, int], None]
+
+# (published prefix, our prefix), first match wins; everything else keeps its name behind "model.".
+_PREFIXES = (
+    ("model.vision_tower.embeddings.", "vision_tower."),
+    ("model.vision_tower.encoder.", "vision_tower."),
+    ("model.merger.mlp.0.", "merger."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", ""),
+)
+_PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
+
+
+def published_names(model: nn.Module) -> dict[str, str]:
+    """Our parameter name → the published one, for every parameter of the model."""
+    names = {}
+    for ours, _ in model.named_parameters():
+        published = f"model.{ours}"
+        if ours.startswith(("vision_tower.patch_embedding", "vision_tower.position_embedding")):
+            published = ours.replace("vision_tower.", "model.vision_tower.embeddings.", 1)
+        elif ours.startswith("vision_tower.layers."):
+            published = ours.replace("vision_tower.", "model.vision_tower.encoder.", 1)
+        elif ours.startswith("merger."):
+            published = ours.replace("merger.", "model.merger.mlp.0.", 1)
+        elif ours.startswith("language_model.lm_head."):
+            published = ours.replace("language_model.", "", 1)
+        names[ours] = published
+    return names
+
+
+def our_name(published: str) -> str:
+    """The published name → our parameter name."""
+    for theirs, ours in _PREFIXES:
+        if published.startswith(theirs):
+            return ours + published[len(theirs) :]
+    return published
+
+
+def _import(ours: str, tensor: Tensor) -> Tensor:
+    """Published values → ours: the patch convolution becomes a linear layer over channels-last patches."""
+    return tensor.permute(0, 2, 3, 1).flatten(1) if ours == _PATCH_EMBEDDING else tensor
+
+
+def _export(ours: str, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Our values → published ones."""
+    if ours == _PATCH_EMBEDDING:
+        side = config.vision.patch_size
+        tensor = tensor.unflatten(1, (side, side, config.vision.num_channels)).permute(0, 3, 1, 2)
+    return tensor.detach().contiguous()
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: the index's shards, or the single file."""
+    if (directory / INDEX).is_file():
+        weight_map = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{directory / INDEX} has no weight_map")
+        files = [directory / str(name) for name in sorted(set(weight_map.values()))]
+    else:
+        files = [directory / WEIGHTS]
+    for file in files:
+        if file.parent != directory:
+            raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
+        if not file.is_file():
+            raise CheckpointError(f"{file} does not exist", hint="A checkpoint needs its safetensors weights.")
+    return files
+
+
+def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of one file, from a memory map that is renewed before it grows large."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            names = list(handle.keys())
+        while names:
+            read = 0
+            with safe_open(file, framework="pt") as handle:
+                while names and read < REMAP_BYTES:
+                    tensor = handle.get_tensor(name := names.pop(0))
+                    read += tensor.nbytes
+                    yield name, tensor
+                    del tensor
+    except SafetensorError:
+        raise CheckpointError(
+            f"{file} is truncated or no safetensors file", hint="Download or copy it again."
+        ) from None
+
+
+def load_model(
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> MiniCPMV:
+    """Load a checkpoint directory for inference (evaluation mode).
+
+    Args:
+        dtype: of the weights in memory; the published config names none. A_log and dt_bias stay fp32.
+        progress: called with (bytes read, bytes in all) after every tensor.
+
+    Raises:
+        ConfigError: config.json is missing or does not fit.
+        CheckpointError: weights are missing, truncated, or of other names or shapes; every such name is listed.
+    """
+    directory = Path(directory)
+    config = ModelConfig.from_dict(read_json(directory / "config.json"))
+    preprocessor = directory / "preprocessor_config.json"
+    image = ImageConfig.from_dict(read_json(preprocessor)) if preprocessor.is_file() else ImageConfig()
+    with torch.device("meta"):
+        model = MiniCPMV(config, image.image_mean, image.image_std)
+    files = weight_files(directory)
+    total, done = sum(f.stat().st_size for f in files), 0
+    missing, keep_fp32 = dict(model.named_parameters()), fp32_parameters(model)
+    unexpected, misshapen = [], []
+    for file in files:
+        for published, tensor in _read_tensors(file):
+            done += tensor.nbytes
+            ours = our_name(published)
+            if published == "lm_head.weight" and config.text.tie_word_embeddings:
+                continue  # some exporters write the tied head a second time
+            if ours not in missing:
+                unexpected.append(published)
+                continue
+            tensor = _import(ours, tensor) if tensor.dim() in (1, 2, 3, 4) else tensor
+            expected = missing.pop(ours).shape
+            if tensor.shape != expected:
+                misshapen.append(f"{published} {list(tensor.shape)} instead of {list(expected)}")
+                continue
+            target = torch.float32 if ours in keep_fp32 else dtype
+            value = torch.empty(expected, dtype=target, device=device).copy_(tensor)
+            owner, _, leaf = ours.rpartition(".")
+            model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
+            del tensor
+            if progress is not None:
+                progress(done, total)
+    names = published_names(model)
+    _complain(directory, [names[ours] for ours in missing], unexpected, misshapen)
+    return model.eval()
+
+
+def _complain(directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+    """Raise one error that lists everything that does not fit."""
+
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+    faults = [
+        f"{len(names)} {what}: {some(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"the weights in {directory} do not fit its config.json: " + "; ".join(faults),
+            hint="Use the weights that came with this config.json.",
+        )
+
+
+def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write `config.json` and `model.safetensors` in the published layout, each complete or not at all."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    names = published_names(model)
+    tensors = {names[n]: _export(n, p, model.config).to("cpu", dtype) for n, p in model.named_parameters()}
+    partial = directory / f"{WEIGHTS}.partial"
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.replace(directory / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")

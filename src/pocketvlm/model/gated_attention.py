@@ -1,0 +1,97 @@
+"""Full attention of the decoder: grouped queries, normalised queries and keys, partial rotary, sigmoid output gate.
+
+Shapes:  T tokens, packed · D hidden · H query heads · Hk KV heads · E head_dim · B sequences · L tokens in the cache
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.config import TextConfig
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.norm import ZeroCentredRMSNorm
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.rotary import apply_rotary
+
+
+class GatedAttention(nn.Module):
+    """`q_proj` gives query and gate side by side for each head: [T, H, 2E]."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.q_proj = nn.Linear(config.hidden_size, 2 * self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: Cache | None) -> Tensor:
+        """[T, D] to [T, D]; with a cache, new keys and values are written behind those of each segment's slot."""
+        q, gate = self.q_proj(x_TD).view(-1, self.heads, 2 * self.head_dim).chunk(2, dim=-1)
+        q = apply_rotary(self.q_norm(q), *rotary)
+        k = apply_rotary(self.k_norm(self.k_proj(x_TD).view(-1, self.kv_heads, self.head_dim)), *rotary)
+        v = self.v_proj(x_TD).view(-1, self.kv_heads, self.head_dim)
+        if cache is not None:
+            self._write(k, v, batch, cache)
+        if cache is not None and batch.is_decode:
+            out = self._decode(q, batch, cache)
+        elif batch.is_fresh:
+            out = self._fresh(q, k, v, batch)
+        else:
+            assert cache is not None, "segments that continue a sequence need its cache"
+            out = self._continued(q, batch, cache)
+        return self.o_proj((out * torch.sigmoid(gate)).flatten(1))
+
+    def _write(self, k: Tensor, v: Tensor, batch: PackedBatch, cache: Cache) -> None:
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        for first, s in zip(batch.firsts, batch.segments, strict=True):
+            rows, place = slice(first, first + s.length), slice(s.start, s.start + s.length)
+            keys[s.slot, :, place] = k[rows].transpose(0, 1)
+            values[s.slot, :, place] = v[rows].transpose(0, 1)
+
+    def _fresh(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+        """Whole prompts: laid out as [B, longest] for this one product. Causality keeps the padding out."""
+        if len(batch.segments) > 1:
+            there, back = batch.padded_index
+            q, k, v = (x.index_select(0, there).unflatten(0, (len(batch.segments), -1)) for x in (q, k, v))
+        else:
+            q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        out = out.transpose(1, 2).flatten(0, 1)
+        return out.index_select(0, back) if len(batch.segments) > 1 else out
+
+    def _decode(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
+        """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""
+        longest = max(s.start for s in batch.segments) + 1
+        keys = cache.keys[self.layer][batch.slots][:, :, :longest]
+        values = cache.values[self.layer][batch.slots][:, :, :longest]
+        q = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=batch.decode_mask)
+        return out.reshape(-1, self.heads, self.head_dim)
+
+    def _continued(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
+        """Chunks of prompts behind a cached part, each against its own slot."""
+        outs = []
+        for first, s in zip(batch.firsts, batch.segments, strict=True):
+            end = s.start + s.length
+            keys, values = (x[self.layer][s.slot, :, :end].unsqueeze(0) for x in (cache.keys, cache.values))
+            seen = torch.ones(s.length, end, dtype=torch.bool, device=q.device).tril(s.start)
+            out = F.scaled_dot_product_attention(
+                q[first : first + s.length].transpose(0, 1).unsqueeze(0),
+                keys,
+                values,
+                attn_mask=seen,
+                enable_gqa=self.heads != self.kv_heads,
+            )
+            outs.append(out[0].transpose(0, 1))
+        return torch.cat(outs)

@@ -1,0 +1,84 @@
+"""Linear attention of the decoder: gated delta net (Yang et al., arXiv 2412.06464) with a causal convolution in front.
+
+Shapes:  T tokens, packed · D hidden · C conv channels (queries, keys, values side by side) · B sequences
+         Hk key heads of K · Hv value heads of V
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.config import TextConfig
+from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d, step_causal_conv1d
+from pocketvlm.kernels.gated_delta_rule import chunk_gated_delta_rule, normalise_query_key, step_gated_delta_rule
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.norm import GatedRMSNorm
+from pocketvlm.model.packing import PackedBatch
+
+
+class GatedDeltaNet(nn.Module):
+    """Chunked for prompts, one in-place step for single tokens; the state is fp32 whatever the weights are."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.key_heads, self.key_dim = config.linear_num_key_heads, config.linear_key_head_dim
+        self.value_heads, self.value_dim = config.linear_num_value_heads, config.linear_value_head_dim
+        self.channels, self.taps = config.linear_conv_dim, config.linear_conv_kernel_dim
+        self.in_proj_qkv = nn.Linear(config.hidden_size, self.channels, bias=False)
+        self.in_proj_z = nn.Linear(config.hidden_size, config.linear_value_dim, bias=False)
+        self.in_proj_b = nn.Linear(config.hidden_size, self.value_heads, bias=False)
+        self.in_proj_a = nn.Linear(config.hidden_size, self.value_heads, bias=False)
+        self.conv1d = nn.Conv1d(self.channels, self.channels, self.taps, groups=self.channels, bias=False)
+        # Kept in fp32 always: exp(A_log) in half precision can round to zero or infinity.
+        self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(0.01, 16).log())
+        self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
+        self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
+        self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache | None) -> Tensor:
+        """[T, D] to [T, D]; with a cache, continues from and updates the states of each segment's slot."""
+        mixed_TC = self.in_proj_qkv(x_TD)
+        beta_TH = self.in_proj_b(x_TD).float().sigmoid()
+        g_TH = -self.A_log.float().exp() * F.softplus(self.in_proj_a(x_TD).float() + self.dt_bias.float())
+        if cache is not None and batch.is_decode:
+            out_THV = self._step(mixed_TC, g_TH, beta_TH, batch, cache)
+        else:
+            out_THV = self._prompt(mixed_TC, g_TH, beta_TH, batch, cache)
+        z_THV = self.in_proj_z(x_TD).view(-1, self.value_heads, self.value_dim)
+        return self.out_proj(self.norm(out_THV, z_THV).flatten(1))
+
+    def _split(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolved channels to q, k [T, Hv, K] (normalised) and v [T, Hv, V], all fp32."""
+        width = self.key_heads * self.key_dim
+        q, k, v = mixed_TC.split([width, width, self.value_heads * self.value_dim], dim=-1)
+        q, k = normalise_query_key(q.unflatten(-1, (-1, self.key_dim)), k.unflatten(-1, (-1, self.key_dim)))
+        if self.value_heads != self.key_heads:
+            q, k = (x.repeat_interleave(self.value_heads // self.key_heads, dim=1) for x in (q, k))
+        return q, k, v.unflatten(-1, (-1, self.value_dim)).float()
+
+    def _prompt(self, mixed_TC: Tensor, g: Tensor, beta: Tensor, batch: PackedBatch, cache: Cache | None) -> Tensor:
+        weight_CW = self.conv1d.weight.squeeze(1)
+        if cache is None:
+            count = len(batch.segments)
+            conv = mixed_TC.new_zeros(count, self.taps - 1, self.channels)
+            state = g.new_zeros(count, self.value_heads, self.key_dim, self.value_dim)
+        else:
+            conv, state = cache.conv[self.layer][batch.slots], cache.recurrent[self.layer][batch.slots]
+        mixed_TC, conv = packed_causal_conv1d(mixed_TC, weight_CW, batch.conv(self.taps), conv)
+        out, state = chunk_gated_delta_rule(*self._split(mixed_TC), g, beta, batch.chunks, state)
+        if cache is not None:
+            cache.conv[self.layer][batch.slots] = conv
+            cache.recurrent[self.layer][batch.slots] = state
+        return out
+
+    def _step(self, mixed_BC: Tensor, g: Tensor, beta: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
+        conv, state = cache.conv[self.layer][batch.slots], cache.recurrent[self.layer][batch.slots]
+        mixed_BC = step_causal_conv1d(mixed_BC, self.conv1d.weight.squeeze(1), conv)
+        out = step_gated_delta_rule(*self._split(mixed_BC), g, beta, state)
+        if not isinstance(batch.slots, slice):  # a slice is a view and has been updated in place
+            cache.conv[self.layer][batch.slots] = conv
+            cache.recurrent[self.layer][batch.slots] = state
+        return out

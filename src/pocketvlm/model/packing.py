@@ -1,0 +1,118 @@
+"""What one forward of the decoder works on: tokens of several sequences, one after the other, without padding.
+
+`PackedBatch` is made on the host once a forward and holds every index that the layers need, so that no layer looks at
+a tensor's values. Shapes: T tokens of all sequences · B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pocketvlm.kernels.causal_conv1d import ConvPlan, plan_conv
+from pocketvlm.kernels.gated_delta_rule import ChunkPlan, plan_chunks
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of new tokens of one sequence: `length` tokens behind the `start` that its cache slot already holds."""
+
+    length: int
+    start: int = 0
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Segments of different sequences, in packed order."""
+
+    segments: tuple[Segment, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device | str = "cpu") -> PackedBatch:
+        return cls(tuple(segments), torch.device(device))
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        return [s.length for s in self.segments]
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """Packed row of each segment's first token."""
+        firsts = [0]
+        for s in self.segments:
+            firsts.append(firsts[-1] + s.length)
+        return firsts[:-1]
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def is_decode(self) -> bool:
+        """One new token for each sequence."""
+        return all(s.length == 1 for s in self.segments)
+
+    @cached_property
+    def is_fresh(self) -> bool:
+        """No sequence has anything cached."""
+        return all(s.start == 0 for s in self.segments)
+
+    @cached_property
+    def slots(self) -> slice | Tensor:
+        """Cache rows, as a slice (a view, no copy) when they are consecutive."""
+        rows = [s.slot for s in self.segments]
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return slice(rows[0], rows[0] + len(rows))
+        return torch.tensor(rows, device=self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[T] plain 1-D positions: each sequence counts from its own start."""
+        return torch.cat([torch.arange(s.start, s.start + s.length) for s in self.segments]).to(self.device)
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """[B] packed row of each segment's last token."""
+        return torch.tensor(
+            [f + s.length - 1 for f, s in zip(self.firsts, self.segments, strict=True)], device=self.device
+        )
+
+    @cached_property
+    def padded_index(self) -> tuple[Tensor, Tensor]:
+        """Rows to lay the tokens out as [B, longest] and back.
+
+        Padding points at row 0: it sits behind every real token, where causal attention never looks.
+        """
+        longest = max(self.lengths)
+        index = torch.zeros(len(self.segments), longest, dtype=torch.long)
+        back = []
+        for b, (first, length) in enumerate(zip(self.firsts, self.lengths, strict=True)):
+            index[b, :length] = torch.arange(first, first + length)
+            back.append(torch.arange(b * longest, b * longest + length))
+        return index.flatten().to(self.device), torch.cat(back).to(self.device)
+
+    @cached_property
+    def decode_mask(self) -> Tensor | None:
+        """[B, 1, 1, longest] of what each single new token may see; None when all sequences are equally long."""
+        ends = torch.tensor([s.start + 1 for s in self.segments], device=self.device)
+        longest = max(s.start + 1 for s in self.segments)
+        if all(s.start + 1 == longest for s in self.segments):
+            return None
+        return (torch.arange(longest, device=self.device) < ends[:, None])[:, None, None, :]
+
+    @cached_property
+    def chunks(self) -> ChunkPlan:
+        return plan_chunks(self.lengths, self.device)
+
+    def conv(self, taps: int) -> ConvPlan:
+        return self._conv_plans.setdefault(taps, plan_conv(self.lengths, taps, self.device))
+
+    @cached_property
+    def _conv_plans(self) -> dict[int, ConvPlan]:
+        return {}

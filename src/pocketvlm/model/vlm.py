@@ -1,0 +1,98 @@
+"""The whole model: tower → merger → decoder. `MiniCPMV.forward` is the place to start reading.
+
+Shapes:  P patches of all views · N visual tokens of all views · T tokens of all sequences · D decoder hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pocketvlm.config import ModelConfig
+from pocketvlm.errors import PromptError
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.decoder import Decoder
+from pocketvlm.model.merger import Merger
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.view_packing import pack_views
+from pocketvlm.model.vision_tower import VisionTower
+from pocketvlm.views import View
+
+
+class MiniCPMV(nn.Module):
+    """MiniCPM-V 4.6: a tower, a merger and a decoder.
+
+    Args:
+        config: all shapes.
+        pixel_mean, pixel_std: per channel, in units of the 0..1 range (0.5 each in the published model).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = VisionTower(config)
+        self.merger = Merger(config)
+        self.language_model = Decoder(config.text)
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language_model.embed_tokens.weight.dtype
+
+    def forward(
+        self, input_ids_T: Tensor, batch: PackedBatch, features_ND: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Token ids [T] and the visual tokens they hold places for, to hidden states [T, D].
+
+        Apply `logits` to the rows that are needed: over 248,094 entries it costs as much as a third of the layers.
+        """
+        x_TD = self.embed(input_ids_T, features_ND)
+        return self.language_model(x_TD, batch.positions, batch, cache)
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        """All views of all pictures at once, each at its own rate.
+
+        Args:
+            patches: uint8 [P, patch, patch, 3], views one after the other, or already normalised floats [P, patch_dim].
+            views: sizes in patches and rates; they may differ from view to view.
+
+        Returns:
+            [N, D] features, in the order of the views.
+        """
+        expected = sum(v.patches for v in views)
+        if len(patches) != expected:
+            raise PromptError(f"{len(patches)} patches were given for views of {expected}")
+        packing = pack_views(views, self.config.vision.positions_per_side, self.device)
+        if patches.dtype == torch.uint8:
+            patches = self.normalise(patches.to(self.device))
+        tower = self.vision_tower(patches.to(self.dtype), packing)
+        return self.merger(tower).index_select(0, packing.output_index)
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """uint8 [P, patch, patch, 3] to fp32 [P, patch_dim], on the patches' device: a quarter of the bytes travel."""
+        mean = torch.tensor(self.pixel_mean, device=patches.device) * 255.0
+        std = torch.tensor(self.pixel_std, device=patches.device) * 255.0
+        return ((patches.float() - mean) / std).flatten(1)
+
+    def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:
+        """Token embeddings [T, D] with the features put in the places held for pictures and video, in order."""
+        x_TD = self.language_model.embed_tokens(input_ids_T)
+        if features_ND is None or not len(features_ND):
+            return x_TD
+        places = (input_ids_T == self.config.image_token_id) | (input_ids_T == self.config.video_token_id)
+        return x_TD.masked_scatter(places.unsqueeze(-1), features_ND.to(x_TD.dtype))
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """Hidden states [T, D] to scores [T, vocabulary]."""
+        return self.language_model.logits(x_TD)
