@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Write nano's tokenizer and the settings that belong to it.
+
+    python recipes/nano/make_tokenizer.py [OUT]
+
+Files: tokenizer.json, tokenizer_config.json, generation_config.json, preprocessor_config.json, in the published layout,
+so that transformers' AutoProcessor and AutoTokenizer load them. Needs only tokenizers.
+
+Ids: 0 to 255 the byte alphabet, then the merges, then the 50 published control tokens in their published order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+DEFAULT_OUT = Path(__file__).resolve().parents[2] / "src" / "pocketvlm" / "assets" / "nano"
+
+# The words of the questions in `pocketvlm.synthetic`, and of the prompts a chat template adds around them.
+_QUESTION_WORDS = (
+    "a address amount answer are at bill bought brief bottom by chart color colour cost costs count date describe did "
+    "do does each first fifth for fourth from how image in is it item items last line lines list long many message "
+    "much name number of on one paid picture please price printed purchase question read receipt say second see shop "
+    "short show sixth store subtotal sum tax text that the there third this time to top total units was were what "
+    "when where which who word words written you "
+)
+QUESTION_WORDS = tuple(_QUESTION_WORDS.split())
+
+_SPECIAL = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
+    "<tool_response> </tool_response> <think> </think> <|audio_start|> <|audio_end|> <tts_pad> <tts_text_bos> "
+    "<tts_text_eod> <tts_text_bos_single> <|audio_pad|> <unk> <image> </image> <ref> </ref> <box> </box> <quad> "
+    "</quad> <point> </point> <slice> </slice> <image_id> </image_id> <timestamp> </timestamp> "
+)
+SPECIAL = tuple(_SPECIAL.split())
+# Control tokens that stay visible when special tokens are skipped in decoding, as published.
+VISIBLE = frozenset(
+    token
+    for token in SPECIAL
+    if token.strip("</>") in ("tool_call", "tool_response", "think", "|repo_name|", "|file_sep|")
+    or token.startswith("<|fim_")
+)
+
+# The published pre-tokenizer, alternative by alternative. Digits are split singly.
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",  # letters, with at most one other character (a space) in front
+    r"\p{N}",  # one digit
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",  # punctuation
+    r"\s*[\r\n]+",  # line ends
+    r"\s+(?!\S)",  # spaces but the last before a word
+    r"\s+",
+)
+
+SPACE = "Ġ"  # how the byte alphabet writes a space
+
+
+def build_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Merges that make " word" one token for each of `words`, by growing from its space one letter at a time.
+
+    No merge starts from a letter, so text without a leading space stays one character a token. Answers start without
+    a space and are mostly single words and numbers: the tiny decoder then copies what the tower shows it character by
+    character, instead of having to learn how the same letters were cut elsewhere. Only the first token of a later word
+    in a phrase can be longer than one letter.
+    """
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted(words):
+        grown = SPACE
+        for letter in word:
+            merges[grown, letter] = None
+            grown += letter
+    # A shorter beginning first: a merge may only join what earlier ones have made.
+    return sorted(merges, key=lambda pair: (len(pair[0]), pair))
+
+
+def build_tokenizer() -> Tokenizer:
+    """The byte-level BPE tokenizer with its control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = build_merges(QUESTION_WORDS)
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("|".join(PIECES)), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_tokens([AddedToken(token, special=token not in VISIBLE, normalized=False) for token in SPECIAL])
+    return tokenizer
+
+
+def write(out: Path) -> dict[str, int]:
+    """Write the four files into `out`; returns the ids that a config.json needs and the vocabulary's size."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    tokenizer.save(str(out / "tokenizer.json"))
+
+    def token_id(token: str) -> int:
+        found = tokenizer.token_to_id(token)
+        assert found is not None
+        return int(found)
+
+    def save(name: str, value: dict[str, object]) -> None:
+        (out / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    save(
+        "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": "<unk>",
+            "padding_side": "left",
+            "extra_special_tokens": {
+                "image_token": "<|image_pad|>",
+                "video_token": "<|video_pad|>",
+                "image_start_token": "<image>",
+                "image_end_token": "</image>",
+                "slice_start_token": "<slice>",
+                "slice_end_token": "</slice>",
+                "image_id_start_token": "<image_id>",
+                "image_id_end_token": "</image_id>",
+            },
+        },
+    )
+    save(
+        "generation_config.json",
+        {
+            "bos_token_id": token_id("<|im_start|>"),
+            # Reading has one right answer, so the default is greedy.
+            "do_sample": False,
+            "eos_token_id": [token_id("<|endoftext|>"), token_id("<|im_end|>")],
+            "pad_token_id": token_id("<|endoftext|>"),
+        },
+    )
+    save(
+        "preprocessor_config.json",
+        {
+            "image_processor_type": "MiniCPMV4_6ImageProcessor",
+            "processor_class": "MiniCPMV4_6Processor",
+            "max_slice_nums": 9,
+            "scale_resolution": 224,  # a view of 224 x 224 pixels is 256 patches
+            "patch_size": 14,
+            "use_image_id": True,
+            "slice_mode": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
+    return {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "eos_token_id": token_id("<|endoftext|>"),
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write nano's tokenizer and the settings that belong to it.")
+    parser.add_argument("out", type=Path, nargs="?", default=DEFAULT_OUT, help="directory (default: the package's)")
+    out = parser.parse_args().out
+    print(f"{out}: {json.dumps(write(out))}")
+
+
+if __name__ == "__main__":
+    main()
