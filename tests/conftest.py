@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
+from hypothesis import settings
+
+# The same examples on every run, and no clock: these tests run on slow shared machines.
+settings.register_profile("pocketvlm", deadline=None, derandomize=True)
+settings.load_profile("pocketvlm")
 
 
 @pytest.fixture(scope="session")
