@@ -1,0 +1,276 @@
+"""Simple receipts: a shop, a date, a few items with prices, and a total that is the sum of what stands above it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pocketvlm.errors import ConfigError
+from pocketvlm.synthetic.drawing import Colour, blend, draw_background, rotate, wear
+from pocketvlm.synthetic.fonts import families
+from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
+from pocketvlm.synthetic.sample import Sample, Split
+from pocketvlm.synthetic.words import draw_text, in_split
+
+_ITEMS = (
+    "Coffee|Tea|Green Tea|Milk|Water|Juice|Lemonade|Cola|Latte|Mocha|Espresso|Soup|Salad|Toast|Bagel|Muffin|Croissant|"
+    "Scone|Cookie|Brownie|Donut|Cake|Apple Pie|Pancakes|Waffle|Sandwich|Burger|Fries|Pizza|Pasta|Rice|Noodles|Curry|"
+    "Taco|Burrito|Fish|Chicken|Steak|Ham|Bacon|Eggs|Omelette|Cheese|Butter|Bread|Rolls|Yogurt|Honey|Jam|Sugar|Salt|"
+    "Flour|Apples|Bananas|Oranges|Grapes|Lemons|Tomatoes|Potatoes|Onions|Carrots|Beans|Mushrooms|Olives|Chips|Nuts|"
+    "Candy|Chocolate|Ice Cream|Soap|Shampoo|Towels|Batteries|Candle|Notebook|Pencil|Pen|Envelope|Stamps|Book|Magazine|"
+    "Newspaper|Umbrella|Socks|Gloves|Light Bulb|Tape|Glue|Flowers|Plant"
+)
+ITEMS = tuple(_ITEMS.split("|"))
+_KINDS = "Cafe|Bakery|Market|Shop|Store|Diner|Deli|Grill|Bistro|Books|Foods|Kitchen|Pharmacy|Garden|Bar"
+KINDS = tuple(_KINDS.split("|"))
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+THANKS = ("Thank you!", "THANK YOU", "Thanks for your visit", "Please come again", "Have a nice day!")
+TOTALS = ("TOTAL", "TOTAL", "TOTAL:", "Total", "TOTAL DUE")
+TABLES: tuple[Colour, ...] = ((120, 80, 50), (60, 70, 90), (150, 150, 150), (40, 90, 70), (180, 140, 100), (30, 30, 30))
+
+TOTAL_QUESTIONS = ("What is the total?", "How much is the total?", "What is the total amount?", "Read the total.")
+ITEM_QUESTIONS = ("What is the price of the {}?", "How much is the {}?", "How much does the {} cost?", "Price of {}?")
+SHOP_QUESTIONS = ("What is the name of the shop?", "What is the shop name?", "Which shop is this receipt from?")
+DATE_QUESTIONS = ("What is the date?", "What is the date on the receipt?", "When was this bought?")
+COUNT_QUESTIONS = ("How many items are on the receipt?", "How many items were bought?", "What is the number of items?")
+QUANTITY_QUESTIONS = ("What is the quantity of {}?", "How many {} were bought?")
+SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
+TAX_QUESTIONS = ("What is the tax?", "How much is the tax?")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A line of a receipt: `cents` is the price of the whole line, a multiple of the quantity."""
+
+    name: str
+    cents: int
+    quantity: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a receipt says. `tax_cents` is None where no tax is printed."""
+
+    shop: str
+    items: tuple[Item, ...]
+    date: str = ""
+    tax_cents: int | None = None
+    currency: str = ""
+    thanks: str = ""
+    has_subtotal: bool = False
+
+    @property
+    def subtotal_cents(self) -> int:
+        return sum(item.cents for item in self.items)
+
+    @property
+    def total_cents(self) -> int:
+        return self.subtotal_cents + (self.tax_cents or 0)
+
+    def price(self, cents: int) -> str:
+        """An amount as it is printed."""
+        return f"{self.currency}{cents // 100}.{cents % 100:02d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a receipt is laid out: the size of the shop's name relative to the rest, and the wording."""
+
+    scale: float = 1.2
+    centred: bool = True
+    upper_items: bool = False
+    total: str = "TOTAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptLevel:
+    """How hard the receipts are.
+
+    Attributes:
+        sizes: (height, width) ranges in pixels: ((lowest, highest), (lowest, highest)).
+        items: fewest and most items.
+        font_pixels: smallest and largest size of the letters' em, in pixels; the largest that fits is near the truth.
+        extras: probability of each optional part: date, tax, subtotal, quantities, thanks.
+        variety: share of sheets that are cream or grey, or lie on a coloured table.
+        wear: strength of blur and noise, 0 to 1.
+        degrees: largest rotation to either side.
+    """
+
+    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    items: tuple[int, int]
+    font_pixels: tuple[int, int]
+    extras: float
+    variety: float = 0.0
+    wear: float = 0.0
+    degrees: float = 0.0
+
+
+RECEIPT_LEVELS: tuple[ReceiptLevel, ...] = (
+    # Large print, few lines, one view of a model that sees 224 pixels: still readable when scaled to that.
+    ReceiptLevel(
+        sizes=(((224, 224), (224, 224)), ((280, 280), (168, 168)), ((224, 336), (224, 280))),
+        items=(2, 3),
+        font_pixels=(17, 30),
+        extras=0.35,
+        variety=0.3,
+        wear=0.2,
+    ),
+    ReceiptLevel(
+        sizes=(((280, 420), (224, 300)),),
+        items=(3, 6),
+        font_pixels=(13, 24),
+        extras=0.6,
+        variety=0.6,
+        wear=0.5,
+        degrees=1.5,
+    ),
+)
+
+
+def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, task: str = "receipt") -> Sample:
+    """A picture of a receipt of `level`. Shop words, asked amounts and dates, and fonts are all from `split`."""
+    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
+    height, width = int(rng.integers(low_h, high_h + 1)), int(rng.integers(low_w, high_w + 1))
+    on_table = rng.random() < level.variety * 0.5
+    edge = int(rng.integers(4, 13)) if on_table else 0
+    inner = edge + int(rng.integers(5, 12))
+    leading_em = float(rng.uniform(1.25, 1.5))
+    for _ in range(100):
+        receipt = draw_contents(rng, level, split)
+        choices = families(split)
+        family = choices[int(rng.integers(len(choices)))]
+        style = Style(
+            scale=float(rng.uniform(1.0, 1.3)),
+            centred=bool(rng.random() < 0.8),
+            upper_items=bool(rng.random() < 0.25),
+            total=TOTALS[int(rng.integers(len(TOTALS)))],
+        )
+        rows = lay_out(receipt, style)
+        largest = int(rng.integers(level.font_pixels[0], level.font_pixels[1] + 1))
+        fonts = Fonts(family.regular, family.bold)
+        sheet = fit_sheet(
+            rows, fonts, (level.font_pixels[0], largest), leading_em, width - 2 * inner, height - 2 * inner
+        )
+        if sheet:
+            break
+    else:
+        raise ConfigError(f"no receipt fits into {height} x {width} pixels", hint="Use smaller print or fewer items.")
+
+    # Rows spread out to fill long paper, as far as looks natural.
+    spread = min(1.3, (height - 2 * inner) / sheet.height)
+    sheet = set_sheet(rows, fonts, sheet.pixels, max(leading_em, leading_em * spread * 0.99))
+    ink = np.zeros((height, width), np.uint8)
+    top = inner + int(rng.integers(0, height - 2 * inner - sheet.height + 1)) // 2
+    boxes = print_sheet(sheet, ink, inner, top, width - 2 * inner, dotted=bool(rng.random() < 0.25))
+    paper = np.zeros((height, width), np.uint8)
+    paper[edge : height - edge, edge : width - edge] = 255
+    if level.degrees and rng.random() < 0.5:
+        degrees = float(rng.uniform(-level.degrees, level.degrees))
+        turned, moved = rotate(ink, boxes, degrees, margin=edge + 2)
+        if moved is not boxes:
+            ink, boxes = turned, moved
+            paper = rotate(paper, [], degrees)[0] if on_table else paper
+
+    shade = int(rng.integers(0, 22)) if rng.random() < level.variety else 0
+    cream = int(rng.integers(0, 30)) if rng.random() < level.variety * 0.5 else 0
+    dark = int(rng.integers(0, 70)) if rng.random() < level.variety else 0
+    table = TABLES[int(rng.integers(len(TABLES)))]
+    image = draw_background(rng, height, width, table, level.variety if on_table else 0.0)
+    image = blend(image, paper, (255 - shade, 255 - shade, 255 - shade - cream))
+    image = wear(rng, blend(image, ink, (dark, dark, dark)), level.wear)
+    return Sample(np.ascontiguousarray(image), ask_about(rng, receipt, split), task, tuple(boxes))
+
+
+def draw_contents(rng: np.random.Generator, level: ReceiptLevel, split: Split) -> Receipt:
+    """What a receipt of `level` says; its total belongs to `split`."""
+
+    def happens(share: float) -> bool:
+        return bool(rng.random() < share)
+
+    words = [draw_text(rng, "word", split, max_length=8).lower().capitalize() for _ in range(1 + happens(0.4))]
+    shop = " ".join([*words, KINDS[int(rng.integers(len(KINDS)))]])
+    shop = shop.upper() if happens(0.5) else shop
+    date = _draw_date(rng, split) if happens(level.extras) else ""
+    currency = "$" if happens(0.4) else ""
+    thanks = THANKS[int(rng.integers(len(THANKS)))] if happens(level.extras * 0.4) else ""
+    has_tax, has_subtotal, has_quantities = happens(level.extras * 0.6), happens(0.5), happens(level.extras * 0.5)
+    count = int(rng.integers(level.items[0], level.items[1] + 1))
+    names = [ITEMS[i] for i in rng.choice(len(ITEMS), count, replace=False)]
+    while True:
+        items = []
+        for name in names:
+            quantity = int(rng.integers(2, 6)) if has_quantities and happens(0.4) else 1
+            items.append(Item(name, _draw_price(rng) * quantity, quantity))
+        subtotal = sum(item.cents for item in items)
+        # Half a cent and more is rounded up, in integers.
+        tax = (subtotal * int(rng.integers(4, 21)) + 50) // 100 if has_tax else None
+        receipt = Receipt(shop, tuple(items), date, tax, currency, thanks, has_tax and has_subtotal)
+        if in_split(receipt.price(receipt.total_cents), split):
+            return receipt
+
+
+def lay_out(receipt: Receipt, style: Style) -> list[Row]:
+    """The rows of `receipt` in `style`."""
+    rows = [Row(receipt.shop, bold=True, centred=style.centred, scale=style.scale)]
+    if receipt.date:
+        rows.append(Row(receipt.date, centred=style.centred))
+    has_quantities = any(item.quantity > 1 for item in receipt.items)
+    for i, item in enumerate(receipt.items):
+        name = f"{item.quantity} x {item.name}" if has_quantities else item.name
+        name = name.upper() if style.upper_items else name
+        rows.append(Row(name, receipt.price(item.cents), rule=i == 0))
+    if receipt.has_subtotal:
+        rows.append(Row("Subtotal", receipt.price(receipt.subtotal_cents), rule=True))
+    if receipt.tax_cents is not None:
+        rows.append(Row("Tax", receipt.price(receipt.tax_cents), rule=not receipt.has_subtotal))
+    rows.append(Row(style.total, receipt.price(receipt.total_cents), bold=True, rule=True, scale=1.1))
+    if receipt.thanks:
+        rows.append(Row(receipt.thanks, centred=style.centred))
+    return rows
+
+
+def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple[tuple[str, str], ...]:
+    """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for."""
+
+    def one_of(choices: tuple[str, ...]) -> str:
+        return choices[int(rng.integers(len(choices)))]
+
+    pairs = [(one_of(TOTAL_QUESTIONS), receipt.price(receipt.total_cents)), (one_of(SHOP_QUESTIONS), receipt.shop)]
+    amounts: list[tuple[str, str]] = []
+    for item in receipt.items:
+        # The printed amount is that of the line: for several pieces "the price" would be ambiguous.
+        if item.quantity == 1:
+            amounts.append((one_of(ITEM_QUESTIONS).format(item.name.lower()), receipt.price(item.cents)))
+        else:
+            pairs.append((one_of(QUANTITY_QUESTIONS).format(item.name.lower()), str(item.quantity)))
+    if all(item.quantity == 1 for item in receipt.items):
+        pairs.append((one_of(COUNT_QUESTIONS), str(len(receipt.items))))
+    if receipt.has_subtotal:
+        amounts.append((one_of(SUBTOTAL_QUESTIONS), receipt.price(receipt.subtotal_cents)))
+    if receipt.tax_cents is not None:
+        amounts.append((one_of(TAX_QUESTIONS), receipt.price(receipt.tax_cents)))
+    if receipt.date:
+        pairs.append((one_of(DATE_QUESTIONS), receipt.date))
+    return (*pairs, *((question, answer) for question, answer in amounts if in_split(answer, split)))
+
+
+def _draw_price(rng: np.random.Generator) -> int:
+    """A price in cents: 0.50 to about 30, often ending as shops like it."""
+    whole = int(np.exp(rng.uniform(np.log(1), np.log(30))))
+    endings = (0, 25, 50, 75, 90, 95, 99)
+    cents = endings[int(rng.integers(len(endings)))] if rng.random() < 0.6 else int(rng.integers(100))
+    return max(50, whole * 100 + cents)
+
+
+def _draw_date(rng: np.random.Generator, split: Split) -> str:
+    while True:
+        year, month, day = int(rng.integers(2015, 2035)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
+        date = (
+            f"{year}-{month:02d}-{day:02d}",
+            f"{day:02d}/{month:02d}/{year}",
+            f"{day:02d}.{month:02d}.{year}",
+            f"{day}-{MONTHS[month - 1]}-{year}",
+        )[int(rng.integers(4))]
+        if in_split(date, split):
+            return date
