@@ -15,7 +15,6 @@ from pocketvlm.synthetic.drawing import Line, print_line, set_line
 from pocketvlm.synthetic.fonts import Face, FontFile, load_face
 from pocketvlm.synthetic.sample import CharacterBox
 
-
 TRIAL_PIXELS = 16
 
 
@@ -77,7 +76,7 @@ def fit_sheet(
 ) -> Sheet | None:
     """The sheet with the largest print of `font_pixels` (smallest, largest) that fits; None where none does."""
     low, pixels = font_pixels
-    # Lengths grow with the size but for rounding: one size, whose glyphs are at hand, tells which sizes are worth a try.
+    # Lengths grow with the size but for rounding: one size, whose glyphs are at hand, tells which are worth a try.
     trial = set_sheet(rows, fonts, TRIAL_PIXELS, leading_em)
     pixels = min(pixels, round(TRIAL_PIXELS * min(width / max(trial.width, 1), height / trial.height)))
     while pixels >= low:

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Draw the pictures of this folder: receipt.png, word.png and number.png.
+
+    python examples/make_examples.py [OUT]
+
+Only Pillow's built-in font is used, so every machine with the same Pillow draws the same pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pocketvlm.synthetic.drawing import BLACK, WHITE, Colour, blend, print_line, set_line
+from pocketvlm.synthetic.fonts import FontFile, load_face
+from pocketvlm.synthetic.paper import Fonts, fit_sheet, print_sheet
+from pocketvlm.synthetic.receipts import Item, Receipt, Style, lay_out
+from pocketvlm.synthetic.sample import Picture
+
+BUILT_IN = FontFile(path=None, style="Regular")
+
+RECEIPT = Receipt(
+    shop="CORNER CAFE",
+    date="2026-03-14",
+    items=(Item("Coffee", 350), Item("Muffin", 275), Item("Sandwich", 625)),
+)
+
+
+def draw_receipt() -> Picture:
+    """The receipt, uint8 [392, 280, 3]: black on white in large print."""
+    height, width, margin = 392, 280, 14
+    fonts = Fonts(BUILT_IN, BUILT_IN)
+    sheet = fit_sheet(
+        lay_out(RECEIPT, Style(scale=1.15)), fonts, (20, 32), 1.6, width - 2 * margin, height - 2 * margin
+    )
+    assert sheet is not None
+    ink = np.zeros((height, width), np.uint8)
+    print_sheet(sheet, ink, margin, (height - sheet.height) // 2, width - 2 * margin)
+    return blend(np.full((height, width, 3), WHITE, np.uint8), ink, BLACK)
+
+
+def draw_line(text: str, pixels: int, paper: Colour, ink: Colour) -> Picture:
+    """`text` in the middle of a uint8 [112, 224, 3] picture."""
+    height, width = 112, 224
+    face = load_face(BUILT_IN, pixels)
+    line = set_line(face, text)
+    coverage = np.zeros((height, width), np.uint8)
+    print_line(coverage, face, line, (width - line.width) // 2, (height - line.height) // 2 - line.top)
+    return blend(np.full((height, width, 3), paper, np.uint8), coverage, ink)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the example pictures.")
+    parser.add_argument(
+        "out", type=Path, nargs="?", default=Path(__file__).parent, help="directory (default: this one)"
+    )
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {
+        "receipt.png": draw_receipt(),
+        "word.png": draw_line("garden", 44, (250, 244, 226), (30, 60, 110)),
+        "number.png": draw_line("4,187.50", 40, WHITE, BLACK),
+    }
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(out / name)
+        print(out / name)
+
+
+if __name__ == "__main__":
+    main()
