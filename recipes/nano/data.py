@@ -43,7 +43,7 @@ def character_targets(sample: Sample, views: list[View], grid: tuple[int, int] |
         sizes: pixels of the resized overview, and of the resized picture before slicing.
     """
     height, width = sample.image.shape[:2]
-    rows, columns = grid or (0, 0)
+    columns = grid[1] if grid else 0
     targets = []
     for number, view in enumerate(views):
         side = 4 if view.downsample_mode == "16x" else 2
@@ -82,8 +82,16 @@ class Collator:
             task, difficulty, _ = stage.tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = make_sample(task, (*seed, i), "train", difficulty)
             mode: DownsampleMode = "4x" if rng.random() < share_4x else "16x"
-            samples.append((sample, mode, rng.permutation(len(sample.questions))[:QUESTIONS].tolist()))
+            samples.append((sample, mode, self.choose(sample, rng)))
         return self.pack(samples)
+
+    @staticmethod
+    def choose(sample: Sample, rng: np.random.Generator) -> list[int]:
+        """A few questions in random order, each with another answer: asking for the same word twice teaches little."""
+        chosen: dict[str, int] = {}
+        for q in rng.permutation(len(sample.questions)).tolist():
+            chosen.setdefault(sample.questions[q][1], q)
+        return list(chosen.values())[:QUESTIONS]
 
     def views(
         self, sample: Sample, mode: DownsampleMode

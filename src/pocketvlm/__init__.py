@@ -1,1 +1,58 @@
-"""pocketvlm: run, serve, fine-tune and measure the small vision-language model MiniCPM-V 4.6 on one machine."""
+"""pocketvlm: run, serve, fine-tune and measure the small vision-language model MiniCPM-V 4.6 on one machine.
+
+import pocketvlm
+vlm = pocketvlm.load("nano")
+print(vlm.ask("receipt.png", "What is the total?"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.errors import (
+    CheckpointError,
+    ConfigError,
+    MediaError,
+    MissingExtraError,
+    PocketVLMError,
+    PromptError,
+)
+
+if TYPE_CHECKING:
+    from pocketvlm.api import VLM, Answer, Usage, ViewPlan, load, plan
+    from pocketvlm.engine.sampler import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VLM",
+    "Answer",
+    "CheckpointError",
+    "ConfigError",
+    "MediaError",
+    "MissingExtraError",
+    "PocketVLMError",
+    "PromptError",
+    "SamplingParams",
+    "Usage",
+    "ViewPlan",
+    "__version__",
+    "load",
+    "plan",
+]
+
+# Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
+_LAZY = dict.fromkeys(("VLM", "Answer", "Usage", "ViewPlan", "load", "plan"), "pocketvlm.api") | {
+    "SamplingParams": "pocketvlm.engine.sampler"
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'pocketvlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,343 @@
+"""The Python face: `load` a model, then `ask`, `chat`, `stream` or `batch`; `plan` needs no model at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketvlm.config import (
+    ImageConfig,
+    ModelConfig,
+    check_downsample_mode,
+    read_json,
+)
+from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.sampler import SamplingParams
+from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.flops import vision_flops
+from pocketvlm.model.hub import resolve
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.inputs import ModelInputs
+from pocketvlm.processing.media import is_video
+from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.tokenizer import IncrementalDetokenizer
+from pocketvlm.views import Size
+
+Progress = Callable[[str, int, int], None]
+PROMPT_OPTIONS = (
+    "downsample_mode",
+    "max_slice_nums",
+    "max_num_frames",
+    "stack_frames",
+    "use_image_id",
+    "use_video_id",
+    "video_max_slice_nums",
+    "enable_thinking",
+    "tools",
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer; `visual_tokens` is the part of the prompt that is pictures."""
+
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        text: the answer, without reasoning, control tokens or stop string.
+        usage: tokens in and out.
+        timing: seconds a stage: preprocess, encode, prefill, decode, total (wall time of this answer).
+        finish_reason: "stop" (end of turn or a stop string) or "length" (max_tokens or the context).
+        reasoning: what the model thought first, with `enable_thinking=True`; else None.
+        token_ids: the generated ids.
+    """
+
+    text: str
+    usage: Usage
+    timing: Mapping[str, float]
+    finish_reason: str
+    reasoning: str | None = None
+    token_ids: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """How a picture of one size is seen.
+
+    Attributes:
+        height, width: of the picture, in pixels.
+        grid: (rows, columns) of slices, or None when the overview is the only view.
+        views: (height, width) of each view in patches, overview first, then slices row by row.
+        patches: of all views.
+        visual_tokens: prompt tokens that the picture takes.
+        vision_flops: FLOPs (two a multiply-add) of tower and merger.
+        vision_flops_uncompressed: the same views without early compression.
+    """
+
+    height: int
+    width: int
+    grid: tuple[int, int] | None
+    views: tuple[tuple[int, int], ...]
+    patches: int
+    visual_tokens: int
+    vision_flops: int
+    vision_flops_uncompressed: int
+
+
+def plan(
+    height: int,
+    width: int,
+    downsample_mode: str = "16x",
+    max_slice_nums: int = 9,
+    *,
+    model_config: ModelConfig | None = None,
+    image_config: ImageConfig | None = None,
+) -> ViewPlan:
+    """What the model would make of a picture of `height` x `width` pixels, without reading one.
+
+    Args:
+        model_config, image_config: the published MiniCPM-V 4.6 when not given.
+
+    Raises:
+        ConfigError: an option that does not exist.
+        MediaError: a size that no view can be made of.
+    """
+    for name, value in (("height", height), ("width", width)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} is not a positive number of pixels")
+    mode = check_downsample_mode(downsample_mode)
+    model_config, image_config = model_config or ModelConfig(), image_config or ImageConfig()
+    slices = plan_views(Size(height=height, width=width), image_config, mode, max_slice_nums)
+    return ViewPlan(
+        height=height,
+        width=width,
+        grid=slices.grid,
+        views=tuple((v.size.height, v.size.width) for v in slices.views),
+        patches=slices.patches,
+        visual_tokens=slices.visual_tokens,
+        vision_flops=vision_flops(model_config, slices.views),
+        vision_flops_uncompressed=vision_flops(model_config, slices.views, early_compression=False),
+    )
+
+
+def load(
+    model: str | Path = "nano",
+    *,
+    device: str = "auto",
+    runtime: str = "auto",
+    quantization: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> VLM:
+    """Load a model.
+
+    Args:
+        model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.
+        device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
+        runtime: "auto" or "torch"; another runtime is refused until it exists.
+        quantization: "auto" or "none"; likewise.
+        dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
+        progress: called with (what, done, in all) while weights load.
+
+    Raises:
+        ConfigError, CheckpointError: the model cannot be found or loaded, or an option cannot be honoured.
+    """
+    if runtime not in ("auto", "torch"):
+        raise ConfigError(f"runtime={runtime!r} is not available", hint="Use 'auto' or 'torch'.")
+    if quantization not in ("auto", "none"):
+        raise ConfigError(f"quantization={quantization!r} is not available", hint="Use 'auto' or 'none'.")
+    target = _device(device)
+    directory = resolve(model)
+    processor = Processor.from_directory(directory)
+    report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
+    weights = load_model(directory, dtype=_dtype(dtype, target), device=target, progress=report)
+    generation = directory / "generation_config.json"
+    defaults = SamplingParams.defaults_of(read_json(generation) if generation.is_file() else {})
+    return VLM(weights, processor, defaults, name=str(model))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError(f"device={name!r} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in known:
+        raise ConfigError(f"dtype={name!r} is unknown", hint=f"Use 'auto', {', '.join(known)}.")
+    return known[name]
+
+
+class VLM:
+    """A loaded model. Options by name everywhere: those of the pictures (`downsample_mode`, `max_slice_nums`, …) and
+    those of sampling (`temperature`, `top_p`, `max_tokens`, …; see `SamplingParams`). What is not given comes from the
+    checkpoint; what does not exist is refused.
+    """
+
+    def __init__(self, model: MiniCPMV, processor: Processor, defaults: Mapping[str, Any], name: str = "") -> None:
+        self.model, self.processor, self.name = model, processor, name
+        self.defaults = dict(defaults)
+        self.generator = Generator(model)
+        #: Called with (what, done, in all) during long prefills; None is silent.
+        self.progress: Progress | None = None
+
+    def ask(self, media: Any, question: str, **options: Any) -> Answer:
+        """Answer a question about pictures or videos.
+
+        Args:
+            media: a path, URL, bytes, PIL image or array, a video's path, or a list of these.
+            question: the question.
+        """
+        return self.chat(question_messages(media, question), **options)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
+        """Continue a conversation in OpenAI's format; images may also be given as {"type": "image", "image": …}."""
+        stream = self.stream(messages, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream:
+        """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end."""
+        return Stream(self, self._prepare(messages, options))
+
+    def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[Answer]:
+        """Answer several conversations together, in order; greedy answers equal those one by one."""
+        jobs = [self._prepare(messages, options) for messages in conversations]
+        for _ in self._run(jobs):
+            pass
+        return [job.answer() for job in jobs]
+
+    def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> _Job:
+        began = time.perf_counter()
+        media = {k: v for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
+        sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
+        params = SamplingParams.from_options(sampling, self.defaults)
+        inputs = self.processor(messages, **media)
+        tokenizer = self.processor.tokenizer
+        request = Request(inputs.input_ids, params, tokenizer.stop_ids, inputs.patches, inputs.views)
+        self.generator.check(request)
+        request.timing["preprocess"] = time.perf_counter() - began
+        return _Job(request, inputs, IncrementalDetokenizer(tokenizer), bool(media.get("enable_thinking")))
+
+    def _run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
+        """Generate; yields (job, new text)."""
+        began = time.perf_counter()
+        progress = self.progress
+        report = (lambda done, total: progress("Reading the prompt", done, total)) if progress else None
+        for event in self.generator.stream([job.request for job in jobs], report):
+            job = jobs[event.request]
+            text = job.add(event.token, event.finish_reason is not None)
+            if job.request.finish_reason is not None:
+                job.request.timing["total"] = job.request.timing["preprocess"] + time.perf_counter() - began
+            if text:
+                yield event.request, text
+
+
+class Stream:
+    """Text of an answer as it is generated."""
+
+    def __init__(self, vlm: VLM, job: _Job) -> None:
+        self._job = job
+        self._pieces = vlm._run([job])
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for _, text in self._pieces)
+
+    def __next__(self) -> str:
+        return next(self._pieces)[1]
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; `PromptError` while text is still to come."""
+        if self._job.request.finish_reason is None:
+            raise PromptError("the answer is not complete yet", hint="Iterate over the stream first.")
+        return self._job.answer()
+
+
+@dataclass
+class _Job:
+    """A request together with its text."""
+
+    request: Request
+    inputs: ModelInputs
+    detokenizer: IncrementalDetokenizer
+    thinking: bool
+    text: str = ""
+    shown: int = field(default=0)
+
+    def add(self, token: int | None, finished: bool) -> str:
+        """Take a token; returns the text that may be shown now. A stop string ends the request and is cut off."""
+        if token is not None:
+            self.text += self.detokenizer.add(token)
+        if finished:
+            self.text += self.detokenizer.flush()
+        stops = self.request.params.stop
+        ends = [at for stop in stops if (at := self.text.find(stop, max(0, self.shown - len(stop)))) >= 0]
+        if ends:
+            self.text = self.text[: min(ends)]
+            self.request.finish_reason = "stop"
+            finished = True
+        # What could be the beginning of a stop string is held back.
+        held = 0 if finished else max((_overlap(self.text, stop) for stop in stops), default=0)
+        new = self.text[self.shown : len(self.text) - held]
+        self.shown += len(new)
+        return new
+
+    def answer(self) -> Answer:
+        assert self.request.finish_reason is not None
+        text, reasoning = self.text, None
+        if self.thinking:
+            thought, closed, rest = text.partition("</think>")
+            reasoning, text = (thought.strip(), rest.lstrip("\n")) if closed else (thought.strip(), "")
+        usage = Usage(len(self.request.input_ids), self.inputs.visual_tokens, len(self.request.output_ids))
+        return Answer(
+            text,
+            usage,
+            dict(self.request.timing),
+            self.request.finish_reason,
+            reasoning,
+            tuple(self.request.output_ids),
+        )
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
+    """One user message: pictures and videos first, then the question."""
+    if not isinstance(question, str) or not question.strip():
+        raise PromptError(f"question={question!r} is not a text", hint="Say what you want to know.")
+    sources = list(media) if isinstance(media, list | tuple) else [] if media is None else [media]
+    content: list[dict[str, Any]] = []
+    for source in sources:
+        kind = "video" if is_video(source) else "image"
+        content.append({"type": kind, kind: source})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]

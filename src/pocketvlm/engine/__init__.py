@@ -1,0 +1,1 @@
+"""Requests → tokens: sampling and generation. Ids and tensors only, never strings."""

@@ -1,0 +1,50 @@
+"""From the name of a model to a directory on this disk: the embedded model, a directory, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from pocketvlm.errors import CheckpointError
+
+EMBEDDED = ("nano",)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ("*.json", "*.jinja", "*.safetensors")
+
+
+def resolve(model: str | Path) -> Path:
+    """The checkpoint directory of `model`.
+
+    A directory that exists wins over a hub id of the same spelling. Hub models are downloaded once into the cache of
+    huggingface_hub and found there without a connection afterwards; HF_HUB_OFFLINE=1 never connects.
+
+    Raises:
+        CheckpointError: no such directory, or the hub has no such model or cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if str(model) in EMBEDDED and not path.is_dir():
+        return Path(str(files("pocketvlm") / "assets" / str(model)))
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file, expected a checkpoint directory")
+    if not _HUB_ID.fullmatch(str(model)):
+        raise CheckpointError(
+            f"there is no model {str(model)!r}",
+            hint=f"Use {', '.join(EMBEDDED)}, a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.",
+        )
+    return _download(str(model))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{hub_id} is not in the local cache and could not be fetched ({type(error).__name__})",
+            hint="Check the name and the connection, or point at a directory.",
+        ) from None
