@@ -25,8 +25,10 @@ BUILT_IN = FontFile(path=None, style="Regular")
 RECEIPT = Receipt(
     shop="CORNER CAFE",
     date="2026-03-14",
-    items=(Item("Coffee", 350), Item("Muffin", 275), Item("Sandwich", 625)),
+    items=(Item("Coffee", 350), Item("Muffin", 275), Item("Sandwich", 725)),
 )
+# This word, this number and the receipt's total are held out: nano was never trained on them.
+WORD, NUMBER = "castle", "4,184.50"
 
 
 def draw_receipt() -> Picture:
@@ -61,8 +63,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     pictures = {
         "receipt.png": draw_receipt(),
-        "word.png": draw_line("garden", 44, (250, 244, 226), (30, 60, 110)),
-        "number.png": draw_line("4,187.50", 40, WHITE, BLACK),
+        "word.png": draw_line(WORD, 44, (250, 244, 226), (30, 60, 110)),
+        "number.png": draw_line(NUMBER, 40, WHITE, BLACK),
     }
     for name, picture in pictures.items():
         Image.fromarray(picture).save(out / name)

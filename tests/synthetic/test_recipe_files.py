@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+from pocketvlm.synthetic.words import is_heldout
+
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "src" / "pocketvlm" / "assets" / "nano"
 
@@ -69,7 +71,9 @@ def test_the_committed_examples_are_what_the_script_draws(tmp_path, monkeypatch)
     script = load_script(ROOT / "examples" / "make_examples.py")
     monkeypatch.setattr("sys.argv", ["make_examples.py", str(tmp_path)])
     script.main()
-    assert script.RECEIPT.total_cents == 1250
+    total = script.RECEIPT.price(script.RECEIPT.total_cents)
+    assert total == "13.50"
+    assert all(is_heldout(text) for text in (total, script.WORD, script.NUMBER))
     for path in sorted(tmp_path.iterdir()):
         drawn, committed = np.asarray(Image.open(path)), np.asarray(Image.open(ROOT / "examples" / path.name))
         assert drawn.shape == committed.shape
