@@ -13,8 +13,8 @@ IMAGE = ImageConfig(scale_resolution=224)
 def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_token_id: int) -> ModelConfig:
     """MiniCPM-V 4.6 at toy width: every kind of layer, early compression at the same relative depth (a quarter).
 
-    Every second layer is full attention (every fourth in the published model): with four layers, reading needs two of them,
-    one to find the place in the picture and one to copy what was found.
+    Every second layer is full attention (every fourth in the published model): with four layers, reading needs two of
+    them, one to find the place in the picture and one to copy what was found.
     """
     return ModelConfig(
         vision=VisionConfig(
@@ -71,7 +71,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("strips", (("words", 1, 0.8), ("words", 0, 0.2)), 24, 0.60),
     Stage("small pictures", (("words", 2, 0.7), ("words", 1, 0.3)), 24, 0.80),
     Stage("pages", (("words", 3, 0.6), ("words", 2, 0.3), ("words", 1, 0.1)), 14, 0.70),
-    Stage("receipts", (("words", 3, 0.45), ("words", 2, 0.2), ("receipts", 0, 0.25), ("words", 4, 0.1)), 12, 0.0),
+    Stage("receipts", (("words", 3, 0.45), ("words", 2, 0.2), ("receipt", 0, 0.25), ("words", 4, 0.1)), 12, 0.0),
 )
 
 

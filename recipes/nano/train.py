@@ -35,7 +35,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "src/pocketvlm/assets/nano"
 
 
 def initialise(model: MiniCPMV) -> None:
-    """Normal weights of fan-in scale, zero-mean patch filters at double size, then the warm start of the compression."""
+    """Fan-in scaled normal weights, zero-mean patch filters at double size, then the warm start of the compression."""
     for name, p in model.named_parameters():
         if name.endswith(".bias"):
             nn.init.zeros_(p)

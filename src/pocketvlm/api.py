@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from pocketvlm.config import (
 )
 from pocketvlm.engine.generator import Generator, Request
 from pocketvlm.engine.sampler import SamplingParams
+from pocketvlm.engine.trace import Trace, trace_forward
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.image import to_reference_layout
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media import is_video
 from pocketvlm.processing.processor import Processor
@@ -171,6 +174,15 @@ def load(
     generation = directory / "generation_config.json"
     defaults = SamplingParams.defaults_of(read_json(generation) if generation.is_file() else {})
     return VLM(weights, processor, defaults, name=str(model))
+
+
+def load_configs(model: str | Path | None) -> tuple[ModelConfig, ImageConfig]:
+    """Configurations of a model without its weights; None is the published MiniCPM-V 4.6."""
+    if model is None:
+        return ModelConfig(), ImageConfig()
+    directory = resolve(model)
+    config = ModelConfig.from_dict(read_json(directory / "config.json"))
+    return config, ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
 
 
 def _device(name: str) -> torch.device:
@@ -329,6 +341,22 @@ class _Job:
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 16, **options: Any) -> Trace:
+    """One prompt through the model, intermediates kept, then `max_tokens` greedy tokens (a stop id ends them).
+
+    Args:
+        options: those of pictures (`downsample_mode`, `max_slice_nums`, …).
+    """
+    SamplingParams(max_tokens=max_tokens)
+    inputs = vlm.processor(messages, **options)
+    layout = to_reference_layout(inputs.patches, vlm.processor.image_config) if inputs.views else None
+    tokenizer = vlm.processor.tokenizer
+    decode = partial(tokenizer.decode, skip_special=False)
+    return trace_forward(
+        vlm.model, inputs.input_ids, inputs.patches, inputs.views, tokenizer.stop_ids, max_tokens, layout, decode
+    )
 
 
 def question_messages(media: Any, question: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ never exists.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,6 +91,22 @@ def weight_files(directory: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist", hint="A checkpoint needs its safetensors weights.")
     return files
+
+
+def count_parameters(directory: Path) -> int:
+    """Parameters of a checkpoint, from the headers of its files."""
+    total = 0
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                total += sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
+        except SafetensorError:
+            raise _truncated(file) from None
+    return total
+
+
+def _truncated(file: Path) -> CheckpointError:
+    return CheckpointError(f"{file} is truncated or no safetensors file", hint="Download or copy it again.")
 
 
 def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:

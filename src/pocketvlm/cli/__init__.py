@@ -1,0 +1,71 @@
+"""The command line: one file a command. Exit status 0 is done, 1 failed, 2 wrong usage or input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from pocketvlm.errors import PocketVLMError
+
+# name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
+COMMANDS = {
+    "ask": "answer a question about pictures or a video",
+    "chat": "talk about pictures, turn by turn",
+    "plan": "show how pictures are sliced, and what that costs",
+    "info": "show a model, its sizes, and this machine",
+    "trace": "save every intermediate of one forward, for people who port the model",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser with all commands; only `command` gets its arguments (importing all of them would be slow)."""
+    parser = OneLineParser(
+        prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
+    for name, help_text in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
+        if name == command:
+            import_module(f"pocketvlm.cli.{name}").add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in arguments if not a.startswith("-")), None)
+    parser = build_parser(command)
+    args = parser.parse_args(arguments)
+    if args.version:
+        from pocketvlm import __version__
+
+        print(__version__)
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    try:
+        status: int = import_module(f"pocketvlm.cli.{args.command}").run(args)
+        sys.stdout.flush()
+        return status
+    except PocketVLMError as error:
+        print(f"pocketvlm {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,7 @@
+"""python -m pocketvlm.cli"""
+
+import sys
+
+from pocketvlm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,52 @@
+"""pocketvlm ask IMAGE… QUESTION"""
+
+from __future__ import annotations
+
+import argparse
+
+from pocketvlm.cli.common import (
+    PICTURES,
+    SAMPLING,
+    VIDEO,
+    add_json,
+    add_model,
+    add_options,
+    answer_json,
+    loaded,
+    options_of,
+    print_json,
+    source,
+)
+from pocketvlm.errors import PromptError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pocketvlm ask [options] [IMAGE ...] QUESTION"
+    parser.add_argument("words", nargs="*", metavar="IMAGE QUESTION", help="pictures or videos, then the question")
+    parser.add_argument("--image", action="append", default=[], help="a picture or video; may be given several times")
+    parser.add_argument("--prompt", help="the question; all other words are then pictures")
+    add_model(parser)
+    add_options(parser, PICTURES, VIDEO, SAMPLING)
+    parser.add_argument("--stop", action="append", default=None, help="a string that ends the answer")
+    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    images, question = [*args.image, *args.words], args.prompt
+    if question is None:
+        if not args.words:
+            raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
+        question = images.pop()
+    options = options_of(args, PICTURES, VIDEO, SAMPLING)
+    if args.stop:
+        options["stop"] = tuple(args.stop)
+    if args.enable_thinking:
+        options["enable_thinking"] = True
+    with loaded(args) as vlm:
+        answer = vlm.ask([source(image) for image in images], question, **options)
+    if args.json:
+        print_json(answer_json(answer))
+    else:
+        print(answer.text)
+    return 0

@@ -1,0 +1,99 @@
+"""pocketvlm chat [IMAGE…]: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.cli.common import (
+    PICTURES,
+    SAMPLING,
+    VIDEO,
+    add_json,
+    add_model,
+    add_options,
+    answer_json,
+    loaded,
+    options_of,
+    print_json,
+    source,
+)
+from pocketvlm.errors import PocketVLMError
+
+if TYPE_CHECKING:
+    from pocketvlm.api import VLM
+
+HELP = "Type a question. /image PATH adds a picture to the next question, /reset starts anew, /quit ends."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or videos for the first question")
+    parser.add_argument("--image", action="append", default=[], help="the same, as an option")
+    add_model(parser)
+    add_options(parser, PICTURES, VIDEO, SAMPLING)
+    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = options_of(args, PICTURES, VIDEO, SAMPLING)
+    if args.enable_thinking:
+        options["enable_thinking"] = True
+    pending = [source(image) for image in [*args.image, *args.images]]
+    messages: list[dict[str, Any]] = []
+    interactive = sys.stdin.isatty()
+    with loaded(args) as vlm:
+        if interactive:
+            print(HELP, file=sys.stderr)
+        while (line := _read(interactive)) is not None:
+            if line in ("/quit", "/exit"):
+                break
+            if line == "/reset":
+                messages, pending = [], []
+            elif line.startswith("/image "):
+                pending.append(source(line.removeprefix("/image ").strip()))
+            elif line.startswith("/"):
+                print(HELP, file=sys.stderr)
+            elif line:
+                try:
+                    messages = _turn(vlm, messages, pending, line, options, args.json)
+                    pending = []
+                except PocketVLMError as error:
+                    if not interactive:
+                        raise
+                    print(error, file=sys.stderr)
+                    pending = []
+    return 0
+
+
+def _read(interactive: bool) -> str | None:
+    """One line of the user, None at the end of the input."""
+    try:
+        return input("> " if interactive else "").strip()
+    except EOFError:
+        return None
+
+
+def _turn(
+    vlm: VLM,
+    messages: list[dict[str, Any]],
+    pending: list[Any],
+    line: str,
+    options: dict[str, Any],
+    as_json: bool,
+) -> list[dict[str, Any]]:
+    """One question and its answer; returns the longer conversation."""
+    from pocketvlm.api import question_messages
+
+    messages = [*messages, *question_messages(pending, line)]
+    stream = vlm.stream(messages, **options)
+    for text in stream:
+        if not as_json:
+            print(text, end="", flush=True)
+    answer = stream.answer
+    if as_json:
+        print_json(answer_json(answer))
+    else:
+        print()
+    return [*messages, {"role": "assistant", "content": answer.text}]

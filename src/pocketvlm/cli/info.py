@@ -1,0 +1,66 @@
+"""pocketvlm info: a model and this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from typing import Any
+
+from pocketvlm.cli.common import add_json, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = gather(args.model)
+    if args.json:
+        print_json(facts)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)
+    return 0
+
+
+def gather(model: str) -> dict[str, Any]:
+    """Facts of the checkpoint, read from its headers (weights stay on disk), and of the machine."""
+    import torch
+
+    from pocketvlm import __version__
+    from pocketvlm.api import load_configs
+    from pocketvlm.model.checkpoint import count_parameters, weight_files
+    from pocketvlm.model.hub import resolve
+
+    directory = resolve(model)
+    config, image = load_configs(model)
+    kinds = config.text.layer_types
+    return {
+        "model": model,
+        "directory": str(directory),
+        "parameters": count_parameters(directory),
+        "weights_bytes": sum(f.stat().st_size for f in weight_files(directory)),
+        "vision_layers": config.vision.num_hidden_layers,
+        "vision_hidden_size": config.vision.hidden_size,
+        "early_compression_after_layer": config.insert_layer_id,
+        "linear_attention_layers": kinds.count("linear_attention"),
+        "full_attention_layers": kinds.count("full_attention"),
+        "hidden_size": config.text.hidden_size,
+        "vocab_size": config.text.vocab_size,
+        "context": config.text.max_position_embeddings,
+        "scale_resolution": image.scale_resolution,
+        "max_slice_nums": image.max_slice_nums,
+        "pocketvlm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+    }

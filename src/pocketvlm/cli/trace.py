@@ -1,0 +1,34 @@
+"""pocketvlm trace: one forward in fp32, every intermediate kept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json, source
+from pocketvlm.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, in order")
+    parser.add_argument("--image", action="append", default=[], help="the same, as an option")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
+    add_options(parser, PICTURES)
+    parser.add_argument("--max-tokens", type=int, default=16, help="greedy tokens (default 16)")
+    parser.add_argument("--save", type=Path, metavar="OUT.npz", help="write the intermediates to this file")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from pocketvlm.api import load, question_messages, trace
+
+    if args.save is not None and not args.save.resolve().parent.is_dir():
+        raise ConfigError(f"--save {args.save}: the folder does not exist")
+    vlm = load(args.model, device="cpu", dtype="float32")
+    messages = question_messages([source(image) for image in [*args.image, *args.images]], args.prompt)
+    result = trace(vlm, messages, max_tokens=args.max_tokens, **options_of(args, PICTURES))
+    print_json(result.summary)
+    if args.save is not None:
+        result.save(args.save)
+    return 0
