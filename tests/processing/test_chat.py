@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,12 @@ def test_a_template_that_is_no_jinja_is_a_checkpoint_error() -> None:
         ChatTemplate("{% if %}", NAMES)
     with pytest.raises(CheckpointError, match="one character"):
         ChatTemplate("", ["<"])
+
+
+def test_the_packages_template_is_the_published_file() -> None:
+    """It is data that every checkpoint carries, so it is kept to the byte."""
+    digest = hashlib.sha256(chat_template().encode()).hexdigest()
+    assert digest == "dfe1fa43a3444f065406d3a2b9aa315602f5c146b80cf22e0426a6c1466d85aa"
 
 
 # --- where the template comes from --------------------------------------------------------------------------------
