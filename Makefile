@@ -1,0 +1,58 @@
+# Everything a person or CI runs; `make` alone lists it. Needs Python >= 3.11 with its venv module, nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+bin := $(VENV)/bin
+# pip says a lot; these are the lines that show it is alive.
+install = $(bin)/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e
+progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
+# One thread a worker: two workers of two threads each on two cores are slower than this.
+pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
+
+.PHONY: help demo test test-slow bench format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.installed ## answer a question about examples/receipt.png with the embedded model
+	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
+
+test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N workers)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+	$(pytest) -n $(JOBS)
+
+test-slow: $(VENV)/.installed-dev ## the tests at the published model's true size: minutes and gigabytes
+	$(bin)/python -m pytest -m slow
+
+bench: $(VENV)/.installed-dev ## speed against transformers, true size, on this CPU: many minutes, 13 GB of memory
+	$(bin)/python benchmarks/against_transformers.py
+
+format: $(VENV)/.installed-dev ## mend what ruff can, and write the generated parts of the docs
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/python docs/generate.py
+
+clean: ## remove the virtual environment, caches and build outputs
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is newer than what it was made from, so nothing is installed twice.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(bin)/pip
+	$(install) . | $(progress)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(bin)/pip
+	$(install) '.[dev,synthetic]' | $(progress)
+	@touch $(VENV)/.installed $@
+
+$(bin)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than Python 3.11: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
