@@ -122,17 +122,17 @@ def chunk_gated_delta_rule(
     Padding inside a last chunk has g = 0 and beta = 0 and therefore changes neither states nor outputs.
 
     Returns:
-        outputs [T, H, V] and final states [B, H, K, V], both fp32.
+        outputs [T, H, V] and final states [B, H, K, V], both in the dtype of the inputs (fp32 in the model).
     """
     q, k, v = (_to_chunks(x, plan) for x in (q_THK, k_THK, v_THV))
     g_NHC, beta_NHC = _to_chunks(g_TH, plan), _to_chunks(beta_TH, plan)
-    cum_NHC = g_NHC.cumsum(-1)
-    decay = cum_NHC.exp().unsqueeze(-1)
-    total_NH11 = cum_NHC[..., -1:].exp().unsqueeze(-1)
+    decay = g_NHC.cumsum(-1).exp().unsqueeze(-1)
+    total_NH11 = decay[..., -1:, :]
 
-    # exp(cum_i - cum_j) for i >= j only: above the diagonal the exponent is positive and could overflow.
-    above = torch.ones(plan.chunk, plan.chunk, dtype=torch.bool, device=q.device).triu(1)
-    pair_NHCC = (cum_NHC.unsqueeze(-1) - cum_NHC.unsqueeze(-2)).masked_fill(above, -torch.inf).exp()
+    # Decay from token j to token i >= j. Summed for each j on its own: in a difference of two cumulative sums the small
+    # decays behind a token that forgets everything (g of -80) would be lost.
+    upto = torch.ones(plan.chunk, plan.chunk, dtype=torch.bool, device=q.device).triu()
+    pair_NHCC = g_NHC.unsqueeze(-1).masked_fill(upto, 0.0).cumsum(-2).exp().tril()
 
     # Within a chunk the corrections depend on each other through a unit lower triangular system; one solve gives the
     # new values (from beta v) and what they take from the incoming state (from beta exp(cum) k).
@@ -145,9 +145,9 @@ def chunk_gated_delta_rule(
 
     within_NHCC = (q @ k.transpose(-1, -2)) * pair_NHCC
     q_decay = q * decay
-    k_rest = (k * (cum_NHC[..., -1:] - cum_NHC).exp().unsqueeze(-1)).transpose(-1, -2)
+    k_rest = (k * pair_NHCC[..., -1, :, None]).transpose(-1, -2)
 
-    state = state_BHKV.float().index_select(0, plan.order)
+    state = state_BHKV.to(q.dtype).index_select(0, plan.order)
     outputs, finished, row = [], [], 0
     for width in plan.active:
         rows = slice(row, row + width)
