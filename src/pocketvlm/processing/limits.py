@@ -1,0 +1,57 @@
+"""How much of a picture or a video is accepted, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pocketvlm.errors import MediaError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLimits:
+    """Limits on what a request may bring; none is meant to be met by honest use.
+
+    Attributes:
+        max_pixels: pixels of one picture or frame, checked from the header, before decoding.
+        max_bytes: bytes of one body: a download, a data: URL, or bytes given directly. Local files may be larger.
+        max_images: pictures of one request.
+        max_frames: frames that a caller may pass as a finished video.
+        connect_seconds: to connect to a media host, and longest silence from it.
+        total_seconds: for a whole download, from connecting to the last byte.
+        private_hosts: host names or addresses exempt from the rule that only public addresses are fetched from.
+    """
+
+    max_pixels: int = 64_000_000
+    max_bytes: int = 20 * 2**20
+    max_images: int = 16
+    max_frames: int = 128
+    connect_seconds: float = 5.0
+    total_seconds: float = 20.0
+    private_hosts: tuple[str, ...] = ()
+
+    def check_pixels(self, height: int, width: int, name: str) -> None:
+        """Refuse a picture that is too large, or has no area."""
+        if height < 1 or width < 1:
+            raise MediaError(f"{name} is {height} x {width} pixels (height x width), expected at least 1 x 1")
+        if height * width > self.max_pixels:
+            raise MediaError(
+                f"{name} is {height} x {width} pixels (height x width), more than {self.max_pixels} in all",
+                hint="Scale it down first.",
+            )
+
+    def check_bytes(self, count: int, name: str) -> None:
+        """Refuse a body that is too large."""
+        if count > self.max_bytes:
+            raise MediaError(f"{name} has more than {self.max_bytes} bytes", hint="Send a smaller file.")
+
+    def check_images(self, count: int) -> None:
+        """Refuse a request with too many pictures; call it before the first is fetched."""
+        if count > self.max_images:
+            raise MediaError(f"The request has {count} pictures, at most {self.max_images} are accepted")
+
+    def check_frames(self, count: int) -> None:
+        """Refuse a video given as too many finished frames; call it before the first is converted."""
+        if count > self.max_frames:
+            raise MediaError(
+                f"The video has {count} frames, at most {self.max_frames} are accepted", hint="Sample fewer frames."
+            )
