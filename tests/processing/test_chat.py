@@ -204,6 +204,8 @@ IMAGE = {"type": "image", "image": 1}
         ([user([{"type": "text"}])], r"needs the field 'text'"),
         ([user([{"type": "text", "text": 1}])], r"content\[0\]\.text is of type int"),
         ([user([{"type": "text", "text": "x", "size": 1}])], r"of type text has no field 'size'"),
+        ([user([IMAGE | {"fps": 1}])], r"of type image has no field 'fps'"),
+        ([user([{"type": "video", "video": 1, "fps": "2"}])], r"\.fps is '2', expected a number"),
         ([user([{"type": "image"}])], r"needs the field 'image'"),
         ([user([image_url()])], r"image_url\.url is missing"),
         ([user([image_url(url="")])], r"expected a non-empty string"),

@@ -5,7 +5,7 @@ strings, numbers and lists, plus the pictures and videos in order. Nothing else 
 field that would be silently dropped. Every fault is a `PromptError` of one line that names the message.
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
-`{"video": anything}`.
+`{"video": anything}`, with `fps` beside it where the video is given as frames.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class MediaPart:
         kind: "image" or "video".
         source: what the caller gave: a URL for `image_url` and `video_url`, anything for `image` and `video`.
         where: its place, for errors: `messages[1].content[0]`.
+        fps: frames a second of a video given as frames.
     """
 
     kind: MediaKind
     source: Any
     where: str
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
             raise PromptError(f"{place}: a system message must be text only, not {kind}")
         else:
             media_kind: MediaKind = "video" if kind.startswith("video") else "image"
-            media.append(MediaPart(kind=media_kind, source=value, where=place))
+            media.append(MediaPart(kind=media_kind, source=value, where=place, fps=_fps(part, place)))
             parts.append({"type": media_kind})
     return parts
 
@@ -195,7 +197,8 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _PART_TYPES:
         raise PromptError(f"{where}: part type is {_show(kind)}, expected one of {', '.join(_PART_TYPES)}")
-    unknown = [key for key, value in part.items() if key not in ("type", kind) and value is not None]
+    known = ("type", kind, "fps") if kind == "video" else ("type", kind)
+    unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
         raise PromptError(f"{where}: a part of type {kind} has no field {_show(unknown[0])}")
     value = part.get(kind)
@@ -214,6 +217,13 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
             )
         value = value.get("url")
     return kind, _text(value, f"{where}.{kind}.url", empty=False)
+
+
+def _fps(part: Mapping[str, Any], where: str) -> float | None:
+    fps = part.get("fps")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float))):
+        raise PromptError(f"{where}.fps is {_show(fps)}, expected a number")
+    return fps
 
 
 def _text(value: Any, where: str, *, empty: bool = True) -> str:
