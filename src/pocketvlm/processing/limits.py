@@ -15,7 +15,7 @@ class MediaLimits:
         max_pixels: pixels of one picture or frame, checked from the header, before decoding.
         max_bytes: bytes of one body: a download, a data: URL, or bytes given directly. Local files may be larger.
         max_images: pictures of one request.
-        max_frames: frames that a caller may pass as a finished video.
+        max_frames: what `max_num_frames` of a request may be: frames taken from one video.
         connect_seconds: to connect to a media host, and longest silence from it.
         total_seconds: for a whole download, from connecting to the last byte.
         private_hosts: host names or addresses exempt from the rule that only public addresses are fetched from.
@@ -49,9 +49,10 @@ class MediaLimits:
         if count > self.max_images:
             raise MediaError(f"The request has {count} pictures, at most {self.max_images} are accepted")
 
-    def check_frames(self, count: int) -> None:
-        """Refuse a video given as too many finished frames; call it before the first is converted."""
-        if count > self.max_frames:
+    def check_frames(self, max_num_frames: int) -> None:
+        """Refuse a request for too many frames of a video; call it before anything is fetched."""
+        if max_num_frames > self.max_frames:
             raise MediaError(
-                f"The video has {count} frames, at most {self.max_frames} are accepted", hint="Sample fewer frames."
+                f"max_num_frames={max_num_frames} asks for too many frames, at most {self.max_frames} are taken",
+                hint="Lower max_num_frames.",
             )
