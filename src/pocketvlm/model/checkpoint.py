@@ -68,6 +68,14 @@ def _import(ours: str, tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).flatten(1) if ours == _PATCH_EMBEDDING else tensor
 
 
+def _published_shape(ours: str, shape: torch.Size, config: ModelConfig) -> torch.Size:
+    """Shape in the file of a parameter that has `shape` here."""
+    vision = config.vision
+    if ours == _PATCH_EMBEDDING:
+        return torch.Size((vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size))
+    return shape
+
+
 def _export(ours: str, tensor: Tensor, config: ModelConfig) -> Tensor:
     """Our values → published ones."""
     if ours == _PATCH_EMBEDDING:
@@ -82,7 +90,7 @@ def weight_files(directory: Path) -> list[Path]:
         weight_map = read_json(directory / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{directory / INDEX} has no weight_map")
-        files = [directory / str(name) for name in sorted(set(weight_map.values()))]
+        files = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
     else:
         files = [directory / WEIGHTS]
     for file in files:
@@ -164,13 +172,13 @@ def load_model(
             if ours not in missing:
                 unexpected.append(published)
                 continue
-            tensor = _import(ours, tensor) if tensor.dim() in (1, 2, 3, 4) else tensor
-            expected = missing.pop(ours).shape
+            shape = missing.pop(ours).shape
+            expected = _published_shape(ours, shape, config)
             if tensor.shape != expected:
                 misshapen.append(f"{published} {list(tensor.shape)} instead of {list(expected)}")
                 continue
             target = torch.float32 if ours in keep_fp32 else dtype
-            value = torch.empty(expected, dtype=target, device=device).copy_(tensor)
+            value = torch.empty(shape, dtype=target, device=device).copy_(_import(ours, tensor))
             owner, _, leaf = ours.rpartition(".")
             model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
             del tensor
