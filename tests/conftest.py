@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,15 @@ settings.load_profile("pocketvlm")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint directory without weights: tokenizer with merges, template, configurations."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def seeded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Checkpoint directories with random fp32 weights written by the reference, one for each seed. Only read them."""
+    root = tmp_path_factory.mktemp("seeded")
+
+    @cache
+    def directory(seed: int) -> Path:
+        return write_checkpoint(root / str(seed), seed=seed)
+
+    return directory

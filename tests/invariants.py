@@ -22,6 +22,7 @@ TOLERANCE = 1e-5
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """Largest difference, in units of the largest expected value."""
+    got, expected = got.detach(), expected.detach()
     assert got.shape == expected.shape, f"{tuple(got.shape)} instead of {tuple(expected.shape)}"
     assert torch.isfinite(got).all(), "NaN or infinity"
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
