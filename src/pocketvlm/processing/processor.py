@@ -1,0 +1,215 @@
+"""Messages → `ModelInputs`: the one entry to processing.
+
+`Processor.from_directory(path)` reads what a checkpoint directory says about strings and pixels; calling it loads the
+media, renders and expands the prompt and counts everything once more. It knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, check_downsample_mode, read_json
+from pocketvlm.errors import CheckpointError, ConfigError, MediaError
+from pocketvlm.processing.chat import ChatTemplate, RenderedPrompt
+from pocketvlm.processing.expansion import EncodedMedium, expand_prompt
+from pocketvlm.processing.image import Pixels, encode_images
+from pocketvlm.processing.inputs import ModelInputs
+from pocketvlm.processing.limits import MediaLimits
+from pocketvlm.processing.media import load_image
+from pocketvlm.processing.messages import MediaPart
+from pocketvlm.processing.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
+from pocketvlm.processing.video import encode_video
+
+
+class Processor:
+    """Turns a conversation into what the model takes.
+
+    Args:
+        tokenizer, chat_template: the string half.
+        image_config: how pictures and videos are cut.
+        model_config: whose placeholder ids the tokenizer must share.
+        limits: what pictures and videos are refused.
+        files: False refuses paths as sources of media, for callers whose messages come from strangers.
+
+    Raises:
+        CheckpointError: tokenizer and model do not belong together.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate,
+        image_config: ImageConfig,
+        model_config: ModelConfig,
+        *,
+        limits: MediaLimits | None = None,
+        files: bool = True,
+    ) -> None:
+        for name, expected in ((IMAGE_PAD, model_config.image_token_id), (VIDEO_PAD, model_config.video_token_id)):
+            if tokenizer.control_id(name) != expected:
+                raise CheckpointError(
+                    f"{name} is {tokenizer.control_id(name)} in the tokenizer and {expected} in config.json",
+                    hint="Use the tokenizer that came with the weights.",
+                )
+        if tokenizer.vocab_size > model_config.text.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {model_config.text.vocab_size}",
+                hint="Use the tokenizer that came with the weights.",
+            )
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.image_config = image_config
+        self.model_config = model_config
+        self.limits = limits or MediaLimits()
+        self.files = files
+
+    @classmethod
+    def from_directory(cls, path: str | Path, *, limits: MediaLimits | None = None, files: bool = True) -> Self:
+        """Read tokenizer, template and configurations of a checkpoint directory; weights are not touched.
+
+        Args:
+            path: the directory.
+            limits, files: see the class.
+
+        Raises:
+            CheckpointError, ConfigError: a file is missing or does not fit; the message names it.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is not a directory", hint="Point at a MiniCPM-V 4.6 checkpoint.")
+        model_config = ModelConfig.from_dict(read_json(directory / "config.json"))
+        image_config = ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
+        tokenizer = Tokenizer.from_directory(directory)
+        chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens)
+        return cls(tokenizer, chat_template, image_config, model_config, limits=limits, files=files)
+
+    def __call__(
+        self,
+        messages: Any,
+        *,
+        downsample_mode: DownsampleMode | Sequence[DownsampleMode] | None = None,
+        max_slice_nums: int | None = None,
+        tools: Any = None,
+        enable_thinking: bool = False,
+        add_generation_prompt: bool = True,
+        use_image_id: bool | None = None,
+        use_video_id: bool | None = None,
+        max_num_frames: int | None = None,
+        stack_frames: int | None = None,
+        video_max_slice_nums: int = 1,
+    ) -> ModelInputs:
+        """Process one conversation.
+
+        Args:
+            messages: OpenAI-style messages, see `pocketvlm.processing.messages`.
+            downsample_mode: "16x" or "4x" for all media, or one for each picture and video in prompt order; the
+                checkpoint's when None.
+            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None.
+            tools: OpenAI tool definitions.
+            enable_thinking: let the model reason before it answers.
+            add_generation_prompt: end with the opening of an assistant message.
+            use_image_id: number the pictures in the prompt; the checkpoint's when None.
+            use_video_id: number the videos as well; as `use_image_id` when None, which is what the reference does.
+                The model's authors recommend False.
+            max_num_frames: most frames of a video; the checkpoint's when None.
+            stack_frames: frames shown for each second of a video, the extra ones side by side in one picture; 1 means
+                no such picture; the checkpoint's when None.
+            video_max_slice_nums: most slices of each frame.
+
+        Raises:
+            PromptError: messages, tools or template options do not form a prompt.
+            MediaError: a picture or video cannot be read or is over a limit; the message names its place.
+            ConfigError: an option has a value that cannot be honoured.
+        """
+        prompt = self.chat_template.render(
+            messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
+        )
+        self.limits.check_images(sum(part.kind == "image" for part in prompt.media))
+        modes = self._modes(downsample_mode, len(prompt.media))
+        encoded: dict[int, EncodedMedium] = {}
+        # Pictures of one mode go together, so that they are decoded and cut in parallel.
+        for mode in dict.fromkeys(modes):
+            chosen = [i for i, part in enumerate(prompt.media) if part.kind == "image" and modes[i] == mode]
+            parts = [prompt.media[i] for i in chosen]
+            views = encode_images(parts, self.image_config, mode, max_slice_nums, load=self._load_image)
+            encoded |= {i: EncodedMedium((unit,), unit.content_hash) for i, unit in zip(chosen, views, strict=True)}
+        for i, part in enumerate(prompt.media):
+            if part.kind == "video":
+                encoded[i] = self._encode_video(part, modes[i], video_max_slice_nums, max_num_frames, stack_frames)
+        image_id = _flag("use_image_id", use_image_id, self.image_config.use_image_id)
+        return self.assemble(
+            prompt,
+            [encoded[i] for i in range(len(prompt.media))],
+            use_image_id=image_id,
+            use_video_id=_flag("use_video_id", use_video_id, image_id),
+        )
+
+    def assemble(
+        self,
+        prompt: RenderedPrompt,
+        media: Sequence[EncodedMedium],
+        *,
+        use_image_id: bool = True,
+        use_video_id: bool = True,
+    ) -> ModelInputs:
+        """Join a rendered prompt and its media, already encoded and in prompt order."""
+        ids = expand_prompt(self.tokenizer, prompt, media, use_image_id=use_image_id, use_video_id=use_video_id)
+        units = [unit for medium in media for unit in medium.units]
+        patch = self.image_config.patch_size
+        patches = [unit.patches for unit in units] or [torch.empty((0, patch, patch, 3), dtype=torch.uint8)]
+        return ModelInputs(
+            input_ids=torch.tensor(ids, dtype=torch.int64),
+            patches=torch.cat(patches) if len(patches) > 1 else patches[0],
+            views=tuple(view for unit in units for view in unit.views),
+            grids=tuple(unit.grid for unit in units),
+            content_hashes=tuple(medium.content_hash for medium in media),
+            placeholder_ids=(self.model_config.image_token_id, self.model_config.video_token_id),
+        )
+
+    def _modes(self, given: DownsampleMode | Sequence[DownsampleMode] | None, count: int) -> list[DownsampleMode]:
+        """One mode for each medium."""
+        if given is None or isinstance(given, str):
+            return [check_downsample_mode(given or self.model_config.downsample_mode)] * count
+        if not isinstance(given, (list, tuple)) or len(given) != count:
+            raise ConfigError(
+                f"downsample_mode={given!r:.60} does not fit a prompt with {count} pictures and videos",
+                hint="Give one mode, or one for each of them in order.",
+            )
+        return [check_downsample_mode(mode) for mode in given]
+
+    def _load_image(self, part: MediaPart) -> Pixels:
+        try:
+            return load_image(part.source, self.limits, files=self.files)
+        except MediaError as error:
+            raise MediaError(f"{part.where}: {error}") from None
+
+    def _encode_video(
+        self, part: MediaPart, mode: DownsampleMode, slices: int, frames: int | None, stack: int | None
+    ) -> EncodedMedium:
+        try:
+            views = encode_video(
+                part.source,
+                self.image_config,
+                mode,
+                slices,
+                max_num_frames=frames,
+                stack_frames=stack,
+                fps=part.fps,
+                limits=self.limits,
+                files=self.files,
+            )
+        except MediaError as error:
+            raise MediaError(f"{part.where}: {error}") from None
+        return EncodedMedium(views.units, views.content_hash)
+
+
+def _flag(name: str, value: bool | None, default: bool) -> bool:
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r:.40} is not true or false")
+    return value

@@ -1,0 +1,248 @@
+"""Processor: one call from messages to counted inputs; its options and its faults."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import NAMES, write_checkpoint
+from PIL import Image
+
+from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptError
+from pocketvlm.processing import processor as module
+from pocketvlm.processing.image import ImageViews
+from pocketvlm.processing.inputs import ModelInputs
+from pocketvlm.processing.limits import MediaLimits
+from pocketvlm.processing.processor import Processor
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint: Path) -> Processor:
+    return Processor.from_directory(checkpoint)
+
+
+def pixels(height: int, width: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def ask(*media: Any, words: str = "What is it?") -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": medium} for medium in media]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": words}]}]
+
+
+def text(processor: Processor, inputs: ModelInputs) -> str:
+    return processor.tokenizer.decode(inputs.input_ids.tolist(), skip_special=False)
+
+
+def test_a_prompt_without_media_has_no_patches(processor: Processor) -> None:
+    inputs = processor([{"role": "user", "content": "hi"}])
+    assert inputs.patches.shape == (0, 14, 14, 3)
+    assert inputs.views == inputs.grids == inputs.content_hashes == ()
+    assert inputs.input_ids.dtype == torch.int64
+
+
+def test_views_patches_and_grids_follow_the_prompt(processor: Processor) -> None:
+    inputs = processor(ask(pixels(448, 448), pixels(900, 700), pixels(64, 96)))
+    assert inputs.grids == (None, (2, 2), None)
+    assert [view.visual_tokens for view in inputs.views][:2] == [64, 63]
+    assert len(inputs.views) == 1 + 5 + 1
+    assert inputs.patches.shape == (sum(view.patches for view in inputs.views), 14, 14, 3)
+    assert inputs.patches.dtype == torch.uint8
+    assert inputs.visual_tokens == text(processor, inputs).count("<|image_pad|>")
+
+
+@pytest.mark.parametrize(("height", "width", "tokens"), [(820, 1084, 441), (1080, 1920, 578), (64, 96, 70)])
+def test_height_and_width_are_not_swapped(processor: Processor, height: int, width: int, tokens: int) -> None:
+    """Trap: the same picture lying on its side has another number of tokens (495 for the first)."""
+    assert processor(ask(pixels(height, width))).visual_tokens == tokens
+
+
+def test_slices_rows_are_separated_by_line_breaks_inside_one_message(processor: Processor) -> None:
+    """Trap: a prompt cannot be cut at line breaks; the text after the last slice starts with one, too."""
+    told = text(processor, processor(ask(pixels(900, 900), words="a\nb")))
+    body = told.replace("<|image_pad|>", "")
+    assert "<image></image><slice></slice><slice></slice>\n<slice></slice><slice></slice>\na\nb<|im_end|>" in body
+
+
+def test_same_prompt_and_another_picture_differ_in_their_content_hash_only(processor: Processor) -> None:
+    """Trap: a cache keyed on token ids alone answers about the first picture for ever."""
+    first, again, other = (processor(ask(pixels(448, 448, seed))) for seed in (1, 1, 2))
+    assert torch.equal(first.input_ids, other.input_ids)
+    assert first.content_hashes == again.content_hashes
+    assert first.content_hashes != other.content_hashes
+
+
+def test_the_content_hash_covers_the_options(processor: Processor) -> None:
+    picture = ask(pixels(900, 900))
+    options: tuple[dict[str, Any], ...] = ({}, {"downsample_mode": "4x"}, {"max_slice_nums": 1})
+    assert len({processor(picture, **option).content_hashes for option in options}) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_typed_control_token_stays_text_beside_a_real_picture(processor: Processor, name: str) -> None:
+    """Trap: placeholders typed by a user. Their ids, their number and the picture's place do not change."""
+    controls = set(processor.tokenizer.control_tokens.values())
+    plain, typed = (processor(ask(pixels(64, 96), words=words)) for words in ("x", f"x{name}"))
+    kept = [[i for i in inputs.input_ids.tolist() if i in controls] for inputs in (plain, typed)]
+    assert kept[0] == kept[1]
+    assert f"x{name}<|im_end|>" in text(processor, typed)
+
+
+def test_each_picture_may_have_its_own_mode(processor: Processor) -> None:
+    picture = pixels(448, 448)
+    inputs = processor(ask(picture, picture, picture), downsample_mode=["16x", "4x", "16x"])
+    assert [view.visual_tokens for view in inputs.views] == [64, 256, 64]
+    alone = [processor(ask(picture), downsample_mode=mode).content_hashes[0] for mode in ("16x", "4x")]
+    assert inputs.content_hashes == (alone[0], alone[1], alone[0])
+
+
+def test_the_mode_is_the_checkpoints_unless_given(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"downsample_mode": "4x"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Processor.from_directory(tmp_path)(ask(pixels(448, 448))).visual_tokens == 256
+
+
+def test_slicing_and_image_ids_can_be_chosen(processor: Processor) -> None:
+    picture = ask(pixels(1344, 1344))
+    assert processor(picture).visual_tokens == 640
+    assert processor(picture, max_slice_nums=1).visual_tokens == 64
+    assert "<image_id>" not in text(processor, processor(picture, use_image_id=False))
+
+
+def test_bytes_and_data_urls_are_read(processor: Processor, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(pixels(64, 96)).save(file, "PNG")
+    (tmp_path / "a.png").write_bytes(file.getvalue())
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    expected = processor(ask(pixels(64, 96))).content_hashes
+    assert processor(ask(file.getvalue())).content_hashes == expected
+    assert processor(ask(tmp_path / "a.png")).content_hashes == expected
+    part = {"type": "image_url", "image_url": {"url": url}}
+    assert processor([{"role": "user", "content": [part]}]).content_hashes == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"downsample_mode": "8x"}, "8x"),
+        ({"downsample_mode": ["16x", "4x"]}, "1 pictures and videos"),
+        ({"downsample_mode": ["8x"]}, "8x"),
+        ({"downsample_mode": {"16x": 1}}, "Give one mode"),
+        ({"max_slice_nums": 0}, "max_slice_nums"),
+        ({"max_slice_nums": True}, "max_slice_nums"),
+        ({"use_image_id": "yes"}, "use_image_id"),
+        ({"use_video_id": 1}, "use_video_id"),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_refused(processor: Processor, options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        processor(ask(pixels(64, 96)), **options)
+
+
+def test_an_unreadable_picture_is_named_by_its_place(processor: Processor) -> None:
+    messages = ask(pixels(64, 96), b"no picture")
+    with pytest.raises(MediaError, match=r"^messages\[0\]\.content\[1\]: "):
+        processor(messages)
+
+
+def frames(count: int, height: int = 240, width: int = 320) -> Any:
+    return np.random.default_rng(count).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def watch(video: Any, fps: float | None = 2.0) -> list[dict[str, Any]]:
+    parts = [{"type": "video", "video": video, "fps": fps}, {"type": "text", "text": "What happens?"}]
+    return [{"role": "user", "content": parts}]
+
+
+def test_a_video_uses_its_own_placeholder(processor: Processor) -> None:
+    """Trap: a video with image placeholders is silently garbage."""
+    inputs = processor(watch(frames(6)))
+    told = text(processor, inputs)
+    assert told.count("<|video_pad|>") == inputs.visual_tokens == 3 * 63
+    assert "<|image_pad|>" not in told
+    assert len(inputs.grids) == 3
+    assert len(inputs.content_hashes) == 1
+
+
+def test_pictures_and_videos_keep_their_order(processor: Processor) -> None:
+    picture, video = ask(pixels(448, 448))[0]["content"][0], watch(frames(2, 448, 448))[0]["content"][0]
+    for parts in ([picture, video], [video, picture]):
+        inputs = processor([{"role": "user", "content": parts}], downsample_mode=["16x", "4x"])
+        assert [view.visual_tokens for view in inputs.views] == [64, 256]
+        pads = [token for token in inputs.input_ids.tolist() if token in inputs.placeholder_ids]
+        names = [processor.tokenizer.control_id(f"<|{part['type']}_pad|>") for part in parts]
+        assert pads == [names[0]] * 64 + [names[1]] * 256
+
+
+def test_video_options_reach_the_video(processor: Processor) -> None:
+    def count(**options: Any) -> int:
+        return len(processor(watch(frames(8, 500, 600)), **options).views)
+
+    assert count() == 4
+    assert count(max_num_frames=2) == 2
+    assert count(stack_frames=2) == 8
+    assert count(video_max_slice_nums=9) > 4
+    assert "<image_id>" not in text(processor, processor(watch(frames(2)), use_video_id=False))
+
+
+def test_a_video_that_cannot_be_read_is_named_by_its_place(processor: Processor) -> None:
+    with pytest.raises(MediaError, match=r"^messages\[0\]\.content\[0\]: "):
+        processor(watch(b"no video", fps=None))
+    with pytest.raises(ConfigError, match="max_num_frames"):
+        processor(watch(frames(2)), max_num_frames=0)
+
+
+def test_limits_and_the_rule_on_paths_reach_the_reader(checkpoint: Path, tmp_path: Path) -> None:
+    strict = Processor.from_directory(checkpoint, limits=MediaLimits(max_images=2, max_pixels=10_000), files=False)
+    with pytest.raises(MediaError, match="3 pictures, at most 2"):
+        strict(ask(1, 2, 3))
+    with pytest.raises(MediaError, match="more than 10000"):
+        strict(ask(pixels(101, 100)))
+    with pytest.raises(MediaError, match="Paths are not accepted"):
+        strict(ask(str(tmp_path / "a.png")))
+
+
+def test_messages_are_checked_before_any_picture_is_loaded(processor: Processor) -> None:
+    with pytest.raises(PromptError, match=r"messages\[1\]"):
+        processor([*ask("/nowhere.png"), {"role": "nobody", "content": ""}])
+
+
+def test_views_that_disagree_with_the_prompt_are_refused(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placeholders and patches are counted even if the pixel half goes wrong."""
+
+    def lose_a_patch(*args: Any, **options: Any) -> list[ImageViews]:
+        unit = genuine(*args, **options)[0]
+        return [ImageViews(unit.patches[1:], unit.views, unit.grid, unit.content_hash)]
+
+    genuine = module.encode_images
+    monkeypatch.setattr(module, "encode_images", lose_a_patch)
+    with pytest.raises(PromptError, match="patches"):
+        processor(ask(pixels(64, 96)))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_token_id": 1}))
+    with pytest.raises(CheckpointError, match=r"<\|image_pad\|> is \d+ in the tokenizer and 1 in config\.json"):
+        Processor.from_directory(tmp_path)
+    config["text_config"]["vocab_size"] -= 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="the model embeds"):
+        Processor.from_directory(tmp_path)
+
+
+def test_a_missing_directory_or_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a directory"):
+        Processor.from_directory(tmp_path / "nowhere")
+    write_checkpoint(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ConfigError, match="preprocessor_config"):
+        Processor.from_directory(tmp_path)
