@@ -1,0 +1,115 @@
+"""The house keeps its own rules: layers and fences, a light import, short files, documents that match the code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import write_checkpoint
+from importlinter.cli import lint_imports
+
+import pocketvlm
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+# Imports every module while a finder refuses whatever only an extra would install.
+IMPORT_ALL = """
+import importlib, pkgutil, re, sys
+from importlib.metadata import distribution, packages_distributions, PackageNotFoundError
+
+def key(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+base, waiting = set(), ["pocketvlm"]
+while waiting:
+    name = key(waiting.pop())
+    if name in base:
+        continue
+    try:
+        needs = distribution(name).requires or []
+    except PackageNotFoundError:
+        continue  # for another platform or Python
+    base.add(name)
+    waiting += [re.match(r"[\\w.-]+", need)[0] for need in needs if "extra ==" not in need]
+
+extras = {module for module, owners in packages_distributions().items() if base.isdisjoint(map(key, owners))}
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in extras:
+            raise ModuleNotFoundError(f"{name} is not a base dependency", name=name)
+
+sys.meta_path.insert(0, Refuse())
+assert {"pytest", "transformers"} <= extras and not {"torch", "numpy"} & extras
+import pocketvlm
+for module in pkgutil.walk_packages(pocketvlm.__path__, "pocketvlm."):
+    if not module.name.endswith(".__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint_with_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("weights"), seed=0)
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_imports_keep_to_the_layers_and_fences(capsys: pytest.CaptureFixture[str]) -> None:
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True, no_logo=True)
+    assert status == 0, capsys.readouterr().out
+
+
+def test_every_module_imports_with_the_base_dependencies_only() -> None:
+    result = python(IMPORT_ALL)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_the_package_or_its_command_line_does_not_import_torch() -> None:
+    result = python("import sys, pocketvlm, pocketvlm.cli; print('torch' in sys.modules)")
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_every_public_name_resolves_and_dir_lists_them_all() -> None:
+    assert dir(pocketvlm) == sorted(pocketvlm.__all__)
+    assert len(set(pocketvlm.__all__)) == len(pocketvlm.__all__)
+    for name in pocketvlm.__all__:
+        assert getattr(pocketvlm, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = pocketvlm.no_such_name
+
+
+def test_no_source_file_is_over_500_lines() -> None:
+    assert SOURCES
+    assert not [file.name for file in SOURCES if len(file.read_text(encoding="utf-8").splitlines()) > 500]
+
+
+def test_generated_parts_of_the_documents_match_the_code() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "<!-- generated: tree -->" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_stale_part_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import generate
+
+    page = "before\n<!-- generated: help -->\nold\n<!-- end -->\nafter\n"
+    fresh = generate.generated(page)
+    assert fresh.startswith("before\n<!-- generated: help -->\n```\npocketvlm ask")
+    assert fresh.endswith("<!-- end -->\nafter\n")
+    assert generate.generated(fresh) == fresh
+
+
+def test_the_python_of_the_readme_runs(checkpoint_with_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    load = pocketvlm.load  # any weights will do here; whether nano reads well is measured elsewhere
+    monkeypatch.setattr(pocketvlm, "load", lambda _name: load(checkpoint_with_weights), raising=False)
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "README.md", "exec"), {})
