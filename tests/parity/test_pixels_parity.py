@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import reference
@@ -10,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.processing.image import encode_image, normalise, resize, to_reference_layout
+from pocketvlm.processing.media import load_image
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig()
@@ -121,3 +124,36 @@ def test_several_pictures_at_once_equal_the_reference_batch() -> None:
     expected = reference.image_processor()([Image.fromarray(p) for p in pictures], return_tensors="pt")
     got = torch.cat([encode_image(p, CONFIG).patches for p in pictures])
     assert torch.equal(to_reference_layout(got, CONFIG), expected["pixel_values"])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "PA", "P with a transparent entry"])
+@pytest.mark.parametrize("kind", ["PIL", "PNG", "JPEG", "WEBP", "GIF"])
+def test_every_mode_and_format_is_read_as_the_reference_reads_it(kind: str, mode: str) -> None:
+    """Against the reference's own RGB conversion of the same PIL image, which also lays transparency over white."""
+    pixels = photograph(70, 90)
+    image = Image.fromarray(np.dstack([pixels, gradient(70, 90)[:, :, 1]])).convert(mode.split()[0])
+    if mode == "P with a transparent entry":
+        image.info["transparency"] = int(np.asarray(image)[5, 5])
+    source: Image.Image | bytes = image
+    if kind != "PIL":
+        if kind == "JPEG" and image.mode not in ("RGB", "L", "CMYK"):
+            image = image.convert("RGB")
+        if kind in ("PNG", "GIF", "WEBP") and image.mode in ("CMYK", "PA"):
+            image = image.convert("RGB" if image.mode == "CMYK" else "RGBA")
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        source = buffer.getvalue()
+        image = Image.open(buffer)
+    expected = reference.image_processor()(image, return_tensors="pt")["pixel_values"]
+    got = encode_image(load_image(source), CONFIG)
+    assert torch.equal(to_reference_layout(got.patches, CONFIG), expected)
+
+
+def test_exif_rotation_is_what_the_reference_loads() -> None:
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        buffer = io.BytesIO()
+        Image.fromarray(photograph(60, 90)).save(buffer, "JPEG", exif=exif)
+        expected = reference.transformers.image_utils.load_image(Image.open(buffer))
+        assert np.array_equal(load_image(buffer.getvalue()), np.asarray(expected))
