@@ -122,7 +122,8 @@ class TextConfig:
             )
         if self.linear_num_value_heads % self.linear_num_key_heads:
             raise ConfigError(
-                f"{self.linear_num_value_heads} linear value heads are no multiple of {self.linear_num_key_heads} key heads"
+                f"{self.linear_num_value_heads} linear value heads are no multiple of "
+                f"{self.linear_num_key_heads} key heads"
             )
         if self.hidden_act != "silu":
             raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")

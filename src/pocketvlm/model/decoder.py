@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
+from pocketvlm.kernels.packed_linear import PackedLinear, pack_linears
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -63,6 +64,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -83,8 +85,24 @@ class Decoder(nn.Module):
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """[T, D] hidden states to [T, V]."""
-        head = self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        return F.linear(x_TD, head)
+        if self.lm_head is None:
+            return F.linear(x_TD, self.embed_tokens.weight)
+        return self.lm_head(x_TD)
+
+    def pack(self) -> None:
+        """Lay out all weights for CPU inference (`kernels.packed_linear`), the tied head included.
+
+        The head then is a copy of the embedding, and the embedding itself is kept in bfloat16 where that loses nothing,
+        as with every published checkpoint.
+        """
+        if self.lm_head is None:
+            embedding = self.embed_tokens.weight
+            half = embedding.bfloat16()
+            # Compared in blocks: a whole fp32 copy of the table would be a gigabyte.
+            if all(torch.equal(h.float(), e) for h, e in zip(half.split(4096), embedding.split(4096), strict=True)):
+                self.embed_tokens.weight = nn.Parameter(half, requires_grad=False)
+            self.lm_head = PackedLinear(embedding, None)
+        pack_linears(self)
 
 
 def fp32_parameters(model: nn.Module) -> set[str]:

@@ -6,12 +6,14 @@ Shapes:  P patches of all views · N visual tokens of all views · T tokens of a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
+from pocketvlm.kernels.packed_linear import is_available, pack_linears
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.decoder import Decoder
 from pocketvlm.model.merger import Merger
@@ -48,7 +50,14 @@ class MiniCPMV(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.language_model.embed_tokens.weight.dtype
+        return self.language_model.norm.weight.dtype
+
+    def pack_for_cpu(self) -> Self:
+        """Lay out the weights for fast fp32 inference on a CPU, in place. Such a model cannot be trained or saved."""
+        if self.device.type == "cpu" and self.dtype == torch.float32 and is_available():
+            self.language_model.pack()
+            pack_linears(self)
+        return self
 
     def forward(
         self, input_ids_T: Tensor, batch: PackedBatch, features_ND: Tensor | None = None, cache: Cache | None = None
@@ -87,7 +96,7 @@ class MiniCPMV(nn.Module):
 
     def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:
         """Token embeddings [T, D] with the features put in the places held for pictures and video, in order."""
-        x_TD = self.language_model.embed_tokens(input_ids_T)
+        x_TD = self.language_model.embed_tokens(input_ids_T).to(self.dtype)
         if features_ND is None or not len(features_ND):
             return x_TD
         places = (input_ids_T == self.config.image_token_id) | (input_ids_T == self.config.video_token_id)
