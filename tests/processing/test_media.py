@@ -343,7 +343,7 @@ def test_counts_are_checked() -> None:
     limits.check_frames(3)
     with pytest.raises(MediaError, match="3 pictures, at most 2"):
         limits.check_images(3)
-    with pytest.raises(MediaError, match="max_num_frames=4 .* at most 3"):
+    with pytest.raises(MediaError, match=r"max_num_frames=4 .* at most 3"):
         limits.check_frames(4)
 
 
