@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.media import MediaLimits, is_video, load_image, probe_size
+from pocketvlm.processing.media import MediaLimits, draw_grid, is_video, load_image, probe_size
 from pocketvlm.views import Size
 
 RNG = np.random.default_rng(5)
@@ -368,6 +368,26 @@ def test_many_threads_read_at_once_and_leave_the_warning_filters_alone() -> None
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, bodies)) == [37, 37, -1] * 10
     assert list(warnings.filters) == before
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def test_grid_is_drawn_over_the_picture(tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    draw_grid(np.full((60, 90, 3), 255, np.uint8), (2, 3), out)
+    drawn = load_image(out)
+    marked = (drawn == [230, 0, 90]).all(axis=2)
+    assert drawn.shape == (60, 90, 3)
+    assert np.flatnonzero(marked.all(axis=1)).tolist() == [0, 29, 30, 59]
+    assert np.flatnonzero(marked.all(axis=0)).tolist() == [0, 29, 30, 59, 60, 89]
+    draw_grid(np.zeros((1, 1, 3), np.uint8), (3, 3), out)
+    draw_grid(np.zeros((5, 5, 3), np.uint8), None, out)
+
+
+def test_unwritable_drawing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="cannot be written"):
+        draw_grid(RGB, (1, 2), tmp_path / "missing" / "grid.png")
 
 
 # --- video or not ----------------------------------------------------------------------------------------------------

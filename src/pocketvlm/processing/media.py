@@ -27,7 +27,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pocketvlm.errors import MediaError
@@ -36,7 +36,7 @@ from pocketvlm.processing.limits import MediaLimits
 from pocketvlm.processing.rgb import rgb_from_array, rgb_from_pil
 from pocketvlm.views import Size
 
-__all__ = ["ImageSource", "MediaLimits", "is_video", "load_image", "probe_size", "read_bytes"]
+__all__ = ["ImageSource", "MediaLimits", "draw_grid", "is_video", "load_image", "probe_size", "read_bytes"]
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.generic] | Tensor"
 
@@ -111,6 +111,35 @@ def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
     name = describe(source)
     with _open(source, name, limits, files) as image:
         return _upright_size(image, _orientation(image))
+
+
+def draw_grid(
+    source: ImageSource, grid: tuple[int, int] | None, out: str | Path, limits: MediaLimits = _DEFAULT
+) -> None:
+    """Write the picture to a PNG with the borders of its slices drawn over it.
+
+    Args:
+        source: as for `load_image`.
+        grid: (rows, columns); None draws nothing but the frame.
+        out: the file to write; overwritten if it is there.
+
+    Raises:
+        MediaError: as `load_image`, or `out` cannot be written.
+    """
+    image = Image.fromarray(load_image(source, limits))
+    rows, columns = grid or (1, 1)
+    thickness = max(1, min(image.size) // 200)
+    draw = ImageDraw.Draw(image)
+    for row in range(rows):
+        for column in range(columns):
+            left, top = column * image.width // columns, row * image.height // rows
+            right, bottom = (column + 1) * image.width // columns - 1, (row + 1) * image.height // rows - 1
+            # A slice narrower than one pixel has no border to draw.
+            draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=(230, 0, 90), width=thickness)
+    try:
+        image.save(out, "PNG")
+    except OSError:
+        raise MediaError(f"{describe(out)} cannot be written", hint="Check its directory and permissions.") from None
 
 
 def is_video(source: object) -> bool:
