@@ -16,8 +16,11 @@ from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
-# Of the largest value. Two orders of the same fp32 sums differ by about 1e-6 over a few layers.
+# Of the largest value. Two orders of the same fp32 sums differ by about 1e-6 over a kernel or a tower of a few layers.
 TOLERANCE = 1e-5
+# Linear attention ends in a norm: where query and key of a first token are nearly at right angles, its output is nearly
+# zero and the norm magnifies the last digits. A leak or a lost state is off by 1e-3 and more.
+DECODER_TOLERANCE = 5e-5
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -33,6 +36,11 @@ def assert_close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) ->
     """Equal but for rounding, relative to the largest value."""
     error = relative_error(got, expected)
     assert error <= tolerance, f"relative error {error:.2e} is over {tolerance:.0e}"
+
+
+def assert_same_decoding(got: Tensor, expected: Tensor) -> None:
+    """Logits, hidden states or states of the decoder are equal but for rounding."""
+    assert_close(got, expected, DECODER_TOLERANCE)
 
 
 def prefill(model: MiniCPMV, ids: Sequence[int], features: Tensor | None = None) -> Tensor:
@@ -54,7 +62,7 @@ def packed_equals_separate(model: MiniCPMV, sequences: Sequence[Sequence[int]]) 
     cache = Cache(model.config.text, len(sequences), max(map(len, sequences)))
     for store in (None, cache):
         for got, ids in zip(packed_logits(model, sequences, store), sequences, strict=True):
-            assert_close(got, prefill(model, ids))
+            assert_same_decoding(got, prefill(model, ids))
 
 
 def prefill_in_chunks_equals_one_forward(
@@ -76,7 +84,7 @@ def prefill_in_chunks_equals_one_forward(
         outs.append(model.language_model(x[start:end], batch.positions, batch, pieces))
     batch = PackedBatch.of([Segment(len(ids), slot=1)])
     expected = model.language_model(x, batch.positions, batch, whole)
-    assert_close(model.logits(torch.cat(outs)), model.logits(expected))
+    assert_same_decoding(model.logits(torch.cat(outs)), model.logits(expected))
     same_cache(pieces, whole, 1)
 
 
@@ -87,10 +95,10 @@ def same_cache(got: Cache, expected: Cache, slot: int) -> None:
     for layer in expected.keys:
         for name in ("keys", "values"):
             one, other = (getattr(cache, name)[layer][slot, :, :length] for cache in (got, expected))
-            assert_close(one, other)
+            assert_same_decoding(one, other)
     for layer in expected.conv:
         for name in ("conv", "recurrent"):
-            assert_close(getattr(got, name)[layer][slot], getattr(expected, name)[layer][slot])
+            assert_same_decoding(getattr(got, name)[layer][slot], getattr(expected, name)[layer][slot])
 
 
 def cached_decode_equals_full_forward(
@@ -109,7 +117,7 @@ def cached_decode_equals_full_forward(
         steps.append(list(model.logits(model(torch.tensor(tokens), batch, None, cache))))
     for b, (prompt, more) in enumerate(zip(prompts, continuations, strict=True)):
         full = prefill(model, [*prompt, *more])
-        assert_close(torch.stack([step[b] for step in steps]), full[len(prompt) - 1 :])
+        assert_same_decoding(torch.stack([step[b] for step in steps]), full[len(prompt) - 1 :])
 
 
 def batch_of_one_equals_inside_a_batch(model: MiniCPMV, prompts: Sequence[Sequence[int]], tokens: int) -> None:
@@ -117,7 +125,7 @@ def batch_of_one_equals_inside_a_batch(model: MiniCPMV, prompts: Sequence[Sequen
     together = _greedy(model, prompts, tokens)
     for b, prompt in enumerate(prompts):
         alone = _greedy(model, [prompt], tokens)
-        assert_close(together[1][b], alone[1][0])
+        assert_same_decoding(together[1][b], alone[1][0])
         assert together[0][b] == alone[0][0]
 
 
