@@ -18,7 +18,7 @@ from pocketvlm.processing.slicing import plan_views
 from pocketvlm.processing.tokenizer import Tokenizer
 from pocketvlm.synthetic import Sample, make_sample
 from pocketvlm.views import Size, View
-from recipes.nano.settings import Stage
+from recipes.nano.settings import SHARE_4X, Stage
 
 SLOTS = 8  # characters of one visual token that the tower's dense loss asks for
 CLASSES = 96  # printable ASCII, and 0 for "no more characters"
@@ -74,11 +74,11 @@ class Collator:
         self.tokenizer, self.config = tokenizer, config
         self.end = tokenizer.control_id("<|im_end|>")
 
-    def __call__(self, stage: Stage, seed: tuple[int, ...], share_4x: float = 0.5) -> TrainingBatch:
+    def __call__(self, stage: Stage, seed: tuple[int, ...], pictures: int, share_4x: float = SHARE_4X) -> TrainingBatch:
         rng = np.random.default_rng(seed)
         weights = np.array([weight for *_, weight in stage.tasks])
         samples = []
-        for i in range(stage.batch):
+        for i in range(pictures):
             task, difficulty, _ = stage.tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = make_sample(task, (*seed, i), "train", difficulty)
             mode: DownsampleMode = "4x" if rng.random() < share_4x else "16x"

@@ -29,7 +29,7 @@ from pocketvlm.model.warm_start import warm_start_compression
 from pocketvlm.processing.tokenizer import Tokenizer
 from recipes.nano.data import CLASSES, SLOTS, Collator, TrainingBatch
 from recipes.nano.muon import Muon
-from recipes.nano.settings import CURRICULUM, IMAGE, Optimiser, Stage, model_config
+from recipes.nano.settings import CURRICULUM, IMAGE, Optimiser, model_config
 
 ASSETS = Path(__file__).resolve().parents[2] / "src/pocketvlm/assets/nano"
 
@@ -69,13 +69,16 @@ class Trainer:
         matrices = [p for n, p in named if p.dim() == 2 and ".layers." in n]
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen] + list(self.reader.parameters())
-        self.parameters = matrices + rest
+        self.parameters: list[Tensor] = matrices + rest
+        eyes = (self.model.vision_tower, self.model.merger, self.reader)
+        self.tower_parameters: list[Tensor] = [p for module in eyes for p in module.parameters()]
         self.optimisers: list[torch.optim.Optimizer] = [
             Muon(matrices, settings.learning_rate, settings.momentum, settings.weight_decay),
             torch.optim.AdamW(rest, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay),
         ]
         self.step, self.stage, self.stage_step, self.average, self.seconds = 0, 0, 0, 0.0, 0.0
         self.cooldown: tuple[int, int] | None = None
+        self.pictures = 0  # drawn since the last report
 
     def rate(self) -> float:
         """Factor on the learning rate."""
@@ -84,7 +87,7 @@ class Trainer:
             return max(0.0, (last - self.step) / (last - first))
         return min(1.0, (self.step + 1) / self.settings.warmup)
 
-    def losses(self, data: TrainingBatch, stage: Stage) -> dict[str, Tensor]:
+    def losses(self, data: TrainingBatch, language: bool) -> dict[str, Tensor]:
         """Cross-entropy of the answers and of the characters in each visual token's cell."""
         features = self.model.encode_views(data.patches, data.views)
         scores = self.reader(features).view(-1, SLOTS, CLASSES)
@@ -95,7 +98,7 @@ class Trainer:
         asked = torch.ones_like(each)
         asked[:, 1:] = (data.characters[:, :-1] > 0).float()
         losses = {"characters": (each * asked * weight).sum() / (asked * weight).sum()}
-        if stage.language:
+        if language:
             hidden = self.model(data.input_ids, data.batch, features.index_select(0, data.feature_index))
             rows = (data.targets >= 0).nonzero().squeeze(1)
             logits = self.model.logits(hidden.index_select(0, rows))
@@ -103,38 +106,45 @@ class Trainer:
             losses["right"] = (logits.detach().argmax(-1) == data.targets[rows]).float().mean()
         return losses
 
-    def train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, float] | None:
+        """One step; returns the losses when the decoder took part (or never does in this stage)."""
         stage = CURRICULUM[self.stage]
-        losses = self.losses(self.collate(stage, (self.seed, self.step, self.rank)), stage)
+        language = stage.language > 0 and self.step % stage.language == 0
+        pictures = stage.batch if language or not stage.language else 2 * stage.batch
+        self.pictures += pictures * self.world
+        losses = self.losses(self.collate(stage, (self.seed, self.step, self.rank), pictures), language)
         loss = stage.characters * losses["characters"] + losses.get("answers", torch.zeros(()))
         loss.backward()
-        self.share_gradients()
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        learning = self.parameters if language else self.tower_parameters
+        self.share_gradients(learning)
+        nn.utils.clip_grad_norm_(learning, self.settings.clip)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = self.settings.learning_rate * self.rate()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        self.step, self.stage_step = self.step + 1, self.stage_step + 1
+        if stage.language and not language:
+            return None
         report = torch.stack([losses.get(k, torch.zeros(())).detach() for k in ("answers", "characters", "right")])
         if self.world > 1:
             dist.all_reduce(report)
         answers, characters, right = (report / self.world).tolist()
-        watched = answers if stage.language else characters
-        self.average = watched if self.stage_step == 0 else 0.98 * self.average + 0.02 * watched
-        self.step, self.stage_step = self.step + 1, self.stage_step + 1
+        watched = answers if language else characters
+        self.average = 0.97 * self.average + 0.03 * watched if self.average else watched
         if self.average < stage.mark and self.stage_step > 60 and self.stage + 1 < len(CURRICULUM):
-            self.stage, self.stage_step = self.stage + 1, 0
+            self.stage, self.stage_step, self.average = self.stage + 1, 0, 0.0
         return {"answers": answers, "characters": characters, "right": right}
 
-    def share_gradients(self) -> None:
+    def share_gradients(self, parameters: list[Tensor]) -> None:
         """Average over the processes, in one message."""
         if self.world == 1:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = torch.cat([g.flatten() for g in grads])
         dist.all_reduce(flat)
         flat /= self.world
-        for p, g in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), strict=True):
+        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = g.view_as(p)
 
     def save(self) -> None:
@@ -173,17 +183,19 @@ def run(rank: int, args: argparse.Namespace) -> None:
         trainer.cooldown = (trainer.step, trainer.step + args.cooldown)
     last = trainer.cooldown[1] if trainer.cooldown else trainer.step + args.steps
     began, saved = time.perf_counter(), time.perf_counter()
-    pictures, report = 0, None
+    report: dict[str, float] | None = None
     while trainer.step < last:
-        pictures += CURRICULUM[trainer.stage].batch * trainer.world
         losses = trainer.train_step()
-        report = losses if report is None else {k: 0.95 * report[k] + 0.05 * losses[k] for k in losses}
-        if rank == 0 and trainer.step % 25 == 0:
+        if losses is not None:
+            report = losses if report is None else {k: 0.95 * report[k] + 0.05 * losses[k] for k in losses}
+        if rank == 0 and report is not None and trainer.step % 25 == 0:
             now = time.perf_counter()
             trainer.seconds += now - began
             line = {"step": trainer.step, "stage": CURRICULUM[trainer.stage].name, "seconds": round(trainer.seconds)}
-            line |= {k: round(v, 4) for k, v in report.items()} | {"pictures_s": round(pictures / (now - began), 1)}
-            began, pictures = now, 0
+            line |= {k: round(v, 4) for k, v in report.items()} | {
+                "pictures_s": round(trainer.pictures / (now - began), 1)
+            }
+            began, trainer.pictures = now, 0
             with (args.out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)

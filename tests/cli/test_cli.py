@@ -1,0 +1,206 @@
+"""The command line: JSON lines as agreed, exit status 2 and one line for every mistake, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pocketvlm
+from pocketvlm.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def model(seeded_checkpoint: Callable[[int], Path]) -> str:
+    return str(seeded_checkpoint(1))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (500, 640, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_ask_prints_the_agreed_json_line(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:
+    arguments = ("ask", image, "What is it?", "--model", model, "--json", "--max-tokens", "5", "--temperature", "0")
+    status, out, _ = run(capsys, *arguments)
+    line = json.loads(out)
+    assert status == 0
+    assert out.count("\n") == 1
+    assert set(line) == {"text", "usage", "timing", "finish_reason"}
+    assert set(line["usage"]) == {"prompt_tokens", "visual_tokens", "completion_tokens"}
+    assert line["usage"]["completion_tokens"] <= 5
+    as_options = ("ask", "--image", image, "--prompt", "What is it?", *arguments[3:])
+    again = json.loads(run(capsys, *as_options)[1])
+    assert (again["text"], again["usage"]) == (line["text"], line["usage"])
+
+
+def test_ask_passes_picture_options_on(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:
+    def tokens(*options: str) -> int:
+        arguments = ("ask", image, "Hm?", "--model", model, "--json", "--max-tokens", "1", *options)
+        return int(json.loads(run(capsys, *arguments)[1])["usage"]["visual_tokens"])
+
+    assert tokens("--downsample-mode", "4x") > 3 * tokens()
+    assert tokens("--max-slice-nums", "1") == pocketvlm.plan(500, 640, max_slice_nums=1).visual_tokens < tokens()
+
+
+def test_trace_prints_and_saves_every_intermediate(
+    capsys: pytest.CaptureFixture[str], model: str, image: str, tmp_path: Path
+) -> None:
+    out_file = tmp_path / "trace.npz"
+    arguments = ["trace", "--image", image, "--prompt", "What?", "--model", model, "--max-tokens", "4"]
+    status, out, _ = run(
+        capsys, *arguments, "--downsample-mode", "4x", "--max-slice-nums", "2", "--save", str(out_file)
+    )
+    line = json.loads(out)
+    assert status == 0
+    assert set(line) == {"prompt_tokens", "visual_tokens", "target_sizes", "top5", "greedy", "text"}
+    with np.load(out_file) as saved:
+        assert set(saved) == {"input_ids", "pixel_values", "target_sizes", "features", "logits", "greedy"}
+        assert saved["input_ids"].shape == (1, line["prompt_tokens"])
+        assert saved["features"].shape[0] == line["visual_tokens"]
+        assert saved["target_sizes"].tolist() == line["target_sizes"]
+        assert saved["pixel_values"].shape == (1, 3, 14, 14 * sum(h * w for h, w in line["target_sizes"]))
+        assert saved["logits"].argmax() == line["top5"][0] == line["greedy"][0]
+        assert saved["greedy"].tolist() == line["greedy"]
+        assert saved["pixel_values"].dtype == saved["features"].dtype == saved["logits"].dtype == np.float32
+
+
+def test_trace_without_pictures(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    status, out, _ = run(capsys, "trace", "--prompt", "What?", "--model", model, "--max-tokens", "2")
+    assert status == 0
+    assert json.loads(out)["visual_tokens"] == 0
+
+
+def test_plan_prints_the_agreed_json_line_for_sizes_and_files(capsys: pytest.CaptureFixture[str], image: str) -> None:
+    status, out, _ = run(capsys, "plan", "1344x1344", "224x224", image, "--json")
+    plans = json.loads(out)["plans"]
+    assert status == 0
+    assert [(p["height"], p["width"], p["grid"], p["visual_tokens"]) for p in plans[:2]] == [
+        (1344, 1344, [3, 3], 640),
+        (224, 224, None, 64),
+    ]
+    assert (plans[2]["height"], plans[2]["width"]) == (500, 640)
+    assert all(v == [32, 32] for v in plans[0]["views"])
+    assert all(p["vision_flops"] > 0 for p in plans)
+
+
+def test_plan_defaults_to_the_published_settings_and_knows_others(
+    capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    assert run(capsys, "plan", "1080x1920", "--json")[1] != ""
+    fine = json.loads(run(capsys, "plan", "1080x1920", "--max-slice-nums", "36", "--json", "--model", model)[1])
+    assert fine["plans"][0]["visual_tokens"] == 822
+
+
+def test_plan_draws_the_slices(capsys: pytest.CaptureFixture[str], image: str, tmp_path: Path) -> None:
+    out = tmp_path / "drawn.png"
+    assert run(capsys, "plan", image, "--draw", str(out))[0] == 0
+    with Image.open(out) as drawn:
+        assert drawn.size == (640, 500)
+
+
+def test_info_counts_the_parameters(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    facts = json.loads(run(capsys, "info", "--model", model, "--json")[1])
+    assert facts["parameters"] > 100_000
+    assert facts["linear_attention_layers"] == 3
+
+
+def test_chat_answers_line_by_line(
+    capsys: pytest.CaptureFixture[str], model: str, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["Hello", f"/image {image}", "And this?", "/reset", "Hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt="": next(lines))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    status, out, _ = run(capsys, "chat", "--model", model, "--json", "--max-tokens", "3", "--temperature", "0")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [a["usage"]["visual_tokens"] > 0 for a in answers] == [False, True, False]
+    assert answers[0]["text"] == answers[2]["text"]
+    assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
+
+
+def mistakes(folder: Path) -> list[tuple[str, ...]]:
+    """Command lines that are wrong, each in its own way."""
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.jpg").touch()
+    good = folder / "good.png"
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(good)
+    (folder / "cut.png").write_bytes(good.read_bytes()[:60])
+    Image.new("L", (20000, 1)).save(folder / "thin.png")
+    (folder / "model").mkdir()
+    question = "What is it?"
+    return [
+        ("ask",),
+        ("ask", "missing.png", question),
+        ("ask", str(folder), question),
+        *(("ask", str(folder / name), question) for name in ("text.png", "empty.jpg", "cut.png", "thin.png")),
+        ("ask", str(good), ""),
+        ("ask", str(good), question, "--downsample-mode", "8x"),
+        ("ask", str(good), question, "--max-slice-nums", "0"),
+        ("ask", str(good), question, "--max-slice-nums", "many"),
+        ("ask", str(good), question, "--temperature", "-1"),
+        ("ask", str(good), question, "--top-p", "2"),
+        ("ask", str(good), question, "--no-such-option"),
+        ("ask", str(good), question, "--model", "no-such-model"),
+        ("ask", str(good), question, "--model", str(folder / "model")),
+        ("ask", str(good), question, "--device", "tpu"),
+        ("trace", str(good)),
+        ("trace", str(good), "--prompt", question, "--save", str(folder / "no" / "such" / "out.npz")),
+        ("trace", str(good), "--prompt", question, "--max-tokens", "0"),
+        ("plan", "12by12"),
+        ("plan", "0x10"),
+        ("plan", "10x"),
+        ("plan", "448x448", "--draw", str(folder / "out.png")),
+        ("info", "--model", "nothing/here/either"),
+        ("frobnicate",),
+    ]
+
+
+def test_every_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str) -> None:
+    for arguments in mistakes(tmp_path):
+        command = list(arguments)
+        if command[0] in ("ask", "trace") and "--model" not in command:
+            command += ["--model", model]
+        before = sorted(tmp_path.rglob("*"))
+        status, out, err = run(capsys, *command)
+        assert (status, out) == (2, ""), (command, status, out)
+        assert err.count("\n") == 1, (command, err)
+        assert "Traceback" not in err
+        assert err.startswith("pocketvlm"), (command, err)
+        assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+
+
+def test_without_a_command_the_help_names_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys)
+    assert status == 0
+    assert all(command in out for command in COMMANDS)
+    for command in COMMANDS:
+        status, out, _ = run(capsys, command, "--help")
+        assert status == 0
+        assert "--json" in out
+
+
+def test_interrupt_is_silent_and_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketvlm.cli.plan.run", interrupted)
+    status, _, err = run(capsys, "plan", "10x10")
+    assert status == 130
+    assert "Traceback" not in err
