@@ -21,7 +21,7 @@ from pocketvlm.errors import (
 
 if TYPE_CHECKING:
     from pocketvlm.api import VLM, Answer, Usage, ViewPlan, load, plan
-    from pocketvlm.engine.sampler import SamplingParams
+    from pocketvlm.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ __all__ = [
 
 # Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
 _LAZY = dict.fromkeys(("VLM", "Answer", "Usage", "ViewPlan", "load", "plan"), "pocketvlm.api") | {
-    "SamplingParams": "pocketvlm.engine.sampler"
+    "SamplingParams": "pocketvlm.engine.sampling_params"
 }
 
 

@@ -14,11 +14,13 @@ import torch
 from pocketvlm.config import (
     ImageConfig,
     ModelConfig,
+    check_device_name,
     check_downsample_mode,
+    check_dtype_name,
     read_json,
 )
 from pocketvlm.engine.generator import Generator, Request
-from pocketvlm.engine.sampler import SamplingParams
+from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.trace import Trace, trace_forward
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.checkpoint import load_model
@@ -176,33 +178,20 @@ def load(
     return VLM(weights, processor, defaults, name=str(model))
 
 
-def load_configs(model: str | Path | None) -> tuple[ModelConfig, ImageConfig]:
-    """Configurations of a model without its weights; None is the published MiniCPM-V 4.6."""
-    if model is None:
-        return ModelConfig(), ImageConfig()
-    directory = resolve(model)
-    config = ModelConfig.from_dict(read_json(directory / "config.json"))
-    return config, ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
-
-
 def _device(name: str) -> torch.device:
-    if name == "auto":
+    if check_device_name(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError(f"device={name!r} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
-    return torch.device(name)
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
+    if check_dtype_name(name) == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in known:
-        raise ConfigError(f"dtype={name!r} is unknown", hint=f"Use 'auto', {', '.join(known)}.")
-    return known[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 class VLM:

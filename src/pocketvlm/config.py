@@ -8,6 +8,7 @@ configuration of MiniCPM-V 4.6.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +33,23 @@ def check_downsample_mode(mode: str) -> DownsampleMode:
         if mode == known:
             return known
     raise ConfigError(f"downsample_mode={mode!r} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_MODES)}.")
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_device_name(name: str) -> str:
+    """Return `name` if it is "auto", "cpu", "cuda" or "cuda:N"; raise `ConfigError` otherwise."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device={name!r} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    return name
+
+
+def check_dtype_name(name: str) -> str:
+    """Return `name` if it is "auto" or one of `DTYPES`; raise `ConfigError` otherwise."""
+    if name not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype={name!r} is unknown", hint=f"Use auto, {', '.join(DTYPES)}.")
+    return name
 
 
 def _pick(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +284,14 @@ class ImageConfig:
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
+
+
+def load_configs(directory: Path | None) -> tuple[ModelConfig, ImageConfig]:
+    """Both configurations of a checkpoint directory; None is the published MiniCPM-V 4.6."""
+    if directory is None:
+        return ModelConfig(), ImageConfig()
+    model = ModelConfig.from_dict(read_json(directory / "config.json"))
+    return model, ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +186,14 @@ def test_every_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[st
         assert "Traceback" not in err
         assert err.startswith("pocketvlm"), (command, err)
         assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+
+
+def test_mistakes_are_found_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    script = "import sys; from pocketvlm.cli import main; s = main(sys.argv[1:]); print(s, 'torch' in sys.modules)"
+    for extra in (["missing.png"], [str(tmp_path / "text.png")], ["--temperature", "-1"], ["--model", "no-such-model"]):
+        command = [sys.executable, "-c", script, "ask", "--prompt", "What?", *extra]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["2", "False"]
 
 
 def test_without_a_command_the_help_names_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.engine.generator import Generator, Request
-from pocketvlm.engine.sampler import SamplingParams
+from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import Size, View

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketvlm.engine.sampler import Sampler, SamplingParams
+from pocketvlm.engine.sampler import Sampler
+from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import ConfigError
 
 V = 50

@@ -15,7 +15,7 @@ from pocketvlm.cli.common import (
     loaded,
     options_of,
     print_json,
-    source,
+    read_media,
 )
 from pocketvlm.errors import PromptError
 
@@ -38,15 +38,18 @@ def run(args: argparse.Namespace) -> int:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
+    if not question.strip():
+        raise PromptError("the question is empty", hint="Say what you want to know.")
     options = options_of(args, PICTURES, VIDEO, SAMPLING)
     if args.stop:
         options["stop"] = tuple(args.stop)
+    media, seconds = read_media(args, images, options)
     if args.enable_thinking:
         options["enable_thinking"] = True
     with loaded(args) as vlm:
-        answer = vlm.ask([source(image) for image in images], question, **options)
+        answer = vlm.ask(media, question, **options)
     if args.json:
-        print_json(answer_json(answer))
+        print_json(answer_json(answer, media=seconds))
     else:
         print(answer.text)
     return 0

@@ -17,6 +17,7 @@ from pocketvlm.cli.common import (
     loaded,
     options_of,
     print_json,
+    read_media,
     source,
 )
 from pocketvlm.errors import PocketVLMError
@@ -38,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options = options_of(args, PICTURES, VIDEO, SAMPLING)
+    pending, _ = read_media(args, [*args.image, *args.images], options)
     if args.enable_thinking:
         options["enable_thinking"] = True
-    pending = [source(image) for image in [*args.image, *args.images]]
     messages: list[dict[str, Any]] = []
     interactive = sys.stdin.isatty()
     with loaded(args) as vlm:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pocketvlm.config import check_device_name, check_downsample_mode, check_dtype_name, load_configs
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.model.hub import resolve
+from pocketvlm.views import Size
 
 if TYPE_CHECKING:
     from pocketvlm.api import VLM, Answer
@@ -61,6 +67,36 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
+def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Any], float]:
+    """Everything that can be wrong with options, model and pictures, found before torch and weights are loaded.
+
+    Args:
+        texts: what the user named: paths or URLs.
+        options: of pictures and sampling.
+
+    Returns:
+        decoded pictures (videos stay what they were), and the seconds that took.
+    """
+    from pocketvlm.processing.media import is_video, load_image
+    from pocketvlm.processing.slicing import plan_views
+
+    began = time.perf_counter()
+    check_device_name(getattr(args, "device", "auto"))
+    check_dtype_name(getattr(args, "dtype", "auto"))
+    SamplingParams.from_options({k: v for k, v in options.items() if k in SAMPLING or k == "stop"}, {})
+    mode = check_downsample_mode(options.get("downsample_mode", "16x"))
+    _, config = load_configs(resolve(args.model))
+    media = []
+    for text in texts:
+        named = source(text)
+        if not is_video(named):
+            named = load_image(named)
+            height, width = named.shape[:2]
+            plan_views(Size(height=height, width=width), config, mode, options.get("max_slice_nums"))
+        media.append(named)
+    return media, time.perf_counter() - began
+
+
 def source(text: str) -> Any:
     """What a media argument names: a URL stays text, everything else is a path."""
     return text if text.startswith(("http://", "https://", "data:")) else Path(text)
@@ -91,9 +127,10 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
         yield vlm
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """The JSON line of an answer."""
+def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:
+    """The JSON line of an answer; `stages` are seconds spent before it was asked for."""
     usage = answer.usage
+    timing = {**stages, **answer.timing, "total": answer.timing["total"] + sum(stages.values())}
     line: dict[str, Any] = {
         "text": answer.text,
         "usage": {
@@ -101,7 +138,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
             "visual_tokens": usage.visual_tokens,
             "completion_tokens": usage.completion_tokens,
         },
-        "timing": {stage: round(seconds, 6) for stage, seconds in answer.timing.items()},
+        "timing": {stage: round(seconds, 6) for stage, seconds in timing.items()},
         "finish_reason": answer.finish_reason,
     }
     if answer.reasoning is not None:

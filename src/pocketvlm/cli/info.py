@@ -8,6 +8,8 @@ import platform
 from typing import Any
 
 from pocketvlm.cli.common import add_json, print_json
+from pocketvlm.config import load_configs
+from pocketvlm.model.hub import resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +34,13 @@ def run(args: argparse.Namespace) -> int:
 
 def gather(model: str) -> dict[str, Any]:
     """Facts of the checkpoint, read from its headers (weights stay on disk), and of the machine."""
-    import torch
+    directory = resolve(model)
+    config, image = load_configs(directory)
+    import torch  # takes seconds: after everything that can be wrong without it
 
     from pocketvlm import __version__
-    from pocketvlm.api import load_configs
     from pocketvlm.model.checkpoint import count_parameters, weight_files
-    from pocketvlm.model.hub import resolve
 
-    directory = resolve(model)
-    config, image = load_configs(model)
     kinds = config.text.layer_types
     return {
         "model": model,

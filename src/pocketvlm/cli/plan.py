@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
+from pocketvlm.config import load_configs
 from pocketvlm.errors import ConfigError
+from pocketvlm.model.hub import resolve
 
 if TYPE_CHECKING:
     from pocketvlm.api import ViewPlan
@@ -29,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pocketvlm.api import load_configs, plan
-
     given = [*args.image, *args.sizes] or ["448x448", "1344x1344"]
-    model_config, image_config = load_configs(args.model)
+    sizes = [_size(text) for text in given]
+    model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
+    from pocketvlm.api import plan  # imports torch: after everything that can be wrong without it
+
     options = {"max_slice_nums": image_config.max_slice_nums, **options_of(args, PICTURES)}
     plans = [
-        plan(height, width, **options, model_config=model_config, image_config=image_config)
-        for height, width in map(_size, given)
+        plan(height, width, **options, model_config=model_config, image_config=image_config) for height, width in sizes
     ]
     if args.draw is not None:
         _draw(given, plans, args.draw)

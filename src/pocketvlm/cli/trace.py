@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json, source
+from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json, read_media
 from pocketvlm.errors import ConfigError
 
 
@@ -21,13 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pocketvlm.api import load, question_messages, trace
-
     if args.save is not None and not args.save.resolve().parent.is_dir():
         raise ConfigError(f"--save {args.save}: the folder does not exist")
+    options = options_of(args, PICTURES)
+    media, _ = read_media(args, [*args.image, *args.images], {**options, "max_tokens": args.max_tokens})
+    from pocketvlm.api import load, question_messages, trace  # imports torch: after everything that can be wrong
+
     vlm = load(args.model, device="cpu", dtype="float32")
-    messages = question_messages([source(image) for image in [*args.image, *args.images]], args.prompt)
-    result = trace(vlm, messages, max_tokens=args.max_tokens, **options_of(args, PICTURES))
+    result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
     print_json(result.summary)
     if args.save is not None:
         result.save(args.save)

@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pocketvlm.engine.sampler import Sampler, SamplingParams
+from pocketvlm.engine.sampler import Sampler
+from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch, Segment

@@ -16,25 +16,27 @@ import binascii
 import io
 import re
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.fetch import fetch, is_url
 from pocketvlm.processing.limits import MediaLimits
 from pocketvlm.processing.rgb import rgb_from_array, rgb_from_pil
 from pocketvlm.views import Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ImageSource", "MediaLimits", "draw_grid", "is_video", "load_image", "probe_size", "read_bytes"]
 
@@ -88,7 +90,7 @@ def load_image(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
     Raises:
         MediaError: the source is missing, no picture, damaged, of another layout, or over a limit.
     """
-    if isinstance(source, (np.ndarray, Tensor)):
+    if _is_pixels(source):
         return rgb_from_array(_as_array(source), limits)
     if isinstance(source, Image.Image):
         return _decode(source, limits, "The PIL image")
@@ -103,7 +105,7 @@ def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
     Raises:
         MediaError: as `load_image`, except for damage behind the header.
     """
-    if isinstance(source, (np.ndarray, Tensor)):
+    if _is_pixels(source):
         height, width, _ = load_image(source, limits).shape
         return Size(height=height, width=width)
     if isinstance(source, Image.Image):
@@ -223,10 +225,20 @@ def existing_file(source: str | Path, name: str) -> Path:
     return path
 
 
+def _is_pixels(source: object) -> TypeGuard[NDArray[np.generic] | Tensor]:
+    return isinstance(source, np.ndarray) or _is_tensor(source)
+
+
+def _is_tensor(source: object) -> TypeGuard[Tensor]:
+    """A tensor is only there if torch is: it is not imported for this question, which would take seconds."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
 def _as_array(source: NDArray[np.generic] | Tensor) -> NDArray[np.generic]:
-    if not isinstance(source, Tensor):
+    if isinstance(source, np.ndarray):
         return source
-    if source.is_complex() or source.layout != torch.strided:
+    if source.is_complex() or str(source.layout) != "torch.strided":
         raise MediaError("Expected a dense real tensor of pixels", hint="Convert to uint8.")
     # numpy has no bfloat16.
     return (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
