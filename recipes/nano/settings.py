@@ -70,8 +70,8 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (("words", 0, 1.0),), 24, 0.60, language=0, characters=1.0),
     Stage("first words", (("words", 0, 1.0),), 24, 0.50),
     Stage("strips", (("words", 1, 0.8), ("words", 0, 0.2)), 24, 1.00, language=3),
-    Stage("small pictures", (("words", 2, 0.7), ("words", 1, 0.3)), 24, 1.00, language=3),
-    Stage("pages", (("words", 3, 0.6), ("words", 2, 0.3), ("words", 1, 0.1)), 14, 0.90, language=2),
+    Stage("small pictures", (("words", 2, 0.7), ("words", 1, 0.3)), 24, 1.25, language=3),
+    Stage("pages", (("words", 3, 0.6), ("words", 2, 0.28), ("receipt", 0, 0.12)), 14, 0.95, language=2),
     Stage("receipts", (("words", 3, 0.45), ("words", 2, 0.2), ("receipt", 0, 0.25), ("words", 4, 0.1)), 12, 0.0),
 )
 
