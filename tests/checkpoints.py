@@ -1,7 +1,7 @@
 """Checkpoint directories for tests: the published layout and control tokens at toy size, nothing downloaded.
 
 `write_checkpoint(path)` writes what the processor reads (tokenizer, template, configurations); with `seed` also random
-weights, saved by the reference implementation itself.
+weights, saved by the reference implementation itself. `write_true_size_checkpoint(path)` writes the published shapes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
+
+if TYPE_CHECKING:
+    import torch
 
 # The 50 control tokens of the published vocabulary, in id order. A dot marks those that are added but not "special".
 _CONTROL_TOKENS = """
@@ -129,7 +132,18 @@ def _write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def _write_weights(path: Path, config: ModelConfig, seed: int) -> None:
+def write_true_size_checkpoint(path: Path, seed: int = 0) -> Path:
+    """Write random bfloat16 weights of the published shapes (2.6 GB) and both configurations. Returns `path`."""
+    import torch
+
+    path.mkdir(parents=True, exist_ok=True)
+    _write_weights(path, ModelConfig(), seed, torch.bfloat16)
+    _write_json(path / "config.json", ModelConfig().to_dict())
+    _write_json(path / "preprocessor_config.json", ImageConfig().to_dict())
+    return path
+
+
+def _write_weights(path: Path, config: ModelConfig, seed: int, dtype: torch.dtype | None = None) -> None:
     """Random weights, large enough that every layer matters, saved by the reference's own class."""
     import torch
     from parity import reference
@@ -137,14 +151,26 @@ def _write_weights(path: Path, config: ModelConfig, seed: int) -> None:
     classes = reference.transformers
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = classes.MiniCPMV4_6ForConditionalGeneration(classes.MiniCPMV4_6Config(**config.to_dict()))
+        with torch.device("meta"):
+            model = classes.MiniCPMV4_6ForConditionalGeneration(classes.MiniCPMV4_6Config(**config.to_dict()))
+        model = model.to(dtype or torch.float32).to_empty(device="cpu")
+        model.tie_weights()
         for name, parameter in model.named_parameters():
             if name.endswith("A_log"):
                 # Decays that a few tokens outlive. Where all is forgotten at once, an output is one product that may be
                 # near zero, the norm behind it blows up its last digits, and no two fp32 sums agree to 1e-4.
                 parameter.uniform_(0.05, 2).log_()
-            elif parameter.ndim == 1:  # norms and biases: about their own starting value
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif parameter.ndim == 1:  # norms and biases: about where a model starts
+                parameter.normal_(_start(model, name), 0.1)
             else:
                 parameter.normal_(0, parameter[0].numel() ** -0.5)
         model.save_pretrained(path)
+
+
+def _start(model: torch.nn.Module, name: str) -> float:
+    """Where a vector starts: one for plain norms and time steps, zero for biases and the zero-centred norms."""
+    from torch import nn
+
+    owner, _, leaf = name.rpartition(".")
+    plain_norm = isinstance(model.get_submodule(owner), nn.LayerNorm) or name.endswith("linear_attn.norm.weight")
+    return 1.0 if leaf == "dt_bias" or (leaf == "weight" and plain_norm) else 0.0
