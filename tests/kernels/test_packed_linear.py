@@ -1,0 +1,69 @@
+"""Weights laid out for the CPU give the answers of the plain ones."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from invariants import (
+    assert_close,
+    assert_same_decoding,
+    cached_decode_equals_full_forward,
+    packed_equals_separate,
+    prefill,
+)
+from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
+
+from pocketvlm.kernels.packed_linear import is_packable
+from pocketvlm.model.vlm import MiniCPMV
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def plain(request: pytest.FixtureRequest) -> MiniCPMV:
+    return tiny_model(2, with_text(tie_word_embeddings=request.param))
+
+
+@pytest.fixture
+def packed(plain: MiniCPMV) -> MiniCPMV:
+    return copy.deepcopy(plain).pack_for_cpu()
+
+
+def test_packed_model_equals_the_plain_one_with_a_picture(plain: MiniCPMV, packed: MiniCPMV) -> None:
+    views = [view(8, 8), view(4, 8, "4x")]
+    features = [model.encode_views(random_patches(views), views) for model in (plain, packed)]
+    assert_close(features[1], features[0])
+    ids = prompt_with_views(views, after=70)
+    assert_same_decoding(prefill(packed, ids, features[0]), prefill(plain, ids, features[0]))
+
+
+def test_packed_model_keeps_the_invariants(packed: MiniCPMV) -> None:
+    prompts = [random_text(5), random_text(66, seed=1)]
+    packed_equals_separate(packed, prompts)
+    cached_decode_equals_full_forward(packed, prompts, [[1, 2, 3]] * 2)
+
+
+def test_embedding_in_half_precision_only_where_that_is_lossless(plain: MiniCPMV) -> None:
+    rounded = copy.deepcopy(plain)
+    table = rounded.language_model.embed_tokens.weight
+    table.copy_(table.bfloat16())
+    ids = torch.tensor(random_text(20))
+    for model in (plain, rounded):
+        before = model.embed(ids)
+        after = copy.deepcopy(model).pack_for_cpu().embed(ids)
+        assert after.dtype == torch.float32
+        assert torch.equal(after, before)
+
+
+def test_half_precision_models_are_left_as_they_are(plain: MiniCPMV) -> None:
+    half = copy.deepcopy(plain).bfloat16()
+    names = [name for name, _ in half.named_parameters()]
+    assert [name for name, _ in half.pack_for_cpu().named_parameters()] == names
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [((64, 64), torch.float32, True), ((63, 64), torch.float32, False), ((64, 64), torch.bfloat16, False)],
+)
+def test_only_large_fp32_layers_are_packable(shape: tuple[int, int], dtype: torch.dtype, expected: bool) -> None:
+    assert is_packable(torch.nn.Linear(*shape, dtype=dtype)) is expected
