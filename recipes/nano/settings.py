@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
+from pocketvlm.synthetic import LEVELS, Difficulty
 
 # One view is 224 x 224: 256 patches, 16 visual tokens at 16x or 64 at 4x.
 IMAGE = ImageConfig(scale_resolution=224)
@@ -48,7 +50,7 @@ class Stage:
     """One step of the curriculum.
 
     Attributes:
-        tasks: (task, difficulty, weight): what the pictures of a batch are drawn from.
+        tasks: (task, level or difficulty, weight): what the pictures of a batch are drawn from.
         batch: pictures a process and step.
         mark: the stage ends when the moving average of the loss falls under this; 0 never ends.
         language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
@@ -57,12 +59,15 @@ class Stage:
     """
 
     name: str
-    tasks: tuple[tuple[str, int, float], ...]
+    tasks: tuple[tuple[str, int | Difficulty, float], ...]
     batch: int
     mark: float
     language: int = 1
     characters: float = 0.5
 
+
+# One word, number or phrase anywhere on a page: what people try first.
+ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
 
 # Full difficulty from the first step learns nothing: each stage starts where the one before it can already read, and
 # a stage ends on the loss, never on the clock.
@@ -71,8 +76,19 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("first words", (("words", 0, 1.0),), 24, 0.50),
     Stage("strips", (("words", 1, 0.8), ("words", 0, 0.2)), 24, 1.00, language=3),
     Stage("small pictures", (("words", 2, 0.7), ("words", 1, 0.3)), 24, 1.25, language=3),
-    Stage("pages", (("words", 3, 0.6), ("words", 2, 0.28), ("receipt", 0, 0.12)), 14, 0.95, language=2),
-    Stage("receipts", (("words", 3, 0.45), ("words", 2, 0.2), ("receipt", 0, 0.25), ("words", 4, 0.1)), 12, 0.0),
+    Stage(
+        "pages",
+        (("words", ONE_LINE, 0.5), ("words", 3, 0.15), ("words", 2, 0.2), ("receipt", 0, 0.15)),
+        14,
+        0.70,
+        language=2,
+    ),
+    Stage(
+        "receipts",
+        (("words", ONE_LINE, 0.45), ("words", 3, 0.1), ("words", 2, 0.1), ("receipt", 0, 0.25), ("words", 4, 0.1)),
+        12,
+        0.0,
+    ),
 )
 
 

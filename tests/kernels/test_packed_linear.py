@@ -15,7 +15,14 @@ from invariants import (
 )
 from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
 
-from pocketvlm.kernels.packed_linear import is_packable
+from pocketvlm.kernels.packed_linear import (
+    PackedLinear,
+    is_packable,
+    linear_add,
+    linear_gelu_tanh,
+    linear_mul,
+    linear_silu,
+)
 from pocketvlm.model.vlm import MiniCPMV
 
 
@@ -27,6 +34,23 @@ def plain(request: pytest.FixtureRequest) -> MiniCPMV:
 @pytest.fixture
 def packed(plain: MiniCPMV) -> MiniCPMV:
     return copy.deepcopy(plain).pack_for_cpu()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_epilogues_equal_the_composition(rows: int, bias: bool) -> None:
+    torch.manual_seed(rows)
+    linear = torch.nn.Linear(96, 130, bias=bias).requires_grad_(False)
+    packed = PackedLinear(linear.weight, linear.bias)
+    x, other = torch.randn(rows, 96), torch.randn(rows, 130)
+    kept = other.clone()
+    assert_close(packed(x), linear(x))
+    for fused in (linear_gelu_tanh, linear_silu):
+        assert_close(fused(packed, x), fused(linear, x))
+    for fused in (linear_add, linear_mul):
+        assert_close(fused(packed, x, other), fused(linear, x, other))
+    assert torch.equal(other, kept), "the other operand is not written to"
+    assert torch.equal(packed.unpacked(), linear.weight)
 
 
 def test_packed_model_equals_the_plain_one_with_a_picture(plain: MiniCPMV, packed: MiniCPMV) -> None:

@@ -108,9 +108,9 @@ def test_position_table_is_looked_up_and_never_interpolated() -> None:
 def test_attention_stays_inside_a_view() -> None:
     attention = tiny_model().vision_tower.layers[0].self_attn
     x = torch.randn(20, CONFIG.vision.hidden_size, generator=torch.Generator().manual_seed(1))
-    got = attention(x, [ViewGroup(2, 4), ViewGroup(1, 12)])
+    got = attention(x, [ViewGroup(2, 4), ViewGroup(1, 12)], torch.zeros_like(x))
     for rows in (slice(0, 4), slice(4, 8), slice(8, 20)):
-        assert_close(got[rows], attention(x[rows], [ViewGroup(1, len(x[rows]))]))
+        assert_close(got[rows], attention(x[rows], [ViewGroup(1, len(x[rows]))], torch.zeros_like(x[rows])))
 
 
 def test_early_compression_equals_its_definition_window_by_window() -> None:
@@ -118,7 +118,7 @@ def test_early_compression_equals_its_definition_window_by_window() -> None:
     x = torch.randn(12, CONFIG.vision.hidden_size, generator=torch.Generator().manual_seed(2))
     expected = []
     for window in x.split(4):
-        attended = window + merger.self_attn(merger.layer_norm1(window), [ViewGroup(1, 4)])
+        attended = merger.self_attn(merger.layer_norm1(window), [ViewGroup(1, 4)], window)
         wide = F.gelu(merger.linear_1(merger.pre_norm(attended.flatten())), approximate="tanh")
         expected.append(merger.linear_2(wide) + attended.mean(0))
     assert_close(merger(x), torch.stack(expected))

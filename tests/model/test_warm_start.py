@@ -64,11 +64,11 @@ def test_four_equal_tokens_get_what_the_layer_itself_makes_of_one(tower: VisionT
 
 def test_different_tokens_get_the_mean_of_the_layers_mlp(tower: VisionTower, layer: VisionLayer) -> None:
     tokens = torch.randn(WINDOW, CONFIG.vision.hidden_size, generator=torch.Generator().manual_seed(2))
-    attended = tokens + layer.self_attn(layer.layer_norm1(tokens), [ViewGroup(1, WINDOW)])
+    attended = layer.self_attn(layer.layer_norm1(tokens), [ViewGroup(1, WINDOW)], tokens)
     # One norm over the four tokens together, the layer's weights on each.
     joint = torch.nn.functional.layer_norm(attended, attended.shape, eps=CONFIG.vision.layer_norm_eps)
     normed = joint * layer.layer_norm2.weight + layer.layer_norm2.bias
-    assert_close(tower.vit_merger(tokens)[0], (attended + layer.mlp(normed)).mean(0))
+    assert_close(tower.vit_merger(tokens)[0], layer.mlp(normed, attended).mean(0))
 
 
 def test_the_other_layers_are_left_alone(tower: VisionTower) -> None:

@@ -247,7 +247,7 @@ def test_linear_attention_alone_equals_the_reference_beyond_one_chunk(
 ) -> None:
     pair = pair_of(seed)
     x = torch.randn(150, pair.ours.config.text.hidden_size, generator=torch.Generator().manual_seed(seed))
-    got = pair.ours.language_model.layers[0].linear_attn(x, PackedBatch.of([Segment(150)]), None)
+    got = pair.ours.language_model.layers[0].linear_attn(x, PackedBatch.of([Segment(150)]), None, torch.zeros_like(x))
     assert_parity(got, pair.theirs.model.language_model.layers[0].linear_attn(x.unsqueeze(0))[0])
 
 

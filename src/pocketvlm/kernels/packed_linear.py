@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # The layout is chosen for this many rows. Tried 1, 8, 64 and 1024: 8 is within a few percent of the best at every size.
 ROWS_HINT = 8
@@ -48,6 +49,34 @@ class PackedLinear(nn.Module):
     def unpacked(self) -> Tensor:
         """The weight [N, K] as it was."""
         return self.packed.to_dense()
+
+
+def linear_gelu_tanh(linear: nn.Module, x: Tensor) -> Tensor:
+    """gelu_tanh(linear(x)); on packed weights the activation is applied while the product is still in cache."""
+    if isinstance(linear, PackedLinear):
+        return torch.ops.mkldnn._linear_pointwise(x, linear.packed, linear.bias, "gelu", [], "tanh")
+    return F.gelu(linear(x), approximate="tanh")
+
+
+def linear_silu(linear: nn.Module, x: Tensor) -> Tensor:
+    """silu(linear(x)), likewise."""
+    if isinstance(linear, PackedLinear):
+        return torch.ops.mkldnn._linear_pointwise(x, linear.packed, linear.bias, "swish", [], "")
+    return F.silu(linear(x))
+
+
+def linear_add(linear: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    """linear(x) + other, likewise."""
+    if isinstance(linear, PackedLinear):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, linear.packed, linear.bias, "add")
+    return linear(x) + other
+
+
+def linear_mul(linear: nn.Module, x: Tensor, other: Tensor) -> Tensor:
+    """linear(x) * other, likewise."""
+    if isinstance(linear, PackedLinear):
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, linear.packed, linear.bias, "mul")
+    return linear(x) * other
 
 
 def pack_linears(module: nn.Module) -> None:

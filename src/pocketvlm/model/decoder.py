@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.packed_linear import PackedLinear, pack_linears
+from pocketvlm.kernels.packed_linear import PackedLinear, linear_add, linear_mul, linear_silu, pack_linears
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -28,8 +28,9 @@ class SwiGLU(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+    def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        gated = linear_mul(self.up_proj, x_TD, linear_silu(self.gate_proj, x_TD))
+        return linear_add(self.down_proj, gated, residual_TD)
 
 
 class DecoderLayer(nn.Module):
@@ -49,10 +50,10 @@ class DecoderLayer(nn.Module):
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: Cache | None) -> Tensor:
         normed = self.input_layernorm(x_TD)
         if self.is_linear:
-            x_TD = x_TD + self.linear_attn(normed, batch, cache)
+            x_TD = self.linear_attn(normed, batch, cache, x_TD)
         else:
-            x_TD = x_TD + self.self_attn(normed, rotary, batch, cache)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+            x_TD = self.self_attn(normed, rotary, batch, cache, x_TD)
+        return self.mlp(self.post_attention_layernorm(x_TD), x_TD)
 
 
 class Decoder(nn.Module):

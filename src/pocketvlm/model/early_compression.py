@@ -7,9 +7,9 @@ Shapes:  T packed tokens, window by window · D hidden
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pocketvlm.config import VisionConfig
+from pocketvlm.kernels.packed_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.view_packing import ViewGroup
 
 WINDOW = 4  # tokens in a 2 x 2 window
@@ -34,7 +34,7 @@ class EarlyCompression(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, D] to [T / 4, D]. Windows are neighbours in packed order, so all of them are one batched product."""
         windows = len(x_TD) // WINDOW
-        x_TD = x_TD + self.self_attn(self.layer_norm1(x_TD), [ViewGroup(windows, WINDOW)])
+        x_TD = self.self_attn(self.layer_norm1(x_TD), [ViewGroup(windows, WINDOW)], x_TD)
         mean = x_TD.view(windows, WINDOW, -1).mean(1)
         folded = self.pre_norm(x_TD.view(windows, -1))
-        return self.linear_2(F.gelu(self.linear_1(folded), approximate="tanh")) + mean
+        return linear_add(self.linear_2, linear_gelu_tanh(self.linear_1, folded), mean)

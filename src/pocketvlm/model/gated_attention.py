@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
+from pocketvlm.kernels.packed_linear import linear_add
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import ZeroCentredRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -34,8 +35,15 @@ class GatedAttention(nn.Module):
         self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: Cache | None) -> Tensor:
-        """[T, D] to [T, D]; with a cache, new keys and values are written behind those of each segment's slot."""
+    def forward(
+        self,
+        x_TD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        batch: PackedBatch,
+        cache: Cache | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
+        """[T, D] to residual + [T, D]; with a cache, new keys and values go behind those of each segment's slot."""
         q, gate = self.q_proj(x_TD).view(-1, self.heads, 2 * self.head_dim).chunk(2, dim=-1)
         q = apply_rotary(self.q_norm(q), *rotary)
         k = apply_rotary(self.k_norm(self.k_proj(x_TD).view(-1, self.kv_heads, self.head_dim)), *rotary)
@@ -49,7 +57,7 @@ class GatedAttention(nn.Module):
         else:
             assert cache is not None, "segments that continue a sequence need its cache"
             out = self._continued(q, batch, cache)
-        return self.o_proj((out * torch.sigmoid(gate)).flatten(1))
+        return linear_add(self.o_proj, (out * torch.sigmoid(gate)).flatten(1), residual_TD)
 
     def _write(self, k: Tensor, v: Tensor, batch: PackedBatch, cache: Cache) -> None:
         keys, values = cache.keys[self.layer], cache.values[self.layer]

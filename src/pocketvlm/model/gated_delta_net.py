@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d, step_causal_conv1d
 from pocketvlm.kernels.gated_delta_rule import chunk_gated_delta_rule, normalise_query_key, step_gated_delta_rule
+from pocketvlm.kernels.packed_linear import linear_add
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import GatedRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -38,8 +39,8 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)
 
-    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache | None) -> Tensor:
-        """[T, D] to [T, D]; with a cache, continues from and updates the states of each segment's slot."""
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache | None, residual_TD: Tensor) -> Tensor:
+        """[T, D] to residual + [T, D]; with a cache, continues from and updates the states of each segment's slot."""
         mixed_TC = self.in_proj_qkv(x_TD)
         beta_TH = self.in_proj_b(x_TD).float().sigmoid()
         g_TH = -self.A_log.float().exp() * F.softplus(self.in_proj_a(x_TD).float() + self.dt_bias.float())
@@ -48,7 +49,7 @@ class GatedDeltaNet(nn.Module):
         else:
             out_THV = self._prompt(mixed_TC, g_TH, beta_TH, batch, cache)
         z_THV = self.in_proj_z(x_TD).view(-1, self.value_heads, self.value_dim)
-        return self.out_proj(self.norm(out_THV, z_THV).flatten(1))
+        return linear_add(self.out_proj, self.norm(out_THV, z_THV).flatten(1), residual_TD)
 
     def _split(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Convolved channels to q, k [T, Hv, K] (normalised) and v [T, Hv, V], all fp32."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import ModelConfig, VisionConfig
+from pocketvlm.kernels.packed_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.early_compression import EarlyCompression
 from pocketvlm.model.view_packing import ViewGroup, ViewPacking
 
@@ -28,8 +29,8 @@ class ViewAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x_TD: Tensor, groups: Sequence[ViewGroup]) -> Tensor:
-        """[T, D] to [T, D]; `groups` says how many neighbouring views of how many tokens the rows are."""
+    def forward(self, x_TD: Tensor, groups: Sequence[ViewGroup], residual_TD: Tensor) -> Tensor:
+        """[T, D] to residual + [T, D]; `groups` says how many neighbouring views of how many tokens the rows are."""
         q, k, v = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
         sizes = [g.count * g.tokens for g in groups]
         outs = []
@@ -37,7 +38,7 @@ class ViewAttention(nn.Module):
             shape = (group.count, group.tokens, self.heads, -1)
             q_g, k_g, v_g = (part.view(shape).transpose(1, 2) for part in parts)
             outs.append(F.scaled_dot_product_attention(q_g, k_g, v_g).transpose(1, 2).reshape(-1, x_TD.shape[1]))
-        return self.out_proj(outs[0] if len(outs) == 1 else torch.cat(outs))
+        return linear_add(self.out_proj, outs[0] if len(outs) == 1 else torch.cat(outs), residual_TD)
 
 
 class VisionMLP(nn.Module):
@@ -48,8 +49,8 @@ class VisionMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_TD), approximate="tanh"))
+    def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        return linear_add(self.fc2, linear_gelu_tanh(self.fc1, x_TD), residual_TD)
 
 
 class VisionLayer(nn.Module):
@@ -63,8 +64,8 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, x_TD: Tensor, groups: Sequence[ViewGroup]) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.layer_norm1(x_TD), groups)
-        return x_TD + self.mlp(self.layer_norm2(x_TD))
+        x_TD = self.self_attn(self.layer_norm1(x_TD), groups, x_TD)
+        return self.mlp(self.layer_norm2(x_TD), x_TD)
 
 
 class VisionTower(nn.Module):
