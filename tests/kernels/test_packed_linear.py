@@ -67,16 +67,13 @@ def test_packed_model_keeps_the_invariants(packed: MiniCPMV) -> None:
     cached_decode_equals_full_forward(packed, prompts, [[1, 2, 3]] * 2)
 
 
-def test_embedding_in_half_precision_only_where_that_is_lossless(plain: MiniCPMV) -> None:
-    rounded = copy.deepcopy(plain)
-    table = rounded.language_model.embed_tokens.weight
-    table.copy_(table.bfloat16())
+def test_the_tied_embedding_stays_and_a_single_row_uses_it(plain: MiniCPMV) -> None:
+    packed = copy.deepcopy(plain).pack_for_cpu()
     ids = torch.tensor(random_text(20))
-    for model in (plain, rounded):
-        before = model.embed(ids)
-        after = copy.deepcopy(model).pack_for_cpu().embed(ids)
-        assert after.dtype == torch.float32
-        assert torch.equal(after, before)
+    assert torch.equal(packed.embed(ids), plain.embed(ids))
+    hidden = torch.randn(3, plain.config.text.hidden_size)
+    for rows in (1, 3):
+        assert_close(packed.logits(hidden[:rows]), plain.logits(hidden[:rows]))
 
 
 def test_half_precision_models_are_left_as_they_are(plain: MiniCPMV) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.packed_linear import PackedLinear, linear_add, linear_mul, linear_silu, pack_linears
+from pocketvlm.kernels.packed_linear import PackedLinear, linear_add, linear_mul, linear_silu
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -91,19 +91,9 @@ class Decoder(nn.Module):
         return self.lm_head(x_TD)
 
     def pack(self) -> None:
-        """Lay out all weights for CPU inference (`kernels.packed_linear`), the tied head included.
-
-        The head then is a copy of the embedding, and the embedding itself is kept in bfloat16 where that loses nothing,
-        as with every published checkpoint.
-        """
+        """Lay out the head for CPU inference (`kernels.packed_linear`): a tied one becomes a copy of the embedding."""
         if self.lm_head is None:
-            embedding = self.embed_tokens.weight
-            half = embedding.bfloat16()
-            # Compared in blocks: a whole fp32 copy of the table would be a gigabyte.
-            if all(torch.equal(h.float(), e) for h, e in zip(half.split(4096), embedding.split(4096), strict=True)):
-                self.embed_tokens.weight = nn.Parameter(half, requires_grad=False)
-            self.lm_head = PackedLinear(embedding, None)
-        pack_linears(self)
+            self.lm_head = PackedLinear(self.embed_tokens.weight, None, keep_plain=True)
 
 
 def fp32_parameters(model: nn.Module) -> set[str]:

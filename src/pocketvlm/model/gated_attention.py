@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.packed_linear import linear_add
+from pocketvlm.kernels.packed_linear import PackedLinear, is_packable, linear_add, pack_together
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import ZeroCentredRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -34,6 +34,23 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
         self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
+        self.qkv_proj: PackedLinear | None = None  # all three projections in one, once packed
+
+    def pack(self) -> None:
+        """Join the projections of the input for CPU inference (`kernels.packed_linear`)."""
+        if is_packable(self.q_proj):
+            self.qkv_proj = pack_together(self.q_proj, self.k_proj, self.v_proj)
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries with gates [T, H, 2E], keys and values [T, Hk, E]."""
+        if self.qkv_proj is None:
+            q, k, v = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
+        else:
+            width = self.kv_heads * self.head_dim
+            q, k, v = self.qkv_proj(x_TD).split([2 * self.heads * self.head_dim, width, width], dim=-1)
+        k, v = (x.unflatten(-1, (self.kv_heads, self.head_dim)) for x in (k, v))
+        return q.unflatten(-1, (self.heads, 2 * self.head_dim)), k, v
 
     def forward(
         self,
@@ -44,10 +61,9 @@ class GatedAttention(nn.Module):
         residual_TD: Tensor,
     ) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, new keys and values go behind those of each segment's slot."""
-        q, gate = self.q_proj(x_TD).view(-1, self.heads, 2 * self.head_dim).chunk(2, dim=-1)
-        q = apply_rotary(self.q_norm(q), *rotary)
-        k = apply_rotary(self.k_norm(self.k_proj(x_TD).view(-1, self.kv_heads, self.head_dim)), *rotary)
-        v = self.v_proj(x_TD).view(-1, self.kv_heads, self.head_dim)
+        q, k, v = self._project(x_TD)
+        q, gate = q.chunk(2, dim=-1)
+        q, k = apply_rotary(self.q_norm(q), *rotary), apply_rotary(self.k_norm(k), *rotary)
         if cache is not None:
             self._write(k, v, batch, cache)
         if cache is not None and batch.is_decode:

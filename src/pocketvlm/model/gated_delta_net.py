@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d, step_causal_conv1d
 from pocketvlm.kernels.gated_delta_rule import chunk_gated_delta_rule, normalise_query_key, step_gated_delta_rule
-from pocketvlm.kernels.packed_linear import linear_add
+from pocketvlm.kernels.packed_linear import PackedLinear, is_packable, linear_add, pack_together
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import GatedRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -38,17 +38,34 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)
+        self.in_proj: PackedLinear | None = None  # all four projections in one, once packed
+
+    def pack(self) -> None:
+        """Join the projections of the input for CPU inference (`kernels.packed_linear`)."""
+        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+        if is_packable(self.in_proj_qkv):
+            self.in_proj = pack_together(*(getattr(self, name) for name in names))
+            for name in names:
+                delattr(self, name)
+
+    def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixed queries, keys and values [T, C], z [T, Hv * V], b [T, Hv] and a [T, Hv]."""
+        if self.in_proj is None:
+            return self.in_proj_qkv(x_TD), self.in_proj_z(x_TD), self.in_proj_b(x_TD), self.in_proj_a(x_TD)
+        widths = [self.channels, self.value_heads * self.value_dim, self.value_heads, self.value_heads]
+        qkv, z, b, a = self.in_proj(x_TD).split(widths, dim=-1)
+        return qkv, z, b, a
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache | None, residual_TD: Tensor) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, continues from and updates the states of each segment's slot."""
-        mixed_TC = self.in_proj_qkv(x_TD)
-        beta_TH = self.in_proj_b(x_TD).float().sigmoid()
-        g_TH = -self.A_log.float().exp() * F.softplus(self.in_proj_a(x_TD).float() + self.dt_bias.float())
+        mixed_TC, z, b, a = self._project(x_TD)
+        beta_TH = b.float().sigmoid()
+        g_TH = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         if cache is not None and batch.is_decode:
             out_THV = self._step(mixed_TC, g_TH, beta_TH, batch, cache)
         else:
             out_THV = self._prompt(mixed_TC, g_TH, beta_TH, batch, cache)
-        z_THV = self.in_proj_z(x_TD).view(-1, self.value_heads, self.value_dim)
+        z_THV = z.unflatten(-1, (self.value_heads, self.value_dim))
         return linear_add(self.out_proj, self.norm(out_THV, z_THV).flatten(1), residual_TD)
 
     def _split(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

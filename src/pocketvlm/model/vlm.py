@@ -55,7 +55,6 @@ class MiniCPMV(nn.Module):
     def pack_for_cpu(self) -> Self:
         """Lay out the weights for fast fp32 inference on a CPU, in place. Such a model cannot be trained or saved."""
         if self.device.type == "cpu" and self.dtype == torch.float32 and is_available():
-            self.language_model.pack()
             pack_linears(self)
         return self
 
@@ -96,7 +95,7 @@ class MiniCPMV(nn.Module):
 
     def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:
         """Token embeddings [T, D] with the features put in the places held for pictures and video, in order."""
-        x_TD = self.language_model.embed_tokens(input_ids_T).to(self.dtype)
+        x_TD = self.language_model.embed_tokens(input_ids_T)
         if features_ND is None or not len(features_ND):
             return x_TD
         places = (input_ids_T == self.config.image_token_id) | (input_ids_T == self.config.video_token_id)
