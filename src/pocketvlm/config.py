@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -52,10 +52,25 @@ def check_dtype_name(name: str) -> str:
     return name
 
 
-def _pick(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `data` that are fields of the dataclass `cls`."""
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in data.items() if k in names and v is not None}
+def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
+    """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {data!r:.40}, expected an object")
+    picked = {}
+    for f in fields(cls):
+        value = data.get(f.name)
+        if value is None or f.default is MISSING:
+            continue
+        kind: Any = type(f.default)
+        if kind is float:
+            kind = (int, float)
+        elif kind is tuple:
+            kind, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            name = f"{where}.{f.name}".lstrip(".")
+            raise ConfigError(f"{name} is {value!r:.40}, expected {type(f.default).__name__}")
+        picked[f.name] = value
+    return picked
 
 
 @dataclass(frozen=True)
@@ -197,34 +212,31 @@ class ModelConfig:
             raise ConfigError("drop_vision_last_layer=true is not supported")
         if tuple(data.get("merge_kernel_size", (2, 2))) != (2, 2) or data.get("merger_times", 1) != 1:
             raise ConfigError("only merge_kernel_size (2, 2) with merger_times 1 is supported")
-        try:
-            text_data = dict(data["text_config"])
-            vision_data = data["vision_config"]
-            rope = text_data.pop("rope_parameters", None) or {}
-            if rope.get("rope_type", "default") != "default":
-                raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
-            if "layer_types" in text_data:
-                text_data["layer_types"] = tuple(text_data["layer_types"])
-            else:
-                interval = text_data.get("full_attention_interval", 4)
-                text_data["layer_types"] = tuple(
-                    "linear_attention" if (i + 1) % interval else "full_attention"
-                    for i in range(text_data["num_hidden_layers"])
-                )
-            text = TextConfig(**(_pick(TextConfig, text_data) | _pick(TextConfig, rope)))
-            vision = VisionConfig(**_pick(VisionConfig, vision_data))
-        except KeyError as error:
-            raise ConfigError(f"config.json lacks {error.args[0]!r}") from None
-        except TypeError as error:
-            raise ConfigError(f"config.json has a value of the wrong type: {error}") from None
-        return cls(vision=vision, text=text, **_pick(cls, data))
+        for name in ("text_config", "vision_config"):
+            if not isinstance(data.get(name), Mapping):
+                raise ConfigError(f"config.json has no object {name!r}")
+        text_data = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
+        rope = text_data.pop("rope_parameters", None) or {}
+        if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
+        if "layer_types" not in text_data:
+            interval, layers = text_data.get("full_attention_interval", 4), text_data.get("num_hidden_layers")
+            if not isinstance(interval, int) or not isinstance(layers, int) or interval < 1:
+                raise ConfigError("text_config has neither layer_types nor a usable full_attention_interval")
+            kinds = ("linear_attention", "full_attention")
+            text_data["layer_types"] = tuple(kinds[(i + 1) % interval == 0] for i in range(layers))
+        picked = _pick(TextConfig, text_data, "text_config") | _pick(TextConfig, rope, "text_config.rope_parameters")
+        vision = VisionConfig(**_pick(VisionConfig, data["vision_config"], "vision_config"))
+        return cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` in the published layout."""
         text = asdict(self.text)
         rope = {k: text.pop(k) for k in ("partial_rotary_factor", "rope_theta")} | {"rope_type": "default"}
         text |= {"layer_types": list(self.text.layer_types), "rope_parameters": rope, "model_type": "qwen3_5_text"}
-        text |= {"attention_dropout": 0.0, "full_attention_interval": 4, "mamba_ssm_dtype": "float32"}
+        text |= {"attention_dropout": 0.0, "mamba_ssm_dtype": "float32"}
+        if "full_attention" in self.text.layer_types:
+            text["full_attention_interval"] = self.text.layer_types.index("full_attention") + 1
         vision = asdict(self.vision) | {"attention_dropout": 0.0, "model_type": "minicpmv4_6_vision"}
         own = {k: v for k, v in asdict(self).items() if k not in ("vision", "text")}
         return {
@@ -269,11 +281,7 @@ class ImageConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read the content of a published `preprocessor_config.json`; unknown keys are left alone."""
-        picked = _pick(cls, data)
-        for name in ("image_mean", "image_std"):
-            if name in picked:
-                picked[name] = tuple(picked[name])
-        return cls(**picked)
+        return cls(**_pick(cls, data))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `preprocessor_config.json` in the published layout."""

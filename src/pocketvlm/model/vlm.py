@@ -81,6 +81,8 @@ class MiniCPMV(nn.Module):
         expected = sum(v.patches for v in views)
         if len(patches) != expected:
             raise PromptError(f"{len(patches)} patches were given for views of {expected}")
+        if not views:
+            return torch.empty(0, self.config.text.hidden_size, dtype=self.dtype, device=self.device)
         packing = pack_views(views, self.config.vision.positions_per_side, self.device)
         if patches.dtype == torch.uint8:
             patches = self.normalise(patches.to(self.device))

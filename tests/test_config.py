@@ -1,0 +1,74 @@
+"""Configurations: the published JSON there and back, and one line for everything that does not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pocketvlm.config import ImageConfig, ModelConfig, TextConfig
+from pocketvlm.errors import ConfigError
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The published configuration with `a__b=value` set at a.b."""
+    data = ModelConfig().to_dict()
+    for path, value in changes.items():
+        *parents, leaf = path.split("__")
+        place = data
+        for parent in parents:
+            place = place[parent]
+        place[leaf] = value
+    return data
+
+
+def test_there_and_back_is_the_same() -> None:
+    assert ModelConfig.from_dict(ModelConfig().to_dict()) == ModelConfig()
+    assert ImageConfig.from_dict(ImageConfig().to_dict()) == ImageConfig()
+    data = ModelConfig().to_dict()
+    assert data["text_config"]["full_attention_interval"] == 4
+    assert "dtype" not in data
+
+
+def test_layer_types_follow_from_the_interval_when_they_are_missing() -> None:
+    data = changed()
+    del data["text_config"]["layer_types"]
+    assert ModelConfig.from_dict(data).text.layer_types == TextConfig().layer_types
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"text_config": "text"}, "text_config"),
+        ({"vision_config": [1]}, "vision_config"),
+        ({"insert_layer_id": "six"}, "insert_layer_id"),
+        ({"insert_layer_id": 99}, "insert_layer_id"),
+        ({"text_config__hidden_size": "big"}, "text_config.hidden_size"),
+        ({"text_config__hidden_size": True}, "text_config.hidden_size"),
+        ({"text_config__rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"text_config__layer_types": ["linear_attention"]}, "layer_types"),
+        ({"text_config__layer_types": "linear"}, "layer_types"),
+        ({"text_config__rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"text_config__rope_parameters": [1]}, "rope_parameters"),
+        ({"text_config__num_key_value_heads": 3}, "KV heads"),
+        ({"text_config__attention_bias": True}, "attention_bias"),
+        ({"vision_config__num_attention_heads": 7}, "heads"),
+        ({"vision_config__hidden_act": "relu"}, "relu"),
+        ({"model_type": "llama"}, "llama"),
+        ({"drop_vision_last_layer": True}, "drop_vision_last_layer"),
+        ({"merger_times": 2}, "merger_times"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_names_it(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_dict(changed(**changes))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data", [{"max_slice_nums": 0}, {"patch_size": "14"}, {"image_mean": 0.5}, {"four_x_rounding": "new"}]
+)
+def test_image_settings_that_do_not_fit_are_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(data))):
+        ImageConfig.from_dict(data)
