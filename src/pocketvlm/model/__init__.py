@@ -1,0 +1,1 @@
+"""Tensors → tensors: the model, its cache and its checkpoints, in PyTorch."""
