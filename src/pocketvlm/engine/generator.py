@@ -193,6 +193,8 @@ class Generator:
 
     def _decode(self, requests: list[Request], cache: Cache) -> Tensor:
         """Logits [B, V] after each sequence's newest token."""
+        if len(requests) > 1:
+            self.model.prepare_batches()
         began = time.perf_counter()
         starts = [len(r.input_ids) + len(r.output_ids) - 1 for r in requests]
         cache.reserve(max(starts) + 1)

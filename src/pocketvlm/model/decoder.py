@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.packed_linear import PackedLinear, linear_add, linear_mul, linear_silu
+from pocketvlm.kernels.cpu_linear import CPULinear, linear_add, linear_mul, linear_silu
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -90,10 +90,10 @@ class Decoder(nn.Module):
             return F.linear(x_TD, self.embed_tokens.weight)
         return self.lm_head(x_TD)
 
-    def pack(self) -> None:
-        """Lay out the head for CPU inference (`kernels.packed_linear`): a tied one becomes a copy of the embedding."""
+    def join_projections(self) -> None:
+        """Give the tied head a product of its own (`kernels.cpu_linear`); it shares the embedding's weight."""
         if self.lm_head is None:
-            self.lm_head = PackedLinear(self.embed_tokens.weight, None, keep_plain=True)
+            self.lm_head = CPULinear(self.embed_tokens.weight, None, keep_plain=True)
 
 
 def fp32_parameters(model: nn.Module) -> set[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pocketvlm.config import VisionConfig
-from pocketvlm.kernels.packed_linear import linear_add, linear_gelu_tanh
+from pocketvlm.kernels.cpu_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.view_packing import ViewGroup
 
 WINDOW = 4  # tokens in a 2 x 2 window

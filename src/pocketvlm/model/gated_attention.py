@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.packed_linear import PackedLinear, is_packable, linear_add, pack_together
+from pocketvlm.kernels.cpu_linear import CPULinear, is_suitable, join, linear_add
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import ZeroCentredRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -34,12 +34,12 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
         self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
-        self.qkv_proj: PackedLinear | None = None  # all three projections in one, once packed
+        self.qkv_proj: CPULinear | None = None  # all three projections in one, once packed
 
-    def pack(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.packed_linear`)."""
-        if is_packable(self.q_proj):
-            self.qkv_proj = pack_together(self.q_proj, self.k_proj, self.v_proj)
+    def join_projections(self) -> None:
+        """Join the projections of the input for CPU inference (`kernels.cpu_linear`)."""
+        if is_suitable(self.q_proj):
+            self.qkv_proj = join(self.q_proj, self.k_proj, self.v_proj)
             del self.q_proj, self.k_proj, self.v_proj
 
     def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import ModelConfig, VisionConfig
-from pocketvlm.kernels.packed_linear import linear_add, linear_gelu_tanh
+from pocketvlm.kernels.cpu_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.early_compression import EarlyCompression
 from pocketvlm.model.view_packing import ViewGroup, ViewPacking
 

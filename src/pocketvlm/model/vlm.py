@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.kernels.packed_linear import is_available, pack_linears
+from pocketvlm.kernels.cpu_linear import is_available, lay_out_linears, use_cpu_linears
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.decoder import Decoder
 from pocketvlm.model.merger import Merger
@@ -43,6 +43,7 @@ class MiniCPMV(nn.Module):
         self.merger = Merger(config)
         self.language_model = Decoder(config.text)
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+        self._batches_prepared = False
 
     @property
     def device(self) -> torch.device:
@@ -52,11 +53,17 @@ class MiniCPMV(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language_model.norm.weight.dtype
 
-    def pack_for_cpu(self) -> Self:
-        """Lay out the weights for fast fp32 inference on a CPU, in place. Such a model cannot be trained or saved."""
+    def use_cpu_kernels(self) -> Self:
+        """Switch to the fp32 products of `kernels.cpu_linear`, in place. Such a model cannot be trained or saved."""
         if self.device.type == "cpu" and self.dtype == torch.float32 and is_available():
-            pack_linears(self)
+            use_cpu_linears(self)
         return self
+
+    def prepare_batches(self) -> None:
+        """Lay the decoder's weights out for several rows; called when several sequences first decode together."""
+        if not self._batches_prepared:
+            lay_out_linears(self.language_model)
+            self._batches_prepared = True
 
     def forward(
         self, input_ids_T: Tensor, batch: PackedBatch, features_ND: Tensor | None = None, cache: Cache | None = None

@@ -15,9 +15,9 @@ from invariants import (
 )
 from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
 
-from pocketvlm.kernels.packed_linear import (
-    PackedLinear,
-    is_packable,
+from pocketvlm.kernels.cpu_linear import (
+    CPULinear,
+    is_suitable,
     linear_add,
     linear_gelu_tanh,
     linear_mul,
@@ -31,17 +31,23 @@ def plain(request: pytest.FixtureRequest) -> MiniCPMV:
     return tiny_model(2, with_text(tie_word_embeddings=request.param))
 
 
-@pytest.fixture
-def packed(plain: MiniCPMV) -> MiniCPMV:
-    return copy.deepcopy(plain).pack_for_cpu()
+@pytest.fixture(params=[True, False], ids=["blocked", "shared"])
+def packed(plain: MiniCPMV, request: pytest.FixtureRequest) -> MiniCPMV:
+    model = copy.deepcopy(plain).use_cpu_kernels()
+    if request.param:
+        model.prepare_batches()
+    return model
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
 @pytest.mark.parametrize("bias", [True, False])
-def test_fused_epilogues_equal_the_composition(rows: int, bias: bool) -> None:
+@pytest.mark.parametrize("blocked", [True, False])
+def test_fused_epilogues_equal_the_composition(rows: int, bias: bool, blocked: bool) -> None:
     torch.manual_seed(rows)
     linear = torch.nn.Linear(96, 130, bias=bias).requires_grad_(False)
-    packed = PackedLinear(linear.weight, linear.bias)
+    packed = CPULinear(linear.weight, linear.bias)
+    if blocked:
+        packed.lay_out()
     x, other = torch.randn(rows, 96), torch.randn(rows, 130)
     kept = other.clone()
     assert_close(packed(x), linear(x))
@@ -50,7 +56,6 @@ def test_fused_epilogues_equal_the_composition(rows: int, bias: bool) -> None:
     for fused in (linear_add, linear_mul):
         assert_close(fused(packed, x, other), fused(linear, x, other))
     assert torch.equal(other, kept), "the other operand is not written to"
-    assert torch.equal(packed.unpacked(), linear.weight)
 
 
 def test_packed_model_equals_the_plain_one_with_a_picture(plain: MiniCPMV, packed: MiniCPMV) -> None:
@@ -68,7 +73,8 @@ def test_packed_model_keeps_the_invariants(packed: MiniCPMV) -> None:
 
 
 def test_the_tied_embedding_stays_and_a_single_row_uses_it(plain: MiniCPMV) -> None:
-    packed = copy.deepcopy(plain).pack_for_cpu()
+    packed = copy.deepcopy(plain).use_cpu_kernels()
+    packed.prepare_batches()
     ids = torch.tensor(random_text(20))
     assert torch.equal(packed.embed(ids), plain.embed(ids))
     hidden = torch.randn(3, plain.config.text.hidden_size)
@@ -79,7 +85,7 @@ def test_the_tied_embedding_stays_and_a_single_row_uses_it(plain: MiniCPMV) -> N
 def test_half_precision_models_are_left_as_they_are(plain: MiniCPMV) -> None:
     half = copy.deepcopy(plain).bfloat16()
     names = [name for name, _ in half.named_parameters()]
-    assert [name for name, _ in half.pack_for_cpu().named_parameters()] == names
+    assert [name for name, _ in half.use_cpu_kernels().named_parameters()] == names
 
 
 @pytest.mark.parametrize(
@@ -87,4 +93,4 @@ def test_half_precision_models_are_left_as_they_are(plain: MiniCPMV) -> None:
     [((64, 64), torch.float32, True), ((63, 64), torch.float32, False), ((64, 64), torch.bfloat16, False)],
 )
 def test_only_large_fp32_layers_are_packable(shape: tuple[int, int], dtype: torch.dtype, expected: bool) -> None:
-    assert is_packable(torch.nn.Linear(*shape, dtype=dtype)) is expected
+    assert is_suitable(torch.nn.Linear(*shape, dtype=dtype)) is expected
