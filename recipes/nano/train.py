@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketvlm.model.checkpoint import save_model
+from pocketvlm.model.checkpoint import load_model, save_model
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.model.warm_start import warm_start_compression
 from pocketvlm.processing.tokenizer import Tokenizer
@@ -160,6 +160,11 @@ class Trainer:
         partial.replace(self.out / "training.pt")
         save_model(self.model, self.out / "model")
 
+    def start_from(self, checkpoint: Path, stage: int) -> None:
+        """Begin at a stage of the curriculum with the weights of a published model; the optimisers start afresh."""
+        self.model.load_state_dict(load_model(checkpoint).state_dict())
+        self.stage = stage
+
     def resume(self) -> None:
         path = self.out / "training.pt"
         if path.is_file():
@@ -178,6 +183,8 @@ def run(rank: int, args: argparse.Namespace) -> None:
             "gloo", init_method=f"file://{args.out.resolve()}/rendezvous", rank=rank, world_size=args.processes
         )
     trainer = Trainer(args.out, args.seed, rank, args.processes, Optimiser())
+    if args.init is not None and not (args.out / "training.pt").is_file():
+        trainer.start_from(args.init, args.stage)
     trainer.resume()
     if args.cooldown and trainer.cooldown is None:
         trainer.cooldown = (trainer.step, trainer.step + args.cooldown)
@@ -210,6 +217,8 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log")
     cli.add_argument("--seed", type=int, default=0)
+    cli.add_argument("--init", type=Path, help="begin with the weights of this checkpoint instead of from nothing")
+    cli.add_argument("--stage", type=int, default=4, help="with --init: stage of the curriculum to begin at")
     cli.add_argument("--steps", type=int, default=10**9, help="steps of this run (default: until interrupted)")
     cli.add_argument(
         "--cooldown", type=int, default=0, help="steps over which the learning rate falls to zero; then stop"

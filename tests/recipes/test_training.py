@@ -55,6 +55,13 @@ def test_a_saved_run_loads_as_a_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(p.bfloat16().float(), loaded[name]), name
 
 
+def test_training_can_begin_with_a_published_model(tmp_path: Path) -> None:
+    t = trainer(tmp_path / "run")
+    t.start_from(train.ASSETS, 0)
+    published = dict(load_model(train.ASSETS).named_parameters())
+    assert all(torch.equal(p, published[name]) for name, p in t.model.named_parameters())
+
+
 def test_steps_for_the_tower_alone_leave_the_decoder_alone(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run")
     t.train_step()  # step 0: both learn
