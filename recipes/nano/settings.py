@@ -82,9 +82,9 @@ CURRICULUM: tuple[Stage, ...] = (
         "pages",
         (
             ("words", SNIPPET, 0.5),
-            ("words", ONE_LINE, 0.25),
+            ("words", ONE_LINE, 0.3),
             ("words", 3, 0.05),
-            ("receipt", 0, 0.15),
+            ("receipt", 0, 0.1),
             ("receipt", 1, 0.05),
         ),
         24,
@@ -100,7 +100,7 @@ CURRICULUM: tuple[Stage, ...] = (
 
 
 # Most pictures are seen at 4x: 16x follows, and costs reading most.
-SHARE_4X = 0.65
+SHARE_4X = 0.75
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,17 @@ def test_nearest_positions_equal_the_reference_beyond_the_table_and_for_other_ta
         assert torch.equal(nearest_positions(height, width, buckets), expected), (height, width)
 
 
-def test_padded_index_goes_there_and_back() -> None:
-    batch = PackedBatch.of([Segment(3), Segment(1, slot=1), Segment(5, slot=2)])
-    there, back = batch.padded_index
-    assert torch.equal(there[back], torch.arange(batch.tokens))
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_padded_groups_hold_every_token_once_and_little_padding(lengths: list[int]) -> None:
+    batch = PackedBatch.of([Segment(length, slot=i) for i, length in enumerate(lengths)])
+    groups, back = batch.padded_groups
+    rows = torch.cat([index for _, index in groups])
+    assert torch.equal(rows[back], torch.arange(batch.tokens))
+    assert sum(count for count, _ in groups) == len(lengths)
+    assert len(rows) * 4 <= batch.tokens * 5
+    # A sequence's tokens are in order and side by side, or causal attention over its row would be wrong.
+    for first, length in zip(batch.firsts, lengths, strict=True):
+        assert torch.equal(back[first : first + length], torch.arange(length) + back[first])
 
 
 def test_positions_count_from_each_segments_own_start() -> None:

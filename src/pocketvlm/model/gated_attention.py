@@ -83,16 +83,21 @@ class GatedAttention(nn.Module):
             values[s.slot, :, place] = v[rows].transpose(0, 1)
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
-        """Whole prompts: laid out as [B, longest] for this one product. Causality keeps the padding out."""
-        if len(batch.segments) > 1:
-            there, back = batch.padded_index
-            q, k, v = (x.index_select(0, there).unflatten(0, (len(batch.segments), -1)) for x in (q, k, v))
-        else:
-            q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        """Whole prompts: those of like lengths laid out as [B, longest]. Causality keeps the padding out."""
+        if len(batch.segments) == 1:
+            return self._causal(*(x.unsqueeze(0) for x in (q, k, v)))
+        groups, back = batch.padded_groups
+        outs = [
+            self._causal(*(x.index_select(0, rows).unflatten(0, (count, -1)) for x in (q, k, v)))
+            for count, rows in groups
+        ]
+        return torch.cat(outs).index_select(0, back)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[B, L, heads, head dim] each to [B * L, heads, head dim]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        out = out.transpose(1, 2).flatten(0, 1)
-        return out.index_select(0, back) if len(batch.segments) > 1 else out
+        return out.transpose(1, 2).flatten(0, 1)
 
     def _decode(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
         """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""

@@ -84,18 +84,32 @@ class PackedBatch:
         )
 
     @cached_property
-    def padded_index(self) -> tuple[Tensor, Tensor]:
-        """Rows to lay the tokens out as [B, longest] and back.
+    def padded_groups(self) -> tuple[list[tuple[int, Tensor]], Tensor]:
+        """Sequences of like lengths, to be laid out as [count, longest of the group]: a (count, packed rows) for each
+        group; and, for each packed row, its place in all groups' rows one after the other.
 
-        Padding points at row 0: it sits behind every real token, where causal attention never looks.
+        A group's longest sequence is at most a quarter longer than its shortest, so that one long prompt does not make
+        all others as expensive as itself. Padding points at row 0: it sits behind every real token, where causal
+        attention never looks.
         """
-        longest = max(self.lengths)
-        index = torch.zeros(len(self.segments), longest, dtype=torch.long)
-        back = []
-        for b, (first, length) in enumerate(zip(self.firsts, self.lengths, strict=True)):
-            index[b, :length] = torch.arange(first, first + length)
-            back.append(torch.arange(b * longest, b * longest + length))
-        return index.flatten().to(self.device), torch.cat(back).to(self.device)
+        groups: list[list[int]] = []
+        for b in sorted(range(len(self.segments)), key=lambda b: -self.lengths[b]):
+            if groups and self.lengths[b] * 5 >= self.lengths[groups[-1][0]] * 4:
+                groups[-1].append(b)
+            else:
+                groups.append([b])
+        back = torch.empty(self.tokens, dtype=torch.long)
+        laid_out, place = [], 0
+        for group in groups:
+            longest = self.lengths[group[0]]
+            index = torch.zeros(len(group), longest, dtype=torch.long)
+            for row, b in enumerate(group):
+                first, length = self.firsts[b], self.lengths[b]
+                index[row, :length] = torch.arange(first, first + length)
+                back[first : first + length] = torch.arange(place, place + length)
+                place += longest
+            laid_out.append((len(group), index.flatten().to(self.device)))
+        return laid_out, back.to(self.device)
 
     @cached_property
     def decode_mask(self) -> Tensor | None:
