@@ -62,7 +62,7 @@ class Pair:
     """Both implementations over one checkpoint; each method returns (ours, theirs) as functions to time."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self.ours = load_model(checkpoint).use_cpu_kernels()
+        self.ours = load_model(checkpoint, cpu_kernels=True)
         self.theirs = transformers.MiniCPMV4_6ForConditionalGeneration.from_pretrained(
             checkpoint, dtype=torch.float32
         ).eval()

@@ -172,7 +172,7 @@ def load(
     directory = resolve(model)
     processor = Processor.from_directory(directory)
     report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
-    weights = load_model(directory, dtype=_dtype(dtype, target), device=target, progress=report).use_cpu_kernels()
+    weights = load_model(directory, dtype=_dtype(dtype, target), device=target, cpu_kernels=True, progress=report)
     generation = directory / "generation_config.json"
     defaults = SamplingParams.defaults_of(read_json(generation) if generation.is_file() else {})
     return VLM(weights, processor, defaults, name=str(model))

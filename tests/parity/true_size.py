@@ -68,7 +68,7 @@ def load_pocketvlm(checkpoint: Path) -> Answerer:
     from pocketvlm.model.checkpoint import load_model
     from pocketvlm.model.packing import PackedBatch, Segment
 
-    model = load_model(checkpoint).use_cpu_kernels()
+    model = load_model(checkpoint, cpu_kernels=True)
 
     def answer(patches: Tensor, views: tuple[View, ...], ids: Tensor) -> Answer:
         features = model.encode_views(patches, views)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError
+from pocketvlm.kernels import fp16_linear
 from pocketvlm.model.decoder import fp32_parameters
-from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
@@ -141,13 +142,15 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    cpu_kernels: bool = False,
     progress: Progress | None = None,
 ) -> MiniCPMV:
     """Load a checkpoint directory for inference (evaluation mode).
 
     Args:
         dtype: of the weights in memory; the published config names none. A_log and dt_bias stay fp32.
-        progress: called with (bytes read, bytes in all) after every tensor.
+        cpu_kernels: `MiniCPMV.use_cpu_kernels` at once, in less memory than afterwards; nothing off the CPU.
+        progress: called with (done, in all), in bytes read and packed, after every tensor.
 
     Raises:
         ConfigError: config.json is missing or does not fit.
@@ -160,7 +163,10 @@ def load_model(
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
     files = weight_files(directory)
-    total, done = sum(f.stat().st_size for f in files), 0
+    size, done = sum(f.stat().st_size for f in files), 0
+    cpu_kernels = cpu_kernels and can_use_cpu_kernels(torch.device(device), dtype)
+    total = 2 * size if cpu_kernels else size
+    narrow = cpu_kernels and fp16_linear.is_available()
     missing, keep_fp32 = dict(model.named_parameters()), fp32_parameters(model)
     unexpected, misshapen = [], []
     for file in files:
@@ -178,6 +184,8 @@ def load_model(
                 misshapen.append(f"{published} {list(tensor.shape)} instead of {list(expected)}")
                 continue
             target = torch.float32 if ours in keep_fp32 else dtype
+            if narrow and tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and ours.startswith("language_model."):
+                target = tensor.dtype  # `use_cpu_kernels` never needs these in fp32
             value = torch.empty(shape, dtype=target, device=device).copy_(_import(ours, tensor))
             owner, _, leaf = ours.rpartition(".")
             model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
@@ -186,7 +194,10 @@ def load_model(
                 progress(done, total)
     names = published_names(model)
     _complain(directory, [names[ours] for ours in missing], unexpected, misshapen)
-    return model.eval()
+    model.eval()
+    if cpu_kernels:
+        model.use_cpu_kernels((lambda done, all_: progress(size + size * done // all_, total)) if progress else None)
+    return model
 
 
 def _complain(directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.cpu_linear import CPULinear, linear_add, linear_mul, linear_silu
+from pocketvlm.kernels.cpu_kernels import for_decoding
+from pocketvlm.kernels.cpu_linear import linear_add, linear_mul, linear_silu
+from pocketvlm.kernels.fp16_linear import FP16Linear
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -91,9 +93,12 @@ class Decoder(nn.Module):
         return self.lm_head(x_TD)
 
     def join_projections(self) -> None:
-        """Give the tied head a product of its own (`kernels.cpu_linear`); it shares the embedding's weight."""
+        """Give the tied head a product of its own (`kernels.cpu_kernels`)."""
         if self.lm_head is None:
-            self.lm_head = CPULinear(self.embed_tokens.weight, None, keep_plain=True)
+            self.lm_head = for_decoding(self.embed_tokens.weight, keep_plain=True)
+            if isinstance(self.lm_head, FP16Linear):
+                # The fp32 table, the largest tensor of all, is then for looking rows up only: bfloat16 holds it too.
+                self.embed_tokens.weight.data = self.embed_tokens.weight.data.bfloat16()
 
 
 def fp32_parameters(model: nn.Module) -> set[str]:

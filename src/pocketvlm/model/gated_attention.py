@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.cpu_linear import CPULinear, is_suitable, join, linear_add
+from pocketvlm.kernels.cpu_kernels import is_suitable, join
+from pocketvlm.kernels.cpu_linear import CPULinear, linear_add
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import ZeroCentredRMSNorm
 from pocketvlm.model.packing import PackedBatch
@@ -34,10 +35,10 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
         self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
-        self.qkv_proj: CPULinear | None = None  # all three projections in one, once packed
+        self.qkv_proj: CPULinear | None = None  # all three projections in one, once joined
 
     def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.cpu_linear`)."""
+        """Join the projections of the input for CPU inference (`kernels.cpu_kernels`)."""
         if is_suitable(self.q_proj):
             self.qkv_proj = join(self.q_proj, self.k_proj, self.v_proj)
             del self.q_proj, self.k_proj, self.v_proj

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d, step_causal_conv1d
-from pocketvlm.kernels.cpu_linear import CPULinear, is_suitable, join, linear_add
+from pocketvlm.kernels.cpu_kernels import is_suitable, join
+from pocketvlm.kernels.cpu_linear import CPULinear, linear_add
 from pocketvlm.kernels.gated_delta_rule import chunk_gated_delta_rule, normalise_query_key, step_gated_delta_rule
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.norm import GatedRMSNorm
@@ -38,10 +39,10 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)
-        self.in_proj: CPULinear | None = None  # all four projections in one, once packed
+        self.in_proj: CPULinear | None = None  # all four projections in one, once joined
 
     def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.cpu_linear`)."""
+        """Join the projections of the input for CPU inference (`kernels.cpu_kernels`)."""
         names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
         if is_suitable(self.in_proj_qkv):
             self.in_proj = join(*(getattr(self, name) for name in names))

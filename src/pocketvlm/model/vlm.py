@@ -5,7 +5,7 @@ Shapes:  P patches of all views · N visual tokens of all views · T tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.kernels.cpu_linear import is_available, lay_out_linears, use_cpu_linears
+from pocketvlm.kernels.cpu_kernels import cpu_linears, is_available, pack, use_cpu_linears
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.decoder import Decoder
 from pocketvlm.model.merger import Merger
@@ -21,6 +21,11 @@ from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.view_packing import pack_views
 from pocketvlm.model.vision_tower import VisionTower
 from pocketvlm.views import View
+
+
+def can_use_cpu_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `MiniCPMV.use_cpu_kernels` does anything there."""
+    return device.type == "cpu" and dtype == torch.float32 and is_available()
 
 
 class MiniCPMV(nn.Module):
@@ -53,16 +58,25 @@ class MiniCPMV(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language_model.norm.weight.dtype
 
-    def use_cpu_kernels(self) -> Self:
-        """Switch to the fp32 products of `kernels.cpu_linear`, in place. Such a model cannot be trained or saved."""
-        if self.device.type == "cpu" and self.dtype == torch.float32 and is_available():
-            use_cpu_linears(self)
+    def use_cpu_kernels(self, progress: Callable[[int, int], None] | None = None) -> Self:
+        """Switch to the fp32 products of `kernels.cpu_kernels`, in place. Such a model cannot be trained or saved.
+
+        Args:
+            progress: called with (layers packed, layers in all).
+        """
+        if can_use_cpu_kernels(self.device, self.dtype):
+            for eyes in (self.vision_tower, self.merger):
+                use_cpu_linears(eyes)
+            self.language_model.join_projections()
+            use_cpu_linears(self.language_model, decoding=True)
+            pack(self.language_model, progress)
         return self
 
     def prepare_batches(self) -> None:
-        """Lay the decoder's weights out for several rows; called when several sequences first decode together."""
+        """Ready the decoder for several rows; called when several sequences first decode together."""
         if not self._batches_prepared:
-            lay_out_linears(self.language_model)
+            for linear in cpu_linears(self.language_model):
+                linear.prepare_batches()
             self._batches_prepared = True
 
     def forward(
@@ -104,7 +118,7 @@ class MiniCPMV(nn.Module):
 
     def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:
         """Token embeddings [T, D] with the features put in the places held for pictures and video, in order."""
-        x_TD = self.language_model.embed_tokens(input_ids_T)
+        x_TD = self.language_model.embed_tokens(input_ids_T).to(self.dtype)
         if features_ND is None or not len(features_ND):
             return x_TD
         places = (input_ids_T == self.config.image_token_id) | (input_ids_T == self.config.video_token_id)
