@@ -92,8 +92,14 @@ CURRICULUM: tuple[Stage, ...] = (
     ),
     Stage(
         "receipts",
-        (("words", ONE_LINE, 0.45), ("words", 3, 0.1), ("words", 2, 0.1), ("receipt", 0, 0.25), ("words", 4, 0.1)),
-        12,
+        (
+            ("words", ONE_LINE, 0.45),
+            ("words", SNIPPET, 0.15),
+            ("words", 3, 0.1),
+            ("words", 4, 0.05),
+            ("receipt", 0, 0.25),
+        ),
+        16,
         0.0,
     ),
 )

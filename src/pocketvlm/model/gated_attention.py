@@ -77,11 +77,8 @@ class GatedAttention(nn.Module):
         return linear_add(self.o_proj, (out * torch.sigmoid(gate)).flatten(1), residual_TD)
 
     def _write(self, k: Tensor, v: Tensor, batch: PackedBatch, cache: Cache) -> None:
-        keys, values = cache.keys[self.layer], cache.values[self.layer]
-        for first, s in zip(batch.firsts, batch.segments, strict=True):
-            rows, place = slice(first, first + s.length), slice(s.start, s.start + s.length)
-            keys[s.slot, :, place] = k[rows].transpose(0, 1)
-            values[s.slot, :, place] = v[rows].transpose(0, 1)
+        cache.keys[self.layer][batch.token_slots, :, batch.positions] = k
+        cache.values[self.layer][batch.token_slots, :, batch.positions] = v
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
         """Whole prompts: those of like lengths laid out as [B, longest]. Causality keeps the padding out."""

@@ -77,6 +77,12 @@ class PackedBatch:
         return torch.cat([torch.arange(s.start, s.start + s.length) for s in self.segments]).to(self.device)
 
     @cached_property
+    def token_slots(self) -> Tensor:
+        """[T] cache slot of each token."""
+        slots = torch.tensor([s.slot for s in self.segments])
+        return slots.repeat_interleave(torch.tensor(self.lengths)).to(self.device)
+
+    @cached_property
     def last_rows(self) -> Tensor:
         """[B] packed row of each segment's last token."""
         return torch.tensor(
