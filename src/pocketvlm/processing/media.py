@@ -11,11 +11,6 @@ Two stated differences from the reference:
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-import re
-import stat
 import sys
 import threading
 import warnings
@@ -23,22 +18,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.fetch import fetch, is_url
+from pocketvlm.processing.fetch import is_url
 from pocketvlm.processing.limits import MediaLimits
 from pocketvlm.processing.rgb import rgb_from_array, rgb_from_pil
+from pocketvlm.processing.sources import describe, open_source
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ImageSource", "MediaLimits", "draw_grid", "is_video", "load_image", "probe_size", "read_bytes"]
+__all__ = ["ImageSource", "MediaLimits", "draw_grid", "is_video", "load_image", "probe_size"]
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.generic] | Tensor"
 
@@ -173,58 +169,6 @@ def is_video(source: object) -> bool:
     return Path(text).suffix.lower() in _VIDEO_SUFFIXES
 
 
-def read_bytes(source: str | bytes, limits: MediaLimits = _DEFAULT) -> bytes:
-    """The body of bytes, a data: URL or an http(s) URL, within `limits.max_bytes`.
-
-    Raises:
-        MediaError: as `fetch`; or a data: URL that is malformed.
-    """
-    name = describe(source)
-    if isinstance(source, bytes):
-        body = source
-    elif is_url(source):
-        return fetch(source, limits)
-    else:
-        body = _read_data_url(source, name, limits)
-    limits.check_bytes(len(body), name)
-    if not body:
-        raise MediaError(f"{name} is empty")
-    return body
-
-
-def describe(source: object) -> str:
-    """A short name of a source for messages; never its content."""
-    if isinstance(source, bytes):
-        return "The given data"
-    text = str(source)
-    if text[:5].lower() == "data:":
-        return "The data: URL"
-    if is_url(text):
-        text = text.partition("?")[0]
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def existing_file(source: str | Path, name: str) -> Path:
-    """The path of a regular, non-empty file; `MediaError` says what it is instead."""
-    try:
-        path = Path(source)
-        status = path.stat()
-    except FileNotFoundError:
-        raise MediaError(f"{name} does not exist", hint="Check the path.") from None
-    except PermissionError:
-        raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
-    except (OSError, ValueError):
-        raise MediaError(f"{name} is no path to a file", hint="Check the path.") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise MediaError(f"{name} is a directory, expected a file", hint="Give the path of one file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError(f"{name} is a device or a pipe, expected a file", hint="Give the path of one file.")
-    if status.st_size == 0:
-        raise MediaError(f"{name} is empty", hint="Check how it was written.")
-    return path
-
-
 def _is_pixels(source: object) -> TypeGuard[NDArray[np.generic] | Tensor]:
     return isinstance(source, np.ndarray) or _is_tensor(source)
 
@@ -247,25 +191,11 @@ def _as_array(source: NDArray[np.generic] | Tensor) -> NDArray[np.generic]:
 @contextmanager
 def _open(source: object, name: str, limits: MediaLimits, files: bool) -> Iterator[Image.Image]:
     """Open a picture with its header read and its size checked; nothing is decoded yet."""
-    if isinstance(source, str) and (is_url(source) or source[:5].lower() == "data:"):
-        source = read_bytes(source, limits)
-    if isinstance(source, bytes):
-        with _open_stream(io.BytesIO(read_bytes(source, limits)), name, limits) as image:
-            yield image
-    elif not isinstance(source, (str, Path)):
-        raise MediaError(
-            f"Expected a picture, got {type(source).__name__}",
-            hint="Give a path, bytes, a data: or http(s) URL, a PIL image, an array or a tensor.",
-        )
-    elif not files:
-        raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
-    else:
-        try:
-            stream = existing_file(source, name).open("rb")
-        except OSError:
-            raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
-        with stream, _open_stream(stream, name, limits) as image:
-            yield image
+    with (
+        open_source(source, name, limits, files, "a picture", "a PIL image, an array or a tensor") as stream,
+        _open_stream(stream, name, limits) as image,
+    ):
+        yield image
 
 
 def _open_stream(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
@@ -323,21 +253,6 @@ def _upright_size(image: Image.Image, orientation: int) -> Size:
     if orientation >= 5:
         return Size(height=image.width, width=image.height)
     return Size(height=image.height, width=image.width)
-
-
-def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:
-    header, comma, payload = url.partition(",")
-    if header[:5].lower() != "data:" or not comma:
-        raise MediaError(f"{name} is malformed", hint="Expected data:image/png;base64,... ")
-    # Three characters a byte is the longest honest encoding (percent), with room for line ends in base64.
-    limits.check_bytes(len(payload) // 3, name)
-    if not header.lower().endswith(";base64"):
-        return unquote_to_bytes(payload)
-    try:
-        compact = re.sub(r"\s|%0[aAdD]|%20", "", payload)
-        return base64.b64decode(unquote_to_bytes(compact), validate=True)
-    except (binascii.Error, ValueError):
-        raise MediaError(f"{name} is not valid base64", hint="Expected data:image/png;base64,...") from None
 
 
 def _has_image_magic(head: bytes) -> bool:

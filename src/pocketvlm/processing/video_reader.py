@@ -9,12 +9,10 @@ where frames are not evenly spaced, and the keyframes tell where seeking pays.
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, Protocol
 
 import av
@@ -25,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.fetch import is_url
 from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.media import describe, existing_file, load_image, read_bytes
+from pocketvlm.processing.media import load_image
+from pocketvlm.processing.sources import describe, open_source
 
 Frame = tuple[int, NDArray[np.uint8]]
 
@@ -190,21 +188,7 @@ def open_video(source: object, fps: float | None, limits: MediaLimits, files: bo
     if fps is not None:
         raise MediaError("fps was given for a video file, which has its own", hint="Leave it out.")
     name = describe(source)
-    if isinstance(source, bytes) or (isinstance(source, str) and (is_url(source) or source[:5].lower() == "data:")):
-        stream: Any = io.BytesIO(read_bytes(source, limits))
-    elif not isinstance(source, (str, Path)):
-        raise MediaError(
-            f"Expected a video, got {type(source).__name__}",
-            hint="Give a path, bytes, a data: or http(s) URL, or frames with fps.",
-        )
-    elif not files:
-        raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
-    else:
-        try:
-            stream = existing_file(source, name).open("rb")
-        except OSError:
-            raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
-    with stream:
+    with open_source(source, name, limits, files, "a video", "or frames with fps") as stream:
         # An open file, never a name: names reach every protocol that the library speaks.
         try:
             container = av.open(stream, mode="r", options=dict(_OPTIONS))
