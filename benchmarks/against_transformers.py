@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""pocketvlm against transformers on this machine's CPU: same weights, fp32, same run, taking turns.
+"""pocketvlm against transformers on this machine: same weights, same dtype, same run, taking turns.
 
     python benchmarks/against_transformers.py [--checkpoint DIR] [--rounds 3] [--cases view prefill …]
+    python benchmarks/against_transformers.py --device cuda --dtype bfloat16
 
 Without --checkpoint a true-size checkpoint with random weights (2.6 GB) is written to a temporary folder first. Prints
-a table and one JSON line. Needs the dev extra, and about 13 GB of memory (both models at once). transformers runs with
-its plain PyTorch kernels: on a CPU it has no others.
+a table and one JSON line. Needs the dev extra, and about 12 GB of memory (both models at once). On a CPU transformers
+has its plain PyTorch kernels only; on CUDA it uses those of flash-linear-attention where they are installed. The aims
+are those of the CPU.
 """
 
 from __future__ import annotations
@@ -61,13 +63,20 @@ def picture(side: int) -> Image.Image:
 class Pair:
     """Both implementations over one checkpoint; each method returns (ours, theirs) as functions to time."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.ours = load_model(checkpoint, cpu_kernels=True)
-        self.theirs = transformers.MiniCPMV4_6ForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32
-        ).eval()
+    def __init__(self, checkpoint: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.ours = load_model(checkpoint, device=device, dtype=dtype, cpu_kernels=True)
+        self.theirs = (
+            transformers.MiniCPMV4_6ForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+        )
         self.config = ImageConfig()
-        self.ids = torch.randint(0, 248000, (8, 700), generator=torch.Generator().manual_seed(0))
+        self.ids = torch.randint(0, 248000, (8, 700), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def cache(self, slots: int, capacity: int) -> Cache:
+        return Cache(self.ours.config.text, slots, capacity, dtype=self.dtype, device=self.device)
+
+    def packed(self, segments: list[Segment]) -> PackedBatch:
+        return PackedBatch.of(segments, self.device)
 
     def preprocess(self) -> tuple[Callable[[], object], Callable[[], object]]:
         buffer = io.BytesIO()
@@ -81,7 +90,7 @@ class Pair:
 
     def encode(self, side: int) -> tuple[Callable[[], object], Callable[[], object]]:
         encoded = encode_image(np.asarray(picture(side)), self.config)
-        pixels = to_reference_layout(encoded.patches, self.config)
+        pixels = to_reference_layout(encoded.patches, self.config).to(self.device, self.dtype)
         sizes = torch.tensor([[v.size.height, v.size.width] for v in encoded.views], dtype=torch.int32)
         return (
             lambda: self.ours.encode_views(encoded.patches, encoded.views),
@@ -90,10 +99,9 @@ class Pair:
 
     def prefill(self) -> tuple[Callable[[], object], Callable[[], object]]:
         ids = self.ids[0]
-        batch = PackedBatch.of([Segment(len(ids))])
 
         def ours() -> object:
-            cache = Cache(self.ours.config.text, 1, len(ids))
+            batch, cache = self.packed([Segment(len(ids))]), self.cache(1, len(ids))
             return self.ours.logits(self.ours(ids, batch, None, cache)[-1:])
 
         return ours, lambda: self.theirs(input_ids=ids[None], use_cache=True, logits_to_keep=1)
@@ -102,8 +110,8 @@ class Pair:
         prompt = self.ids[:size, :64]
 
         def start() -> tuple[Cache, object]:
-            cache = Cache(self.ours.config.text, size, 64 + 4096)
-            self.ours(prompt.flatten(), PackedBatch.of([Segment(64, 0, b) for b in range(size)]), None, cache)
+            cache = self.cache(size, 64 + 4096)
+            self.ours(prompt.flatten(), self.packed([Segment(64, 0, b) for b in range(size)]), None, cache)
             return cache, self.theirs(input_ids=prompt, use_cache=True).past_key_values
 
         cache, past = start()
@@ -113,7 +121,7 @@ class Pair:
         def ours() -> None:
             tokens = prompt[:, 0]
             for _ in range(STEPS):
-                batch = PackedBatch.of([Segment(1, cache.lengths[b], b) for b in range(size)])
+                batch = self.packed([Segment(1, cache.lengths[b], b) for b in range(size)])
                 tokens = self.ours.logits(self.ours(tokens, batch, None, cache)).argmax(-1)
 
         def theirs() -> None:
@@ -136,6 +144,8 @@ def measure(functions: tuple[Callable[[], object], ...], rounds: int) -> list[li
         for function, times in zip(functions, seconds, strict=True):
             began = time.perf_counter()
             function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn:
                 times.append(time.perf_counter() - began)
     return seconds
@@ -146,6 +156,8 @@ def main() -> None:
     cli.add_argument("--checkpoint", type=Path)
     cli.add_argument("--rounds", type=int, default=5)
     cli.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    cli.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    cli.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = cli.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         checkpoint = args.checkpoint
@@ -154,12 +166,15 @@ def main() -> None:
 
             checkpoint = Path(folder)
             write_true_size_checkpoint(checkpoint)
-        pair = Pair(checkpoint)
+        device = torch.device(args.device)
+        pair = Pair(checkpoint, device, getattr(torch, args.dtype))
         result = {}
         machine = platform.processor() or platform.machine()
+        if device.type == "cuda":
+            machine += f", {torch.cuda.get_device_name(device)}"
         print(f"{machine}, {os.cpu_count()} processors, {torch.get_num_threads()} threads,")
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-        print(f"{versions}, fp32, warm, medians of {args.rounds}\n")
+        print(f"{versions}, {args.dtype}, warm, medians of {args.rounds}\n")
         print(f"| {'':38} | pocketvlm | transformers | ratio | aim |\n|---|---|---|---|---|")
         for name in args.cases:
             rounds = min(args.rounds, 3) if name == "image" else args.rounds

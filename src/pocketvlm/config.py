@@ -40,7 +40,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def check_device_name(name: str) -> str:
     """Return `name` if it is "auto", "cpu", "cuda" or "cuda:N"; raise `ConfigError` otherwise."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
         raise ConfigError(f"device={name!r} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     return name
 
@@ -73,6 +73,14 @@ def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
     return picked
 
 
+def _check_counts(config: Any, where: str) -> None:
+    """Every integer field of a configuration is a count of at least one."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise ConfigError(f"{where}.{f.name} is {value}, expected at least 1")
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision tower (SigLIP2-400M at the published size)."""
@@ -88,6 +96,7 @@ class VisionConfig:
     hidden_act: str = "gelu_pytorch_tanh"
 
     def __post_init__(self) -> None:
+        _check_counts(self, "vision_config")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"vision hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
@@ -144,9 +153,10 @@ class TextConfig:
     linear_conv_kernel_dim: int = 4
 
     def __post_init__(self) -> None:
+        _check_counts(self, "text_config")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
-        unknown = sorted(set(self.layer_types) - {"linear_attention", "full_attention"})
+        unknown = sorted({str(kind) for kind in self.layer_types} - {"linear_attention", "full_attention"})
         if unknown:
             raise ConfigError(f"layer types {unknown} are not supported; expected linear_attention or full_attention")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -195,6 +205,7 @@ class ModelConfig:
     downsample_mode: DownsampleMode = "16x"
 
     def __post_init__(self) -> None:
+        check_downsample_mode(self.downsample_mode)
         if not 0 <= self.insert_layer_id < self.vision.num_hidden_layers:
             raise ConfigError(
                 f"insert_layer_id {self.insert_layer_id} is outside the tower's {self.vision.num_hidden_layers} layers"
@@ -210,7 +221,7 @@ class ModelConfig:
             )
         if data.get("drop_vision_last_layer"):
             raise ConfigError("drop_vision_last_layer=true is not supported")
-        if tuple(data.get("merge_kernel_size", (2, 2))) != (2, 2) or data.get("merger_times", 1) != 1:
+        if data.get("merge_kernel_size", (2, 2)) not in ((2, 2), [2, 2]) or data.get("merger_times", 1) != 1:
             raise ConfigError("only merge_kernel_size (2, 2) with merger_times 1 is supported")
         for name in ("text_config", "vision_config"):
             if not isinstance(data.get(name), Mapping):
@@ -269,6 +280,9 @@ class ImageConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} is not a positive integer")
+        for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
+            if len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+                raise ConfigError(f"{name} is {values!r:.60}, expected three numbers")
         if self.four_x_rounding not in FOUR_X_ROUNDING:
             raise ConfigError(
                 f"four_x_rounding={self.four_x_rounding!r} is unknown", hint=f"Use one of {', '.join(FOUR_X_ROUNDING)}."

@@ -339,10 +339,10 @@ def test_paths_can_be_forbidden(tmp_path: Path) -> None:
 
 def test_counts_are_checked() -> None:
     limits = MediaLimits(max_images=2, max_frames=3)
-    limits.check_images(2)
+    limits.check_counts(2)
     limits.check_frames(3)
     with pytest.raises(MediaError, match="3 pictures, at most 2"):
-        limits.check_images(3)
+        limits.check_counts(3)
     with pytest.raises(MediaError, match=r"max_num_frames=4 .* at most 3"):
         limits.check_frames(4)
 

@@ -28,17 +28,23 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser with all commands; only `command` gets its arguments (importing all of them would be slow)."""
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    text = COMMANDS[command]
+    parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
+    import_module(f"pocketvlm.cli.{command}").add_arguments(parser)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser that knows the commands by name only: importing all of them would be slow."""
     parser = OneLineParser(
         prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, help_text in COMMANDS.items():
-        sub = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
-        if name == command:
-            import_module(f"pocketvlm.cli.{name}").add_arguments(sub)
+        commands.add_parser(name, help=help_text)
     return parser
 
 
@@ -46,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if not a.startswith("-")), None)
-    parser = build_parser(command)
-    args = parser.parse_args(arguments)
+    if command in COMMANDS and arguments[0] == command:
+        # Options may stand between pictures and the question, which a parser of several commands cannot read.
+        args = command_parser(command).parse_intermixed_args(arguments[1:])
+        args.command, args.version = command, False
+    else:
+        parser = build_parser()
+        args = parser.parse_args(arguments)
     if args.version:
         from pocketvlm import __version__
 

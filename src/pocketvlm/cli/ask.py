@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pocketvlm.cli.common import (
     PICTURES,
@@ -32,12 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def question_is_file(text: str) -> bool:
+    """Whether the only word is a picture whose question was forgotten."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def run(args: argparse.Namespace) -> int:
     images, question = [*args.image, *args.words], args.prompt
     if question is None:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
+        if not images and question_is_file(question):
+            raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
     options = options_of(args, PICTURES, VIDEO, SAMPLING)

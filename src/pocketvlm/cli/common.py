@@ -30,8 +30,11 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "seed": (int, "the same seed gives the same answer"),
 }
 PICTURES: dict[str, tuple[type, str]] = {
-    "downsample_mode": (str, "16x (default) or 4x: four times the visual tokens, finer detail"),
-    "max_slice_nums": (int, "most slices of a picture (default 9; 36 for fine print, 1 for none)"),
+    "downsample_mode": (str, "16x or 4x: four times the visual tokens, finer detail (default: the model's own)"),
+    "max_slice_nums": (
+        int,
+        "most slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
+    ),
 }
 VIDEO: dict[str, tuple[type, str]] = {
     "max_num_frames": (int, "most frames of a video (default 128)"),
@@ -84,8 +87,8 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     check_device_name(getattr(args, "device", "auto"))
     check_dtype_name(getattr(args, "dtype", "auto"))
     SamplingParams.from_options({k: v for k, v in options.items() if k in SAMPLING or k == "stop"}, {})
-    mode = check_downsample_mode(options.get("downsample_mode", "16x"))
-    _, config = load_configs(resolve(args.model))
+    model_config, config = load_configs(resolve(args.model))
+    mode = check_downsample_mode(options.get("downsample_mode", model_config.downsample_mode))
     media = []
     for text in texts:
         named = source(text)
@@ -114,17 +117,26 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    # Bars are on the screen only while something is under way, and never touch what is printed: a live display that
+    # stays would take over stdout, and read an answer as markup.
+    bars = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    tasks: dict[str, Any] = {}
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total, visible=done < total)
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total, visible=done < total)
+        if done < total:
+            bars.start()
+        else:
+            bars.stop()
 
+    try:
         vlm = load(args.model, **options, progress=report)
         vlm.progress = report
         yield vlm
+    finally:
+        bars.stop()
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:

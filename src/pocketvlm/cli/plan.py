@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pocketvlm.api import ViewPlan
 
 PUBLISHED = "openbmb/MiniCPM-V-4.6"
-_SIZE = re.compile(r"(\d+)x(\d+)")
+_SIZE = re.compile(r"(\d{1,7})x(\d{1,7})")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
     from pocketvlm.api import plan  # imports torch: after everything that can be wrong without it
 
-    options = {"max_slice_nums": image_config.max_slice_nums, **options_of(args, PICTURES)}
+    own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
+    options = {**own, **options_of(args, PICTURES)}
     plans = [
         plan(height, width, **options, model_config=model_config, image_config=image_config) for height, width in sizes
     ]
@@ -55,8 +56,8 @@ def _size(text: str) -> tuple[int, int]:
         return int(match[1]), int(match[2])
     from pocketvlm.processing.media import probe_size
 
-    if not Path(text).exists() and re.fullmatch(r"[\d.x-]+", text):
-        raise ConfigError(f"{text!r} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
+    if re.fullmatch(r"[\d.x-]+", text) and (len(text) > 100 or not Path(text).exists()):
+        raise ConfigError(f"{text!r:.40} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
     size = probe_size(Path(text))
     return size.height, size.width
 

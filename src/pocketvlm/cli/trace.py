@@ -21,15 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.save is not None and not args.save.resolve().parent.is_dir():
-        raise ConfigError(f"--save {args.save}: the folder does not exist")
+    if args.save is not None and (args.save.is_dir() or not args.save.resolve().parent.is_dir()):
+        raise ConfigError(f"--save {args.save} is a folder, or in one that does not exist", hint="Name a file.")
     options = options_of(args, PICTURES)
     media, _ = read_media(args, [*args.image, *args.images], {**options, "max_tokens": args.max_tokens})
     from pocketvlm.api import load, question_messages, trace  # imports torch: after everything that can be wrong
 
     vlm = load(args.model, device="cpu", dtype="float32")
     result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
-    print_json(result.summary)
     if args.save is not None:
-        result.save(args.save)
+        try:
+            result.save(args.save)
+        except OSError as error:
+            raise ConfigError(f"--save {args.save} cannot be written ({error.strerror})") from None
+    print_json(result.summary)
     return 0

@@ -92,6 +92,8 @@ class Generator:
         Args:
             progress: called with (tokens done, tokens in all) during prefill.
         """
+        if not requests:
+            return
         for request in requests:
             self.check(request)
         text = self.model.config.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -37,6 +36,8 @@ class SamplingParams:
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        if not (self.stop is None or isinstance(self.stop, str | list | tuple)):
+            raise ConfigError(f"stop={self.stop!r:.80} is neither a string nor a list of strings")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         self._check("temperature", self.temperature, 0, 100)
@@ -57,9 +58,10 @@ class SamplingParams:
 
     @staticmethod
     def _check(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or value > high or value < low or (above and value == low):
-            raise ConfigError(f"{name}={value!r} is not a number {'above' if above else 'from'} {low} to {high}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        # Compared the right way round, NaN fails too.
+        if not number or not low <= value <= high or (above and value == low):
+            raise ConfigError(f"{name}={value!r:.40} is not a number {'above' if above else 'from'} {low} to {high}")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Self:

@@ -22,16 +22,20 @@ def resolve(model: str | Path) -> Path:
     Raises:
         CheckpointError: no such directory, or the hub has no such model or cannot be reached.
     """
-    path = Path(model).expanduser()
-    if str(model) in EMBEDDED and not path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_directory, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte
+        path, is_directory, exists = Path(), False, False
+    if str(model) in EMBEDDED and not is_directory:
         return Path(str(files("pocketvlm") / "assets" / str(model)))
-    if path.is_dir():
+    if is_directory:
         return path
-    if path.exists():
+    if exists:
         raise CheckpointError(f"{path} is a file, expected a checkpoint directory")
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
-            f"there is no model {str(model)!r}",
+            f"there is no model {str(model)!r:.80}",
             hint=f"Use {', '.join(EMBEDDED)}, a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.",
         )
     return _download(str(model))

@@ -22,7 +22,7 @@ from pocketvlm.processing.limits import MediaLimits
 from pocketvlm.processing.media import load_image
 from pocketvlm.processing.messages import MediaPart
 from pocketvlm.processing.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
-from pocketvlm.processing.video import encode_video
+from pocketvlm.processing.video import check_positive, check_sampling, encode_video
 
 
 class Processor:
@@ -59,6 +59,12 @@ class Processor:
             raise CheckpointError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model embeds {model_config.text.vocab_size}",
                 hint="Use the tokenizer that came with the weights.",
+            )
+        if image_config.patch_size != model_config.vision.patch_size:
+            raise ConfigError(
+                f"preprocessor_config.json cuts patches of {image_config.patch_size} pixels, the tower takes "
+                f"{model_config.vision.patch_size}",
+                hint="Use the preprocessor_config.json that came with the weights.",
             )
         self.tokenizer = tokenizer
         self.chat_template = chat_template
@@ -125,10 +131,16 @@ class Processor:
             MediaError: a picture or video cannot be read or is over a limit; the message names its place.
             ConfigError: an option has a value that cannot be honoured.
         """
+        # Also where no medium of a kind is there: an option that is wrong is refused, not overlooked.
+        for name, value in (("max_slice_nums", max_slice_nums), ("video_max_slice_nums", video_max_slice_nums)):
+            if value is not None:
+                check_positive(name, value)
+        check_sampling(self.image_config, max_num_frames, stack_frames, self.limits)
         prompt = self.chat_template.render(
             messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
         )
-        self.limits.check_images(sum(part.kind == "image" for part in prompt.media))
+        kinds = [part.kind for part in prompt.media]
+        self.limits.check_counts(kinds.count("image"), kinds.count("video"))
         modes = self._modes(downsample_mode, len(prompt.media))
         encoded: dict[int, EncodedMedium] = {}
         # Pictures of one mode go together, so that they are decoded and cut in parallel.

@@ -101,9 +101,7 @@ def encode_video(
         ConfigError: an option with a value that cannot be honoured.
     """
     check_downsample_mode(downsample_mode)
-    most = _positive("max_num_frames", config.max_num_frames if max_num_frames is None else max_num_frames)
-    stack = _check_stack(config.stack_frames if stack_frames is None else stack_frames)
-    limits.check_frames(most)
+    most, stack = check_sampling(config, max_num_frames, stack_frames, limits)
     with open_video(source, fps, limits, files) as reader:
         samples = sample_frame_indices(reader.total, reader.fps, reader.duration, most, stack)
         units = _encode_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
@@ -112,6 +110,16 @@ def encode_video(
     for unit in units:  # hex digests of one length each: framed by nature
         digest.update(unit.content_hash.encode())
     return VideoViews(tuple(units), samples, rate, duration, digest.hexdigest())
+
+
+def check_sampling(
+    config: ImageConfig, max_num_frames: int | None, stack_frames: int | None, limits: MediaLimits
+) -> tuple[int, int]:
+    """`max_num_frames` and `stack_frames`, `config`'s when None; refused if they cannot be honoured."""
+    most = check_positive("max_num_frames", config.max_num_frames if max_num_frames is None else max_num_frames)
+    stack = _check_stack(config.stack_frames if stack_frames is None else stack_frames)
+    limits.check_frames(most, stack)
+    return most, stack
 
 
 def _encode_units(
@@ -131,8 +139,11 @@ def _encode_units(
         for index in unit:
             last_use[index] = max(last_use.get(index, 0), max(unit))
     kept: dict[int, NDArray[np.uint8]] = {}
+    widest = max(map(len, units))
     for index, pixels in reader.read(sorted(last_use)):
         kept[index] = pixels
+        if not finished:  # before the frames of a large composite have been gathered
+            limits.check_pixels(*_canvas_size(pixels.shape, widest), "A composite of frames")
         for number in ends_at.get(index, ()):
             frames = [kept[i] for i in units[number]]
             height, width = _canvas_size(frames[0].shape, len(frames))
@@ -158,7 +169,7 @@ def sample_frame_indices(
         MediaError: a video without frames, duration or rate.
         ConfigError: `max_num_frames` or `stack_frames` is out of range.
     """
-    most, stack = _positive("max_num_frames", max_num_frames), _check_stack(stack_frames)
+    most, stack = check_positive("max_num_frames", max_num_frames), _check_stack(stack_frames)
     rate = check_rate(fps)
     if total_num_frames < 1 or not 0 < duration < math.inf:
         raise MediaError(
@@ -245,13 +256,14 @@ def _canvas_size(shape: tuple[int, ...], count: int) -> tuple[int, int]:
     return rows * (shape[0] + _GAP) - _GAP, columns * (shape[1] + _GAP) - _GAP
 
 
-def _positive(name: str, value: int) -> int:
+def check_positive(name: str, value: int) -> int:
+    """Return `value` if it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r:.40} is not a positive integer")
     return value
 
 
 def _check_stack(value: int) -> int:
-    if _positive("stack_frames", value) > MAX_STACK_FRAMES:
+    if check_positive("stack_frames", value) > MAX_STACK_FRAMES:
         raise ConfigError(f"stack_frames={value} is too many", hint=f"At most {MAX_STACK_FRAMES} are possible.")
     return value

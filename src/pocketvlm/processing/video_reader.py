@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import av
 import numpy as np
@@ -36,6 +36,15 @@ _OPTIONS = {
 }
 
 
+class _Packet(NamedTuple):
+    """What a packet says, without its content."""
+
+    pts: int | None
+    dts: int | None
+    shows: bool
+    is_keyframe: bool
+
+
 class FrameReader(Protocol):
     """Frames by index, 0 <= index < total."""
 
@@ -53,7 +62,7 @@ class FrameReader(Protocol):
 class PixelReader:
     """Frames that are already decoded: [T, H, W, 3], [T, 3, H, W] or a sequence of pictures of any kind."""
 
-    def __init__(self, frames: Any, fps: float | None, limits: MediaLimits) -> None:
+    def __init__(self, frames: Any, fps: float | None, limits: MediaLimits, files: bool) -> None:
         if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim != 4:
             raise MediaError(f"Expected frames of shape [frames, height, width, 3], got {list(frames.shape)}")
         if len(frames) == 0:
@@ -61,7 +70,7 @@ class PixelReader:
         if fps is None:
             raise MediaError("Frames were given without their rate", hint="Pass fps, frames a second.")
         self.total, self.fps = len(frames), check_rate(fps)
-        self._frames, self._limits = frames, limits
+        self._frames, self._limits, self._files = frames, limits, files
 
     @property
     def duration(self) -> float:
@@ -69,7 +78,7 @@ class PixelReader:
 
     def read(self, indices: Sequence[int]) -> Iterator[Frame]:
         for index in indices:
-            yield index, load_image(self._frames[index], self._limits)
+            yield index, load_image(self._frames[index], self._limits, files=self._files)
 
 
 class FileReader:
@@ -81,6 +90,8 @@ class FileReader:
             raise MediaError(f"{name} is damaged or cut off", hint="Check that it plays elsewhere.")
         if not streams:
             raise MediaError(f"{name} has no video in it", hint="Pass a file with moving pictures.")
+        if streams[0].codec_context is None:
+            raise MediaError(f"{name} is of a kind that cannot be decoded", hint="Convert it to MP4 or WebM.")
         self._container, self._stream, self._name, self._limits = container, streams[0], name, limits
         limits.check_pixels(self._stream.height, self._stream.width, name)
         self._times, self._keyframes, self._start = self._scan()
@@ -102,12 +113,17 @@ class FileReader:
         A keyframe is its showing time and its decoding time: some formats seek by the one, some by the other, and the
         earlier of the two is never too late.
         """
-        # The last, empty packet is PyAV's signal to flush the decoder.
-        packets = [packet for packet in self._container.demux(self._stream) if packet.size or packet.dts is not None]
-        if any(packet.is_corrupt for packet in packets) or len(packets) < self._stream.frames:
+        packets = []
+        for packet in self._container.demux(self._stream):
+            if packet.is_corrupt:
+                raise self._damaged()
+            if packet.size or packet.dts is not None:  # the last, empty packet is PyAV's signal to flush the decoder
+                shows = bool(packet.size) and not packet.is_discard
+                packets.append(_Packet(packet.pts, packet.dts, shows, packet.is_keyframe))
+        if len(packets) < self._stream.frames:
             raise self._damaged()
         start = min((packet.dts for packet in packets if packet.dts is not None), default=0)
-        shown = [packet for packet in packets if packet.size and not packet.is_discard]
+        shown = [packet for packet in packets if packet.shows]
         known = sorted({packet.pts for packet in shown if packet.pts is not None})
         if len(known) < len(shown):
             return [None] * len(shown), [], start
@@ -183,7 +199,7 @@ def open_video(source: object, fps: float | None, limits: MediaLimits, files: bo
         MediaError: the source is missing, no video, damaged, without frames or their rate, or over a limit.
     """
     if isinstance(source, (np.ndarray, Tensor, list, tuple)):
-        yield PixelReader(source, fps, limits)
+        yield PixelReader(source, fps, limits, files)
         return
     if fps is not None:
         raise MediaError("fps was given for a video file, which has its own", hint="Leave it out.")
@@ -208,7 +224,7 @@ def check_rate(fps: float) -> float:
     try:
         if isinstance(fps, bool) or not 0 < float(fps) <= 10_000:
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise MediaError(
             f"fps={fps!r:.40} is no number of frames a second", hint="Expected 0 < fps <= 10000."
         ) from None
