@@ -207,3 +207,7 @@ def test_bfloat16_answers_and_keeps_decay_parameters_in_fp32(seeded_checkpoint: 
     names = dict(vlm.model.named_parameters())
     assert {str(p.dtype) for n, p in names.items() if n.endswith(("A_log", "dt_bias"))} == {"torch.float32"}
     assert vlm.ask(picture(), "What is it?", **GREEDY).usage.completion_tokens > 0
+
+
+def test_an_empty_batch_has_no_answers(vlm: pocketvlm.VLM) -> None:
+    assert vlm.batch([]) == []

@@ -57,6 +57,11 @@ def test_layer_types_follow_from_the_interval_when_they_are_missing() -> None:
         ({"model_type": "llama"}, "llama"),
         ({"drop_vision_last_layer": True}, "drop_vision_last_layer"),
         ({"merger_times": 2}, "merger_times"),
+        ({"merge_kernel_size": None}, "merge_kernel_size"),
+        ({"downsample_mode": "8x"}, "8x"),
+        ({"text_config__layer_types": [["linear_attention"]] * 24}, "layer types"),
+        ({"text_config__num_key_value_heads": 0}, "num_key_value_heads"),
+        ({"vision_config__num_attention_heads": 0}, "num_attention_heads"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_names_it(changes: dict[str, Any], named: str) -> None:
@@ -72,3 +77,9 @@ def test_what_does_not_fit_is_one_line_that_names_it(changes: dict[str, Any], na
 def test_image_settings_that_do_not_fit_are_refused(data: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(data))):
         ImageConfig.from_dict(data)
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.5, 0.5, "0.5"), (0.5,) * 4])
+def test_means_are_three_numbers(values: tuple[Any, ...]) -> None:
+    with pytest.raises(ConfigError, match="image_mean"):
+        ImageConfig(image_mean=values)

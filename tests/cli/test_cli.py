@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 import pocketvlm
 from pocketvlm.cli import COMMANDS, main
+from pocketvlm.cli.common import loaded
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,7 @@ def mistakes(folder: Path) -> list[tuple[str, ...]]:
         ("ask", str(folder), question),
         *(("ask", str(folder / name), question) for name in ("text.png", "empty.jpg", "cut.png", "thin.png")),
         ("ask", str(good), ""),
+        ("ask", str(good)),
         ("ask", str(good), question, "--downsample-mode", "8x"),
         ("ask", str(good), question, "--max-slice-nums", "0"),
         ("ask", str(good), question, "--max-slice-nums", "many"),
@@ -162,11 +165,17 @@ def mistakes(folder: Path) -> list[tuple[str, ...]]:
         ("ask", str(good), question, "--model", "no-such-model"),
         ("ask", str(good), question, "--model", str(folder / "model")),
         ("ask", str(good), question, "--device", "tpu"),
+        ("ask", str(good), question, "--device", "cuda:999"),
         ("trace", str(good)),
         ("trace", str(good), "--prompt", question, "--save", str(folder / "no" / "such" / "out.npz")),
+        ("trace", str(good), "--prompt", question, "--save", str(folder)),
         ("trace", str(good), "--prompt", question, "--max-tokens", "0"),
         ("plan", "12by12"),
         ("plan", "0x10"),
+        ("plan", "1" * 300),
+        ("plan", "1x" + "9" * 5000),
+        ("info", "--model", "~no-such-user/model"),
+        ("info", "--model", "m" * 300),
         ("plan", "10x"),
         ("plan", "448x448", "--draw", str(folder / "out.png")),
         ("info", "--model", "nothing/here/either"),
@@ -214,3 +223,38 @@ def test_interrupt_is_silent_and_130(capsys: pytest.CaptureFixture[str], monkeyp
     status, _, err = run(capsys, "plan", "10x10")
     assert status == 130
     assert "Traceback" not in err
+
+
+def test_options_may_stand_anywhere(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:
+    orders = [
+        ("ask", image, "--max-tokens", "2", "What?", "--json", "--model", model),
+        ("ask", "--max-tokens", "2", "--json", image, "--model", model, "What?"),
+    ]
+    answers = [json.loads(run(capsys, *order)[1]) for order in orders]
+    assert answers[0]["text"] == answers[1]["text"]
+    assert answers[0]["usage"] == answers[1]["usage"]
+
+
+def test_plan_takes_the_rate_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    def tokens(*options: str) -> int:
+        return int(json.loads(run(capsys, "plan", "448x448", "--json", *options)[1])["plans"][0]["visual_tokens"])
+
+    assert tokens("--model", "nano") == tokens("--model", "nano", "--downsample-mode", "4x")
+    assert tokens("--model", "nano", "--downsample-mode", "16x") < tokens("--model", "nano")
+
+
+def test_bars_leave_what_is_printed_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
+) -> None:
+    """On a terminal: an answer is no markup, and goes to stdout, where the bars are not."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    arguments = argparse.Namespace(model=model, device="cpu", dtype="auto")
+    with loaded(arguments) as vlm:
+        assert vlm.progress is not None
+        vlm.progress("Reading", 0, 2)
+        print("[bold]9[/bold] [/x]")
+        vlm.progress("Reading", 2, 2)
+    out, err = capsys.readouterr()
+    assert out == "[bold]9[/bold] [/x]\n"
+    assert "Reading" in err

@@ -78,6 +78,8 @@ def test_frequencies_follow_the_probabilities() -> None:
         {"temperature": -1},
         {"temperature": float("nan")},
         {"temperature": "hot"},
+        {"temperature": 10**400},
+        {"stop": 5},
         {"top_p": 0},
         {"top_p": 1.5},
         {"min_p": -0.1},

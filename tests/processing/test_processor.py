@@ -246,3 +246,28 @@ def test_a_missing_directory_or_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError, match="preprocessor_config"):
         Processor.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_num_frames": -5}, {"stack_frames": "x"}, {"max_slice_nums": -3}, {"video_max_slice_nums": 0}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_are_checked_also_where_nothing_uses_them(processor: Processor, options: dict[str, Any]) -> None:
+    for messages in (ask(), ask(pixels(64, 96))):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            processor(messages, **options)
+
+
+def test_too_many_videos_are_refused_before_the_first_is_read(processor: Processor) -> None:
+    parts = [{"type": "video", "video": "/nowhere.mp4"}] * (MediaLimits().max_videos + 1)
+    with pytest.raises(MediaError, match="5 videos"):
+        processor([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}])
+
+
+def test_settings_of_another_patch_size_are_refused(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path)
+    path = directory / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": 16}))
+    with pytest.raises(ConfigError, match="patches of 16"):
+        Processor.from_directory(directory)

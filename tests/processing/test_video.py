@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError, MediaError
@@ -339,3 +340,30 @@ def test_seeking_spares_most_of_a_long_clip(format: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(FileReader, "_decode_from", counting)
     assert [clips.number_of(pixels) for pixels in read(body, [1, 47])] == [1, 47]
     assert len(decoded) <= 2 * 5 + 7
+
+
+def test_paths_among_frames_obey_the_rule_on_paths(tmp_path: Path) -> None:
+    """Frames may be named by strangers too."""
+    path = tmp_path / "frame.png"
+    Image.fromarray(np.zeros((56, 56, 3), np.uint8)).save(path)
+    assert encode_video([str(path)], CONFIG, fps=1.0).visual_tokens
+    with pytest.raises(MediaError, match="Paths are not accepted"):
+        encode_video([str(path)], CONFIG, fps=1.0, files=False)
+
+
+def test_a_codec_that_nobody_decodes_is_one_line() -> None:
+    body = clips.clip(5, format="matroska")
+    assert body.count(b"V_MPEG4/ISO/ASP") == 1
+    with pytest.raises(MediaError, match="cannot be decoded|can be read"):
+        encode_video(body.replace(b"V_MPEG4/ISO/ASP", b"V_XXXX4/ISO/ASP"), CONFIG)
+
+
+@pytest.mark.parametrize("fps", [10**400, float("nan"), -1, True])
+def test_a_rate_that_is_none_is_refused(fps: float) -> None:
+    with pytest.raises(MediaError, match="no number of frames"):
+        encode_video(np.zeros((2, 56, 56, 3), np.uint8), CONFIG, fps=fps)
+
+
+def test_stacking_too_many_of_too_many_frames_is_refused() -> None:
+    with pytest.raises(MediaError, match="stack_frames=64"):
+        encode_video(np.zeros((2, 56, 56, 3), np.uint8), CONFIG, fps=1.0, stack_frames=64)
