@@ -244,7 +244,7 @@ def test_plan_takes_the_rate_of_the_model(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_bars_leave_what_is_printed_alone(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """On a terminal: an answer is no markup, and goes to stdout, where the bars are not."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
