@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
-from pocketvlm.config import load_configs
+from pocketvlm.config import check_downsample_mode, load_configs
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.slicing import plan_views
+from pocketvlm.views import Size
 
 if TYPE_CHECKING:
     from pocketvlm.api import ViewPlan
@@ -34,10 +36,13 @@ def run(args: argparse.Namespace) -> int:
     given = [*args.image, *args.sizes] or ["448x448", "1344x1344"]
     sizes = [_size(text) for text in given]
     model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
-    from pocketvlm.api import plan  # imports torch: after everything that can be wrong without it
-
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
     options = {**own, **options_of(args, PICTURES)}
+    mode = check_downsample_mode(options["downsample_mode"])
+    for height, width in sizes:
+        plan_views(Size(height=height, width=width), image_config, mode, options["max_slice_nums"])
+    from pocketvlm.api import plan  # imports torch: after everything that can be wrong without it
+
     plans = [
         plan(height, width, **options, model_config=model_config, image_config=image_config) for height, width in sizes
     ]
@@ -53,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     """(height, width) of a size or of a picture file."""
     if match := _SIZE.fullmatch(text):
-        return int(match[1]), int(match[2])
+        height, width = int(match[1]), int(match[2])
+        if not height or not width:
+            raise ConfigError(f"{text!r} has no area", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
+        return height, width
     from pocketvlm.processing.media import probe_size
 
     if re.fullmatch(r"[\d.x-]+", text) and (len(text) > 100 or not Path(text).exists()):
