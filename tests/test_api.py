@@ -211,3 +211,9 @@ def test_bfloat16_answers_and_keeps_decay_parameters_in_fp32(seeded_checkpoint: 
 
 def test_an_empty_batch_has_no_answers(vlm: pocketvlm.VLM) -> None:
     assert vlm.batch([]) == []
+
+
+def test_a_trace_over_the_context_is_one_line(vlm: pocketvlm.VLM) -> None:
+    messages = [{"role": "user", "content": "w" * 2 * vlm.model.config.text.max_position_embeddings}]
+    with pytest.raises(PocketVLMError, match="context"):
+        pocketvlm.api.trace(vlm, messages)

@@ -340,6 +340,12 @@ def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 
     """
     SamplingParams(max_tokens=max_tokens)
     inputs = vlm.processor(messages, **options)
+    context = vlm.model.config.text.max_position_embeddings
+    if len(inputs.input_ids) + max_tokens > context:
+        raise PromptError(
+            f"{len(inputs.input_ids)} tokens and {max_tokens} more are over the model's context of {context}",
+            hint="Use fewer or smaller pictures, a shorter text or a lower max_tokens.",
+        )
     layout = to_reference_layout(inputs.patches, vlm.processor.image_config) if inputs.views else None
     tokenizer = vlm.processor.tokenizer
     decode = partial(tokenizer.decode, skip_special=False)

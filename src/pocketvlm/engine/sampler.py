@@ -60,7 +60,7 @@ class Sampler:
             logits_V[seen] = torch.where(scores > 0, scores / p.repetition_penalty, scores * p.repetition_penalty)
         if p.temperature == 0:
             return int(logits_V.argmax())
-        logits_V /= p.temperature
+        logits_V = (logits_V - logits_V.max()) / p.temperature  # the best stays at 0, however low the temperature
         if 0 < p.top_k < len(logits_V):
             logits_V[logits_V < logits_V.topk(p.top_k).values[-1]] = -torch.inf
         if p.top_p < 1:

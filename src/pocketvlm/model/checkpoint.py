@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError
 from pocketvlm.kernels import fp16_linear
+from pocketvlm.kernels.cpu_linear import CPULinear
 from pocketvlm.model.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
 
@@ -197,6 +198,8 @@ def load_model(
     model.eval()
     if cpu_kernels:
         model.use_cpu_kernels((lambda done, all_: progress(size + size * done // all_, total)) if progress else None)
+    if progress is not None:
+        progress(total, total)  # headers are bytes too, and there may have been nothing to pack
     return model
 
 
@@ -219,7 +222,15 @@ def _complain(directory: Path, missing: list[str], unexpected: list[str], missha
 
 
 def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write `config.json` and `model.safetensors` in the published layout, each complete or not at all."""
+    """Write `config.json` and `model.safetensors` in the published layout, the weights complete or not at all.
+
+    Raises:
+        CheckpointError: the model has CPU kernels, which keep no plain weights; nothing is written.
+    """
+    if any(isinstance(module, CPULinear) for module in model.modules()):
+        raise CheckpointError(
+            "a model with CPU kernels has no plain weights to save", hint="Load it by load_model without cpu_kernels."
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     names = published_names(model)

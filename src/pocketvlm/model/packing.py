@@ -131,7 +131,9 @@ class PackedBatch:
         return plan_chunks(self.lengths, self.device)
 
     def conv(self, taps: int) -> ConvPlan:
-        return self._conv_plans.setdefault(taps, plan_conv(self.lengths, taps, self.device))
+        if taps not in self._conv_plans:
+            self._conv_plans[taps] = plan_conv(self.lengths, taps, self.device)
+        return self._conv_plans[taps]
 
     @cached_property
     def _conv_plans(self) -> dict[int, ConvPlan]:

@@ -64,7 +64,7 @@ class MiniCPMV(nn.Module):
         Args:
             progress: called with (layers packed, layers in all).
         """
-        if can_use_cpu_kernels(self.device, self.dtype):
+        if can_use_cpu_kernels(self.device, self.dtype) and not any(cpu_linears(self)):
             for eyes in (self.vision_tower, self.merger):
                 use_cpu_linears(eyes)
             self.language_model.join_projections()
