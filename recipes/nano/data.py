@@ -54,7 +54,7 @@ def character_targets(sample: Sample, views: list[View], grid: tuple[int, int] |
             first_row, first_column = (number - 1) // columns * h, (number - 1) % columns * w
             size = sizes[1]
         cells: dict[tuple[int, int], list[int]] = {}
-        for box in sample.characters:
+        for box in sample.characters[0]:
             y = (box.top + box.bottom) / 2 * size.height / height / (14 * side) - first_row
             x = (box.left + box.right) / 2 * size.width / width / (14 * side) - first_column
             if 0 <= y < h and 0 <= x < w:
@@ -127,7 +127,7 @@ class Collator:
             all_views += views
             characters.append(character_targets(sample, views, grid, sizes))
             count = sum(view.visual_tokens for view in views)
-            for question, answer in (sample.questions[q] for q in chosen):
+            for question, answer, _ in (sample.questions[q] for q in chosen):
                 prompt = self.tokenizer.encode_trusted(self.prompt(views, grid, question))
                 reply = [*self.tokenizer.encode_plain(answer), self.end]
                 ids += prompt + reply[:-1]

@@ -34,7 +34,7 @@ def draw(task: str, index: int) -> tuple[Sample, str, str]:
         kind = "word" if task == "words" else "number"
         level = dataclasses.replace(LEVELS[3], kinds=(kind,), lines=(1, 1))
         sample = make_sample("words", (SEED, index), "heldout", level)
-    question, answer = sample.questions[0]
+    question, answer, _ = sample.questions[0]
     return sample, question, answer
 
 

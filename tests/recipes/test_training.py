@@ -90,7 +90,7 @@ def test_targets_hold_every_character_of_a_picture_once(tmp_path: Path) -> None:
         assert grid is None
         targets = character_targets(sample, views, grid, sizes)
         kept = sorted(targets[targets > 0].tolist())
-        printed = sorted(ord(box.character) - 31 for box in sample.characters)
+        printed = sorted(ord(box.character) - 31 for box in sample.characters[0])
         assert kept == printed or targets[:, SLOTS - 1].any()  # a crowded cell keeps its first characters only
 
 
@@ -102,7 +102,7 @@ def test_slices_of_a_picture_see_its_characters_too(tmp_path: Path) -> None:
     targets = character_targets(sample, views, grid, sizes)
     assert len(targets) == sum(view.visual_tokens for view in views)
     slices = targets[views[0].visual_tokens :]
-    assert (slices > 0).sum() >= 0.9 * len(sample.characters)
+    assert (slices > 0).sum() >= 0.9 * len(sample.characters[0])
 
 
 def test_the_recipe_writes_the_prompt_that_inference_writes(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_the_recipe_writes_the_prompt_that_inference_writes(tmp_path: Path) -> N
     processor = Processor(t.tokenizer, template, IMAGE, t.model.config)
     for level in (0, 1):
         sample = make_sample("receipt", (5, level), "train", level)
-        question, answer = sample.questions[0]
+        question, answer, _ = sample.questions[0]
         content = [{"type": "image", "image": np.array(sample.image)}, {"type": "text", "text": question}]
         inputs = processor([{"role": "user", "content": content}], downsample_mode="4x")
         packed = t.collate.pack([(sample, "4x", [0])])

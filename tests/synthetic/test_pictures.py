@@ -30,7 +30,7 @@ def ink_box(mask):
 
 def printed(sample):
     """All printed characters in reading order, without spaces."""
-    return "".join(box.character for box in sample.characters)
+    return "".join(box.character for box in sample.characters[0])
 
 
 @pytest.mark.parametrize(("task", "level"), CASES)
@@ -67,11 +67,11 @@ def test_pictures_are_well_formed(task, level, split):
         assert sample.image.dtype == np.uint8
         assert sample.image.flags.c_contiguous
         assert sample.task == task
-        for character, left, top, right, bottom in sample.characters:
+        for character, left, top, right, bottom in sample.characters[0]:
             assert character in ASCII
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
-        assert len(sample.questions) == len({question for question, _ in sample.questions})
+        assert len(sample.questions) == len({q.text for q in sample.questions})
 
 
 @pytest.mark.parametrize("level", range(len(LEVELS)))
@@ -80,7 +80,7 @@ def test_answers_about_words_stand_in_the_picture_and_belong_to_the_split(level)
         sample = make_sample("words", (3, i), "train", level)
         text = printed(sample)
         assert sample.questions[0][1].replace("\n", "").replace(" ", "") == text
-        for _, answer in sample.questions:
+        for _, answer, _ in sample.questions:
             assert "".join(answer.split()) in text
             assert in_split(answer, "train")
 
@@ -93,7 +93,7 @@ def test_answers_about_receipts_stand_in_the_picture(level):
         total = sample.questions[0][1]
         assert "total" in sample.questions[0][0].lower()
         assert total in text
-        for question, answer in sample.questions:
+        for question, answer, _ in sample.questions:
             if "items" not in question:  # the number of items is counted, not printed
                 assert answer.replace(" ", "") in text, (question, answer)
 
@@ -113,7 +113,7 @@ def test_boxes_of_a_sample_hold_the_only_ink():
         sample = make_sample("words", (2, i), "train", 0)
         ink = 255 - sample.image[..., 0]
         outside = ink.copy()
-        for _, left, top, right, bottom in sample.characters:
+        for _, left, top, right, bottom in sample.characters[0]:
             outside[top:bottom, left:right] = 0
             assert ink[top:bottom, left].any()
             assert ink[top:bottom, right - 1].any()
@@ -175,7 +175,7 @@ def test_few_families_means_the_plain_ones():
     for i in range(5):
         sample = make_sample("words", i, "train", level)
         assert sample.image.shape == (56, 224, 3)
-        for character, left, top, right, bottom in sample.characters:
+        for character, left, top, right, bottom in sample.characters[0]:
             assert face.glyph(character).mask.shape == (bottom - top, right - left)
 
 

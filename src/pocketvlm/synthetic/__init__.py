@@ -1,64 +1,91 @@
-"""Pictures with known answers, drawn from a seed: for training, tests and benchmarks."""
+"""Pictures with known answers, drawn from a seed: for training, tests and benchmarks.
+
+Each task is a module with `LEVELS`, from easy to hard, and a function that draws a sample of a level from a random
+generator; `REGISTRY` is the list of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.receipts import RECEIPT_LEVELS, ReceiptLevel, draw_receipt
-from pocketvlm.synthetic.sample import CharacterBox, Sample, Split, check_split
-from pocketvlm.synthetic.text import LEVELS, Difficulty, draw_words
+from pocketvlm.synthetic import receipts, text
+from pocketvlm.synthetic.receipts import RECEIPT_LEVELS, ReceiptLevel
+from pocketvlm.synthetic.sample import NOT_THERE, CharacterBox, Question, QuestionKind, Sample, Split, check_split
+from pocketvlm.synthetic.text import LEVELS, Difficulty
 
 __all__ = [
     "LEVELS",
+    "NOT_THERE",
     "RECEIPT_LEVELS",
+    "REGISTRY",
     "TASKS",
     "CharacterBox",
     "Difficulty",
+    "Question",
+    "QuestionKind",
     "ReceiptLevel",
     "Sample",
     "Split",
     "make_sample",
 ]
 
-TASKS = ("words", "receipt")
 
-Level = TypeVar("Level", Difficulty, ReceiptLevel)
+class Task(NamedTuple):
+    """A kind of picture.
+
+    Attributes:
+        draw: (generator, level, split, task name) to sample.
+        levels: from easy to hard.
+    """
+
+    draw: Callable[..., Sample]
+    levels: Sequence[Any]
+
+
+REGISTRY: dict[str, Task] = {
+    "words": Task(text.draw_words, LEVELS),
+    "receipt": Task(receipts.draw_receipt, RECEIPT_LEVELS),
+}
+TASKS = tuple(REGISTRY)
 
 
 def make_sample(
     task: str,
     rng_or_seed: np.random.Generator | int | tuple[int, ...],
     split: Split = "train",
-    difficulty: int | Difficulty | ReceiptLevel = 0,
+    difficulty: object = 0,
 ) -> Sample:
-    """Draw one picture with its questions.
+    """Draw one sample: a picture, several, or a clip, with its questions.
 
     Args:
         task: one of `TASKS`.
-        rng_or_seed: a generator, a seed, or (seed, index, …). The same seed gives the same picture in every process
+        rng_or_seed: a generator, a seed, or (seed, index, …). The same seed gives the same sample in every process
             and in any order; each task and split has its own stream.
-        split: "train" or "heldout": disjoint words, numbers and font families.
-        difficulty: a level, that is an index of `LEVELS` for words or of `RECEIPT_LEVELS` for receipts; or a
-            `Difficulty` or `ReceiptLevel` of your own.
+        split: "train" or "heldout": disjoint words, numbers, font families and layout families.
+        difficulty: a level of the task, that is an index of `REGISTRY[task].levels`; or a level of your own, made by
+            the class of those.
+
+    Raises:
+        ConfigError: a task, split or level that does not exist.
     """
     split = check_split(split)
-    if task not in TASKS:
+    if task not in REGISTRY:
         raise ConfigError(f"task {task!r} is unknown", hint=f"Use one of {', '.join(TASKS)}.")
     rng = rng_or_seed if isinstance(rng_or_seed, np.random.Generator) else _stream(task, rng_or_seed, split)
-    if task == "words":
-        return draw_words(rng, _level(difficulty, Difficulty, LEVELS), split)
-    return draw_receipt(rng, _level(difficulty, ReceiptLevel, RECEIPT_LEVELS), split)
+    entry = REGISTRY[task]
+    return entry.draw(rng, _level(difficulty, entry.levels), split, task)
 
 
-def _level(value: object, kind: type[Level], levels: Sequence[Level]) -> Level:
+def _level(value: object, levels: Sequence[Any]) -> object:
+    kind = type(levels[0])
     if isinstance(value, kind):
         return value
-    if not isinstance(value, int) or not 0 <= value < len(levels):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(levels):
         raise ConfigError(
             f"difficulty={value!r} is unknown", hint=f"Use a level from 0 to {len(levels) - 1} or a {kind.__name__}."
         )

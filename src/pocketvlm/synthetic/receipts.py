@@ -10,7 +10,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Colour, blend, draw_background, rotate, wear
 from pocketvlm.synthetic.fonts import families
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
-from pocketvlm.synthetic.sample import Sample, Split
+from pocketvlm.synthetic.sample import Question, Sample, Split
 from pocketvlm.synthetic.words import draw_text, in_split
 
 _ITEMS = (
@@ -181,7 +181,7 @@ def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, ta
     image = draw_background(rng, height, width, table, level.variety if on_table else 0.0)
     image = blend(image, paper, (255 - shade, 255 - shade, 255 - shade - cream))
     image = wear(rng, blend(image, ink, (dark, dark, dark)), level.wear)
-    return Sample(np.ascontiguousarray(image), ask_about(rng, receipt, split), task, tuple(boxes))
+    return Sample((np.ascontiguousarray(image),), ask_about(rng, receipt, split), task, (tuple(boxes),))
 
 
 def draw_contents(rng: np.random.Generator, level: ReceiptLevel, split: Split) -> Receipt:
@@ -232,7 +232,7 @@ def lay_out(receipt: Receipt, style: Style) -> list[Row]:
     return rows
 
 
-def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple[tuple[str, str], ...]:
+def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple[Question, ...]:
     """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for."""
 
     def one_of(choices: tuple[str, ...]) -> str:
@@ -254,7 +254,8 @@ def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple
         amounts.append((one_of(TAX_QUESTIONS), receipt.price(receipt.tax_cents)))
     if receipt.date:
         pairs.append((one_of(DATE_QUESTIONS), receipt.date))
-    return (*pairs, *((question, answer) for question, answer in amounts if in_split(answer, split)))
+    kept = [*pairs, *(pair for pair in amounts if in_split(pair[1], split))]
+    return tuple(Question(*pair) for pair in kept)
 
 
 def _draw_price(rng: np.random.Generator) -> int:

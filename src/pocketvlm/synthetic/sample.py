@@ -1,7 +1,8 @@
-"""What a drawer gives back: a picture, what may be asked about it, and where each character stands."""
+"""What a drawer gives back: pictures, what may be asked about them, and where each character stands."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -26,21 +27,65 @@ class CharacterBox(NamedTuple):
     bottom: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A picture with known answers.
+QuestionKind = Literal["text", "number", "box", "absent", "choice", "long"]
+
+#: The answer to every question about something that the pictures do not show.
+NOT_THERE = "It is not there."
+
+
+class Question(NamedTuple):
+    """A question with its only right answer.
 
     Attributes:
-        image: uint8, [height, width, 3], RGB.
-        questions: (question, answer) pairs; every answer can be read off the picture.
-        task: the name `make_sample` was asked for.
-        characters: every printed character but spaces, line by line from the left (dense supervision of the tower).
+        text: what is asked.
+        answer: what the model should say, to the letter.
+        kind: how an answer is judged: "text" (the same text), "number" (a value read off a scale: near enough counts),
+            "box" (a place: overlap counts), "absent" (the answer is `NOT_THERE`), "choice" (the letter of an option),
+            "long" (a transcript: wrong characters count).
     """
 
-    image: Picture
-    questions: tuple[tuple[str, str], ...]
+    text: str
+    answer: str
+    kind: QuestionKind = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Pictures with known answers.
+
+    Attributes:
+        images: uint8, [height, width, 3] each, RGB: one picture, several, or the frames of a clip.
+        questions: every answer can be read off the pictures. The first is the main one.
+        task: the name `make_sample` was asked for.
+        characters: of each picture, every printed character but spaces, line by line from the left (dense supervision
+            of the tower).
+        fps: frames a second when `images` are the frames of a clip, else None.
+        layout: the family of layouts that was drawn; a family belongs to one split only.
+    """
+
+    images: tuple[Picture, ...]
+    questions: tuple[Question, ...]
     task: str
-    characters: tuple[CharacterBox, ...]
+    characters: tuple[tuple[CharacterBox, ...], ...]
+    fps: float | None = None
+    layout: str = ""
+
+    @property
+    def image(self) -> Picture:
+        """The first picture."""
+        return self.images[0]
+
+
+def box_answer(left: float, top: float, right: float, bottom: float, height: int, width: int) -> str:
+    """A box in pixels of a `height` x `width` picture as the model writes it: <box>x1 y1 x2 y2</box>, 0 to 1000."""
+    scaled = (left / width, top / height, right / width, bottom / height)
+    return "<box>" + " ".join(str(min(1000, max(0, round(1000 * v)))) for v in scaled) + "</box>"
+
+
+def choose_layout(rng: np.random.Generator, split: Split, train: Sequence[str], heldout: Sequence[str]) -> str:
+    """A layout family of `split`."""
+    families = train if split == "train" else heldout
+    return families[int(rng.integers(len(families)))]
 
 
 def check_split(split: str) -> Split:

@@ -10,7 +10,7 @@ import numpy as np
 from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Line, blend, draw_background, draw_colours, print_line, rotate, set_line, wear
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
-from pocketvlm.synthetic.sample import CharacterBox, Sample, Split
+from pocketvlm.synthetic.sample import CharacterBox, Question, Sample, Split
 from pocketvlm.synthetic.words import TextKind, draw_text
 
 READ_QUESTIONS = (
@@ -116,7 +116,7 @@ def draw_words(rng: np.random.Generator, level: Difficulty, split: Split, task: 
 
     paper, ink = draw_colours(rng, level.variety)
     image = wear(rng, blend(draw_background(rng, height, width, paper, level.variety), coverage, ink), level.wear)
-    return Sample(np.ascontiguousarray(image), ask_about(rng, texts, kinds), task, tuple(boxes))
+    return Sample((np.ascontiguousarray(image),), ask_about(rng, texts, kinds), task, (tuple(boxes),))
 
 
 def _draw_font(rng: np.random.Generator, level: Difficulty, split: Split) -> FontFile:
@@ -163,7 +163,7 @@ def _draw_lines(
     )
 
 
-def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind]) -> tuple[tuple[str, str], ...]:
+def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind]) -> tuple[Question, ...]:
     """Questions on lines of text, the one that asks for everything first."""
 
     def one_of(choices: tuple[str, ...]) -> str:
@@ -187,4 +187,4 @@ def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind])
     if len(words) > 1 and rng.random() < 0.5:
         place = int(rng.integers(2))
         pairs.append((f"What is the {('first', 'last')[place]} word?", words[(0, -1)[place]]))
-    return tuple(pairs)
+    return tuple(Question(*pair) for pair in pairs)
