@@ -1,7 +1,7 @@
-"""Muon (Jordan et al., 2024) with its Newton-Schulz iteration in fp32.
+"""Muon (Jordan et al., 2024) with its Newton-Schulz iteration in fp32, shared by the processes.
 
-torch.optim.Muon iterates in bfloat16, which is several times slower than fp32 on CPUs without bfloat16 units; that is
-the only reason for this file.
+torch.optim.Muon iterates in bfloat16, which is several times slower than fp32 on CPUs without bfloat16 units, and every
+process would repeat all of it; those are the only reasons for this file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 # Quintic coefficients of the reference implementation.
@@ -28,20 +29,40 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; scaled so that an update is as large as AdamW's at the same learning rate."""
+    """Momentum, orthogonalised; scaled so that an update is as large as AdamW's at the same learning rate.
+
+    With several processes (gradients already averaged) each orthogonalises its share of the matrices, and the updates
+    are added up.
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                buffer = state.setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalise(p.grad.lerp(buffer, group["momentum"]))
+            learning = [p for p in group["params"] if p.grad is not None]
+            updates = self._updates(learning, group["momentum"])
+            for p, update in zip(learning, updates, strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+    def _updates(self, learning: list[Tensor], momentum: float) -> list[Tensor]:
+        updates = []
+        for number, p in enumerate(learning):
+            state = self.state[p]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(p)
+            assert p.grad is not None
+            state["momentum"].lerp_(p.grad, 1 - momentum)
+            mine = number % self.world == self.rank
+            updates.append(
+                orthogonalise(p.grad.lerp(state["momentum"], momentum)).contiguous() if mine else torch.zeros_like(p)
+            )
+        if self.world > 1 and updates:
+            flat = torch.cat([update.flatten() for update in updates])
+            dist.all_reduce(flat)
+            parts = flat.split([p.numel() for p in learning])
+            updates = [part.view_as(p) for part, p in zip(parts, learning, strict=True)]
+        return updates

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from pocketvlm.model.checkpoint import load_model, save_model
-from recipes.nano.train import ASSETS
+from recipes.nano.settings import ASSETS
 
 
 def main() -> None:

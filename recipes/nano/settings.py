@@ -1,12 +1,22 @@
-"""What nano is and what it sees while it learns: shapes, curriculum, optimiser settings."""
+"""What nano is: shapes, and the settings of its optimisers."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
-from pocketvlm.synthetic import LEVELS, Difficulty
+
+ASSETS = Path(__file__).resolve().parents[2] / "src/pocketvlm/assets/nano"
+
+# What make_tokenizer.py writes, and the template.
+TEXT_FILES = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 # One view is 224 x 224: 256 patches, 16 visual tokens at 16x or 64 at 4x.
 IMAGE = ImageConfig(scale_resolution=224)
@@ -20,7 +30,7 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
     """
     return ModelConfig(
         vision=VisionConfig(
-            hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4, image_size=448
+            hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4, image_size=448
         ),
         text=TextConfig(
             hidden_size=192,
@@ -46,70 +56,6 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of the curriculum.
-
-    Attributes:
-        tasks: (task, level or difficulty, weight): what the pictures of a batch are drawn from.
-        batch: pictures a process and step.
-        mark: the stage ends when the moving average of the loss falls under this; 0 never ends.
-        language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
-            from the character boxes, on twice the pictures: reading is what takes longest, and costs a quarter then.
-        characters: weight of the tower's dense loss.
-    """
-
-    name: str
-    tasks: tuple[tuple[str, int | Difficulty, float], ...]
-    batch: int
-    mark: float
-    language: int = 1
-    characters: float = 0.5
-
-
-# One word, number or phrase anywhere on a page: what people try first.
-ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
-# The same print on a canvas that is little larger: a quarter of the patches, so four times the reading for the money.
-SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 168), (112, 112), (112, 224), (112, 168)))
-
-# Full difficulty from the first step learns nothing: each stage starts where the one before it can already read, and
-# a stage ends on the loss, never on the clock.
-CURRICULUM: tuple[Stage, ...] = (
-    Stage("tower", (("words", 0, 1.0),), 24, 0.60, language=0, characters=1.0),
-    Stage("first words", (("words", 0, 1.0),), 24, 0.50),
-    Stage("strips", (("words", 1, 0.8), ("words", 0, 0.2)), 24, 1.00, language=3),
-    Stage("small pictures", (("words", 2, 0.7), ("words", 1, 0.3)), 24, 1.25, language=3),
-    Stage(
-        "pages",
-        (
-            ("words", SNIPPET, 0.5),
-            ("words", ONE_LINE, 0.3),
-            ("words", 3, 0.05),
-            ("receipt", 0, 0.1),
-            ("receipt", 1, 0.05),
-        ),
-        24,
-        0.70,
-    ),
-    Stage(
-        "receipts",
-        (
-            ("words", ONE_LINE, 0.45),
-            ("words", SNIPPET, 0.15),
-            ("words", 3, 0.1),
-            ("words", 4, 0.05),
-            ("receipt", 0, 0.25),
-        ),
-        16,
-        0.0,
-    ),
-)
-
-
-# Most pictures are seen at 4x: 16x follows, and costs reading most.
-SHARE_4X = 0.75
-
-
-@dataclass(frozen=True)
 class Optimiser:
     """Muon on the matrices of the blocks, AdamW on the rest; constant rate after the warm-up, linear cool-down."""
 
@@ -118,3 +64,26 @@ class Optimiser:
     weight_decay: float = 0.01
     clip: float = 1.0
     momentum: float = 0.95
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Where a run happens.
+
+    Attributes:
+        patches: factor on the patches of a step.
+        workers: processes that draw samples ahead of the trainer.
+    """
+
+    device: str
+    workers: int
+    patches: float
+    optimiser: Optimiser
+
+
+PRESETS = {
+    # Two cores draw 7 % of the time: no workers. An afternoon.
+    "cpu": Preset("cpu", workers=0, patches=1.0, optimiser=Optimiser()),
+    # 25 minutes; 16 cores of which 15 draw.
+    "h200": Preset("cuda", workers=15, patches=12.0, optimiser=Optimiser(learning_rate=4e-3)),
+}

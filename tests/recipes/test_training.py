@@ -8,25 +8,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.synthetic import make_sample
-from recipes.nano import train
-from recipes.nano.data import SLOTS, Collator, character_targets
+from pocketvlm.model.warm_start import warm_start_compression
+from recipes.nano import trainer as trainer_module
+from recipes.nano.curriculum import COMPRESSED, CURRICULUM, Share, Stage, scaled, stage_number
+from recipes.nano.curves import read_log
+from recipes.nano.initialise import RESIDUAL_OUTPUTS, start_from
+from recipes.nano.loader import LAG, Schedule, Steps, batches
 from recipes.nano.muon import orthogonalise
-from recipes.nano.settings import CURRICULUM, IMAGE, Optimiser, Stage
-from recipes.nano.train import Trainer
+from recipes.nano.settings import ASSETS, Optimiser
+from recipes.nano.train import blend
+from recipes.nano.trainer import Trainer
+
+WORDS = (Share("words", 0, 1.0),)
+SHORT = (Stage("first", WORDS, 100, language=2),)
 
 
-@pytest.fixture(autouse=True)
-def short_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = (Stage("first", (("words", 0, 1.0),), 2, 0.0, language=2),)
-    monkeypatch.setattr(train, "CURRICULUM", stages)
-
-
-def trainer(out: Path) -> Trainer:
+def trainer(out: Path, stages: tuple[Stage, ...] = SHORT) -> Trainer:
     out.mkdir(exist_ok=True)
-    return Trainer(out, seed=0, rank=0, world=1, settings=Optimiser())
+    return Trainer(out, seed=0, rank=0, world=1, settings=Optimiser(), stages=stages)
+
+
+def weights(t: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in t.model.named_parameters()}
+
+
+def changed(t: Trainer, before: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name, p in t.model.named_parameters() if not torch.equal(p, before[name])}
 
 
 def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
@@ -46,102 +57,190 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
-def test_a_saved_run_loads_as_a_checkpoint(tmp_path: Path) -> None:
+def test_a_change_of_stage_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.nano.loader.LAG", 2)
+    stages = (Stage("a", WORDS, 60, steps=1), Stage("b", WORDS, 90, inserts=True, rates=COMPRESSED))
+    straight, stopped = trainer(tmp_path / "a", stages), trainer(tmp_path / "b", stages)
+    for _ in range(5):
+        straight.train_step()
+    for _ in range(2):  # the change is due, and has not happened
+        stopped.train_step()
+    assert stopped.stage.name == "a"
+    stopped.save()
+    resumed = trainer(tmp_path / "b", stages)
+    resumed.resume()
+    for _ in range(3):
+        resumed.train_step()
+    assert resumed.stage.name == straight.stage.name == "b"
+    assert not changed(resumed, weights(straight))
+
+
+def test_a_run_is_continued_as_it_was_begun(tmp_path: Path) -> None:
+    t = trainer(tmp_path / "run")
+    t.save()
+    other = Trainer(tmp_path / "run", seed=1, rank=0, world=1, settings=Optimiser(), stages=SHORT)
+    with pytest.raises(SystemExit, match="--seed 0"):
+        other.resume()
+
+
+def test_a_saved_run_is_a_whole_checkpoint(tmp_path: Path) -> None:
+    import pocketvlm
+
     t = trainer(tmp_path / "run")
     t.train_step()
     t.save()
     loaded = dict(load_model(tmp_path / "run" / "model").named_parameters())
     for name, p in t.model.named_parameters():
         assert torch.equal(p.bfloat16().float(), loaded[name]), name
+    answer = pocketvlm.load(tmp_path / "run" / "model").ask(np.zeros((60, 80, 3), np.uint8), "?", max_tokens=2)
+    assert answer.usage.completion_tokens <= 2
 
 
 def test_training_can_begin_with_a_published_model(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run")
-    t.start_from(train.ASSETS, 0)
-    published = dict(load_model(train.ASSETS).named_parameters())
-    assert all(torch.equal(p, published[name]) for name, p in t.model.named_parameters())
+    start_from(t.model, t.reader, ASSETS, t.tokenizer)
+    published = dict(load_model(ASSETS).named_parameters())
+    rows = "language_model.embed_tokens.weight"
+    for name, p in t.model.named_parameters():
+        if name in published and name != rows:
+            assert torch.equal(p, published[name]), name
+
+
+def test_added_layers_change_nothing_at_first(tmp_path: Path) -> None:
+    from pocketvlm.model.vlm import MiniCPMV
+
+    config = trainer(tmp_path / "run").model.config
+    short = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_hidden_layers=3))
+    torch.manual_seed(1)
+    small, large = MiniCPMV(short), MiniCPMV(config)
+    known = dict(small.named_parameters())
+    with torch.no_grad():
+        for name, p in large.named_parameters():
+            if name in known:
+                p.copy_(known[name])
+            elif any(f".{leaf}." in name for leaf in RESIDUAL_OUTPUTS):
+                p.zero_()
+    t = trainer(tmp_path / "run")
+    data = t.collate(CURRICULUM[3], (1,), 300)
+    with torch.no_grad():
+        a, b = (m.encode_views(data.patches, data.views) for m in (small, large))
+    torch.testing.assert_close(a, b)
+
+
+def test_tokens_keep_their_embeddings_by_their_text(tmp_path: Path) -> None:
+    from pocketvlm.processing.tokenizer import Tokenizer
+
+    t = trainer(tmp_path / "run")
+    start_from(t.model, t.reader, ASSETS, t.tokenizer)
+    known = dict(load_model(ASSETS).named_parameters())["language_model.embed_tokens.weight"]
+    old, new = Tokenizer.from_directory(ASSETS).vocabulary(), t.tokenizer.vocabulary()
+    rows = t.model.language_model.embed_tokens.weight
+    assert len(rows) == t.tokenizer.vocab_size
+    for token in old.keys() & new.keys():
+        assert torch.equal(rows[new[token]], known[old[token]]), token
 
 
 def test_steps_for_the_tower_alone_leave_the_decoder_alone(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run")
     t.train_step()  # step 0: both learn
-    before = {n: p.clone() for n, p in t.model.named_parameters()}
-    assert t.train_step() is None
-    changed = {n for n, p in t.model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed
-    assert not any(name.startswith("language_model.") for name in changed)
+    before = weights(t)
+    assert "answers" not in t.train_step()
+    moved = changed(t, before)
+    assert moved
+    assert not any(name.startswith("language_model.") for name in moved)
 
 
-def test_cooldown_ends_at_rate_zero(tmp_path: Path) -> None:
+def test_the_alignment_moves_the_compression_and_nothing_else(tmp_path: Path) -> None:
+    stages = (Stage("alignment", WORDS, 60, rates=COMPRESSED, learns="compression"),)
+    t = trainer(tmp_path / "run", stages)
+    before = weights(t)
+    t.train_step()
+    assert {name.split(".")[0] for name in changed(t, before)} == {"vision_tower", "merger"}
+    assert all("vit_merger" in name or name.startswith("merger.") for name in changed(t, before))
+
+
+def test_a_stage_that_inserts_the_compression_starts_it_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    t = trainer(tmp_path / "run", (Stage("a", WORDS, 60), Stage("b", WORDS, 60, inserts=True)))
+    monkeypatch.setattr(
+        trainer_module, "warm_start_compression", lambda tower: started.append(t.step) or warm_start_compression(tower)
+    )
+    t.schedule.next = (1, 1)
+    for _ in range(3):
+        t.train_step()
+    assert started == [1]
+
+
+def test_the_rate_falls_to_zero(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run")
-    t.step, t.cooldown = 200, (200, 300)
-    assert t.rate() == 1.0
-    t.step = 250
-    assert t.rate() == pytest.approx(0.5)
-    t.step = 300
+    t.step, t.cooldown = 300, (200, 500)
+    assert t.rate() == pytest.approx(2 / 3)
+    t.step = 200  # a cool-down may begin at once: then it warms up first
+    assert t.rate() < 0.05
+    t.step = 500
     assert t.rate() == 0.0
+    t.deadline, t.seconds = 100.0, 75.0
+    assert t.rate() == pytest.approx(0.25)
 
 
-def test_targets_hold_every_character_of_a_picture_once(tmp_path: Path) -> None:
+@given(asked=st.lists(st.integers(0, 400), max_size=6).map(sorted))
+def test_stages_follow_each_other_in_order_and_late_enough(asked: list[int]) -> None:
+    schedule = Schedule(stages=3)
+    drawn = iter(schedule)
+    ahead: list[tuple[int, int]] = []
+    seen = []
+    for step in range(500):
+        while len(ahead) < LAG:  # workers have drawn everything that they may
+            ahead.append(next(drawn))
+        schedule.arrive(step)
+        number, stage = ahead.pop(0)
+        assert (number, stage) == (step, schedule.stage_at(step))
+        seen.append(stage)
+        if step in asked:
+            schedule.ask(step)
+    assert seen == sorted(seen)
+    assert max(seen) <= min(2, len(asked))
+
+
+def test_workers_draw_what_the_trainer_would(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run")
-    for mode in ("16x", "4x"):
-        sample = make_sample("words", (1, 2), "train", 3)
-        _, views, grid, sizes = t.collate.views(sample, mode)
-        assert grid is None
-        targets = character_targets(sample, views, grid, sizes)
-        kept = sorted(targets[targets > 0].tolist())
-        printed = sorted(ord(box.character) - 31 for box in sample.characters[0])
-        assert kept == printed or targets[:, SLOTS - 1].any()  # a crowded cell keeps its first characters only
-
-
-def test_slices_of_a_picture_see_its_characters_too(tmp_path: Path) -> None:
-    t = trainer(tmp_path / "run")
-    sample = make_sample("receipt", (3, 1), "train", 1)
-    _, views, grid, sizes = t.collate.views(sample, "4x")
-    assert grid is not None
-    targets = character_targets(sample, views, grid, sizes)
-    assert len(targets) == sum(view.visual_tokens for view in views)
-    slices = targets[views[0].visual_tokens :]
-    assert (slices > 0).sum() >= 0.9 * len(sample.characters[0])
-
-
-def test_the_recipe_writes_the_prompt_that_inference_writes(tmp_path: Path) -> None:
-    from pocketvlm.processing.chat import ChatTemplate
-    from pocketvlm.processing.processor import Processor
-
-    t = trainer(tmp_path / "run")
-    template = ChatTemplate.from_directory(train.ASSETS, t.tokenizer.control_tokens)
-    processor = Processor(t.tokenizer, template, IMAGE, t.model.config)
-    for level in (0, 1):
-        sample = make_sample("receipt", (5, level), "train", level)
-        question, answer, _ = sample.questions[0]
-        content = [{"type": "image", "image": np.array(sample.image)}, {"type": "text", "text": question}]
-        inputs = processor([{"role": "user", "content": content}], downsample_mode="4x")
-        packed = t.collate.pack([(sample, "4x", [0])])
-        prompt = packed.input_ids[: len(inputs.input_ids)]
-        assert torch.equal(prompt, inputs.input_ids)
-        assert torch.equal(packed.patches, inputs.patches)
-        expected = [*t.tokenizer.encode_plain(answer), t.tokenizer.control_id("<|im_end|>")]
-        assert packed.targets[packed.targets >= 0].tolist() == expected
-
-
-def test_every_stage_draws_and_packs(tmp_path: Path) -> None:
-    t = trainer(tmp_path / "run")
-    for i, stage in enumerate(CURRICULUM):
-        data = t.collate(dataclasses.replace(stage), (0, i), 3)
-        assert len(data.patches) == sum(v.patches for v in data.views)
-        assert data.batch.tokens == len(data.input_ids) == len(data.targets)
-        assert (data.targets >= 0).any()
-
-
-def test_the_collator_draws_the_same_step_again(tmp_path: Path) -> None:
-    t = trainer(tmp_path / "run")
-    first, second = (Collator(t.tokenizer, IMAGE)(CURRICULUM[3], (1, 2, 3), 4) for _ in range(2))
-    assert torch.equal(first.patches, second.patches)
-    assert torch.equal(first.input_ids, second.input_ids)
+    steps = Steps(t.collate, (Stage("words", WORDS, 60),), 3, 0)
+    alone, helped = batches(steps, Schedule(1), 0), batches(steps, Schedule(1), 2)
+    for _ in range(5):
+        a, b = next(alone), next(helped)
+        assert torch.equal(a.patches, b.patches)
+        assert torch.equal(a.input_ids, b.input_ids)
 
 
 def test_muon_makes_singular_values_nearly_equal() -> None:
     for shape in ((8, 30), (30, 8), (16, 16)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
         assert 0.3 < values.min() <= values.max() < 1.3
+
+
+def test_the_curriculum_goes_from_uncompressed_to_hybrid() -> None:
+    kinds = [(s.rates.all_4x, s.rates.all_16x) for s in CURRICULUM]
+    assert kinds == sorted(
+        kinds, key=lambda k: ((1.0, 0.0), (0.0, 1.0)).index(k) if k in ((1.0, 0.0), (0.0, 1.0)) else 2
+    )
+    assert [s.name for s in CURRICULUM if s.inserts] == ["alignment"]
+    assert CURRICULUM[stage_number("alignment")].learns == "compression"
+    assert [s.patches * 2 for s in CURRICULUM] == [s.patches for s in scaled(CURRICULUM, 2)]
+    assert not CURRICULUM[-1].mark
+
+
+@settings(max_examples=30)
+@given(values=st.lists(st.floats(0, 10), min_size=1, max_size=20))
+def test_moving_averages_stay_between_the_extremes(values: list[float]) -> None:
+    means: dict[str, object] = {}
+    for value in values:
+        blend(means, {"loss": value, "tasks": {"a": value}})
+    for mean in (means["loss"], means["tasks"]["a"]):  # type: ignore[index]
+        assert min(values) - 1e-9 <= mean <= max(values) + 1e-9
+
+
+def test_a_log_that_went_back_to_a_checkpoint_counts_once(tmp_path: Path) -> None:
+    lines = [(25, 10), (50, 20), (75, 30), (50, 21), (75, 31)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "seconds": {seconds}}}\n' for step, seconds in lines))
+    assert [(line["step"], line["seconds"]) for line in read_log(path)] == [(25, 10), (50, 21), (75, 31)]

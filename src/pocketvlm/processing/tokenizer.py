@@ -138,6 +138,10 @@ class Tokenizer:
         """One more than the largest id, control tokens included."""
         return max(self._backend.get_vocab_size(with_added_tokens=True), max(self._control_ids) + 1)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, control tokens included, as the vocabulary spells it, with its id."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def control_id(self, name: str) -> int:
         """The id of the control token `name`; `CheckpointError` when this vocabulary has none of that name."""
         try:

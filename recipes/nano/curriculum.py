@@ -1,0 +1,103 @@
+"""What nano sees while it learns, in the order of LLaVA-UHD v4: an uncompressed tower with its decoder, the compression
+inserted and aligned, everything together at 16x, rates drawn view by view, then several pictures and clips.
+
+Full difficulty from the first step learns nothing: each stage starts where the one before it can already read, and a
+stage ends on the loss, never on the clock (but for the alignment, whose loss has no natural mark).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pocketvlm.synthetic import LEVELS
+from recipes.nano.views import Rates
+
+
+class Share(NamedTuple):
+    """`weight` of the samples are of `task` at `level` (a number, or a level of one's own)."""
+
+    task: str
+    level: object
+    weight: float
+
+
+UNCOMPRESSED, COMPRESSED = Rates(all_4x=1.0), Rates(all_4x=0.0, all_16x=1.0)
+HYBRID = Rates(all_4x=0.5, all_16x=0.25)  # and a quarter view by view
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the curriculum.
+
+    Attributes:
+        tasks: what the samples of a step are drawn from.
+        patches: samples are added to a step until they have this many patches, in each process.
+        mark: the stage ends when the moving average of the loss falls under this; 0 never ends.
+        steps: the stage ends after this many steps; 0 is no limit.
+        rates: how views are compressed.
+        learns: "all", or "compression": only the early compression and the merger behind the tower.
+        inserts: the compression starts warm, from the layer before it, when the stage begins.
+        language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
+            from the character boxes: reading is what takes longest, and costs a quarter then.
+        characters: weight of the tower's dense loss.
+        questions: most questions asked about a sample.
+    """
+
+    name: str
+    tasks: tuple[Share, ...]
+    patches: int
+    mark: float = 0.0
+    steps: int = 0
+    rates: Rates = UNCOMPRESSED
+    learns: Literal["all", "compression"] = "all"
+    inserts: bool = False
+    language: int = 1
+    characters: float = 0.5
+    questions: int = 4
+
+
+# One word, number or phrase anywhere on a page: what people try first.
+ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
+# The same print on a canvas that is little larger: a quarter of the patches, so four times the reading for the money.
+SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 168), (112, 112), (112, 224), (112, 168)))
+
+
+PAGES = (
+    Share("words", SNIPPET, 0.5),
+    Share("words", ONE_LINE, 0.3),
+    Share("words", 3, 0.05),
+    Share("receipt", 0, 0.1),
+    Share("receipt", 1, 0.05),
+)
+ONE_PICTURE = (
+    Share("words", ONE_LINE, 0.20),
+    Share("words", SNIPPET, 0.15),
+    Share("words", 3, 0.05),
+    Share("words", 4, 0.02),
+    Share("receipt", 0, 0.12),
+    Share("receipt", 1, 0.02),
+)
+
+CURRICULUM: tuple[Stage, ...] = (
+    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, language=0, characters=1.0),
+    Stage("first words", (Share("words", 0, 1.0),), 1152, 0.50),
+    Stage("strips", (Share("words", 1, 0.8), Share("words", 0, 0.2)), 1536, 1.00, language=3),
+    Stage("small pictures", (Share("words", 2, 0.7), Share("words", 1, 0.3)), 2048, 1.25, language=3),
+    Stage("pages", PAGES, 4096, 0.70),
+    Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns="compression", inserts=True),
+    Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
+    Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
+    Stage("several pictures", ONE_PICTURE, 4096, rates=HYBRID),
+)
+
+
+def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
+    """The same stages with larger steps, for devices that want more at once."""
+    return tuple(dataclasses.replace(stage, patches=round(stage.patches * factor)) for stage in stages)
+
+
+def stage_number(name: str) -> int:
+    """Place of a stage in the curriculum, by its name."""
+    return [stage.name for stage in CURRICULUM].index(name)

@@ -1,0 +1,64 @@
+"""First weights: from nothing, or from a model of the same widths that may have fewer layers and another vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.warm_start import warm_start_compression
+from pocketvlm.processing.tokenizer import Tokenizer
+
+RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj", "fc2")
+
+
+def initialise(model: MiniCPMV) -> None:
+    """Fan-in scaled normal weights, zero-mean patch filters at double size, then the warm start of the compression."""
+    for name, p in model.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.zeros_(p)
+        elif p.dim() >= 2:
+            nn.init.normal_(p, std=0.02 if "embed" in name else p[0].numel() ** -0.5)
+    filters = model.vision_tower.patch_embedding.weight
+    with torch.no_grad():
+        filters.normal_(std=2 * filters.shape[1] ** -0.5)
+        filters -= filters.mean(1, keepdim=True)
+        for module in model.modules():  # residual branches start small
+            for leaf in RESIDUAL_OUTPUTS:
+                if isinstance(linear := getattr(module, leaf, None), nn.Linear):
+                    linear.weight *= 0.3
+    warm_start_compression(model.vision_tower)
+
+
+@torch.no_grad()
+def start_from(model: MiniCPMV, reader: nn.Linear, checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Take over the weights of `checkpoint`: a model's folder, or that of a run (then `reader`, the head of the dense
+    loss, is taken over as well).
+
+    Layers that it lacks are added behind its last ones and start as the identity (their residual branches give zero).
+    Tokens keep their embeddings by their text; those it lacks start at the mean of the others.
+    """
+    run = checkpoint / "training.pt"
+    if run.is_file():
+        reader.load_state_dict(torch.load(run, weights_only=True, map_location="cpu")["reader"])
+        checkpoint = checkpoint / "model"
+    known = dict(load_model(checkpoint).named_parameters())
+    embedding = "language_model.embed_tokens.weight"
+    for name, p in model.named_parameters():
+        if name == embedding:
+            _take_tokens(p, known[name], tokenizer, Tokenizer.from_directory(checkpoint))
+        elif name in known:
+            p.copy_(known[name])
+        elif any(f".{leaf}." in name for leaf in RESIDUAL_OUTPUTS):
+            p.zero_()
+
+
+def _take_tokens(rows: nn.Parameter, known: torch.Tensor, tokenizer: Tokenizer, other: Tokenizer) -> None:
+    where = other.vocabulary()
+    rows.copy_(known.mean(0).expand_as(rows))
+    for token, row in tokenizer.vocabulary().items():
+        if token in where:
+            rows[row] = known[where[token]]

@@ -1,0 +1,234 @@
+"""Model, optimisers and the place in the curriculum: one step, and everything that a checkpoint must hold."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.model.checkpoint import save_model
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.warm_start import warm_start_compression
+from pocketvlm.processing.tokenizer import Tokenizer
+from recipes.nano.curriculum import CURRICULUM, Stage
+from recipes.nano.data import Collator, TrainingBatch
+from recipes.nano.initialise import initialise
+from recipes.nano.loader import Schedule, Steps, batches
+from recipes.nano.muon import Muon
+from recipes.nano.settings import ASSETS, IMAGE, TEXT_FILES, Optimiser, model_config
+from recipes.nano.views import CLASSES, SLOTS
+
+SHORTEST_STAGE = 60  # steps before the moving average says anything
+
+
+class Trainer:
+    """One process of a training run.
+
+    Args:
+        out: folder of checkpoint and log.
+        seed, rank, world: decide the samples of each step; a run resumes with the same ones.
+        settings: of the optimisers.
+        stages: the curriculum.
+        workers: processes that draw samples ahead; 0 draws them here.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        seed: int,
+        rank: int,
+        world: int,
+        settings: Optimiser,
+        *,
+        stages: tuple[Stage, ...] = CURRICULUM,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        self.out, self.seed, self.rank, self.world, self.settings = out, seed, rank, world, settings
+        self.stages, self.device, self.workers = stages, torch.device(device), workers
+        self.tokenizer = Tokenizer.from_directory(ASSETS)
+        self.collate = Collator(self.tokenizer, IMAGE)
+        ids = [self.tokenizer.control_id(t) for t in ("<|image_pad|>", "<|video_pad|>", "<|endoftext|>")]
+        torch.manual_seed(seed)
+        config = model_config(self.tokenizer.vocab_size, *ids)
+        self.model = MiniCPMV(config, IMAGE.image_mean, IMAGE.image_std)
+        initialise(self.model)
+        self.reader = nn.Linear(config.text.hidden_size, SLOTS * CLASSES)  # training only
+        self.model.to(self.device)
+        self.reader.to(self.device)
+        self._make_optimisers()
+        self.step, self.average, self.seconds = 0, 0.0, 0.0
+        self.schedule = Schedule(len(stages))
+        self.cooldown: tuple[int, int] | None = None  # first and last step of a falling learning rate
+        self.deadline: float | None = None  # seconds of training at which the rate, falling all the time, is zero
+        self._batches: Iterator[TrainingBatch] | None = None
+        # Products in bfloat16 where the machine has units for it (on a CPU a step then takes three quarters of the
+        # time); elsewhere they would be several times slower than fp32.
+        self.bf16 = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+    def _make_optimisers(self) -> None:
+        named = list(self.model.named_parameters())
+        # The wide linear_1 of the compression would cost Muon as much as all other matrices together.
+        matrices = [p for n, p in named if p.dim() == 2 and ".layers." in n]
+        chosen = {id(p) for p in matrices}
+        rest = [p for _, p in named if id(p) not in chosen] + list(self.reader.parameters())
+        self.parameters: list[Tensor] = matrices + rest
+        eyes = (self.model.vision_tower, self.model.merger, self.reader)
+        self.tower_parameters: list[Tensor] = [p for module in eyes for p in module.parameters()]
+        compression = (self.model.vision_tower.vit_merger, self.model.merger)
+        self.compression_parameters: list[Tensor] = [p for module in compression for p in module.parameters()]
+        s = self.settings
+        self.optimisers: list[torch.optim.Optimizer] = [
+            Muon(matrices, s.learning_rate, s.momentum, s.weight_decay),
+            torch.optim.AdamW(rest, s.learning_rate, betas=(0.9, 0.98), weight_decay=s.weight_decay),
+        ]
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.schedule.stage_at(self.step)]
+
+    def rate(self) -> float:
+        """Factor on the learning rate."""
+        if self.deadline is not None:
+            return max(0.0, min((self.step + 1) / self.settings.warmup, 1 - self.seconds / self.deadline))
+        if self.cooldown and self.step >= self.cooldown[0]:
+            first, last = self.cooldown
+            warm = (self.step - first + 1) / self.settings.warmup
+            return max(0.0, min(warm, (last - self.step) / (last - first)))
+        return min(1.0, (self.step + 1) / self.settings.warmup)
+
+    def next_batch(self) -> TrainingBatch:
+        if self._batches is None:
+            self.schedule.step = self.step
+            self._batches = batches(Steps(self.collate, self.stages, self.seed, self.rank), self.schedule, self.workers)
+        return next(self._batches)
+
+    def losses(self, data: TrainingBatch, language: bool) -> dict[str, Tensor]:
+        """Cross-entropy of the answers and of the characters in each visual token's cell; "rows" is [answer tokens]
+        losses and "right" whether each was the most likely one."""
+        features = self.model.encode_views(data.patches.to(self.device, non_blocking=True), data.views)
+        losses = {"characters": self.character_loss(features, data.characters.to(self.device))}
+        if language:
+            hidden = self.model(data.input_ids.to(self.device), data.packed(self.device), features)
+            rows = (data.targets >= 0).nonzero().squeeze(1)
+            targets = data.targets[rows].to(self.device)
+            logits = self.model.logits(hidden.index_select(0, rows.to(self.device))).float()
+            losses["rows"] = F.cross_entropy(logits, targets, reduction="none")
+            losses["right"] = logits.detach().argmax(-1) == targets
+        return losses
+
+    def character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
+        """Mean over the cells' slots that matter: every character, and the first "no more characters"."""
+        scores = self.reader(features).view(-1, SLOTS, CLASSES).float()
+        # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
+        weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
+        each = F.cross_entropy(scores.flatten(0, 1), characters.flatten(), reduction="none").view(-1, SLOTS)
+        asked = torch.ones_like(each)
+        asked[:, 1:] = (characters[:, :-1] > 0).float()
+        return (each * asked * weight).sum() / (asked * weight).sum()
+
+    def train_step(self) -> dict[str, Any]:
+        """One step; returns its losses. "answers" is missing where the decoder took no part."""
+        began = time.perf_counter()
+        if self.schedule.arrive(self.step):
+            self.average = 0.0
+            if self.stage.inserts:
+                warm_start_compression(self.model.vision_tower)
+        stage = self.stage
+        language = stage.language > 0 and self.step % stage.language == 0
+        data = self.next_batch()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses = self.losses(data, language)
+        loss = stage.characters * losses["characters"]
+        if language:
+            loss = loss + losses["rows"].mean()
+        loss.backward()
+        whole = self.parameters if language else self.tower_parameters
+        self.update(self.compression_parameters if stage.learns == "compression" else whole)
+        self.step += 1
+        report = self.report(data, losses, time.perf_counter() - began)
+        self.seconds += report.pop("seconds")
+        if language or not stage.language:
+            watched = report["answers" if language else "characters"]
+            self.average = 0.97 * self.average + 0.03 * watched if self.average else watched
+            age = self.step - self.schedule.began
+            if (self.average < stage.mark and age > SHORTEST_STAGE) or 0 < stage.steps <= age:
+                self.schedule.ask(self.step)
+        return report
+
+    def update(self, learning: list[Tensor]) -> None:
+        """Average the gradients over the processes and take a step with `learning`."""
+        kept = {id(p) for p in learning}
+        for p in self.parameters:
+            if id(p) not in kept:
+                p.grad = None
+        if self.world > 1:
+            grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
+            flat = torch.cat([g.flatten() for g in grads])
+            dist.all_reduce(flat)
+            flat /= self.world
+            for p, g in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
+                p.grad = g.view_as(p)
+        nn.utils.clip_grad_norm_(learning, self.settings.clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.settings.learning_rate * self.rate()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    def report(self, data: TrainingBatch, losses: dict[str, Tensor], seconds: float) -> dict[str, Any]:
+        """Means over the processes; and of this process alone the loss of each task."""
+        named = {"characters": losses["characters"].detach()}
+        if "rows" in losses:
+            named |= {"answers": losses["rows"].detach().mean(), "right": losses["right"].float().mean()}
+        means = torch.stack([*named.values(), torch.tensor(seconds, device=self.device)])
+        if self.world > 1:
+            dist.all_reduce(means)
+        report: dict[str, Any] = dict(zip((*named, "seconds"), (means / self.world).tolist(), strict=True))
+        if "rows" in losses:
+            samples = data.sample_of_rows()[data.targets >= 0].tolist()
+            of_task = defaultdict(list)
+            for sample, loss in zip(samples, losses["rows"].tolist(), strict=True):
+                of_task[data.tasks[sample]].append(loss)
+            report["tasks"] = {task: sum(values) / len(values) for task, values in of_task.items()}
+        return report | {"samples": len(data.tasks) * self.world}
+
+    def save(self) -> None:
+        """Everything needed to continue, complete or not at all; and the model itself in the published layout."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "reader": self.reader.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "place": (self.step, self.average, self.seconds, self.cooldown, self.deadline, self.schedule.state()),
+            "run": (self.seed, self.world),
+        }
+        partial = self.out / "training.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "training.pt")
+        save_model(self.model, self.out / "model")
+        for name in TEXT_FILES:  # so that the folder is a whole checkpoint, as any other
+            shutil.copy(ASSETS / name, self.out / "model")
+
+    def resume(self) -> None:
+        """Continue with the very next step of an interrupted run, if there is one."""
+        path = self.out / "training.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, weights_only=True, map_location=self.device)
+        if tuple(state["run"]) != (self.seed, self.world):
+            seed, world = state["run"]
+            raise SystemExit(f"{self.out} was begun with --seed {seed} and {world} processes: continue with the same")
+        self.model.load_state_dict(state["model"])
+        self.reader.load_state_dict(state["reader"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.step, self.average, self.seconds, self.cooldown, self.deadline, schedule = state["place"]
+        self.schedule.restore(self.step, schedule)

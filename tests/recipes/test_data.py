@@ -1,0 +1,166 @@
+"""Batches of the recipe: the prompts of inference, every character once, and nothing passing between samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketvlm.processing.chat import ChatTemplate
+from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.synthetic import Question, Sample, make_sample
+from recipes.nano.curriculum import CURRICULUM, Share, Stage
+from recipes.nano.data import Collator, TrainingBatch
+from recipes.nano.settings import ASSETS, IMAGE, Optimiser
+from recipes.nano.trainer import Trainer
+from recipes.nano.views import SLOTS, EncodedPicture, Rates, character_targets, encode_picture
+
+TOKENIZER = Tokenizer.from_directory(ASSETS)
+COLLATE = Collator(TOKENIZER, IMAGE)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def encoded(sample: Sample, mode: str | None) -> list[EncodedPicture]:
+    slices = None if sample.fps is None else 1
+    return [encode_picture(p, IMAGE, mode, rng(), 0.0, slices) for p in sample.images]  # type: ignore[arg-type]
+
+
+def packed(sample: Sample, mode: str, questions: Sequence[Question]) -> TrainingBatch:
+    return COLLATE.pack([(sample, encoded(sample, mode), questions)])
+
+
+def of(*samples: Sample, fps: float | None = None) -> Sample:
+    """Several pictures, or frames, in one sample."""
+    pictures = tuple(s.image for s in samples)
+    return Sample(pictures, samples[0].questions, "several", tuple(s.characters[0] for s in samples), fps)
+
+
+def test_targets_hold_every_character_of_a_picture_once() -> None:
+    for mode in ("16x", "4x"):
+        sample = make_sample("words", (1, 2), "train", 3)
+        (picture,) = encoded(sample, mode)
+        assert picture.plan.grid is None
+        targets = character_targets(sample.characters[0], picture.plan, 14)
+        kept = sorted(targets[targets > 0].tolist())
+        printed = sorted(ord(box.character) - 31 for box in sample.characters[0])
+        assert kept == printed or targets[:, SLOTS - 1].any()  # a crowded cell keeps its first characters only
+
+
+@pytest.mark.parametrize("mode", ["4x", "16x", None])
+def test_slices_of_a_picture_see_its_characters_too(mode: str | None) -> None:
+    sample = make_sample("receipt", (3, 1), "train", 1)
+    (picture,) = encoded(sample, mode)
+    assert picture.plan.grid is not None
+    targets = character_targets(sample.characters[0], picture.plan, 14)
+    assert len(targets) == sum(view.visual_tokens for view in picture.views)
+    slices = targets[picture.views[0].visual_tokens :]
+    assert (slices > 0).sum() >= 0.75 * len(sample.characters[0])
+
+
+@pytest.mark.parametrize("mode", ["4x", "16x"])
+@pytest.mark.parametrize("form", ["one view", "slices", "two pictures", "clip"])
+def test_the_recipe_writes_the_prompt_that_inference_writes(mode: str, form: str, tmp_path: Path) -> None:
+    template = ChatTemplate.from_directory(ASSETS, TOKENIZER.control_tokens)
+    config = Trainer(tmp_path, 0, 0, 1, Optimiser()).model.config
+    processor = Processor(TOKENIZER, template, IMAGE, config)
+    drawn = [make_sample("receipt", (5, i), "train", int(form == "slices")) for i in range(2)]
+    sample = {"two pictures": of(*drawn), "clip": of(drawn[0], drawn[0], fps=1.0)}.get(form, drawn[0])
+    question = sample.questions[0]
+    content = [{"type": "image", "image": np.array(p)} for p in sample.images]
+    if form == "clip":
+        content = [{"type": "video", "video": [np.array(p) for p in sample.images], "fps": 1.0}]
+    text = {"type": "text", "text": question.text}
+    inputs = processor([{"role": "user", "content": [*content, text]}], downsample_mode=mode)  # type: ignore[arg-type]
+    batch = packed(sample, mode, [question])
+    assert torch.equal(batch.input_ids[: len(inputs.input_ids)], inputs.input_ids)
+    assert torch.equal(batch.patches, inputs.patches)
+    assert tuple(batch.views) == inputs.views
+    expected = [*TOKENIZER.encode_plain(question.answer), TOKENIZER.control_id("<|im_end|>")]
+    assert batch.targets[batch.targets >= 0].tolist() == expected
+
+
+def test_several_questions_are_turns_of_one_conversation() -> None:
+    sample = make_sample("receipt", (6, 0), "train", 0)
+    questions = sample.questions[:3]
+    batch = packed(sample, "4x", questions)
+    end = TOKENIZER.control_id("<|im_end|>")
+    asked = [token for q in questions for token in (*TOKENIZER.encode_plain(q.answer), end)]
+    assert batch.targets[batch.targets >= 0].tolist() == asked
+    # Every target is the token that follows.
+    where = (batch.targets >= 0).nonzero().squeeze(1)
+    following = where[where + 1 < len(batch.input_ids)]
+    assert torch.equal(batch.input_ids[following + 1], batch.targets[following])
+    text = TOKENIZER.decode(batch.input_ids.tolist(), skip_special=False)
+    assert text.count("<|im_start|>user") == 3
+    assert text.count("<image>") == 1
+
+
+def test_boxes_are_written_with_their_control_tokens() -> None:
+    sample = make_sample("words", (1, 1), "train", 3)
+    batch = packed(sample, "4x", [Question("Where?", "<box>1 20 300 1000</box>", "box")])
+    answer = batch.targets[batch.targets >= 0].tolist()
+    assert answer[0] == TOKENIZER.control_id("<box>")
+    assert answer[-2] == TOKENIZER.control_id("</box>")
+
+
+def test_rates_are_drawn_as_the_stage_says() -> None:
+    sample = make_sample("receipt", (3, 1), "train", 1)
+
+    def modes(rates: Rates, count: int = 40) -> list[set[str]]:
+        draws = np.random.default_rng(1)
+        return [
+            {v.downsample_mode for p in COLLATE.encode(sample, rates, draws) for v in p.views} for _ in range(count)
+        ]
+
+    assert modes(Rates()) == [{"4x"}] * 40
+    assert modes(Rates(0.0, 1.0)) == [{"16x"}] * 40
+    mixed = modes(Rates(0.3, 0.3))
+    assert {frozenset(m) for m in mixed} == {frozenset(("4x",)), frozenset(("16x",)), frozenset(("4x", "16x"))}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), patches=st.integers(1, 1500))
+def test_a_step_has_the_patches_it_wants_and_no_sample_more(seed: int, patches: int) -> None:
+    data = COLLATE(CURRICULUM[-1], (0, seed), patches)
+    assert len(data.patches) == sum(v.patches for v in data.views) >= patches
+    assert len(data.input_ids) == len(data.targets) == sum(s.length for s in data.segments)
+    assert len(data.characters) == sum(v.visual_tokens for v in data.views)
+    assert len(data.segments) == len(data.tasks)
+    assert set(data.sample_of_rows()[data.targets >= 0].tolist()) == set(range(len(data.tasks)))
+
+
+def test_samples_of_a_batch_do_not_see_each_other(tmp_path: Path) -> None:
+    t = Trainer(tmp_path, 0, 0, 1, Optimiser())
+    drawn = []
+    for i in range(3):
+        sample = make_sample("receipt", (7, i), "train", 0)
+        drawn.append((sample, encoded(sample, ("4x", "16x", "4x")[i]), sample.questions[:2]))
+    t.bf16 = False
+    with torch.no_grad():
+        together = t.losses(COLLATE.pack(drawn), language=True)["rows"]
+        alone = torch.cat([t.losses(COLLATE.pack([d]), language=True)["rows"] for d in drawn])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", CURRICULUM, ids=lambda stage: stage.name)
+def test_every_share_of_every_stage_draws_and_packs(stage: Stage) -> None:
+    for share in stage.tasks:
+        data = COLLATE(Stage("one", (Share(*share),), 1, rates=stage.rates), (0, 1))
+        assert (data.targets >= 0).any(), share
+
+
+def test_the_collator_draws_the_same_step_again() -> None:
+    first, second = (Collator(TOKENIZER, IMAGE)(CURRICULUM[3], (1, 2, 3), 300) for _ in range(2))
+    assert torch.equal(first.patches, second.patches)
+    assert torch.equal(first.input_ids, second.input_ids)
+    other = COLLATE(CURRICULUM[3], (1, 2, 4), 300)
+    assert not torch.equal(other.input_ids, first.input_ids)
