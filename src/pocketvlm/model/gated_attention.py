@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
+from pocketvlm.kernels.attention import attend
 from pocketvlm.kernels.cpu_kernels import is_suitable, join
 from pocketvlm.kernels.cpu_linear import CPULinear, linear_add
 from pocketvlm.model.cache import Cache
@@ -94,8 +95,7 @@ class GatedAttention(nn.Module):
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[B, L, heads, head dim] each to [B * L, heads, head dim]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        return out.transpose(1, 2).flatten(0, 1)
+        return attend(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
 
     def _decode(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
         """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""

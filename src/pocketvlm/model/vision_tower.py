@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pocketvlm.config import ModelConfig, VisionConfig
+from pocketvlm.kernels.attention import attend
 from pocketvlm.kernels.cpu_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.early_compression import EarlyCompression
 from pocketvlm.model.view_packing import ViewGroup, ViewPacking
@@ -37,7 +37,7 @@ class ViewAttention(nn.Module):
         for group, *parts in zip(groups, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
             shape = (group.count, group.tokens, self.heads, -1)
             q_g, k_g, v_g = (part.view(shape).transpose(1, 2) for part in parts)
-            outs.append(F.scaled_dot_product_attention(q_g, k_g, v_g).transpose(1, 2).reshape(-1, x_TD.shape[1]))
+            outs.append(attend(q_g, k_g, v_g).transpose(1, 2).reshape(-1, x_TD.shape[1]))
         return linear_add(self.out_proj, outs[0] if len(outs) == 1 else torch.cat(outs), residual_TD)
 
 
