@@ -58,16 +58,18 @@ def run(rank: int, args: argparse.Namespace) -> None:
         trainer.cooldown = (trainer.step, trainer.step + args.cooldown)
     if args.until and trainer.cooldown:
         trainer.cooldown = (trainer.cooldown[0], args.until)
-    train(trainer, args)
+    train(trainer, args.steps, args.save_every, args.until_stage)
 
 
-def train(trainer: Trainer, args: argparse.Namespace) -> None:
-    """Steps until the cool-down ends, `--steps` are done or `--minutes` are over; rank 0 reports and saves."""
-    last = trainer.cooldown[1] if trainer.cooldown else trainer.step + args.steps
+def train(trainer: Trainer, steps: int = 10**9, save_every: float = 120, until_stage: str | None = None) -> None:
+    """Steps until cool-down or minutes end, `steps` are done or `until_stage` begins; rank 0 reports and saves."""
+    last = trainer.cooldown[1] if trainer.cooldown else trainer.step + steps
     began = saved = time.perf_counter()
     means: dict[str, Any] = {}
     samples = 0
-    while trainer.step < last and not (trainer.deadline and trainer.seconds >= trainer.deadline):
+    while trainer.step < last and trainer.stage.name != until_stage:
+        if trainer.deadline and trainer.seconds >= trainer.deadline:
+            break
         report = trainer.train_step()
         samples += report.pop("samples")
         blend(means, report)
@@ -75,7 +77,7 @@ def train(trainer: Trainer, args: argparse.Namespace) -> None:
             now = time.perf_counter()
             write_report(trainer, means, samples / (now - began))
             began, samples = now, 0
-            if now - saved > args.save_every:
+            if now - saved > save_every:
                 trainer.save()
                 saved = now
     if trainer.rank == 0:
@@ -114,6 +116,7 @@ def main() -> None:
     cli.add_argument("--init", type=Path, help="begin with the weights of this model, or of this run")
     names = [stage.name for stage in curriculum.CURRICULUM]
     cli.add_argument("--stage", choices=names, default=names[-1], help="with --init: where in the curriculum to begin")
+    cli.add_argument("--until-stage", choices=names, help="stop where this stage would begin")
     cli.add_argument("--steps", type=int, default=10**9, help="steps of this run (default: until interrupted)")
     cli.add_argument(
         "--minutes", type=float, help="train this long in all, the learning rate falling to zero all the while"

@@ -64,7 +64,7 @@ class Trainer:
         self.reader = nn.Linear(config.text.hidden_size, SLOTS * CLASSES)  # training only
         self.model.to(self.device)
         self.reader.to(self.device)
-        self._make_optimisers()
+        self.make_optimisers()
         self.step, self.average, self.seconds = 0, 0.0, 0.0
         self.schedule = Schedule(len(stages))
         self.cooldown: tuple[int, int] | None = None  # first and last step of a falling learning rate
@@ -74,7 +74,7 @@ class Trainer:
         # time); elsewhere they would be several times slower than fp32.
         self.bf16 = self.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
-    def _make_optimisers(self) -> None:
+    def make_optimisers(self) -> None:
         named = list(self.model.named_parameters())
         # The wide linear_1 of the compression would cost Muon as much as all other matrices together.
         matrices = [p for n, p in named if p.dim() == 2 and ".layers." in n]
