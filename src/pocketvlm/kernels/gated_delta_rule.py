@@ -140,8 +140,9 @@ def chunk_gated_delta_rule(
     k_beta = k * beta
     system = (k_beta @ k.transpose(-1, -2)) * pair_NHCC
     right = torch.cat([v * beta, k_beta * decay], dim=-1)
-    # fp32 also when training has its products in bfloat16, for which CUDA has no solver.
-    solved = torch.linalg.solve_triangular(system.float(), right.float(), upper=False, unitriangular=True)
+    # At least fp32, also when training has its products in bfloat16, for which CUDA has no solver.
+    exact = torch.promote_types(system.dtype, torch.float32)
+    solved = torch.linalg.solve_triangular(system.to(exact), right.to(exact), upper=False, unitriangular=True)
     value_NHCV, from_state_NHCK = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     within_NHCC = (q @ k.transpose(-1, -2)) * pair_NHCC
