@@ -19,8 +19,11 @@ pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.installed ## answer a question about examples/receipt.png with the embedded model
+demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and a clip, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
+	$(bin)/pocketvlm ask examples/chart.png "What is the value of Lime?"
+	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
+	$(bin)/pocketvlm ask examples/clip.mp4 "In which direction does the circle move?"
 
 test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N workers)
 	$(bin)/ruff check .

@@ -33,6 +33,10 @@ from torch import Tensor, nn
 
 from pocketvlm.api import VLM
 from pocketvlm.config import ModelConfig
+from pocketvlm.evaluation.answerers import LocalModel
+from pocketvlm.evaluation.harness import evaluate
+from pocketvlm.evaluation.report import summarise
+from pocketvlm.evaluation.suite import SyntheticSuite
 from pocketvlm.model.early_compression import WINDOW
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.vlm import MiniCPMV
@@ -135,9 +139,7 @@ def vision_cost(model: MiniCPMV, variant: str, rounds: int = 15) -> tuple[int, f
 
 def report(args: argparse.Namespace) -> None:
     """Answer the suite with every variant; prints a table and one JSON line."""
-    from pocketvlm.evaluation import harness, suite
-
-    rows: list[dict[str, Any]] = []
+    suite, rows = SyntheticSuite(), list[dict[str, Any]]()
     for variant in args.variants:
         t = make(args.base, args.out / variant, variant, 0, args.processes, args.align, args.joint)
         assert t.step == args.align + args.joint, f"{variant} stands at step {t.step}: train it first"
@@ -145,10 +147,13 @@ def report(args: argparse.Namespace) -> None:
         flops, seconds = vision_cost(model, variant)
         processor = Processor.from_directory(ASSETS)
         vlm = VLM(model, processor, {}, name=variant)
-        scores = {
-            task: harness.score_of(vlm, suite.examples(task, args.count, seed=args.seed), downsample_mode="16x")
-            for task in args.tasks
-        }
+        scored = evaluate(
+            [suite.task(name) for name in args.tasks],
+            LocalModel(vlm, {"downsample_mode": "16x", "temperature": 0.0}),
+            count=args.count,
+            seed=args.seed,
+        )
+        scores = {name: round(summarise(records).score, 4) for name, records in scored.items()}
         rows.append({"variant": variant, "flops": flops, "seconds": seconds, "scores": scores})
         print(rows[-1], flush=True)
     print(json.dumps({"align": args.align, "joint": args.joint, "count": args.count, "rows": rows}))
@@ -163,7 +168,7 @@ def main() -> None:
     cli.add_argument("--joint", type=int, default=700, help="steps in which everything learns")
     cli.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     cli.add_argument("--report", action="store_true", help="measure instead of training")
-    cli.add_argument("--tasks", nargs="+", default=["words", "numbers", "receipts"])
+    cli.add_argument("--tasks", nargs="+", default=["one-word", "one-number", "receipt"])
     cli.add_argument("--count", type=int, default=500)
     cli.add_argument("--seed", type=int, default=2026)
     args = cli.parse_args()

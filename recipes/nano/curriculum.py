@@ -72,12 +72,28 @@ PAGES = (
     Share("receipt", 1, 0.05),
 )
 ONE_PICTURE = (
-    Share("words", ONE_LINE, 0.20),
-    Share("words", SNIPPET, 0.15),
-    Share("words", 3, 0.05),
-    Share("words", 4, 0.02),
-    Share("receipt", 0, 0.12),
-    Share("receipt", 1, 0.02),
+    Share("words", ONE_LINE, 0.22),
+    Share("words", SNIPPET, 0.30),
+    Share("words", 3, 0.04),
+    Share("words", 4, 0.01),
+    Share("receipt", 0, 0.08),
+    Share("receipt", 1, 0.01),
+    Share("table", 0, 0.12),
+    Share("table", 1, 0.02),
+    Share("form", 0, 0.08),
+    Share("chart", 0, 0.12),
+    Share("chart", 1, 0.02),
+    Share("shapes", 0, 0.13),
+    Share("shapes", 1, 0.02),
+    Share("paragraph", 0, 0.06),
+    Share("page", 0, 0.05),
+    Share("page", 1, 0.03),
+)
+SEVERAL_PICTURES = (
+    *ONE_PICTURE,
+    Share("pair", 0, 0.05),
+    Share("pair", 1, 0.02),
+    Share("clip", 0, 0.05),
 )
 
 CURRICULUM: tuple[Stage, ...] = (
@@ -89,7 +105,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns="compression", inserts=True),
     Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
     Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
-    Stage("several pictures", ONE_PICTURE, 4096, rates=HYBRID),
+    Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID),
 )
 
 

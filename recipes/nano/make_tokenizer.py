@@ -20,13 +20,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "src" / "pocketvlm" / "assets" / "nano"
 
-# The words of the questions in `pocketvlm.synthetic`, and of the prompts a chat template adds around them.
+# The most frequent words of the questions in `pocketvlm.synthetic` (`recipes.nano.question_words` counts them). Each
+# brings its beginnings along, with which other words then start, so the list is kept short; and what is asked for by
+# its printed name (an item, a label) is left to letters, as it is printed.
 _QUESTION_WORDS = (
-    "a address amount answer are at bill bought brief bottom by chart color colour cost costs count date describe did "
-    "do does each first fifth for fourth from how image in is it item items last line lines list long many message "
-    "much name number of on one paid picture please price printed purchase question read receipt say second see shop "
-    "short show sixth store subtotal sum tax text that the there third this time to top total units was were what "
-    "when where which who word words written you "
+    "a above address amount answer appear are at bar bars batch below bill blue bottom bought box brief button by "
+    "category chart circle color colour column cost costs count customer date describe did different direction do "
+    "does due each end field fifth first for fourth frame from green has heading highest how image in is it item "
+    "items large larger last left line lines list long lowest many message move much name no not number of on one "
+    "paid picture pictures please position price printed purchase purple question read receipt red reference right "
+    "row rows same say second see serial shape shapes shop short show sixth small square star store subtotal sum "
+    "tax text that the there third this ticked time title to top total triangle unit units value was were what when "
+    "where which who with word words written yellow you "
 )
 QUESTION_WORDS = tuple(_QUESTION_WORDS.split())
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.warm_start import warm_start_compression
+from recipes.nano import curves
 from recipes.nano import trainer as trainer_module
 from recipes.nano.curriculum import COMPRESSED, CURRICULUM, Share, Stage, scaled, stage_number
 from recipes.nano.curves import read_log
@@ -244,3 +245,15 @@ def test_a_log_that_went_back_to_a_checkpoint_counts_once(tmp_path: Path) -> Non
     path = tmp_path / "log.jsonl"
     path.write_text("".join(f'{{"step": {step}, "seconds": {seconds}}}\n' for step, seconds in lines))
     assert [(line["step"], line["seconds"]) for line in read_log(path)] == [(25, 10), (50, 21), (75, 31)]
+
+
+def test_curves_are_drawn_from_a_log(tmp_path: Path) -> None:
+    from PIL import Image
+
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"step": 25, "stage": "a", "seconds": 10, "characters": 3.0, "rate": 0.1}\n'
+        '{"step": 50, "stage": "b", "seconds": 20, "characters": 2.0, "answers": 4.0, "tasks": {"words": 4}}\n'
+    )
+    curves.draw(read_log(log), tmp_path / "curves.png")
+    assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5

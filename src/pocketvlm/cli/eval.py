@@ -1,0 +1,236 @@
+"""pocketvlm eval [TASK…]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.cli.common import (
+    PICTURES,
+    SAMPLING,
+    VIDEO,
+    add_json,
+    add_model,
+    add_options,
+    loaded,
+    options_of,
+    print_json,
+    read_media,
+)
+from pocketvlm.config import check_downsample_mode
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.errors import ConfigError
+from pocketvlm.evaluation.results import fingerprint, open_results
+from pocketvlm.evaluation.tasks import Task
+from pocketvlm.model.hub import resolve
+
+if TYPE_CHECKING:
+    from pocketvlm.evaluation.answerers import Answerer
+    from pocketvlm.evaluation.harness import Progress
+    from pocketvlm.evaluation.results import Record
+
+# --seed is that of the examples; answers drawn at random use it too.
+_SAMPLING = {name: option for name, option in SAMPLING.items() if name != "seed"}
+# Options that only one of the two can honour, with what they are when not given.
+_OF_MODELS = {"model": "nano", "device": "auto", "dtype": "auto", "batch_size": 16}
+_OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pocketvlm eval [options] [TASK ...]"
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="tasks of the synthetic suite (default: all)")
+    parser.add_argument("--list", action="store_true", help="print the names of the tasks and of the public sets")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a local copy of a public set; may be given several times",
+    )
+    parser.add_argument("--count", type=int, default=500, help="examples a task (default 500)")
+    parser.add_argument("--seed", type=int, default=2026, help="draws the examples (default 2026)")
+    add_model(parser)
+    parser.set_defaults(model=None, device=None, dtype=None)
+    add_options(parser, PICTURES, VIDEO, _SAMPLING)
+    parser.add_argument("--batch-size", type=int, help="examples answered together (default 16)")
+    parser.add_argument("--endpoint", metavar="URL", help="ask an OpenAI-compatible endpoint, such as http://host/v1")
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the name that it serves the model under")
+    parser.add_argument("--api-key-env", metavar="VAR", help="the environment variable that holds its API key")
+    parser.add_argument("--concurrency", type=int, help="requests at a time (default 8)")
+    parser.add_argument("--timeout", type=float, help="seconds for a request (default 120)")
+    parser.add_argument("--retries", type=int, help="further attempts where it is busy (default 5)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append every answer; a run that was stopped goes on")
+    parser.add_argument("--show-errors", type=int, default=0, metavar="N", help="print N wrong answers of each task")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.list:
+        return _list_tasks(args.json)
+    _fill_in(args)
+    tasks = _tasks(args)
+    options = {"temperature": 0.0, **options_of(args, PICTURES, VIDEO, _SAMPLING)}
+    if options["temperature"] > 0:
+        options["seed"] = args.seed
+    settings = {"seed": args.seed, "options": options, **_who(args, options)}
+    from pocketvlm.evaluation.harness import EvaluationError
+    from pocketvlm.evaluation.report import as_json
+
+    began = time.perf_counter()
+    try:
+        scored = _evaluate(args, tasks, options, settings)
+    except EvaluationError as error:
+        print(f"pocketvlm eval: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        seconds = round(time.perf_counter() - began, 3)
+        print_json(as_json(scored, {**settings, "seconds": seconds}, args.show_errors))
+    else:
+        _print_table(scored, args.show_errors)
+    return 0
+
+
+def _fill_in(args: argparse.Namespace) -> None:
+    """Defaults where nothing was given; refuses what would not be honoured, and numbers out of range."""
+    refused, by = (_OF_ENDPOINTS, "without --endpoint") if args.endpoint is None else (_OF_MODELS, "with --endpoint")
+    for name in refused:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} means nothing {by}", hint="Leave it out.")
+    for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name, least in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+
+
+def _list_tasks(as_json: bool) -> int:
+    from pocketvlm.evaluation.public_sets import PUBLIC_SETS
+    from pocketvlm.evaluation.suite import SyntheticSuite
+
+    names = list(SyntheticSuite().names())
+    if as_json:
+        print_json({"tasks": names, "sets": list(PUBLIC_SETS)})
+    else:
+        print("\n".join([*names, *(f"--set {name}=FOLDER" for name in PUBLIC_SETS)]))
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> list[Task]:
+    """The tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
+    from pocketvlm.evaluation.suite import SyntheticSuite
+
+    suite, tasks = SyntheticSuite(), list[Task]()
+    names: Sequence[str] = args.tasks if args.tasks or args.set else suite.names()
+    for name in dict.fromkeys(names):
+        tasks.append(suite.task(name))
+    for text in args.set:
+        from pocketvlm.evaluation.public_sets import public_set
+
+        name, given, folder = text.partition("=")
+        if not given or not folder:
+            raise ConfigError(f"--set {text!r:.80} is not NAME=FOLDER", hint="Example: --set docvqa=data/docvqa")
+        tasks.append(public_set(name).task(folder))
+    return tasks
+
+
+def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Whom the answers are from, as results state it; finds what is wrong before torch and weights are loaded."""
+    if args.endpoint is not None:
+        SamplingParams.from_options({name: options[name] for name in options if name in SAMPLING}, {})
+        check_downsample_mode(options.get("downsample_mode", "16x"))
+        return {"endpoint": args.endpoint, "model": args.endpoint_model}
+    read_media(args, [], options)
+    directory = resolve(args.model)
+    return {"model": args.model, "weights": fingerprint(directory), "device": args.device, "dtype": args.dtype}
+
+
+def _evaluate(
+    args: argparse.Namespace, tasks: Sequence[Task], options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, list[Record]]:
+    from pocketvlm.evaluation.harness import evaluate
+
+    with (
+        nullcontext() if args.out is None else open_results(args.out, settings) as results,
+        _answerer(args, options) as answerer,
+        _bars() as progress,
+    ):
+        return evaluate(tasks, answerer, count=args.count, seed=args.seed, results=results, progress=progress)
+
+
+@contextmanager
+def _answerer(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[Answerer]:
+    if args.endpoint is None:
+        from pocketvlm.evaluation.answerers import LocalModel
+
+        with loaded(args) as vlm:
+            vlm.progress = None  # one bar is enough
+            yield LocalModel(vlm, options, args.batch_size)
+        return
+    from pocketvlm.evaluation.endpoint import Endpoint
+
+    yield Endpoint(
+        url=args.endpoint,
+        model=args.endpoint_model,
+        sampling={name: value for name, value in options.items() if name in SAMPLING},
+        media={name: value for name, value in options.items() if name not in SAMPLING},
+        api_key=_api_key(args.api_key_env),
+        concurrency=args.concurrency,
+        timeout=args.timeout,
+        retries=args.retries,
+    )
+
+
+def _api_key(variable: str) -> str:
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(f"the environment variable {variable!r:.40} of --api-key-env is not set")
+    return key
+
+
+@contextmanager
+def _bars() -> Iterator[Progress | None]:
+    """A bar a task, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars = Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    rows: dict[str, Any] = {}
+
+    def report(task: str, done: int, total: int) -> None:
+        if task not in rows:
+            rows[task] = bars.add_task(task, total=total)
+        bars.update(rows[task], completed=done)
+
+    with bars:
+        yield report
+
+
+def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pocketvlm.evaluation.report import HEADINGS, table_rows, wrong
+
+    table = Table(*HEADINGS)
+    for row in table_rows(scored):
+        table.add_row(*row)
+    # A file or a pipe has no width that the table would have to fit; names may hold brackets, which are not markup.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    for record in (record for records in scored.values() for record in wrong(records, errors)):
+        print(f"\n{record.id}: {record.question}")
+        print(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")
+        print(f"  failed: {record.error}" if record.error else f"  answered {record.answer!r}")

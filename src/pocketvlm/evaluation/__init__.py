@@ -1,0 +1,1 @@
+"""Measuring models: tasks with known answers, published scores, and a harness that asks a model or an endpoint."""

@@ -1,0 +1,97 @@
+"""Who is asked: the interface of models and endpoints, and a pocketvlm model behind it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pocketvlm.errors import MediaError, PromptError
+from pocketvlm.evaluation.scoring import metric_of
+from pocketvlm.evaluation.tasks import Clip, Example
+
+if TYPE_CHECKING:
+    from pocketvlm.api import VLM
+
+Numbered = tuple[int, Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model said to one example; the fields are those of `results.Record`."""
+
+    answer: str = ""
+    prompt_tokens: int | None = None
+    visual_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Answerer(Protocol):
+    """Something that answers examples."""
+
+    def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
+        """Answer numbered examples, in any order, taking them from the iterator no faster than needed.
+
+        What is wrong with one example only becomes a `Reply` with `error`; what is wrong with all raises.
+        """
+
+
+class LocalModel:
+    """A pocketvlm model, asked in batches.
+
+    Args:
+        options: of pictures and sampling, as `VLM.chat` takes them; without `max_tokens` the metric decides it.
+        batch_size: examples that are answered together.
+    """
+
+    def __init__(self, vlm: VLM, options: Mapping[str, Any], batch_size: int = 16) -> None:
+        self.vlm, self.options, self.batch_size = vlm, dict(options), batch_size
+
+    def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
+        for batch in _batches(examples, self.batch_size):
+            began = time.perf_counter()
+            replies = self._ask([example for _, example in batch])
+            seconds = (time.perf_counter() - began) / len(batch)
+            for (index, example), reply in zip(batch, replies, strict=True):
+                yield index, example, replace(reply, seconds=seconds)
+
+    def _ask(self, examples: Sequence[Example]) -> list[Reply]:
+        """Replies to examples whose answers may be of one length."""
+        options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options}
+        try:
+            answers = self.vlm.batch([messages_of(example) for example in examples], **options)
+        except (MediaError, PromptError) as error:
+            if len(examples) == 1:
+                return [Reply(error=str(error))]
+            # One of them cannot be asked: find out which, and answer the others.
+            return [reply for example in examples for reply in self._ask([example])]
+        return [Reply(a.text, a.usage.prompt_tokens, a.usage.visual_tokens, a.usage.completion_tokens) for a in answers]
+
+
+def _batches(examples: Iterable[Numbered], size: int) -> Iterator[list[Numbered]]:
+    """Neighbours, at most `size`, whose answers may be of one length."""
+    batch: list[Numbered] = []
+    for index, example in examples:
+        if batch and (len(batch) == size or metric_of(batch[0][1]).max_tokens != metric_of(example).max_tokens):
+            yield batch
+            batch = []
+        batch.append((index, example))
+    if batch:
+        yield batch
+
+
+def messages_of(example: Example) -> list[dict[str, Any]]:
+    """The example as a conversation for `VLM.chat`: media first, then the question."""
+    from pocketvlm.processing.media import is_video
+
+    content: list[dict[str, Any]] = []
+    for medium in example.media:
+        if isinstance(medium, Clip):
+            content.append({"type": "video", "video": list(medium.frames), "fps": medium.fps})
+        else:
+            kind = "video" if is_video(medium) else "image"
+            content.append({"type": kind, kind: medium})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": example.question}]}]

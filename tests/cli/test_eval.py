@@ -1,0 +1,190 @@
+"""pocketvlm eval: the agreed line, resuming, endpoints, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from endpoint_server import Server, completion, serving
+
+from pocketvlm.cli import main
+
+QUICK = ("--count", "3", "--downsample-mode", "4x", "--max-slice-nums", "1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        status = main(("eval", *arguments))
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving(lambda _n, _r: completion("Oak", prompt_tokens=7, completion_tokens=1)) as started:
+        yield started
+
+
+def test_nano_is_measured_and_the_run_is_continued(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = ("words", "receipt", *QUICK, "--json", "--out", str(out))
+    status, text, err = run(capsys, *arguments)
+    assert (status, err, text.count("\n")) == (0, "", 1)
+    line = json.loads(text)
+    assert list(line["tasks"]) == ["words", "receipt"]
+    for task in line["tasks"].values():
+        assert (task["count"], task["failed"], task["interval_method"]) == (3, 0, "wilson")
+        assert task["prompt_tokens"] > task["visual_tokens"] > 0
+        low, high = task["interval"]
+        assert 0 <= low <= task["score"] <= high <= 1
+    assert line["options"] == {"temperature": 0.0, "downsample_mode": "4x", "max_slice_nums": 1}
+    scores = [task["score"] for task in line["tasks"].values()]
+    assert line["macro_average"] == pytest.approx(sum(scores) / 2, abs=1e-4)
+
+    complete = out.read_bytes()
+    out.write_bytes(complete[:-40])
+    again = json.loads(run(capsys, *arguments, "--batch-size", "1")[1])
+    assert [task["score"] for task in again["tasks"].values()] == scores
+    assert out.read_bytes().count(b"\n") == complete.count(b"\n") == 7
+    status, text, err = run(capsys, *arguments, "--downsample-mode", "16x")
+    assert (status, text) == (2, "")
+    assert "was measured with options" in err
+
+
+def test_an_endpoint_is_measured(capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path) -> None:
+    who = ("--endpoint", server.url, "--endpoint-model", "m")
+    out = tmp_path / "out.jsonl"
+    status, text, err = run(capsys, "words", *QUICK, *who, "--show-errors", "1", "--out", str(out))
+    assert (status, err) == (0, "")
+    assert "words/2026/0" in text
+    assert "answered 'Oak'" in text
+    for request in server.requests:
+        assert request["model"] == "m"
+        assert request["mm_processor_kwargs"] == {"downsample_mode": "4x", "max_slice_nums": 1}
+        assert request["temperature"] == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert records[0]["settings"]["endpoint"] == server.url
+    assert [(r["answer"], r["prompt_tokens"], r["visual_tokens"]) for r in records[1:]] == [("Oak", 7, None)] * 3
+
+
+def test_a_run_that_was_killed_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, released = tmp_path / "out.jsonl", threading.Event()
+
+    def script(number: int, _request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        if number == 3:  # the fourth answer comes after the end of who asked
+            released.wait(60)
+        return completion("Oak")
+
+    with serving(script) as server:
+        who = ("--endpoint", server.url, "--endpoint-model", "m", "--concurrency", "1")
+        arguments = ("one-word", "--count", "6", *who, "--out", str(out))
+        with subprocess.Popen([sys.executable, "-m", "pocketvlm.cli", "eval", *arguments]) as process:
+            try:
+                while len(server.requests) < 4:
+                    assert process.poll() is None
+                    time.sleep(0.01)
+            finally:
+                process.kill()
+                released.set()
+        assert out.read_bytes().count(b"\n") == 1 + 3
+        status, text, _ = run(capsys, *arguments, "--json")
+    assert status == 0
+    assert json.loads(text)["tasks"]["one-word"]["count"] == 6
+    assert len(server.requests) == 4 + 3
+
+
+def test_progress_is_for_terminals_only(
+    capsys: pytest.CaptureFixture[str], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("one-word", *QUICK, "--endpoint", server.url, "--endpoint-model", "m", "--json")
+    assert run(capsys, *arguments)[2] == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    status, text, err = run(capsys, *arguments)
+    assert status == 0
+    assert "3/3" in err
+    assert json.loads(text)
+
+
+def test_a_key_comes_from_the_environment_and_stays_out_of_the_results(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    who = ("--endpoint", server.url, "--endpoint-model", "m", "--api-key-env", "SOME_KEY")
+    status, text, _ = run(capsys, "one-word", *QUICK, *who, "--json", "--out", str(tmp_path / "out.jsonl"))
+    assert status == 0
+    assert server.headers[0]["authorization"] == "Bearer secret"
+    assert "secret" not in text + (tmp_path / "out.jsonl").read_text()
+
+
+def test_drawn_answers_use_the_seed_of_the_examples(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+    who = ("--endpoint", server.url, "--endpoint-model", "m")
+    run(capsys, "one-word", *QUICK, *who, "--temperature", "0.5", "--seed", "3")
+    assert all((r["temperature"], r["seed"]) == (0.5, 3) for r in server.requests)
+
+
+def test_an_endpoint_that_always_fails_ends_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda _n, _r: (400, {}, b'{"error": "no such option"}')) as server:
+        arguments = ("one-word", "--count", "50", "--endpoint", server.url, "--endpoint-model", "m")
+        status, text, err = run(capsys, *arguments)
+    assert (status, text, err.count("\n")) == (1, "", 1)
+    assert "no such option" in err
+
+
+def test_the_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = run(capsys, "--list", "--json")
+    line = json.loads(text)
+    assert status == 0
+    assert {"words", "receipt"} <= set(line["tasks"])
+    assert "docvqa" in line["sets"]
+    assert run(capsys, "--list")[1].splitlines()[: len(line["tasks"])] == line["tasks"]
+
+
+def mistakes(folder: Path) -> list[tuple[str, ...]]:
+    (folder / "notes.txt").write_text("mine")
+    url: Any = ("--endpoint", "http://127.0.0.1:9/v1", "--endpoint-model", "m")
+    return [
+        ("nope",),
+        ("words", "--count", "0"),
+        ("words", "--seed", "-1"),
+        ("words", "--batch-size", "0"),
+        ("words", "--show-errors", "-1"),
+        ("words", "--downsample-mode", "8x"),
+        ("words", "--top-p", "2"),
+        ("words", "--model", "no-such-model"),
+        ("words", "--device", "tpu"),
+        ("words", "--out", str(folder)),
+        ("words", "--out", str(folder / "notes.txt")),
+        ("words", "--out", str(folder / "no" / "such" / "folder.jsonl")),
+        ("words", "--endpoint-model", "m"),
+        ("words", "--concurrency", "4"),
+        ("words", "--endpoint", "http://127.0.0.1:9/v1"),
+        ("words", "--endpoint", "nonsense", "--endpoint-model", "m"),
+        ("words", *url, "--model", "nano"),
+        ("words", *url, "--batch-size", "4"),
+        ("words", *url, "--api-key-env", "NO_SUCH_VARIABLE"),
+        ("words", *url, "--concurrency", "0"),
+        ("words", *url, "--temperature", "-1"),
+        ("words", *url, "--downsample-mode", "8x"),
+        ("words", *url, "--out", str(folder / "new.jsonl"), "--timeout", "0"),
+        ("--set", "docvqa"),
+        ("--set", f"nope={folder}"),
+        ("--set", f"docvqa={folder}/none"),
+    ]
+
+
+def test_every_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for arguments in mistakes(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        status, out, err = run(capsys, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1), (arguments, status, out, err)
+        assert err.startswith("pocketvlm eval: "), (arguments, err)
+        assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"

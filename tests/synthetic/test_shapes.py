@@ -1,0 +1,197 @@
+"""Pictures of shapes: reproducible, answers that follow from the pixels and from the figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from figure_checks import assert_same, assert_well_formed, blobs, box_in_pixels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketvlm.errors import ConfigError
+from pocketvlm.synthetic.arrangements import HELDOUT_LAYOUTS, LAYOUTS, TRAIN_LAYOUTS
+from pocketvlm.synthetic.figures import COLOURS, SHAPES, Figure, Look, plural
+from pocketvlm.synthetic.sample import NOT_THERE
+from pocketvlm.synthetic.shapes import SHAPE_LEVELS, ask_about, corner_of, draw_figures, draw_shapes, relation
+
+CLEAN = replace(SHAPE_LEVELS[0], variety=0.0, wear=0.0)
+PLURALS = {plural(shape): shape for shape in SHAPES}
+
+
+def draw(seed, level=CLEAN, split="train"):
+    return draw_shapes(np.random.default_rng(seed), level, split)
+
+
+@pytest.mark.parametrize("level", SHAPE_LEVELS)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_samples_are_well_formed_and_reproducible(level, split):
+    layouts = set()
+    for i in range(25):
+        sample = draw((4, i), level, split)
+        assert_well_formed(sample, "shapes")
+        assert sample.image.shape[:2] in level.sizes
+        assert len(sample.questions) <= level.questions + 1
+        layouts.add(sample.layout)
+        if i < 3:
+            assert_same(sample, draw((4, i), level, split))
+    assert layouts <= set(TRAIN_LAYOUTS if split == "train" else HELDOUT_LAYOUTS)
+    assert len(layouts) >= 2
+    assert not np.array_equal(draw((4, 0), level, split).image, draw((4, 1), level, split).image)
+
+
+def test_the_first_level_is_one_small_picture_of_large_shapes():
+    for height, width in SHAPE_LEVELS[0].sizes:
+        assert height % 56 == width % 56 == 0
+        assert 112 <= min(height, width) <= max(height, width) <= 224
+    assert SHAPE_LEVELS[0].small[0] >= 34
+
+
+@pytest.mark.parametrize("level", SHAPE_LEVELS)
+def test_small_and_large_are_clearly_apart(level):
+    assert level.large[0] >= 1.45 * level.small[1]
+
+
+def test_answers_follow_from_the_pixels():
+    """Counts, colours and boxes, read back from patches of ink."""
+    checked = Counter()
+    for i in range(30):
+        sample = draw((8, i))
+        height, width = sample.image.shape[:2]
+        patches = blobs(sample.image)
+        colours = Counter(colour for _, colour in patches)
+        for text, answer, kind in sample.questions:
+            if re.search(r"(How many|Count the) shapes", text):
+                assert int(answer) == len(patches)
+                checked["count"] += 1
+            elif match := re.search(rf"(?:How many|Count the) ({'|'.join(COLOURS)}) shapes", text):
+                assert int(answer) == colours[match[1]]
+                checked["colour count"] += 1
+            elif kind == "box":
+                box = box_in_pixels(answer, height, width)
+                assert min(np.abs(np.subtract(box, patch)).max() for patch, _ in patches) <= 1.5
+                checked["box"] += 1
+            elif text.startswith(("What colour is", "Which colour is")) and kind == "text":
+                assert colours[answer] >= 1
+                checked["colour"] += 1
+            elif kind == "text" and (match := re.match(rf"What shape is ({'|'.join(COLOURS)})\?", text)):
+                assert colours[match[1]] == 1
+                checked["shape"] += 1
+    assert set(checked) == {"count", "colour count", "box", "colour", "shape"}
+
+
+def found(figures, name):
+    """The figures that `name` ("star", "red", "red star") may mean."""
+    words = name.split()
+    return [f for f in figures if set(words) <= {f.shape, f.colour}]
+
+
+def only(figures, name):
+    (figure,) = found(figures, name)
+    return figure
+
+
+def check(question, figures, height, width):
+    """Whether the answer is that of a second look at `figures`; returns what was asked for."""
+    text, answer, kind = question
+    names = rf"((?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(SHAPES)}))"
+    if match := re.search(rf"(?:How many|Count the) (?:({'|'.join(COLOURS)}) )?(\w+)", text):
+        shape = PLURALS.get(match[2])
+        wanted = [f for f in figures if (not match[1] or f.colour == match[1]) and (not shape or f.shape == shape)]
+        assert int(answer) == len(wanted)
+        return "count"
+    if match := re.fullmatch(r"(?:Is there|Do you see|Can you see) an? (\w+ \w+)\?", text):
+        assert answer == ("yes" if found(figures, match[1]) else "no")
+        return "exists"
+    if match := re.search(r"colour (?:is|of) (?:of )?the (\w+)\?", text):
+        assert answer == (NOT_THERE if kind == "absent" else only(figures, match[1]).colour)
+        assert kind != "absent" or not found(figures, match[1])
+        return "colour"
+    if match := re.search(rf"(?:shape is|What is the) ({'|'.join(COLOURS)})(?: shape)?\?", text):
+        assert answer == (NOT_THERE if kind == "absent" else only(figures, match[1]).shape)
+        assert kind != "absent" or not found(figures, match[1])
+        return "shape"
+    if match := re.search(rf"(?:Is|Does) the {names} (?:stand )?(left of|right of|above|below) the {names}\?", text):
+        one, other = only(figures, match[1]), only(figures, match[3])
+        dx, dy = np.subtract(one.centre, other.centre)
+        truth = {"left of": dx < 0, "right of": dx > 0, "above": dy < 0, "below": dy > 0}[match[2]]
+        assert answer == ("yes" if truth else "no")
+        return "relation"
+    if match := re.search(rf"(?:What|shape) is (left of|right of|above|below) the {names}\?", text):
+        other = only(figures, match[2])
+        there = [f for f in figures if match[1] in relation(f, other)]
+        assert [f.shape for f in there] == [answer]
+        return "neighbour"
+    if match := re.search(r"(larger|smaller), the (\w+) or the (\w+)\?", text):
+        first, second = only(figures, match[2]), only(figures, match[3])
+        chosen, left = (first, second) if answer == first.shape else (second, first)
+        assert chosen.shape == answer
+        assert (chosen.look.pixels > left.look.pixels) == (match[1] == "larger")
+        return "size"
+    if match := re.search(r"in the (\w+ \w+) corner", text):
+        assert [f.shape for f in figures if corner_of(f, height, width) == match[1]] == [answer]
+        return "in corner"
+    match = re.search(rf"(?:the|The) {names}\b", text)
+    assert match, text
+    name = match[1]
+    if kind == "absent":
+        assert not found(figures, name), text
+        return "absent"
+    x, y = only(figures, name).centre
+    if kind == "box":
+        assert np.abs(np.subtract(box_in_pixels(answer, height, width), only(figures, name).box)).max() < 1
+        return "box"
+    words = answer.split()
+    assert words
+    assert ("left" in words) <= (x < 0.42 * width)
+    assert ("right" in words) <= (x > 0.58 * width)
+    assert ("top" in words) <= (y < 0.42 * height)
+    assert ("bottom" in words) <= (y > 0.58 * height)
+    return "corner" if len(words) == 2 else "side"
+
+
+def test_answers_follow_from_the_figures():
+    asked = Counter()
+    for i in range(240):
+        rng = np.random.default_rng((9, i))
+        level = SHAPE_LEVELS[i % 3]
+        height, width = level.sizes[i % len(level.sizes)]
+        figures = draw_figures(rng, level, LAYOUTS[i % len(LAYOUTS)], tuple(COLOURS), height, width)
+        for question in ask_about(rng, figures, level, tuple(COLOURS), height, width):
+            topic = check(question, figures, height, width)
+            asked["absent " + topic if question.kind == "absent" else topic] += 1
+    topics = "count exists colour shape relation neighbour size in_corner box corner side".replace("_", " ")
+    assert set(topics.split()) <= set(" ".join(asked).split())
+    assert asked["absent absent"] > 10
+    assert asked["absent colour"] > 5
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from(SHAPE_LEVELS), st.sampled_from(LAYOUTS))
+def test_figures_keep_their_number_and_sizes(seed, level, layout):
+    height, width = level.sizes[0]
+    figures = draw_figures(np.random.default_rng(seed), level, layout, tuple(COLOURS), height, width)
+    assert 1 <= len(figures) <= level.figures[1]
+    for figure in figures:
+        low, high = level.large if figure.look.large else level.small
+        assert low <= figure.look.pixels <= high
+        left, top, right, bottom = figure.box
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+
+
+def test_what_stands_in_the_middle_is_not_asked_for_by_its_side():
+    look = Look("star", "red", 40, COLOURS["red"])
+    for i in range(40):
+        middle = [Figure(look, 92, 92)]
+        questions = ask_about(np.random.default_rng(i), middle, SHAPE_LEVELS[0], tuple(COLOURS), 224, 224)
+        assert not {"left", "right", "top", "bottom"} & {q.answer for q in questions}
+
+
+def test_shapes_that_cannot_fit_are_refused():
+    level = replace(CLEAN, sizes=((40, 40),), small=(60, 70), large=(90, 100))
+    with pytest.raises(ConfigError, match="40 x 40"):
+        draw(0, level)
