@@ -217,3 +217,25 @@ def test_a_trace_over_the_context_is_one_line(vlm: pocketvlm.VLM) -> None:
     messages = [{"role": "user", "content": "w" * 2 * vlm.model.config.text.max_position_embeddings}]
     with pytest.raises(PocketVLMError, match="context"):
         pocketvlm.api.trace(vlm, messages)
+
+
+def test_beams_answer_in_one_piece_and_in_a_batch_as_alone(vlm: pocketvlm.VLM) -> None:
+    options = {**GREEDY, "num_beams": 3, "repetition_penalty": 1.2, "length_penalty": 0.5, "early_stopping": True}
+    content = [[{"type": "image", "image": picture(i)}, {"type": "text", "text": "What?"}] for i in range(3)]
+    conversations = [[{"role": "user", "content": c}] for c in content]
+    alone = [vlm.chat(conversation, **options) for conversation in conversations]
+    assert [a.token_ids for a in vlm.batch(conversations, **options)] == [a.token_ids for a in alone]
+    stream = vlm.stream(conversations[0], **options)
+    pieces = list(stream)
+    assert pieces == [alone[0].text]
+    assert stream.answer.usage == alone[0].usage
+    assert stream.answer.usage.completion_tokens == len(alone[0].token_ids) > 0
+
+
+def test_nano_answers_with_beams() -> None:
+    nano = pocketvlm.load("nano")
+    answer = nano.ask(picture(), "What does it say?", num_beams=3, max_tokens=6)
+    assert len(answer.token_ids) <= 6
+    assert nano.ask(picture(), "What does it say?", num_beams=3, max_tokens=6).token_ids == answer.token_ids
+    with pytest.raises(ConfigError, match="num_beams=3"):
+        nano.ask(picture(), "What does it say?", num_beams=3, temperature=0.7)

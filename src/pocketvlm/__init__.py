@@ -20,7 +20,7 @@ from pocketvlm.errors import (
 )
 
 if TYPE_CHECKING:
-    from pocketvlm.api import VLM, Answer, Usage, ViewPlan, load, plan
+    from pocketvlm.api import VLM, Answer, Usage, ViewPlan, load, plan, plan_image
     from pocketvlm.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -40,10 +40,11 @@ __all__ = [
     "__version__",
     "load",
     "plan",
+    "plan_image",
 ]
 
 # Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
-_LAZY = dict.fromkeys(("VLM", "Answer", "Usage", "ViewPlan", "load", "plan"), "pocketvlm.api") | {
+_LAZY = dict.fromkeys(("VLM", "Answer", "Usage", "ViewPlan", "load", "plan", "plan_image"), "pocketvlm.api") | {
     "SamplingParams": "pocketvlm.engine.sampling_params"
 }
 

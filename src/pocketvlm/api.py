@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from pocketvlm.config import (
+    DownsampleMode,
     ImageConfig,
     ModelConfig,
+    check_auto_token_budget,
     check_device_name,
     check_downsample_mode,
     check_dtype_name,
-    read_json,
 )
 from pocketvlm.engine.generator import Generator, Request
 from pocketvlm.engine.sampling_params import SamplingParams
@@ -27,17 +28,19 @@ from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.image import to_reference_layout
+from pocketvlm.processing.image import encode_image, to_reference_layout
 from pocketvlm.processing.inputs import ModelInputs
-from pocketvlm.processing.media import is_video
+from pocketvlm.processing.media import ImageSource, is_video, load_image
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.rates import most_tokens
 from pocketvlm.processing.slicing import plan_views
 from pocketvlm.processing.tokenizer import IncrementalDetokenizer
-from pocketvlm.views import Size
+from pocketvlm.views import Size, View
 
 Progress = Callable[[str, int, int], None]
 PROMPT_OPTIONS = (
     "downsample_mode",
+    "auto_token_budget",
     "max_slice_nums",
     "max_num_frames",
     "stack_frames",
@@ -91,9 +94,11 @@ class ViewPlan:
         grid: (rows, columns) of slices, or None when the overview is the only view.
         views: (height, width) of each view in patches, overview first, then slices row by row.
         patches: of all views.
-        visual_tokens: prompt tokens that the picture takes.
-        vision_flops: FLOPs (two a multiply-add) of tower and merger.
+        visual_tokens: prompt tokens that the picture takes; with "auto" and without pixels, the most it can take.
+        vision_flops: FLOPs (two a multiply-add) of tower and merger for these tokens.
         vision_flops_uncompressed: the same views without early compression.
+        visual_tokens_min: the fewest tokens it can take; `visual_tokens`, unless only the pixels can tell.
+        rates: "16x" or "4x" for each view; None when only the pixels can tell.
     """
 
     height: int
@@ -104,6 +109,8 @@ class ViewPlan:
     visual_tokens: int
     vision_flops: int
     vision_flops_uncompressed: int
+    visual_tokens_min: int
+    rates: tuple[DownsampleMode, ...] | None
 
 
 def plan(
@@ -112,12 +119,17 @@ def plan(
     downsample_mode: str = "16x",
     max_slice_nums: int = 9,
     *,
+    auto_token_budget: float | None = None,
     model_config: ModelConfig | None = None,
     image_config: ImageConfig | None = None,
 ) -> ViewPlan:
     """What the model would make of a picture of `height` x `width` pixels, without reading one.
 
     Args:
+        downsample_mode: "16x", "4x" or "auto", where only the pixels tell: bounds are given then, see `ViewPlan` and
+            `plan_image`.
+        max_slice_nums: most slices beside the overview.
+        auto_token_budget: most visual tokens with "auto", as a multiple of those of 16x; 1.5 when not given.
         model_config, image_config: the published MiniCPM-V 4.6 when not given.
 
     Raises:
@@ -128,17 +140,56 @@ def plan(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name}={value!r} is not a positive number of pixels")
     mode = check_downsample_mode(downsample_mode)
-    model_config, image_config = model_config or ModelConfig(), image_config or ImageConfig()
-    slices = plan_views(Size(height=height, width=width), image_config, mode, max_slice_nums)
+    budget = check_auto_token_budget(auto_token_budget, mode == "auto")
+    size = Size(height=height, width=width)
+    slices = plan_views(size, image_config or ImageConfig(), mode, max_slice_nums)
+    if mode != "auto":
+        return _view_plan(size, slices.grid, slices.views, model_config)
+    costliest = _view_plan(size, slices.grid, most_tokens(slices.views, budget), model_config)
+    if costliest.visual_tokens == slices.visual_tokens:  # the budget is too small for any view, whatever its pixels
+        return costliest
+    return replace(costliest, visual_tokens_min=slices.visual_tokens, rates=None)
+
+
+def plan_image(
+    image: ImageSource,
+    downsample_mode: str = "16x",
+    max_slice_nums: int = 9,
+    *,
+    auto_token_budget: float | None = None,
+    model_config: ModelConfig | None = None,
+    image_config: ImageConfig | None = None,
+) -> ViewPlan:
+    """As `plan`, for a picture whose pixels are at hand: with "auto", the rates they lead to.
+
+    Args:
+        image: a path, URL, bytes, PIL image or array.
+
+    Raises:
+        ConfigError, MediaError: as `plan`; the picture cannot be read.
+    """
+    mode, pixels = check_downsample_mode(downsample_mode), load_image(image)
+    encoded = encode_image(
+        pixels, image_config or ImageConfig(), mode, max_slice_nums, auto_token_budget=auto_token_budget
+    )
+    return _view_plan(Size(height=pixels.shape[0], width=pixels.shape[1]), encoded.grid, encoded.views, model_config)
+
+
+def _view_plan(
+    size: Size, grid: tuple[int, int] | None, views: Sequence[View], model_config: ModelConfig | None
+) -> ViewPlan:
+    tokens, model_config = sum(view.visual_tokens for view in views), model_config or ModelConfig()
     return ViewPlan(
-        height=height,
-        width=width,
-        grid=slices.grid,
-        views=tuple((v.size.height, v.size.width) for v in slices.views),
-        patches=slices.patches,
-        visual_tokens=slices.visual_tokens,
-        vision_flops=vision_flops(model_config, slices.views),
-        vision_flops_uncompressed=vision_flops(model_config, slices.views, early_compression=False),
+        height=size.height,
+        width=size.width,
+        grid=grid,
+        views=tuple((v.size.height, v.size.width) for v in views),
+        patches=sum(view.patches for view in views),
+        visual_tokens=tokens,
+        vision_flops=vision_flops(model_config, views),
+        vision_flops_uncompressed=vision_flops(model_config, views, early_compression=False),
+        visual_tokens_min=tokens,
+        rates=tuple(view.downsample_mode for view in views),
     )
 
 
@@ -173,9 +224,7 @@ def load(
     processor = Processor.from_directory(directory)
     report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
     weights = load_model(directory, dtype=_dtype(dtype, target), device=target, cpu_kernels=True, progress=report)
-    generation = directory / "generation_config.json"
-    defaults = SamplingParams.defaults_of(read_json(generation) if generation.is_file() else {})
-    return VLM(weights, processor, defaults, name=str(model))
+    return VLM(weights, processor, SamplingParams.defaults_in(directory), name=str(model))
 
 
 def _device(name: str) -> torch.device:
@@ -224,7 +273,10 @@ class VLM:
         return stream.answer
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream:
-        """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end."""
+        """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end.
+
+        With `num_beams` above 1 all text comes at the end, in one piece: until then no beam is the answer.
+        """
         return Stream(self, self._prepare(messages, options))
 
     def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[Answer]:
@@ -253,7 +305,7 @@ class VLM:
         report = (lambda done, total: progress("Reading the prompt", done, total)) if progress else None
         for event in self.generator.stream([job.request for job in jobs], report):
             job = jobs[event.request]
-            text = job.add(event.token, event.finish_reason is not None)
+            text = job.add(event.tokens, event.finish_reason is not None)
             if job.request.finish_reason is not None:
                 job.request.timing["total"] = job.request.timing["preprocess"] + time.perf_counter() - began
             if text:
@@ -292,9 +344,9 @@ class _Job:
     text: str = ""
     shown: int = field(default=0)
 
-    def add(self, token: int | None, finished: bool) -> str:
-        """Take a token; returns the text that may be shown now. A stop string ends the request and is cut off."""
-        if token is not None:
+    def add(self, tokens: Sequence[int], finished: bool) -> str:
+        """Take tokens; returns the text that may be shown now. A stop string ends the request and is cut off."""
+        for token in tokens:
             self.text += self.detokenizer.add(token)
         if finished:
             self.text += self.detokenizer.flush()

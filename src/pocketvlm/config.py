@@ -16,8 +16,13 @@ from typing import Any, Literal, Self
 
 from pocketvlm.errors import ConfigError
 
+# The rate of one view, and what a request may ask for: one rate for all views, or "auto", which gives each its own.
 DownsampleMode = Literal["16x", "4x"]
 DOWNSAMPLE_MODES: tuple[DownsampleMode, ...] = ("16x", "4x")
+DownsampleOption = Literal["16x", "4x", "auto"]
+DOWNSAMPLE_OPTIONS: tuple[DownsampleOption, ...] = (*DOWNSAMPLE_MODES, "auto")
+# The most visual tokens of "auto", as a multiple of those that 16x takes for the same picture.
+AUTO_TOKEN_BUDGET = 1.5
 
 # Each side of a view is rounded to a multiple of patch_size times this. In 4x mode the rounding changed after the model
 # was published (transformers <= 5.18 used 4, from 5.23 on it is 2), so the choice is explicit and has a name.
@@ -27,12 +32,31 @@ FOUR_X_ROUNDING: dict[str, int] = {"current": 2, "checkpoint": 4}
 LayerType = Literal["linear_attention", "full_attention"]
 
 
-def check_downsample_mode(mode: str) -> DownsampleMode:
-    """Return `mode` if it is one of `DOWNSAMPLE_MODES`; raise `ConfigError` otherwise."""
-    for known in DOWNSAMPLE_MODES:
+def check_downsample_mode(mode: str) -> DownsampleOption:
+    """Return `mode` if it is one of `DOWNSAMPLE_OPTIONS`; raise `ConfigError` otherwise."""
+    for known in DOWNSAMPLE_OPTIONS:
         if mode == known:
             return known
-    raise ConfigError(f"downsample_mode={mode!r} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_MODES)}.")
+    raise ConfigError(f"downsample_mode={mode!r:.40} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_OPTIONS)}.")
+
+
+def check_auto_token_budget(value: float | None, is_auto: bool) -> float:
+    """Return `value`, or the default when None; raise `ConfigError` if it is no budget, or given where nothing is auto.
+
+    Args:
+        value: the most visual tokens, as a multiple of those of 16x: from 1.0 (all 16x) to 4.0 (all may be 4x).
+        is_auto: whether `downsample_mode="auto"` is in use.
+    """
+    if value is None:
+        return AUTO_TOKEN_BUDGET
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 4:
+        raise ConfigError(
+            f"auto_token_budget={value!r:.40} is not a number from 1.0 to 4.0",
+            hint="It is the most visual tokens, as a multiple of those that 16x takes.",
+        )
+    if not is_auto:
+        raise ConfigError(f"auto_token_budget={value} needs downsample_mode='auto'", hint="Give both or neither.")
+    return float(value)
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -202,7 +226,7 @@ class ModelConfig:
     image_token_id: int = 248056
     video_token_id: int = 248057
     eos_token_id: int = 248044
-    downsample_mode: DownsampleMode = "16x"
+    downsample_mode: DownsampleOption = "16x"
 
     def __post_init__(self) -> None:
         check_downsample_mode(self.downsample_mode)
@@ -288,9 +312,9 @@ class ImageConfig:
                 f"four_x_rounding={self.four_x_rounding!r} is unknown", hint=f"Use one of {', '.join(FOUR_X_ROUNDING)}."
             )
 
-    def rounding_factor(self, mode: DownsampleMode) -> int:
-        """Each side of a view is a multiple of this many patches."""
-        return 4 if mode == "16x" else FOUR_X_ROUNDING[self.four_x_rounding]
+    def rounding_factor(self, mode: DownsampleOption) -> int:
+        """Each side of a view is a multiple of this many patches; with "auto" of what suits both rates."""
+        return FOUR_X_ROUNDING[self.four_x_rounding] if mode == "4x" else 4
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

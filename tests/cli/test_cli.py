@@ -63,6 +63,14 @@ def test_ask_passes_picture_options_on(capsys: pytest.CaptureFixture[str], model
     assert tokens("--max-slice-nums", "1") == pocketvlm.plan(500, 640, max_slice_nums=1).visual_tokens < tokens()
 
 
+def test_ask_searches_with_beams(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:
+    arguments = ("ask", image, "What is it?", "--model", model, "--json", "--max-tokens", "4", "--num-beams", "3")
+    status, out, _ = run(capsys, *arguments, "--length-penalty", "0.5")
+    expected = pocketvlm.load(model).ask(image, "What is it?", max_tokens=4, num_beams=3, length_penalty=0.5)
+    assert status == 0
+    assert json.loads(out)["text"] == expected.text
+
+
 def test_trace_prints_and_saves_every_intermediate(
     capsys: pytest.CaptureFixture[str], model: str, image: str, tmp_path: Path
 ) -> None:
@@ -161,6 +169,9 @@ def mistakes(folder: Path) -> list[tuple[str, ...]]:
         ("ask", str(good), question, "--max-slice-nums", "many"),
         ("ask", str(good), question, "--temperature", "-1"),
         ("ask", str(good), question, "--top-p", "2"),
+        ("ask", str(good), question, "--num-beams", "0"),
+        ("ask", str(good), question, "--num-beams", "3", "--temperature", "0.5"),
+        ("ask", str(good), question, "--length-penalty", "2"),
         ("ask", str(good), question, "--no-such-option"),
         ("ask", str(good), question, "--model", "no-such-model"),
         ("ask", str(good), question, "--model", str(folder / "model")),

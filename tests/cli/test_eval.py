@@ -168,6 +168,7 @@ def mistakes(folder: Path) -> list[tuple[str, ...]]:
         ("words", "--concurrency", "4"),
         ("words", "--endpoint", "http://127.0.0.1:9/v1"),
         ("words", "--endpoint", "nonsense", "--endpoint-model", "m"),
+        ("words", *url, "--num-beams", "3"),
         ("words", *url, "--model", "nano"),
         ("words", *url, "--batch-size", "4"),
         ("words", *url, "--api-key-env", "NO_SUCH_VARIABLE"),

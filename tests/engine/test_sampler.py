@@ -66,6 +66,20 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
     assert draw(params, logits, times=3, prompt=(3,)) == [4, 5, 3]
 
 
+@given(st.lists(st.tuples(st.integers(0, 1000), st.sampled_from([0.5, 1.0, 1.3])), min_size=1, max_size=5))
+def test_rows_with_other_penalties_are_chosen_as_alone(rows: list[tuple[int, float]]) -> None:
+    logits = torch.stack([torch.randn(V, generator=torch.Generator().manual_seed(seed)) for seed, _ in rows])
+    params = [SamplingParams(temperature=0, repetition_penalty=penalty) for _, penalty in rows]
+    prompts = [tuple(range(seed % 9 + 1)) for seed, _ in rows]
+    together = Sampler(params, [torch.tensor(prompt) for prompt in prompts], V)
+    order = list(reversed(range(len(rows))))
+    chosen = [together(logits[order], order) for _ in range(4)]
+    before = logits.clone()
+    for column, i in enumerate(order):
+        assert [step[column] for step in chosen] == draw(params[i], logits[i], 4, prompts[i])
+    assert torch.equal(logits, before)
+
+
 def test_frequencies_follow_the_probabilities() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0] + [-30.0] * (V - 3))
     tokens = torch.tensor(draw(SamplingParams(temperature=1.0, seed=1), logits, 4000))
@@ -93,6 +107,20 @@ def test_frequencies_follow_the_probabilities() -> None:
         {"stop": ("",)},
         {"stop": tuple("abcdefghijklmnopqrstuvwxyz")},
         {"frequency_penalty": 1.0},
+        {"num_beams": 0},
+        {"num_beams": 65, "temperature": 0},
+        {"num_beams": 2.0, "temperature": 0},
+        {"num_beams": True},
+        {"num_beams": 2},  # at the default temperature of 1
+        {"num_beams": 2, "temperature": 0.5},
+        {"stop": ("x",), "num_beams": 2, "temperature": 0},
+        {"length_penalty": float("nan"), "num_beams": 2, "temperature": 0},
+        {"length_penalty": 11, "num_beams": 2, "temperature": 0},
+        {"length_penalty": "long", "num_beams": 2, "temperature": 0},
+        {"length_penalty": 2.0},  # without beams
+        {"early_stopping": True},
+        {"early_stopping": "never", "num_beams": 2, "temperature": 0},
+        {"early_stopping": 1, "num_beams": 2, "temperature": 0},
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_refused(options: dict[str, object]) -> None:

@@ -89,6 +89,21 @@ def test_a_copied_slot_continues_on_its_own() -> None:
     assert cache.lengths == [22, 0, 22]
 
 
+def test_a_slot_that_holds_the_beginning_already_is_copied_from_there_on() -> None:
+    prompt, tails = random_text(20), (random_text(5, seed=1), random_text(5, seed=2))
+    cache, expected = (Cache(CONFIG.text, 2, 64) for _ in range(2))
+    for store in (cache, expected):
+        packed_logits(tiny_model(), [prompt], store)
+        store.copy_slot(0, 1)
+        for tokens in zip(*tails, strict=True):
+            step(store, list(tokens), [0, 1])
+    cache.copy_slot(0, 1, start=len(prompt))
+    expected.copy_slot(0, 1)
+    for slot in (0, 1):
+        same_cache(cache, expected, slot)
+    assert torch.equal(step(cache, [7, 7], [0, 1]), step(expected, [7, 7], [0, 1]))
+
+
 def test_trap_cache_without_conv_and_recurrent_state_a_copy_holds_all_three() -> None:
     prompt = random_text(20)
     cache = Cache(CONFIG.text, 2, 64)

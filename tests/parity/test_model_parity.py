@@ -1,4 +1,7 @@
-"""The model equals the reference part by part, on tiny random checkpoints: tower, merger, decoder, greedy tokens."""
+"""The model equals the reference part by part, on tiny random checkpoints.
+
+Tower, merger, decoder, greedy tokens, beams.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
@@ -16,6 +21,8 @@ from tiny_models import random_patches, random_text, view
 from torch import Tensor, nn
 
 from pocketvlm.config import DownsampleMode, ImageConfig
+from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
@@ -111,6 +118,36 @@ class Pair:
         ids = self.ids(prompt, mode)
         hidden = self.ours(torch.tensor(ids), PackedBatch.of([Segment(len(ids))]), self.features(prompt, mode), store)
         return self.ours.logits(hidden)
+
+    def our_beams(self, prompt: Prompt, mode: DownsampleMode, stop_ids: list[int], **options: Any) -> Request:
+        """The request, answered."""
+        views = [v for _, v in prompt.views(mode)]
+        params = SamplingParams(temperature=0, **options)
+        ids = torch.tensor(self.ids(prompt, mode))
+        request = Request(ids, params, frozenset(stop_ids), random_patches(views, self.seed), views)
+        for _ in Generator(self.ours).stream([request]):
+            pass
+        return request
+
+    def their_beams(
+        self, prompt: Prompt, mode: DownsampleMode, stop_ids: list[int], max_tokens: int, **options: Any
+    ) -> tuple[list[int], float]:
+        """Tokens before the stop id, and the score of the sequence."""
+        ids = torch.tensor([self.ids(prompt, mode)])
+        answer = self.theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **self.media(prompt, mode),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=stop_ids,
+            pad_token_id=stop_ids[0],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        tokens = answer.sequences[0, ids.shape[1] :].tolist()
+        return list(takewhile(lambda token: token not in stop_ids, tokens)), float(answer.sequences_scores[0])
 
     def their_forward(self, prompt: Prompt, mode: DownsampleMode, **options: object) -> object:
         ids = torch.tensor([self.ids(prompt, mode)])
@@ -239,6 +276,43 @@ def test_logits_and_thirty_two_greedy_tokens_equal_the_reference(
         )[0]
         answer = pair.theirs(input_ids=torch.tensor([[token]]), past_key_values=answer.past_key_values, use_cache=True)
         expected = answer.logits[0, -1]
+
+
+def assert_same_beams(pair: Pair, prompt: Prompt, mode: DownsampleMode, stop_ids: list[int], **options: Any) -> Request:
+    """The same best answer with the same score; or, where the reference's is a tie with it, one as good."""
+    options |= {"num_beams": 3, "repetition_penalty": 1.2}
+    got = pair.our_beams(prompt, mode, stop_ids, **options)
+    tokens, score = pair.their_beams(prompt, mode, stop_ids, **options)
+    tolerance = TOLERANCE if got.output_ids == tokens else TIE
+    assert got.score == pytest.approx(score, rel=tolerance), (got.output_ids, tokens)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("length_penalty", "early_stopping"), [(1.0, False), (1.0, True), (0.0, False), (2.0, False), (-1.0, True)]
+)
+@every_mode
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_of_three_beams_equals_the_reference(
+    pair_of: Callable[[int], Pair], seed: int, mode: DownsampleMode, length_penalty: float, early_stopping: bool
+) -> None:
+    prompt = PROMPTS[("one image", "three images", "sliced and unsliced", "image and video")[seed]]
+    often = list(range(seed, 300, 9))  # so that answers of all lengths end, early and late
+    options = {"max_tokens": 8, "length_penalty": length_penalty, "early_stopping": early_stopping}
+    assert_same_beams(pair_of(seed), prompt, mode, often, **options)
+
+
+@every_mode
+@pytest.mark.parametrize("seed", range(4))
+def test_beams_stop_on_either_of_two_ids_as_the_reference_does(
+    pair_of: Callable[[int], Pair], seed: int, mode: DownsampleMode
+) -> None:
+    pair, prompt = pair_of(seed), PROMPTS["several turns"]
+    published = [pair.ours.config.eos_token_id, pair.ours.config.eos_token_id + 2]
+    free = assert_same_beams(pair, prompt, mode, published, max_tokens=8)
+    for place in (2, 4):
+        stops = sorted({free.output_ids[place], free.output_ids[-1]})
+        assert_same_beams(pair, prompt, mode, stops, max_tokens=8, length_penalty=-1.0)
 
 
 @every_seed

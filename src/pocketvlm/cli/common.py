@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.config import check_device_name, check_downsample_mode, check_dtype_name, load_configs
+from pocketvlm.config import (
+    check_auto_token_budget,
+    check_device_name,
+    check_downsample_mode,
+    check_dtype_name,
+    load_configs,
+)
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.model.hub import resolve
 from pocketvlm.views import Size
@@ -28,9 +34,16 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "min_p": (float, "keep tokens at least this fraction as likely as the best"),
     "repetition_penalty": (float, "above 1 repeats less"),
     "seed": (int, "the same seed gives the same answer"),
+    "num_beams": (int, "above 1: beam search with this many beams, at temperature 0 (default 1: none)"),
+    "length_penalty": (float, "of beam search: above 0 favours long answers, below 0 short ones (default 1)"),
 }
 PICTURES: dict[str, tuple[type, str]] = {
-    "downsample_mode": (str, "16x or 4x: four times the visual tokens, finer detail (default: the model's own)"),
+    "downsample_mode": (
+        str,
+        "16x; 4x: four times the visual tokens, finer detail; auto: 4x where the print is small, within the budget "
+        "(default: the model's own)",
+    ),
+    "auto_token_budget": (float, "most visual tokens of auto, as a multiple of 16x: 1.0 to 4.0 (default 1.5)"),
     "max_slice_nums": (
         int,
         "most slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
@@ -86,9 +99,13 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     began = time.perf_counter()
     check_device_name(getattr(args, "device", "auto"))
     check_dtype_name(getattr(args, "dtype", "auto"))
-    SamplingParams.from_options({k: v for k, v in options.items() if k in SAMPLING or k == "stop"}, {})
-    model_config, config = load_configs(resolve(args.model))
+    sampling = {k: v for k, v in options.items() if k in SAMPLING or k == "stop"}
+    SamplingParams.from_options(sampling, {"temperature": 0.0})  # before a model is looked up, maybe downloaded
+    directory = resolve(args.model)
+    SamplingParams.from_options(sampling, SamplingParams.defaults_in(directory))
+    model_config, config = load_configs(directory)
     mode = check_downsample_mode(options.get("downsample_mode", model_config.downsample_mode))
+    check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
     media = []
     for text in texts:
         named = source(text)

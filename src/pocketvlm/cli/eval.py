@@ -40,6 +40,8 @@ _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "seed"
 # Options that only one of the two can honour, with what they are when not given.
 _OF_MODELS = {"model": "nano", "device": "auto", "dtype": "auto", "batch_size": 16}
 _OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}
+# Other servers would ignore them without a word.
+_BEAMS = ("num_beams", "length_penalty")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +104,9 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name in refused:
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} means nothing {by}", hint="Leave it out.")
+    for name in _BEAMS if args.endpoint is not None else ():
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is no option that endpoints share", hint="Leave it out.")
     for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

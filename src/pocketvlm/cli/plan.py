@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
-from pocketvlm.config import check_downsample_mode, load_configs
+from pocketvlm.config import check_auto_token_budget, check_downsample_mode, load_configs
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.slicing import plan_views
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pocketvlm.api import ViewPlan
 
 PUBLISHED = "openbmb/MiniCPM-V-4.6"
@@ -39,19 +42,24 @@ def run(args: argparse.Namespace) -> int:
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
     options = {**own, **options_of(args, PICTURES)}
     mode = check_downsample_mode(options["downsample_mode"])
+    check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
     for height, width in sizes:
         plan_views(Size(height=height, width=width), image_config, mode, options["max_slice_nums"])
-    from pocketvlm.api import plan  # imports torch: after everything that can be wrong without it
+    # Only auto looks at pixels. Read, as all that can be wrong without torch is found, before it is imported.
+    pictures = [_pixels(text) if mode == "auto" else None for text in given]
+    from pocketvlm.api import plan, plan_image
 
+    options |= {"model_config": model_config, "image_config": image_config}
     plans = [
-        plan(height, width, **options, model_config=model_config, image_config=image_config) for height, width in sizes
+        plan(*size, **options) if picture is None else plan_image(picture, **options)
+        for size, picture in zip(sizes, pictures, strict=True)
     ]
     if args.draw is not None:
-        _draw(given, plans, args.draw)
+        _draw(given, plans, args.draw, mark_rates=mode == "auto")
     if args.json:
         print_json({"plans": [_entry(p) for p in plans]})
     else:
-        _print_table(plans)
+        _print_table(plans, show_rates=mode == "auto")
     return 0
 
 
@@ -70,15 +78,26 @@ def _size(text: str) -> tuple[int, int]:
     return size.height, size.width
 
 
+def _pixels(text: str) -> NDArray[np.uint8] | None:
+    """Of a picture file; None of a size."""
+    if _SIZE.fullmatch(text):
+        return None
+    from pocketvlm.processing.media import load_image
+
+    return load_image(Path(text))
+
+
 def _entry(p: ViewPlan) -> dict[str, Any]:
     return asdict(p)
 
 
-def _print_table(plans: list[ViewPlan]) -> None:
+def _print_table(plans: list[ViewPlan], *, show_rates: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("height x width", "grid", "views (patches)", "patches", "visual tokens", "TFLOP", "uncompressed")
+    if show_rates:
+        table.add_column("rates", no_wrap=True)
     for p in plans:
         shapes = [f"{h}x{w}" for h, w in p.views]
         views = shapes[0] if len(shapes) == 1 else f"{shapes[0]} + {len(shapes) - 1} of {shapes[1]}"
@@ -87,16 +106,30 @@ def _print_table(plans: list[ViewPlan]) -> None:
             "-" if p.grid is None else f"{p.grid[0]} x {p.grid[1]}",
             views,
             str(p.patches),
-            str(p.visual_tokens),
+            str(p.visual_tokens) if p.rates else f"{p.visual_tokens_min} to {p.visual_tokens}",
             f"{p.vision_flops / 1e12:.3f}",
             f"{p.vision_flops_uncompressed / 1e12:.3f}",
+            *([_rates(p)] if show_rates else []),
         )
     Console().print(table)
 
 
-def _draw(given: list[str], plans: list[ViewPlan], out: Path) -> None:
-    from pocketvlm.processing.media import draw_grid
+def _rates(p: ViewPlan) -> str:
+    """One rate for all views, or the overview's and below it those of the slices as they lie."""
+    if p.rates is None:
+        return "by pixels"
+    if len(set(p.rates)) == 1 or p.grid is None:
+        return p.rates[0]
+    overview, *slices = p.rates
+    columns = p.grid[1]
+    rows = (slices[i : i + columns] for i in range(0, len(slices), columns))
+    return "\n".join([overview, *(" ".join(f"{rate:>3}" for rate in row) for row in rows)])
 
+
+def _draw(given: list[str], plans: list[ViewPlan], out: Path, *, mark_rates: bool) -> None:
     if len(given) != 1 or _SIZE.fullmatch(given[0]):
         raise ConfigError("--draw needs exactly one picture file")
-    draw_grid(Path(given[0]), plans[0].grid, out)
+    rates = (plans[0].rates or ())[1:] if mark_rates else ()
+    from pocketvlm.processing.media import draw_grid
+
+    draw_grid(Path(given[0]), plans[0].grid, out, fine=[rate == "4x" for rate in rates])

@@ -1,7 +1,8 @@
 """Prompts in, tokens out: prefill in chunks, then decode all running sequences together.
 
 Sequences occupy the first slots of one cache, so that a decode step reads and writes its states in place; when one
-finishes, the last takes its slot and a waiting request is admitted.
+finishes, the last takes its slot and a waiting request is admitted. A request with beams is prefilled once, as one
+sequence; its beams then are sequences like others, which start as copies of that one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pocketvlm.engine.beam_search import BeamSearch, assign_slots
 from pocketvlm.engine.sampler import Sampler
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import PromptError
@@ -38,6 +40,7 @@ class Request:
         output_ids: tokens generated so far.
         finish_reason: None while running.
         timing: seconds by stage (encode, prefill, decode), filled in on the way.
+        score: of the answer among the beams (`beam_search.Hypothesis`); None without beams.
     """
 
     input_ids: Tensor
@@ -48,6 +51,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     timing: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
 
     def finish(self, reason: FinishReason) -> None:
         """End this request; also for a caller that saw a stop string."""
@@ -56,11 +60,74 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A new token of a request; `token` is None when the request ended on a stop id."""
+    """New tokens of a request: one, or none when it ended on a stop id; with beams, the whole answer at its end."""
 
     request: int
-    token: int | None
+    tokens: tuple[int, ...]
     finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Who is in a slot of the cache: a request, or one of its beams."""
+
+    request: int
+    beam: int = 0
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What one `stream` works on; the sequence in slot s is `rows[s]`.
+
+    Attributes:
+        searches: of the requests with beams.
+    """
+
+    requests: Sequence[Request]
+    sampler: Sampler
+    searches: dict[int, BeamSearch]
+    cache: Cache
+    rows: list[_Row] = field(default_factory=list)
+
+    def last_token(self, row: _Row) -> int:
+        search = self.searches.get(row.request)
+        return (search.beams[row.beam].ids if search else self.requests[row.request].output_ids)[-1]
+
+    def admit(self, waiting: deque[int]) -> range:
+        """Rows for the next waiting requests, as many as there are slots for them and all their beams."""
+        first = len(self.rows)
+        free = self.cache.slots - first  # requests that run have branched into all their beams
+        while waiting and (wide := self.requests[waiting[0]].params.num_beams) <= free:
+            free -= wide
+            self.rows.append(_Row(waiting.popleft()))
+        return range(first, len(self.rows))
+
+    def drop_finished(self) -> None:
+        """Free the slots of finished requests; the last row moves into each gap."""
+        slot = 0
+        while slot < len(self.rows):
+            if self.requests[self.rows[slot].request].finish_reason is None:
+                slot += 1
+                continue
+            last = self.rows.pop()
+            if slot < len(self.rows):
+                self.cache.copy_slot(len(self.rows), slot)
+                self.rows[slot] = last
+
+    def branch(self, request: int, slots: Sequence[int], parents: Sequence[int]) -> None:
+        """Give a request's new beams their slots.
+
+        Args:
+            slots: of its beams before.
+            parents: of each new beam, the index of the one it continues.
+        """
+        unused, prompt = len(self.rows), len(self.requests[request].input_ids)
+        taken, copies = assign_slots(parents, slots, unused)
+        for source, target in copies:
+            self.cache.copy_slot(source, target, start=0 if target >= unused else prompt)
+        self.rows.extend([_Row(request)] * (len(parents) - len(slots)))
+        for beam, slot in enumerate(taken):
+            self.rows[slot] = _Row(request, beam)
 
 
 class Generator:
@@ -96,57 +163,77 @@ class Generator:
             return
         for request in requests:
             self.check(request)
+        running = self._start(requests)
+        waiting = deque(range(len(requests)))
+        while waiting or running.rows:
+            running.drop_finished()
+            slots = running.admit(waiting)
+            if slots:
+                admitted = [requests[running.rows[slot].request] for slot in slots]
+                logits = self._prefill(admitted, slots.start, running.cache, progress)
+            elif running.rows:
+                slots = range(len(running.rows))
+                logits = self._decode(running)
+            else:
+                continue
+            yield from self._choose(running, slots, logits)
+
+    def _start(self, requests: Sequence[Request]) -> _Running:
         text = self.model.config.text
         sampler = Sampler([r.params for r in requests], [r.input_ids for r in requests], text.vocab_size)
-        waiting, running = deque(range(len(requests))), list[int]()
-        slots = min(self.max_batch, len(requests))
+        searches = {
+            i: BeamSearch(r.params, r.input_ids, r.stop_ids, self._most_tokens(r), text.vocab_size)
+            for i, r in enumerate(requests)
+            if r.params.num_beams > 1
+        }
+        widths = [r.params.num_beams for r in requests]
         longest = max(len(r.input_ids) + min(r.params.max_tokens, 256) for r in requests)
+        slots = max(*widths, min(self.max_batch, sum(widths)))
         cache = Cache(text, slots, longest, dtype=self.model.dtype, device=self.model.device)
-        while waiting or running:
-            running = self._drop_finished(requests, running, cache)
-            admitted = [waiting.popleft() for _ in range(min(len(waiting), slots - len(running)))]
-            if admitted:
-                first = len(running)
-                running += admitted
-                logits = self._prefill([requests[i] for i in admitted], first, cache, progress)
-                yield from self._choose(requests, admitted, logits, sampler)
-                continue
-            if running:
-                logits = self._decode([requests[i] for i in running], cache)
-                yield from self._choose(requests, running, logits, sampler)
+        return _Running(requests, sampler, searches, cache)
 
-    def _choose(
-        self, requests: Sequence[Request], rows: Sequence[int], logits: Tensor, sampler: Sampler
-    ) -> Iterator[TokenEvent]:
-        """Sample one token a row and tell the world."""
-        for i, token in zip(rows, sampler(logits, rows), strict=True):
-            request, shown = requests[i], None
+    def _most_tokens(self, request: Request) -> int:
+        context = self.model.config.text.max_position_embeddings
+        return min(request.params.max_tokens, context - len(request.input_ids))
+
+    def _choose(self, running: _Running, slots: range, logits: Tensor) -> Iterator[TokenEvent]:
+        """Go one token further with the sequences in `slots`, and tell the world."""
+        rows = [running.rows[slot] for slot in slots]
+        plain = [b for b, row in enumerate(rows) if row.request not in running.searches]
+        if plain:
+            sampled = logits if len(plain) == len(rows) else logits[plain]
+            yield from self._sample(running, [rows[b].request for b in plain], sampled)
+        for i in dict.fromkeys(row.request for row in rows if row.request in running.searches):
+            best_first = sorted((row.beam, b) for b, row in enumerate(rows) if row.request == i)
+            own = [b for _, b in best_first]
+            yield from self._search(running, i, [slots[b] for b in own], logits[own])
+
+    def _sample(self, running: _Running, rows: Sequence[int], logits: Tensor) -> Iterator[TokenEvent]:
+        """One token for each of these requests."""
+        for i, token in zip(rows, running.sampler(logits, rows), strict=True):
+            request, shown = running.requests[i], list[int]()
             if token in request.stop_ids:
                 request.finish("stop")
             else:
-                shown = token
+                shown.append(token)
                 request.output_ids.append(token)
-                if len(request.output_ids) >= request.params.max_tokens or self._is_full(request):
+                if len(request.output_ids) >= self._most_tokens(request):
                     request.finish("length")
-            yield TokenEvent(i, shown, request.finish_reason)
+            yield TokenEvent(i, tuple(shown), request.finish_reason)
 
-    def _is_full(self, request: Request) -> bool:
-        return len(request.input_ids) + len(request.output_ids) >= self.model.config.text.max_position_embeddings
-
-    @staticmethod
-    def _drop_finished(requests: Sequence[Request], running: list[int], cache: Cache) -> list[int]:
-        """Free the slots of finished requests; the last running one moves into each gap."""
-        slot = 0
-        while slot < len(running):
-            if requests[running[slot]].finish_reason is None:
-                slot += 1
-                continue
-            last = len(running) - 1
-            if slot != last:
-                cache.copy_slot(last, slot)
-                running[slot] = running[last]
-            running.pop()
-        return running
+    def _search(self, running: _Running, i: int, slots: Sequence[int], logits: Tensor) -> Iterator[TokenEvent]:
+        """One token for each beam of request `i`, or its answer."""
+        request, search = running.requests[i], running.searches[i]
+        if request.finish_reason is not None:
+            return  # given up by its reader
+        parents = search.advance(logits)
+        if not search.done:
+            running.branch(i, slots, parents)
+            return
+        request.output_ids += search.best.ids
+        request.score = search.best.score
+        request.finish(search.best.finish_reason)
+        yield TokenEvent(i, search.best.ids, request.finish_reason)
 
     def _prefill(self, requests: list[Request], first_slot: int, cache: Cache, progress: Progress | None) -> Tensor:
         """Logits [B, V] of each prompt's last token. Short prompts share a forward, long ones are cut into chunks."""
@@ -193,17 +280,18 @@ class Generator:
         counts = [sum(v.visual_tokens for v in r.views) for r in requests]
         return list(self.model.encode_views(patches, views).split(counts))
 
-    def _decode(self, requests: list[Request], cache: Cache) -> Tensor:
+    def _decode(self, running: _Running) -> Tensor:
         """Logits [B, V] after each sequence's newest token."""
-        if len(requests) > 1:
+        rows, cache = running.rows, running.cache
+        if len(rows) > 1:
             self.model.prepare_batches()
         began = time.perf_counter()
-        starts = [len(r.input_ids) + len(r.output_ids) - 1 for r in requests]
+        starts = cache.lengths[: len(rows)]
         cache.reserve(max(starts) + 1)
         batch = PackedBatch.of([Segment(1, s, slot) for slot, s in enumerate(starts)], self.model.device)
-        ids = torch.tensor([r.output_ids[-1] for r in requests], device=self.model.device)
+        ids = torch.tensor([running.last_token(row) for row in rows], device=self.model.device)
         logits = self.model.logits(self.model(ids, batch, None, cache))
         spent = time.perf_counter() - began
-        for r in requests:
-            r.timing["decode"] += spent
+        for i in {row.request for row in rows}:
+            running.requests[i].timing["decode"] += spent
         return logits

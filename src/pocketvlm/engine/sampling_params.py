@@ -1,19 +1,22 @@
-"""How an answer is drawn: options by vLLM's names, checked without importing torch."""
+"""How an answer is drawn: options by the names of vLLM and transformers, checked without importing torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
+from pocketvlm.config import read_json
 from pocketvlm.errors import ConfigError
 
+MAX_BEAMS = 64
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How one answer is drawn; names and meanings are vLLM's.
+    """How one answer is drawn; names and meanings are vLLM's, those of beam search transformers'.
 
     Attributes:
         temperature: 0 is greedy.
@@ -24,6 +27,11 @@ class SamplingParams:
         seed: the same seed gives the same answer, alone or in a batch; None draws one.
         stop: strings that end the answer; they are not part of it.
         max_tokens: at most this many tokens are generated.
+        num_beams: above 1, keep this many beginnings of an answer and give the best whole answer (beam search), with
+            temperature 0 and without `stop`; each takes the memory of a sequence. 1 keeps one.
+        length_penalty: beams compare by the sum of their log probabilities divided by their length to this power:
+            above 0 favours long answers, below 0 short ones.
+        early_stopping: end as soon as `num_beams` answers are complete, even where a running beam scores better.
     """
 
     temperature: float = 1.0
@@ -34,6 +42,9 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int = 1024
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         if not (self.stop is None or isinstance(self.stop, str | list | tuple)):
@@ -44,10 +55,12 @@ class SamplingParams:
         self._check("top_p", self.top_p, 0, 1, above=True)
         self._check("min_p", self.min_p, 0, 1)
         self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
-        for name, least, most in (("top_k", -1, 2**31), ("max_tokens", 1, 2**31)):
+        self._check("length_penalty", self.length_penalty, -10, 10)
+        for name, least, most in (("top_k", -1, 2**31), ("max_tokens", 1, 2**31), ("num_beams", 1, MAX_BEAMS)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ConfigError(f"{name}={value!r} is not an integer of at least {least}")
+                wanted = f"at least {least}" if most == 2**31 else f"{least} to {most}"
+                raise ConfigError(f"{name}={value!r:.40} is not an integer of {wanted}")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise ConfigError(f"seed={self.seed!r} is not an integer")
         for string in stop:
@@ -55,6 +68,30 @@ class SamplingParams:
                 raise ConfigError(f"stop={string!r} is not a string of 1 to {MAX_STOP_LENGTH} characters")
         if len(stop) > MAX_STOP_STRINGS:
             raise ConfigError(f"{len(stop)} stop strings were given, at most {MAX_STOP_STRINGS} are allowed")
+        self._check_beams()
+
+    def _check_beams(self) -> None:
+        """Refuse what beam search cannot honour, and its options without it."""
+        if not isinstance(self.early_stopping, bool):
+            raise ConfigError(f"early_stopping={self.early_stopping!r:.40} is neither True nor False")
+        if self.num_beams == 1:
+            for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(self, name) != neutral:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} means nothing with num_beams=1",
+                        hint="Leave it out, or set num_beams to 2 or more.",
+                    )
+            return
+        if self.temperature > 0:
+            raise ConfigError(
+                f"num_beams={self.num_beams} draws nothing at random, so temperature={self.temperature!r} has no place",
+                hint="Set temperature=0, or num_beams=1.",
+            )
+        if self.stop:
+            raise ConfigError(
+                f"num_beams={self.num_beams} compares whole answers, so stop={self.stop!r:.80} cannot end one",
+                hint="Leave stop out, or set num_beams=1.",
+            )
 
     @staticmethod
     def _check(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
@@ -80,3 +117,9 @@ class SamplingParams:
         if not generation_config.get("do_sample", False):
             picked["temperature"] = 0.0
         return picked
+
+    @classmethod
+    def defaults_in(cls, directory: Path) -> dict[str, Any]:
+        """`defaults_of` a checkpoint directory; greedy where it has no `generation_config.json`."""
+        file = directory / "generation_config.json"
+        return cls.defaults_of(read_json(file) if file.is_file() else {})

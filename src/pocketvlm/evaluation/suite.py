@@ -74,6 +74,20 @@ ROWS: dict[str, Row] = {
     "one-number": Row("words", _ONE_NUMBER),
     "receipt": Row("receipt", 0),
     "receipt-details": Row("receipt", 1, any_question=True),
+    "invoice": Row("invoice", 0, any_question=True),
+    "table": Row("table", 0, any_question=True),
+    "form": Row("form", 0, any_question=True),
+    "chart": Row("chart", 0, any_question=True),
+    "shapes": Row("shapes", 0, kinds=("text",), any_question=True),
+    "grounding": Row("shapes", 0, kinds=("box",)),
+    "screen": Row("screen", 0, kinds=("text",), any_question=True),
+    "screen-grounding": Row("screen", 0, kinds=("box",)),
+    "pair": Row("pair", 0, any_question=True),
+    "clip": Row("clip", 0, any_question=True),
+    "paragraph": Row("paragraph", 0, kinds=("long",)),
+    # Pages of 1344 to 1800 pixels a side: print that only slices show, and print that the overview shows too.
+    "small-print": Row("page", 4, kinds=("text",)),
+    "large-print": Row("page", 4, kinds=("text",), pattern="title"),
 }
 
 

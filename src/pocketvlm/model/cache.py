@@ -81,12 +81,16 @@ class Cache:
             for tensor in store.values():
                 tensor[slot].zero_()
 
-    def copy_slot(self, source: int, target: int) -> None:
-        """Make `target` continue from where `source` is (several answers to one prompt share its prefill)."""
+    def copy_slot(self, source: int, target: int, start: int = 0) -> None:
+        """Make `target` continue from where `source` is (several answers to one prompt share its prefill).
+
+        Args:
+            start: tokens at the beginning that `target` holds already, the same ones: beams share their prompt.
+        """
         length = self.lengths[source]
         for store in (self.keys, self.values):
             for tensor in store.values():
-                tensor[target, :, :length] = tensor[source, :, :length]
+                tensor[target, :, start:length] = tensor[source, :, start:length]
         for store in (self.conv, self.recurrent):
             for tensor in store.values():
                 tensor[target] = tensor[source]

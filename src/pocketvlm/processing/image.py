@@ -18,7 +18,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pocketvlm.config import DownsampleMode, ImageConfig
+from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget
 from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.rates import choose_rates, count_fine_patches
 from pocketvlm.processing.slicing import SlicePlan, plan_views
 from pocketvlm.views import Size, View
 
@@ -59,29 +60,76 @@ class ImageViews:
         return sum(view.visual_tokens for view in self.views)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CutImage:
+    """One picture cut into patches (as those of `ImageViews`) by a plan; with "auto" its rates are still open."""
+
+    patches: Tensor
+    plan: SlicePlan
+
+
 def encode_image(
     pixels: Pixels,
     config: ImageConfig,
-    downsample_mode: DownsampleMode = "16x",
+    downsample_mode: DownsampleOption = "16x",
     max_slice_nums: int | None = None,
+    *,
+    auto_token_budget: float | None = None,
 ) -> ImageViews:
     """Resize and cut one picture.
 
     Args:
         pixels: uint8 RGB [H, W, 3], a tensor or an array; never written to.
-        config, downsample_mode, max_slice_nums: as for `plan_views`.
+        config, downsample_mode, max_slice_nums: as for `plan_views`; with "auto" the pixels decide the rate of each
+            view, see `processing.rates`.
+        auto_token_budget: most visual tokens with "auto", as a multiple of those of 16x; 1.5 when None.
 
     Raises:
         MediaError: pixels of another type or shape, or a size that `plan_views` refuses.
-        ConfigError: an option that `plan_views` refuses.
+        ConfigError: an option that `plan_views` refuses, or a budget that cannot be honoured.
     """
+    is_auto = downsample_mode == "auto"
+    budget = check_auto_token_budget(auto_token_budget, is_auto)
+    cut = cut_image(pixels, config, downsample_mode, max_slice_nums)
+    (views,) = finish_images([cut], config, budget if is_auto else None)
+    return views
+
+
+def cut_image(
+    pixels: Pixels, config: ImageConfig, downsample_mode: DownsampleOption, max_slice_nums: int | None
+) -> CutImage:
+    """The first half of `encode_image`: resize and cut."""
     picture = _as_tensor(pixels)
-    height, width = int(picture.shape[0]), int(picture.shape[1])
-    plan = plan_views(Size(height=height, width=width), config, downsample_mode, max_slice_nums)
-    patches = cut_patches(picture, plan, config.patch_size)
-    return ImageViews(
-        patches=patches, views=plan.views, grid=plan.grid, content_hash=_content_hash(patches, plan, config)
-    )
+    size = Size(height=int(picture.shape[0]), width=int(picture.shape[1]))
+    plan = plan_views(size, config, downsample_mode, max_slice_nums)
+    return CutImage(cut_patches(picture, plan, config.patch_size), plan)
+
+
+def finish_images(
+    images: Sequence[CutImage], config: ImageConfig, auto_token_budget: float | None = None
+) -> list[ImageViews]:
+    """The second half: rates and hash.
+
+    Args:
+        images: one picture, or all units of a video.
+        config: as for `encode_image`.
+        auto_token_budget: of all `images` together, whose views are then raised to 4x by their pixels; None leaves the
+            rates as they were planned.
+    """
+    views: Sequence[tuple[View, ...]] = [image.plan.views for image in images]
+    if auto_token_budget is not None and auto_token_budget > 1:
+        views = choose_rates(views, [_scores(image) for image in images], auto_token_budget)
+    finished = []
+    for image, chosen in zip(images, views, strict=True):
+        plan = replace(image.plan, views=chosen)
+        finished.append(ImageViews(image.patches, chosen, plan.grid, _content_hash(image.patches, plan, config)))
+    return finished
+
+
+def _scores(image: CutImage) -> list[int]:
+    """The fine print of each view."""
+    sizes = [view.patches for view in image.plan.views]
+    return [count_fine_patches(patches.numpy()) for patches in image.patches.split(sizes)]
 
 
 def _same(source: Any) -> Any:
@@ -91,9 +139,10 @@ def _same(source: Any) -> Any:
 def encode_images(
     sources: Sequence[Source],
     config: ImageConfig,
-    downsample_mode: DownsampleMode = "16x",
+    downsample_mode: DownsampleOption = "16x",
     max_slice_nums: int | None = None,
     *,
+    auto_token_budget: float | None = None,
     load: Callable[[Source], Pixels] = _same,
     workers: int | None = None,
 ) -> list[ImageViews]:
@@ -102,6 +151,8 @@ def encode_images(
     Args:
         sources: the pictures, or whatever `load` turns into pixels (decoding takes longer than the rest, so it belongs
             into the same thread; with `load_image` of `processing.media` these are paths, URLs or bytes).
+        config, downsample_mode, max_slice_nums: as for `encode_image`.
+        auto_token_budget: as for `encode_image`: each picture has it to itself.
         load: called once a source, in a worker.
         workers: threads; by default as many as this process may use processors.
 
@@ -112,7 +163,7 @@ def encode_images(
         raise ConfigError(f"workers={workers!r} is not a positive integer")
 
     def encode(source: Source) -> ImageViews:
-        return encode_image(load(source), config, downsample_mode, max_slice_nums)
+        return encode_image(load(source), config, downsample_mode, max_slice_nums, auto_token_budget=auto_token_budget)
 
     count = min(workers or usable_processors(), len(sources))
     if count <= 1:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -112,7 +112,12 @@ def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
 
 
 def draw_grid(
-    source: ImageSource, grid: tuple[int, int] | None, out: str | Path, limits: MediaLimits = _DEFAULT
+    source: ImageSource,
+    grid: tuple[int, int] | None,
+    out: str | Path,
+    limits: MediaLimits = _DEFAULT,
+    *,
+    fine: Sequence[bool] = (),
 ) -> None:
     """Write the picture to a PNG with the borders of its slices drawn over it.
 
@@ -120,6 +125,7 @@ def draw_grid(
         source: as for `load_image`.
         grid: (rows, columns); None draws nothing but the frame.
         out: the file to write; overwritten if it is there.
+        fine: which slices, row by row, are at 4x while others are not: their borders are green and wider.
 
     Raises:
         MediaError: as `load_image`, or `out` cannot be written.
@@ -128,12 +134,18 @@ def draw_grid(
     rows, columns = grid or (1, 1)
     thickness = max(1, min(image.size) // 200)
     draw = ImageDraw.Draw(image)
-    for row in range(rows):
-        for column in range(columns):
-            left, top = column * image.width // columns, row * image.height // rows
-            right, bottom = (column + 1) * image.width // columns - 1, (row + 1) * image.height // rows - 1
-            # A slice narrower than one pixel has no border to draw.
-            draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=(230, 0, 90), width=thickness)
+    # Those at 4x last, so that no neighbour draws over their borders.
+    for number in sorted(range(rows * columns), key=lambda n: n < len(fine) and fine[n]):
+        row, column = divmod(number, columns)
+        left, top = column * image.width // columns, row * image.height // rows
+        right, bottom = (column + 1) * image.width // columns - 1, (row + 1) * image.height // rows - 1
+        is_fine = number < len(fine) and fine[number]
+        # A slice narrower than one pixel has no border to draw.
+        draw.rectangle(
+            (left, top, max(left, right), max(top, bottom)),
+            outline=(0, 150, 60) if is_fine else (230, 0, 90),
+            width=2 * thickness if is_fine else thickness,
+        )
     try:
         image.save(out, "PNG")
     except OSError:

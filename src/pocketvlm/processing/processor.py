@@ -12,7 +12,14 @@ from typing import Any, Self
 
 import torch
 
-from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, check_downsample_mode, read_json
+from pocketvlm.config import (
+    DownsampleOption,
+    ImageConfig,
+    ModelConfig,
+    check_auto_token_budget,
+    check_downsample_mode,
+    read_json,
+)
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
 from pocketvlm.processing.chat import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.expansion import EncodedMedium, expand_prompt
@@ -97,7 +104,8 @@ class Processor:
         self,
         messages: Any,
         *,
-        downsample_mode: DownsampleMode | Sequence[DownsampleMode] | None = None,
+        downsample_mode: DownsampleOption | Sequence[DownsampleOption] | None = None,
+        auto_token_budget: float | None = None,
         max_slice_nums: int | None = None,
         tools: Any = None,
         enable_thinking: bool = False,
@@ -112,8 +120,10 @@ class Processor:
 
         Args:
             messages: OpenAI-style messages, see `pocketvlm.processing.messages`.
-            downsample_mode: "16x" or "4x" for all media, or one for each picture and video in prompt order; the
-                checkpoint's when None.
+            downsample_mode: "16x" or "4x" for all views; "auto": the pixels of each view decide; or one of these for
+                each picture and video in prompt order; the checkpoint's when None.
+            auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x,
+                from 1.0 to 4.0; 1.5 when None.
             max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None.
             tools: OpenAI tool definitions.
             enable_thinking: let the model reason before it answers.
@@ -142,16 +152,27 @@ class Processor:
         kinds = [part.kind for part in prompt.media]
         self.limits.check_counts(kinds.count("image"), kinds.count("video"))
         modes = self._modes(downsample_mode, len(prompt.media))
+        only = downsample_mode if isinstance(downsample_mode, str) else self.model_config.downsample_mode
+        budget = check_auto_token_budget(auto_token_budget, "auto" in (modes or (only,)))
         encoded: dict[int, EncodedMedium] = {}
         # Pictures of one mode go together, so that they are decoded and cut in parallel.
         for mode in dict.fromkeys(modes):
             chosen = [i for i, part in enumerate(prompt.media) if part.kind == "image" and modes[i] == mode]
             parts = [prompt.media[i] for i in chosen]
-            views = encode_images(parts, self.image_config, mode, max_slice_nums, load=self._load_image)
+            views = encode_images(
+                parts,
+                self.image_config,
+                mode,
+                max_slice_nums,
+                auto_token_budget=budget if mode == "auto" else None,
+                load=self._load_image,
+            )
             encoded |= {i: EncodedMedium((unit,), unit.content_hash) for i, unit in zip(chosen, views, strict=True)}
         for i, part in enumerate(prompt.media):
             if part.kind == "video":
-                encoded[i] = self._encode_video(part, modes[i], video_max_slice_nums, max_num_frames, stack_frames)
+                encoded[i] = self._encode_video(
+                    part, modes[i], budget, video_max_slice_nums, max_num_frames, stack_frames
+                )
         image_id = _flag("use_image_id", use_image_id, self.image_config.use_image_id)
         return self.assemble(
             prompt,
@@ -182,7 +203,7 @@ class Processor:
             placeholder_ids=(self.model_config.image_token_id, self.model_config.video_token_id),
         )
 
-    def _modes(self, given: DownsampleMode | Sequence[DownsampleMode] | None, count: int) -> list[DownsampleMode]:
+    def _modes(self, given: DownsampleOption | Sequence[DownsampleOption] | None, count: int) -> list[DownsampleOption]:
         """One mode for each medium."""
         if given is None or isinstance(given, str):
             return [check_downsample_mode(given or self.model_config.downsample_mode)] * count
@@ -200,7 +221,13 @@ class Processor:
             raise MediaError(f"{part.where}: {error}") from None
 
     def _encode_video(
-        self, part: MediaPart, mode: DownsampleMode, slices: int, frames: int | None, stack: int | None
+        self,
+        part: MediaPart,
+        mode: DownsampleOption,
+        budget: float,
+        slices: int,
+        frames: int | None,
+        stack: int | None,
     ) -> EncodedMedium:
         try:
             views = encode_video(
@@ -208,6 +235,7 @@ class Processor:
                 self.image_config,
                 mode,
                 slices,
+                auto_token_budget=budget if mode == "auto" else None,
                 max_num_frames=frames,
                 stack_frames=stack,
                 fps=part.fps,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pocketvlm.config import DownsampleMode, ImageConfig, check_downsample_mode
+from pocketvlm.config import DownsampleMode, DownsampleOption, ImageConfig, check_downsample_mode
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.views import Size, View
 
@@ -57,7 +57,7 @@ class SlicePlan:
 def plan_views(
     size: Size,
     config: ImageConfig,
-    downsample_mode: DownsampleMode = "16x",
+    downsample_mode: DownsampleOption = "16x",
     max_slice_nums: int | None = None,
 ) -> SlicePlan:
     """Decide the views of a picture.
@@ -65,7 +65,8 @@ def plan_views(
     Args:
         size: height and width in pixels.
         config: how the model wants its pictures.
-        downsample_mode: "16x" or "4x", for every view.
+        downsample_mode: "16x" or "4x", for every view; "auto" plans as "16x", in sizes that suit both rates, and leaves
+            it to `processing.rates` to raise views to 4x.
         max_slice_nums: most slices beside the overview (any integer >= 1; 1 means overview only); `config`'s when None.
 
     Raises:
@@ -102,7 +103,8 @@ def plan_views(
         for piece, count in pieces
     ]
     _check_patches(size, in_patches)
-    views = tuple(View(patches, mode) for patches, count in in_patches for _ in range(count))
+    rate: DownsampleMode = "4x" if mode == "4x" else "16x"
+    views = tuple(View(patches, rate) for patches, count in in_patches for _ in range(count))
     return SlicePlan(image=size, grid=grid, overview=overview, refined=refined, views=views)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.config import DownsampleMode, ImageConfig, check_downsample_mode
+from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.image import ImageViews, encode_image
+from pocketvlm.processing.image import CutImage, ImageViews, cut_image, finish_images
 from pocketvlm.processing.limits import MediaLimits
 from pocketvlm.processing.video_reader import FrameReader, check_rate, open_video
 
@@ -75,9 +75,10 @@ class VideoViews:
 def encode_video(
     source: object,
     config: ImageConfig,
-    downsample_mode: DownsampleMode = "16x",
+    downsample_mode: DownsampleOption = "16x",
     max_slice_nums: int | None = 1,
     *,
+    auto_token_budget: float | None = None,
     max_num_frames: int | None = None,
     stack_frames: int | None = None,
     fps: float | None = None,
@@ -91,6 +92,8 @@ def encode_video(
             or a sequence of pictures as `load_image` takes them.
         config, downsample_mode: as for `encode_image`.
         max_slice_nums: most slices of a unit; 1, no slices, is recommended; None takes `config`'s.
+        auto_token_budget: as for `encode_image`, but for all units together: the frames with the most fine print are
+            raised to 4x.
         max_num_frames, stack_frames: `config`'s when None.
         fps: frames a second; needed for frames, refused for files.
         limits: what is refused.
@@ -100,12 +103,14 @@ def encode_video(
         MediaError: the source is missing, no video, damaged, without frames or their rate, or over a limit.
         ConfigError: an option with a value that cannot be honoured.
     """
-    check_downsample_mode(downsample_mode)
+    is_auto = check_downsample_mode(downsample_mode) == "auto"
+    budget = check_auto_token_budget(auto_token_budget, is_auto)
     most, stack = check_sampling(config, max_num_frames, stack_frames, limits)
     with open_video(source, fps, limits, files) as reader:
         samples = sample_frame_indices(reader.total, reader.fps, reader.duration, most, stack)
-        units = _encode_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
+        cut = _cut_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
         rate, duration = reader.fps, reader.duration
+    units = finish_images(cut, config, budget if is_auto else None)
     digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-video")
     for unit in units:  # hex digests of one length each: framed by nature
         digest.update(unit.content_hash.encode())
@@ -122,16 +127,16 @@ def check_sampling(
     return most, stack
 
 
-def _encode_units(
+def _cut_units(
     reader: FrameReader,
     units: Sequence[tuple[int, ...]],
     config: ImageConfig,
-    downsample_mode: DownsampleMode,
+    downsample_mode: DownsampleOption,
     max_slice_nums: int | None,
     limits: MediaLimits,
-) -> list[ImageViews]:
-    """Encode each unit as soon as its frames are there; keep no frame longer than a unit still needs it."""
-    finished: dict[int, ImageViews] = {}
+) -> list[CutImage]:
+    """Cut each unit as soon as its frames are there; keep no frame longer than a unit still needs it."""
+    finished: dict[int, CutImage] = {}
     last_use: dict[int, int] = {}
     ends_at: dict[int, list[int]] = {}
     for number, unit in enumerate(units):
@@ -148,7 +153,7 @@ def _encode_units(
             frames = [kept[i] for i in units[number]]
             height, width = _canvas_size(frames[0].shape, len(frames))
             limits.check_pixels(height, width, "A composite of frames")
-            finished[number] = encode_image(stack_composite(frames), config, downsample_mode, max_slice_nums)
+            finished[number] = cut_image(stack_composite(frames), config, downsample_mode, max_slice_nums)
         kept = {i: frame for i, frame in kept.items() if last_use[i] > index}
     return [finished[number] for number in range(len(units))]
 
