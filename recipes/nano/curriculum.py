@@ -85,6 +85,7 @@ ONE_PICTURE = (
     Share("chart", 1, 0.02),
     Share("shapes", 0, 0.13),
     Share("shapes", 1, 0.02),
+    Share("screen", 0, 0.08),
     Share("paragraph", 0, 0.06),
     Share("page", 0, 0.05),
     Share("page", 1, 0.03),

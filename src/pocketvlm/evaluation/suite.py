@@ -86,7 +86,7 @@ ROWS: dict[str, Row] = {
     "clip": Row("clip", 0, any_question=True),
     "paragraph": Row("paragraph", 0, kinds=("long",)),
     # Pages of 1344 to 1800 pixels a side: print that only slices show, and print that the overview shows too.
-    "small-print": Row("page", 4, kinds=("text",)),
+    "small-print": Row("page", 4, kinds=("text",), pattern="^(?!.*title)"),
     "large-print": Row("page", 4, kinds=("text",), pattern="title"),
 }
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic import charts, clips, forms, pages, pairs, paragraphs, receipts, shapes, tables, text
+from pocketvlm.synthetic import charts, clips, forms, pages, pairs, paragraphs, receipts, screens, shapes, tables, text
 from pocketvlm.synthetic.receipts import RECEIPT_LEVELS, ReceiptLevel
 from pocketvlm.synthetic.sample import NOT_THERE, CharacterBox, Question, QuestionKind, Sample, Split, check_split
 from pocketvlm.synthetic.text import LEVELS, Difficulty
@@ -54,6 +54,7 @@ REGISTRY: dict[str, Task] = {
     "form": Task(forms.draw_form, forms.FORM_LEVELS),
     "chart": Task(charts.draw_chart, charts.CHART_LEVELS),
     "shapes": Task(shapes.draw_shapes, shapes.SHAPE_LEVELS),
+    "screen": Task(screens.draw_screen, screens.SCREEN_LEVELS),
     "pair": Task(pairs.draw_pair, pairs.PAIR_LEVELS),
     "clip": Task(clips.draw_clip, clips.CLIP_LEVELS),
     "paragraph": Task(paragraphs.draw_paragraph, paragraphs.PARAGRAPH_LEVELS),

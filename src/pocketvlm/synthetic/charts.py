@@ -24,22 +24,13 @@ from pocketvlm.synthetic.chart_drawing import (
     paint_chart,
 )
 from pocketvlm.synthetic.drawing import Colour, draw_background, wear
+from pocketvlm.synthetic.figures import COLOURS as FIGURE_COLOURS
 from pocketvlm.synthetic.fonts import families
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.values import ask, ask_absent, draw_names, integer_in, one_of
 from pocketvlm.synthetic.words import in_split
 
-COLOURS: dict[str, Colour] = {
-    "red": (215, 40, 40),
-    "orange": (245, 140, 30),
-    "yellow": (245, 215, 50),
-    "green": (50, 160, 70),
-    "blue": (45, 95, 210),
-    "purple": (125, 60, 165),
-    "pink": (245, 145, 190),
-    "brown": (125, 80, 45),
-    "grey": (130, 130, 130),
-}
+COLOURS: dict[str, Colour] = {**FIGURE_COLOURS, "grey": (130, 130, 130)}
 #: Kind of chart, what its marks are called in questions, and how the highest and the lowest value look.
 KIND_NAMES = {"bar": "bar", "point": "line", "slice": "pie"}
 EXTREMES = {"bar": ("highest", "lowest"), "point": ("highest", "lowest"), "slice": ("largest", "smallest")}
