@@ -72,29 +72,30 @@ PAGES = (
     Share("receipt", 1, 0.05),
 )
 ONE_PICTURE = (
-    Share("words", ONE_LINE, 0.22),
-    Share("words", SNIPPET, 0.30),
-    Share("words", 3, 0.04),
+    Share("words", ONE_LINE, 0.18),
+    Share("words", SNIPPET, 0.22),
+    Share("words", 3, 0.03),
     Share("words", 4, 0.01),
-    Share("receipt", 0, 0.08),
-    Share("receipt", 1, 0.01),
-    Share("table", 0, 0.12),
+    Share("receipt", 0, 0.06),
+    Share("receipt", 1, 0.02),
+    Share("invoice", 0, 0.07),
+    Share("table", 0, 0.11),
     Share("table", 1, 0.02),
     Share("form", 0, 0.08),
     Share("chart", 0, 0.12),
     Share("chart", 1, 0.02),
-    Share("shapes", 0, 0.13),
+    Share("shapes", 0, 0.15),
     Share("shapes", 1, 0.02),
-    Share("screen", 0, 0.08),
-    Share("paragraph", 0, 0.06),
+    Share("screen", 0, 0.10),
+    Share("paragraph", 0, 0.05),
     Share("page", 0, 0.05),
     Share("page", 1, 0.03),
 )
 SEVERAL_PICTURES = (
     *ONE_PICTURE,
-    Share("pair", 0, 0.05),
+    Share("pair", 0, 0.06),
     Share("pair", 1, 0.02),
-    Share("clip", 0, 0.05),
+    Share("clip", 0, 0.07),
 )
 
 CURRICULUM: tuple[Stage, ...] = (

@@ -13,7 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic import charts, clips, forms, pages, pairs, paragraphs, receipts, screens, shapes, tables, text
+from pocketvlm.synthetic import (
+    charts,
+    clips,
+    forms,
+    invoices,
+    pages,
+    pairs,
+    paragraphs,
+    receipts,
+    screens,
+    shapes,
+    tables,
+    text,
+)
 from pocketvlm.synthetic.receipts import RECEIPT_LEVELS, ReceiptLevel
 from pocketvlm.synthetic.sample import NOT_THERE, CharacterBox, Question, QuestionKind, Sample, Split, check_split
 from pocketvlm.synthetic.text import LEVELS, Difficulty
@@ -50,6 +63,7 @@ class Task(NamedTuple):
 REGISTRY: dict[str, Task] = {
     "words": Task(text.draw_words, LEVELS),
     "receipt": Task(receipts.draw_receipt, RECEIPT_LEVELS),
+    "invoice": Task(invoices.draw_invoice, invoices.INVOICE_LEVELS),
     "table": Task(tables.draw_table, tables.TABLE_LEVELS),
     "form": Task(forms.draw_form, forms.FORM_LEVELS),
     "chart": Task(charts.draw_chart, charts.CHART_LEVELS),
