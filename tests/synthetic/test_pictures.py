@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic import LEVELS, RECEIPT_LEVELS, Difficulty, make_sample
+from pocketvlm.synthetic import LEVELS, NOT_THERE, RECEIPT_LEVELS, Difficulty, make_sample
 from pocketvlm.synthetic.drawing import WHITE, blend, print_line, rotate, set_line
 from pocketvlm.synthetic.fonts import ASCII, FontFile, families, load_face
-from pocketvlm.synthetic.receipts import Item, Receipt, Style, draw_contents, lay_out
+from pocketvlm.synthetic.receipts import ITEM_QUESTIONS, Item, Receipt, Style, ask_about, draw_contents, lay_out
 from pocketvlm.synthetic.words import in_split
 
 CASES = [("words", i) for i in range(len(LEVELS))] + [("receipt", i) for i in range(len(RECEIPT_LEVELS))]
@@ -93,9 +93,26 @@ def test_answers_about_receipts_stand_in_the_picture(level):
         total = sample.questions[0][1]
         assert "total" in sample.questions[0][0].lower()
         assert total in text
-        for question, answer, _ in sample.questions:
-            if "items" not in question:  # the number of items is counted, not printed
+        for question, answer, kind in sample.questions:
+            if "items" not in question and kind != "absent":  # the number of items is counted, not printed
                 assert answer.replace(" ", "") in text, (question, answer)
+
+
+def test_what_receipts_are_asked_for_in_vain_is_not_printed():
+    rng = np.random.default_rng(4)
+    asked = 0
+    for i in range(300):
+        receipt = draw_contents(rng, RECEIPT_LEVELS[i % 2], "train")
+        absent = [q for q in ask_about(rng, receipt, "train") if q.kind == "absent"]
+        asked += len(absent)
+        for question, answer, _ in absent:
+            assert answer == NOT_THERE
+            assert "date" not in question or not receipt.date
+            assert "tax" not in question or receipt.tax_cents is None
+            # The whole name: one may buy green tea and be asked for tea.
+            named = [q.format(item.name.lower()) for q in ITEM_QUESTIONS for item in receipt.items]
+            assert question not in named
+    assert 40 <= asked <= 110
 
 
 def test_boxes_are_where_the_ink_is():

@@ -10,7 +10,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Colour, blend, draw_background, rotate, wear
 from pocketvlm.synthetic.fonts import families
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
-from pocketvlm.synthetic.sample import Question, Sample, Split
+from pocketvlm.synthetic.sample import NOT_THERE, Question, Sample, Split
 from pocketvlm.synthetic.words import draw_text, in_split
 
 _ITEMS = (
@@ -37,6 +37,7 @@ COUNT_QUESTIONS = ("How many items are on the receipt?", "How many items were bo
 QUANTITY_QUESTIONS = ("What is the quantity of {}?", "How many {} were bought?")
 SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
 TAX_QUESTIONS = ("What is the tax?", "How much is the tax?")
+ABSENT_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,9 @@ def lay_out(receipt: Receipt, style: Style) -> list[Row]:
 
 
 def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple[Question, ...]:
-    """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for."""
+    """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for. A
+    quarter of the receipts are also asked about something that is not there.
+    """
 
     def one_of(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]
@@ -255,7 +258,22 @@ def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple
     if receipt.date:
         pairs.append((one_of(DATE_QUESTIONS), receipt.date))
     kept = [*pairs, *(pair for pair in amounts if in_split(pair[1], split))]
-    return tuple(Question(*pair) for pair in kept)
+    questions = [Question(*pair) for pair in kept]
+    if rng.random() < ABSENT_SHARE:
+        questions.append(Question(_ask_absent(rng, receipt), NOT_THERE, "absent"))
+    return tuple(questions)
+
+
+def _ask_absent(rng: np.random.Generator, receipt: Receipt) -> str:
+    """A question about an item, or a part, that is not on the receipt, in the words of those that have an answer."""
+    bought = {item.name for item in receipt.items}
+    others = [item for item in ITEMS if item not in bought]
+    wordings = [wording.format(others[int(rng.integers(len(others)))].lower()) for wording in ITEM_QUESTIONS]
+    if receipt.tax_cents is None:
+        wordings += TAX_QUESTIONS
+    if not receipt.date:
+        wordings += DATE_QUESTIONS
+    return wordings[int(rng.integers(len(wordings)))]
 
 
 def _draw_price(rng: np.random.Generator) -> int:
