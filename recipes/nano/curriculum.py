@@ -76,6 +76,7 @@ ONE_PICTURE = (
     Share("words", SNIPPET, 0.22),
     Share("words", 3, 0.03),
     Share("words", 4, 0.01),
+    Share("words", 5, 0.02),
     Share("receipt", 0, 0.06),
     Share("receipt", 1, 0.02),
     Share("invoice", 0, 0.07),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.synthetic import LEVELS, NOT_THERE, RECEIPT_LEVELS, Difficulty, make_sample
-from pocketvlm.synthetic.drawing import WHITE, blend, print_line, rotate, set_line
+from pocketvlm.synthetic.drawing import WHITE, blend, print_line, rotate, set_line, tilt
 from pocketvlm.synthetic.fonts import ASCII, FontFile, families, load_face
 from pocketvlm.synthetic.receipts import ITEM_QUESTIONS, Item, Receipt, Style, ask_about, draw_contents, lay_out
 from pocketvlm.synthetic.words import in_split
@@ -113,6 +113,31 @@ def test_what_receipts_are_asked_for_in_vain_is_not_printed():
             named = [q.format(item.name.lower()) for q in ITEM_QUESTIONS for item in receipt.items]
             assert question not in named
     assert 40 <= asked <= 110
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_print_seen_at_an_angle_keeps_its_ink_in_its_boxes(seed):
+    rng = np.random.default_rng(seed)
+    face = load_face(BUILT_IN_FILE, 24)
+    coverage = np.zeros((112, 168), np.uint8)
+    boxes = print_line(coverage, face, set_line(face, "MHxg"), 40, 64)
+    shifts = rng.uniform(-16, 16, (4, 2))
+    seen, moved = tilt(coverage, boxes, shifts)
+    assert [box.character for box in moved] == list("MHxg")
+    mask = np.zeros_like(seen, bool)
+    for _, left, top, right, bottom in moved:
+        mask[max(0, int(top) - 1) : int(bottom) + 2, max(0, int(left) - 1) : int(right) + 2] = True
+        assert seen[int(top) : int(bottom) + 1, int(left) : int(right) + 1].max() > 100
+    assert not seen[~mask].any()
+    assert np.array_equal(tilt(coverage, boxes, np.zeros((4, 2)))[0], coverage)
+
+
+def test_what_would_leave_the_picture_is_not_tilted():
+    face = load_face(BUILT_IN_FILE, 24)
+    coverage = np.zeros((40, 60), np.uint8)
+    boxes = print_line(coverage, face, set_line(face, "W"), 3, 30)
+    assert tilt(coverage, boxes, np.full((4, 2), -8.0))[1] is boxes
 
 
 def test_boxes_are_where_the_ink_is():

@@ -72,6 +72,7 @@ ROWS: dict[str, Row] = {
     "words": Row("words", 3),
     "one-word": Row("words", _ONE_WORD),
     "one-number": Row("words", _ONE_NUMBER),
+    "words-at-an-angle": Row("words", 5),
     "receipt": Row("receipt", 0),
     "receipt-details": Row("receipt", 1, any_question=True),
     "invoice": Row("invoice", 0, any_question=True),

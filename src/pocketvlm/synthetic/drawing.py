@@ -96,6 +96,44 @@ def rotate(
     return np.asarray(image), turned
 
 
+def tilt(
+    coverage: NDArray[np.uint8], boxes: list[CharacterBox], shifts: NDArray[np.float64], margin: int = 2
+) -> tuple[NDArray[np.uint8], list[CharacterBox]]:
+    """See the ink at an angle: a perspective in which each corner of the picture moves by `shifts`.
+
+    Where a character would get closer than `margin` pixels to the edge, nothing is moved. The boxes given back are the
+    upright ones around the moved boxes.
+
+    Args:
+        shifts: [4, 2], (x, y) in pixels, of the top left, top right, bottom right and bottom left corner.
+    """
+    height, width = coverage.shape
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
+    there = _homography(corners, corners + shifts)
+    moved = []
+    for character, left, top, right, bottom in boxes:
+        x, y, w = there @ np.array([(left, right, right, left), (top, top, bottom, bottom), (1, 1, 1, 1)], np.float64)
+        xs, ys = x / w, y / w
+        box = CharacterBox(character, float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))
+        if box.left < margin or box.top < margin or box.right > width - margin or box.bottom > height - margin:
+            return coverage, boxes
+        moved.append(box)
+    back = _homography(corners + shifts, corners)
+    terms = tuple((back / back[2, 2]).flatten()[:8].tolist())
+    size = (width, height)
+    image = Image.fromarray(coverage).transform(size, Image.Transform.PERSPECTIVE, terms, Image.Resampling.BILINEAR)
+    return np.asarray(image), moved
+
+
+def _homography(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[3, 3] that takes the four points `start` to `end`, [4, 2] each."""
+    rows, values = [], []
+    for (x, y), (u, v) in zip(start, end, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+        values += [u, v]
+    return np.append(np.linalg.solve(np.array(rows), np.array(values)), 1.0).reshape(3, 3)
+
+
 def blend(background: Picture, coverage: NDArray[np.uint8], ink: Colour) -> Picture:
     """Lay `ink` over `background` ([H, W, 3]) where `coverage` says."""
     rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.drawing import Line, blend, draw_background, draw_colours, print_line, rotate, set_line, wear
+from pocketvlm.synthetic.drawing import (
+    Line,
+    blend,
+    draw_background,
+    draw_colours,
+    print_line,
+    rotate,
+    set_line,
+    tilt,
+    wear,
+)
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
 from pocketvlm.synthetic.sample import CharacterBox, Question, Sample, Split
 from pocketvlm.synthetic.words import TextKind, draw_text
@@ -41,6 +51,7 @@ class Difficulty:
         variety: 0 is black on white, 1 is always coloured, on a gradient or texture in most pictures.
         wear: strength of blur and noise, 0 to 1.
         degrees: largest rotation to either side.
+        perspective: how far a corner of the picture moves at most, as a share of the shorter side.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -53,6 +64,7 @@ class Difficulty:
     variety: float = 0.0
     wear: float = 0.0
     degrees: float = 0.0
+    perspective: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in (("font_pixels", self.font_pixels), ("lines", self.lines)):
@@ -86,6 +98,17 @@ LEVELS: tuple[Difficulty, ...] = (
         sizes=_ONE_VIEW, kinds=_ALL_KINDS, font_pixels=(14, 60), lines=(1, 4), variety=0.7, wear=0.6, degrees=4.0
     ),
     Difficulty(sizes=_SLICED, kinds=_ALL_KINDS, font_pixels=(18, 96), lines=(1, 6), variety=0.7, wear=0.6, degrees=4.0),
+    # As level 3, photographed at an angle.
+    Difficulty(
+        sizes=_ONE_VIEW,
+        kinds=_ALL_KINDS,
+        font_pixels=(16, 60),
+        lines=(1, 3),
+        variety=0.7,
+        wear=0.6,
+        degrees=4.0,
+        perspective=0.15,
+    ),
 )
 
 
@@ -113,6 +136,13 @@ def draw_words(rng: np.random.Generator, level: Difficulty, split: Split, task: 
         boxes += print_line(coverage, face, line, x, baseline + i * leading)
     if level.degrees and rng.random() < 0.5:
         coverage, boxes = rotate(coverage, boxes, float(rng.uniform(-level.degrees, level.degrees)))
+    if level.perspective:
+        reach = level.perspective * min(height, width)
+        for _ in range(3):  # print near the edge may stay inside under other shifts
+            seen, moved = tilt(coverage, boxes, rng.uniform(-reach, reach, (4, 2)))
+            if moved is not boxes:
+                coverage, boxes = seen, moved
+                break
 
     paper, ink = draw_colours(rng, level.variety)
     image = wear(rng, blend(draw_background(rng, height, width, paper, level.variety), coverage, ink), level.wear)
