@@ -21,7 +21,7 @@ from recipes.nano.curriculum import Stage
 from recipes.nano.views import EncodedPicture, Rates, character_targets, encode_picture
 
 # Chance that a small picture is not enlarged to a whole view, as inference would.
-AS_IS = 0.7
+AS_IS = 0.4
 
 
 @dataclass
