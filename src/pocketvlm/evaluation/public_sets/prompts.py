@@ -1,8 +1,8 @@
-"""What the published evaluation of MiniCPM-V 4.6 puts around a question; to reproduce its scores, to the letter.
+"""What is said around the questions of the public sets: how long an answer should be, and in which form.
 
-Source: VLMEvalKit, `vlmeval/vlm/minicpm_v.py`: `MiniCPM_V_4_6.__init__` (texts), `use_cot` (which set gets which) and
-`MiniCPM_V_4.build_prompt` (order). One difference: there, `SHORT_ANSWER` stands before the picture; an `Example` shows
-its pictures first, so it is the first line of the question.
+Which set gets which follows the published evaluation of MiniCPM-V 4.6 (VLMEvalKit, `vlmeval/vlm/minicpm_v.py`:
+`use_cot` and `build_prompt`); the wording is ours, so scores can differ from the published ones by what a wording is
+worth. There, the short-answer line stands before the picture; an `Example` shows its pictures first.
 """
 
 from __future__ import annotations
@@ -23,23 +23,19 @@ class Prompt:
         return f"{self.prefix}{question}{self.suffix}"
 
 
-SHORT_ANSWER = Prompt(prefix="Answer the question using a single word or phrase.\n")
-OCR = Prompt(prefix="Carefully observe the image and answer the OCR-related questions below. \n\n")
+SHORT_ANSWER = Prompt(prefix="Reply with one word or a short phrase.\n")
+OCR = Prompt(prefix="Look closely at the picture and answer about the text in it.\n\n")
 STEPS_THEN_LETTER = Prompt(
-    prefix="Carefully read the following multichoice question, solve it step by step and finally pick the option "
-    'associated with the correct answer in the format of "Answer: selected option\n\n'
+    prefix="Think this multiple-choice question through step by step. "
+    'End with "Answer: " and the letter of your choice.\n\n'
 )
-#: Of VLMEvalKit's `videomme.py`: its MiniCPM-V 4.6 class has no prompt of its own that takes a video.
 VIDEO_LETTER = Prompt(
-    prefix="\nThese are the frames of a video. Select the best answer to the following multiple-choice question based "
-    "on the video. Respond with only the letter (A, B, C, or D) of the correct option.\nQuestion: ",
+    prefix="\nThe pictures are frames of a video. Choose the option that answers the question about it, "
+    "and reply with its letter only.\nQuestion: ",
     suffix="\nAnswer: ",
 )
-#: The usual question of RefCOCO (as for Qwen-VL and InternVL), with the model's marks around the expression. The
-#: published prompt is part of a table that was not at hand.
-BOX = Prompt(
-    prefix="Please provide the bounding box coordinate of the region this sentence describes: <ref>", suffix="</ref>"
-)
+#: The model's marks around the expression.
+BOX = Prompt(prefix="Give the box of what this describes: <ref>", suffix="</ref>")
 
 
 def with_letters(options: Sequence[str]) -> list[str]:
