@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import datetime
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from pocketvlm.synthetic.invoices import (
     lay_out,
     money,
 )
+from pocketvlm.synthetic.values import DATE_FORMS
 from pocketvlm.synthetic.words import in_split
 
 SPLITS = ("train", "heldout")
@@ -98,3 +102,16 @@ def test_a_picture_that_is_too_small_is_refused() -> None:
     tiny = InvoiceLevel((((40, 40), (40, 40)),), (1, 1), (14, 14), extras=0.0)
     with pytest.raises(ConfigError, match="no invoice fits into 40 x 40"):
         make_sample("invoice", 1, "train", tiny)
+
+
+def test_an_invoice_is_due_after_its_date() -> None:
+    rng = np.random.default_rng(3)
+    days = 0
+    for _ in range(60):
+        invoice = draw_contents(rng, INVOICE_LEVELS[1], "train")
+        for form in DATE_FORMS if invoice.date and invoice.due else ():
+            with contextlib.suppress(ValueError):
+                wait = datetime.strptime(invoice.due, form) - datetime.strptime(invoice.date, form)
+                assert 7 <= wait.days <= 60
+                days += 1
+    assert days > 5

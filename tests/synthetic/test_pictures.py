@@ -13,10 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic import LEVELS, NOT_THERE, RECEIPT_LEVELS, Difficulty, make_sample
+from pocketvlm.synthetic import LEVELS, NOT_THERE, RECEIPT_LEVELS, REGISTRY, Difficulty, make_sample
 from pocketvlm.synthetic.drawing import WHITE, blend, print_line, rotate, set_line, tilt
 from pocketvlm.synthetic.fonts import ASCII, FontFile, families, load_face
-from pocketvlm.synthetic.receipts import ITEM_QUESTIONS, Item, Receipt, Style, ask_about, draw_contents, lay_out
+from pocketvlm.synthetic.receipts import (
+    HELDOUT_LAYOUTS,
+    ITEM_QUESTIONS,
+    TRAIN_LAYOUTS,
+    Item,
+    Receipt,
+    Style,
+    ask_about,
+    draw_contents,
+    lay_out,
+)
 from pocketvlm.synthetic.words import in_split
 
 CASES = [("words", i) for i in range(len(LEVELS))] + [("receipt", i) for i in range(len(RECEIPT_LEVELS))]
@@ -246,3 +256,24 @@ def test_narrow_paper_on_a_table_still_takes_a_receipt():
     level = dataclasses.replace(RECEIPT_LEVELS[0], sizes=(((280, 280), (140, 140)),), variety=1.0)
     for i in range(12):
         assert make_sample("receipt", (1, i), "train", level).image.shape == (280, 140, 3)
+
+
+@pytest.mark.parametrize("task", sorted(REGISTRY))
+def test_splits_share_no_layout(task):
+    found = {
+        split: {make_sample(task, (8, i), split, level).layout for i in range(12) for level in (0, 1)}
+        for split in ("train", "heldout")
+    }
+    assert "" not in found["train"] | found["heldout"]
+    assert not found["train"] & found["heldout"]
+
+
+@pytest.mark.parametrize("layout", [*TRAIN_LAYOUTS, *HELDOUT_LAYOUTS])
+def test_layouts_of_receipts_say_the_same(layout):
+    receipt = Receipt("SHOP", (Item("Tea", 205), Item("Milk", 95)), "2020-01-02", 30, has_subtotal=True)
+    plain = lay_out(receipt, Style())
+    rows = lay_out(receipt, Style(layout))
+    assert sorted((row.left, row.right) for row in rows) == sorted((row.left, row.right) for row in plain)
+    assert rows[0].left == "SHOP"
+    assert (rows[-1].left == receipt.date) == (layout == "date last")
+    assert sum(row.rule for row in rows) == {"open": 0, "ruled": 4}.get(layout, 3)

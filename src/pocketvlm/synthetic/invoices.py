@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import numpy as np
 
@@ -12,7 +13,17 @@ from pocketvlm.synthetic.fonts import families
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet
 from pocketvlm.synthetic.receipts import ITEMS, Item
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
-from pocketvlm.synthetic.values import ask, ask_absent, draw_names, draw_value, integer_in, one_of
+from pocketvlm.synthetic.values import (
+    DATE_FORMS,
+    ask,
+    ask_absent,
+    draw_day,
+    draw_names,
+    draw_value,
+    format_date,
+    integer_in,
+    one_of,
+)
 from pocketvlm.synthetic.words import in_split
 
 #: Which part of the head stands where; "dates last" and "sender last" are held out.
@@ -135,7 +146,7 @@ def draw_contents(rng: np.random.Generator, level: InvoiceLevel, split: Split) -
     has_quantities, has_tax = happens(), happens()
     names = [ITEMS[i] for i in rng.choice(len(ITEMS), integer_in(rng, level.items), replace=False)]
     kept = [happens() for _ in range(4)]
-    dates = [draw_value(rng, "date", split) for _ in range(2)]
+    date, due = _draw_dates(rng, split)
     while True:
         quantities = [int(rng.integers(1, 10)) if has_quantities else 1 for _ in names]
         units = [int(np.exp(rng.uniform(np.log(100), np.log(9000)))) for _ in names]
@@ -145,14 +156,24 @@ def draw_contents(rng: np.random.Generator, level: InvoiceLevel, split: Split) -
             number,
             items,
             sender if kept[0] else "",
-            dates[0] if kept[1] else "",
-            dates[1] if kept[2] and dates[1] != dates[0] else "",
+            date if kept[1] else "",
+            due if kept[2] else "",
             customer if kept[3] else "",
             has_quantities,
             (subtotal * int(rng.integers(4, 21)) + 50) // 100 if has_tax else None,
         )
         if in_split(money(invoice.total_cents), split):
             return invoice
+
+
+def _draw_dates(rng: np.random.Generator, split: Split) -> tuple[str, str]:
+    """The date of an invoice and the day it is due, a week to two months later."""
+    form = one_of(rng, DATE_FORMS)
+    while True:
+        day = draw_day(rng)
+        date, due = (format_date(day + timedelta(days), form) for days in (0, int(rng.integers(7, 61))))
+        if in_split(date, split) and in_split(due, split):
+            return date, due
 
 
 def lay_out(invoice: Invoice, layout: str) -> list[Row]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -28,7 +27,8 @@ from pocketvlm.synthetic.sample import (
     Split,
     choose_layout,
 )
-from pocketvlm.synthetic.words import draw_text, in_split
+from pocketvlm.synthetic.values import draw_value, one_of, until_in_split
+from pocketvlm.synthetic.words import draw_text
 
 #: Where the small print stands: at the lower edge, in a corner, in a frame like a stamp, under a panel, in a box on a
 #: panel, at the upper edge; and, held out, beside a panel, or between two panels.
@@ -47,7 +47,6 @@ TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title
 # Steps of 9 %: the glyphs of a size are kept, and with any size at all too few would be found there.
 _SIZES = tuple(round(12 * 2 ** (step / 8)) for step in range(64))
 
-T = TypeVar("T")
 Range = tuple[int, int]
 
 
@@ -182,7 +181,7 @@ def draw_page(rng: np.random.Generator, level: PageLevel, split: Split, task: st
 def plan_page(rng: np.random.Generator, level: PageLevel, split: Split) -> Page:
     """Decide what stands where on a page of `level`."""
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
-    (low_h, high_h), (low_w, high_w) = _one_of(rng, level.sizes)
+    (low_h, high_h), (low_w, high_w) = one_of(rng, level.sizes)
     height, width = int(rng.integers(low_h, high_h + 1)), int(rng.integers(low_w, high_w + 1))
     for _ in range(80):
         paper, ink = draw_colours(rng, level.variety)
@@ -205,7 +204,7 @@ def _fill_page(rng: np.random.Generator, page: Page, level: PageLevel, split: Sp
         placed = block is not None and _place_small(rng, page, block, level.degrees)
         if i == 0 and not placed:
             return False
-    family = _one_of(rng, families(split))
+    family = one_of(rng, families(split))
     fonts = Fonts(family.regular, family.bold)
     title = _set_large(rng, page, split, fonts, TITLE_PRINT)
     if title is None or not _place_large(rng, page, title, 60):
@@ -229,31 +228,21 @@ def ask_about(rng: np.random.Generator, page: Page) -> tuple[Question, ...]:
     entries = [entry for block, _ in page.small for entry in block.entries]
     named = [entry for entry in entries if entry.name]
     questions = [
-        Question(_one_of(rng, ASK_QUESTIONS).format(named[i].name), named[i].value)
+        Question(one_of(rng, ASK_QUESTIONS).format(named[i].name), named[i].value)
         for i in rng.permutation(len(named))[:4]
     ]
     if len(page.small) == 1:
         kind: QuestionKind = "text" if len(entries) == 1 else "long"
-        whole = Question(_one_of(rng, READ_QUESTIONS), page.small[0][0].text, kind)
+        whole = Question(one_of(rng, READ_QUESTIONS), page.small[0][0].text, kind)
         # A lone line is as good a main question as its value; a longer text comes after the values.
         questions.insert(0 if len(entries) == 1 and rng.random() < 0.3 else len(questions), whole)
     absent = [label.name for label in LABELS if label.name not in {entry.name for entry in named}]
     if absent and rng.random() < 0.25:
-        questions.append(Question(_one_of(rng, ASK_QUESTIONS).format(_one_of(rng, absent)), NOT_THERE, "absent"))
-    return (*questions, Question(_one_of(rng, TITLE_QUESTIONS), page.large[0][0].text))
+        questions.append(Question(one_of(rng, ASK_QUESTIONS).format(one_of(rng, absent)), NOT_THERE, "absent"))
+    return (*questions, Question(one_of(rng, TITLE_QUESTIONS), page.large[0][0].text))
 
 
 # What is printed.
-
-
-def _one_of(rng: np.random.Generator, items: tuple[T, ...] | list[T]) -> T:
-    return items[int(rng.integers(len(items)))]
-
-
-def _until_in_split(rng: np.random.Generator, split: Split, draw: Callable[[np.random.Generator], str]) -> str:
-    while not in_split(text := draw(rng), split):
-        pass
-    return text
 
 
 def _draw_name(rng: np.random.Generator, split: Split) -> str:
@@ -264,23 +253,18 @@ def _draw_name(rng: np.random.Generator, split: Split) -> str:
 
 
 def _draw_digits(rng: np.random.Generator, split: Split) -> str:
-    return _until_in_split(rng, split, lambda rng: str(int(rng.integers(10, 10 ** int(rng.integers(2, 6))))))
+    return until_in_split(rng, split, lambda rng: str(int(rng.integers(10, 10 ** int(rng.integers(2, 6))))))
 
 
 def _draw_date(rng: np.random.Generator, split: Split) -> str:
-    def draw(rng: np.random.Generator) -> str:
-        year, month, day = int(rng.integers(1990, 2040)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
-        forms = (f"{year}-{month:02d}-{day:02d}", f"{day:02d}/{month:02d}/{year}", f"{day:02d}.{month:02d}.{year}")
-        return _one_of(rng, forms)
-
-    return _until_in_split(rng, split, draw)
+    return draw_value(rng, "date", split)
 
 
 def _draw_amount(rng: np.random.Generator, split: Split) -> str:
     def draw(rng: np.random.Generator) -> str:
         return f"${int(10 ** rng.uniform(0, 3.3))}.{int(rng.integers(100)):02d}"
 
-    return _until_in_split(rng, split, draw)
+    return until_in_split(rng, split, draw)
 
 
 LABELS: tuple[Label, ...] = (
@@ -301,20 +285,20 @@ def _draw_entry(rng: np.random.Generator, split: Split, labels: list[Label], nam
         return Entry(f"{words[0]} {words[1].lower()}")
     label = labels.pop()
     value = label.draw(rng, split)
-    return Entry(_one_of(rng, label.forms).format(value), label.name, value)
+    return Entry(one_of(rng, label.forms).format(value), label.name, value)
 
 
 def print_pixels(rng: np.random.Generator, side: float, share: Range) -> int:
     """An em of `share` (smallest and largest, in 224ths of `side`), in whole pixels and never below `share`."""
     low, high = (value * side / VIEW for value in share)
-    return _one_of(rng, [pixels for pixels in _SIZES if low <= pixels <= high] or [math.ceil(low)])
+    return one_of(rng, [pixels for pixels in _SIZES if low <= pixels <= high] or [math.ceil(low)])
 
 
 def _set_small(
     rng: np.random.Generator, page: Page, level: PageLevel, split: Split, labels: list[Label], named: bool
 ) -> Print | None:
     """A block of small print, its labels taken off `labels`; None where it is about as wide as a slice or wider."""
-    family = _one_of(rng, families(split))
+    family = one_of(rng, families(split))
     bold, centred = bool(rng.random() < 0.25), bool(rng.random() < 0.3)
     count = int(rng.integers(level.lines[0], level.lines[1] + 1))
     entries = tuple(_draw_entry(rng, split, labels, named and i == 0) for i in range(count))
@@ -355,7 +339,7 @@ def _place_large(rng: np.random.Generator, page: Page, block: Print, tries: int)
     top, power = (page.large[0][1].bottom, 1) if page.large else (edge.top, 3)
     right, bottom = edge.right - block.width, edge.bottom - block.height
     for _ in range(tries):
-        x = _one_of(rng, (edge.left, edge.left, (edge.left + right) // 2, right))
+        x = one_of(rng, (edge.left, edge.left, (edge.left + right) // 2, right))
         y = top + round((bottom - top) * float(rng.random()) ** power)
         if page.is_free(place := _at(x, y, block.width, block.height)):
             page.large.append((block, place))
@@ -406,7 +390,7 @@ def _draw_place(rng: np.random.Generator, page: Page, block: Print) -> Box:
     elif layout == "header":
         y = edge.top + near
     elif layout == "corner":
-        x, y = _one_of(rng, (edge.left + near, right - near)), _one_of(rng, (edge.top + near, bottom - near))
+        x, y = one_of(rng, (edge.left + near, right - near)), one_of(rng, (edge.top + near, bottom - near))
     return _at(x, y, block.width, block.height)
 
 
@@ -423,7 +407,7 @@ def _panels_around(rng: np.random.Generator, page: Page, place: Box) -> list[Box
     own_width, own_height = place.right - place.left, place.bottom - place.top
     if page.layout == "caption":
         width = max(width, own_width)
-        left = _one_of(rng, (place.left, place.left + (own_width - width) // 2, place.right - width))
+        left = one_of(rng, (place.left, place.left + (own_width - width) // 2, place.right - width))
         return [_at(left, place.top - height, width, height)]
     if page.layout == "box":
         around = [int(v) for v in rng.integers(page.margin // 3, max(page.margin, round(0.4 * page.side)), 4)]

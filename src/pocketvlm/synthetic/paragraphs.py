@@ -6,7 +6,7 @@ Shapes: H, W of the picture. Lines go down the left column first, then down the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Line, blend, draw_background, draw_colours, print_line, rotate, set_line, wear
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
 from pocketvlm.synthetic.sample import CharacterBox, Picture, Question, QuestionKind, Sample, Split, choose_layout
+from pocketvlm.synthetic.values import one_of
 from pocketvlm.synthetic.words import draw_text, in_split
 
 #: How the lines of a column are aligned: at the left edge, at both, about the middle, or with the first line moved in;
@@ -29,7 +30,6 @@ COLUMNS_QUESTIONS = ("How many columns are there?", "How many columns of text ar
 CONTAINS_QUESTIONS = ("Is the word {} in the text?", "Does the text contain the word {}?", "Is there the word {}?")
 
 MARGIN = 5
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def draw_paragraph(rng: np.random.Generator, level: ParagraphLevel, split: Split
         ConfigError: a level whose print does not fit into its pictures.
     """
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
-    height, width = _one_of(rng, level.sizes)
+    height, width = one_of(rng, level.sizes)
     low, high = level.font_pixels
     for attempt in range(60):
         # What does not fit is drawn anew; after many attempts, one column and as little text as the level allows.
@@ -181,8 +181,8 @@ def ask_about(rng: np.random.Generator, columns: tuple[Words, ...], split: Split
     words = [word.rstrip(",.") for line in lines for word in line]
     text = "\n".join(" ".join(line) for line in lines)
     pairs: list[tuple[str, str, QuestionKind]] = [
-        (_one_of(rng, FIRST_QUESTIONS), words[0], "text"),
-        (_one_of(rng, LAST_QUESTIONS), words[-1], "text"),
+        (one_of(rng, FIRST_QUESTIONS), words[0], "text"),
+        (one_of(rng, LAST_QUESTIONS), words[-1], "text"),
     ]
     if len(columns) == 1:
         # With two columns, "line 2" would have two meanings.
@@ -190,24 +190,20 @@ def ask_about(rng: np.random.Generator, columns: tuple[Words, ...], split: Split
         end = int(rng.integers(2))
         where = f"What is the {('first', 'last')[end]} word of line {number + 1}?"
         pairs.append((where, lines[number][(0, -1)[end]].rstrip(",."), "text"))
-        pairs.append((_one_of(rng, LINES_QUESTIONS), str(len(lines)), "text"))
+        pairs.append((one_of(rng, LINES_QUESTIONS), str(len(lines)), "text"))
     else:
         pairs.append(("What is the first word of the right column?", columns[1][0][0].rstrip(",."), "text"))
     if len(columns) > 1 or rng.random() < 0.2:
-        pairs.append((_one_of(rng, COLUMNS_QUESTIONS), str(len(columns)), "text"))
+        pairs.append((one_of(rng, COLUMNS_QUESTIONS), str(len(columns)), "text"))
     asked, is_there = _draw_asked(rng, [word.lower() for word in words], split)
-    pairs.append((_one_of(rng, CONTAINS_QUESTIONS).format(asked), "yes" if is_there else "no", "text"))
+    pairs.append((one_of(rng, CONTAINS_QUESTIONS).format(asked), "yes" if is_there else "no", "text"))
     kept = sorted(int(i) for i in rng.permutation(len(pairs))[:4])
-    return (Question(_one_of(rng, TRANSCRIBE_QUESTIONS), text, "long"), *(Question(*pairs[i]) for i in kept))
-
-
-def _one_of(rng: np.random.Generator, items: tuple[T, ...] | list[T]) -> T:
-    return items[int(rng.integers(len(items)))]
+    return (Question(one_of(rng, TRANSCRIBE_QUESTIONS), text, "long"), *(Question(*pairs[i]) for i in kept))
 
 
 def _draw_font(rng: np.random.Generator, level: ParagraphLevel, split: Split) -> FontFile:
-    family = _one_of(rng, families(split))
-    return _one_of(rng, family.files) if level.styles and rng.random() < 0.3 else family.regular
+    family = one_of(rng, families(split))
+    return one_of(rng, family.files) if level.styles and rng.random() < 0.3 else family.regular
 
 
 def _draw_word(rng: np.random.Generator, split: Split, longest: int, *, may_count: bool = False) -> str:
@@ -221,7 +217,7 @@ def _draw_word(rng: np.random.Generator, split: Split, longest: int, *, may_coun
 def _draw_asked(rng: np.random.Generator, words: list[str], split: Split) -> tuple[str, bool]:
     """A word to ask for, and whether it is one of `words`."""
     if rng.random() < 0.5:
-        return _one_of(rng, words), True
+        return one_of(rng, words), True
     while (word := _draw_word(rng, split, max(6, *map(len, words)))) in words:
         pass
     return word, False

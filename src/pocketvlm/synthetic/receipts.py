@@ -10,7 +10,8 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Colour, blend, draw_background, rotate, wear
 from pocketvlm.synthetic.fonts import families
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
-from pocketvlm.synthetic.sample import NOT_THERE, Question, Sample, Split
+from pocketvlm.synthetic.sample import NOT_THERE, Question, Sample, Split, choose_layout
+from pocketvlm.synthetic.values import DATE_FORMS, draw_day, format_date, one_of, until_in_split
 from pocketvlm.synthetic.words import draw_text, in_split
 
 _ITEMS = (
@@ -24,9 +25,10 @@ _ITEMS = (
 ITEMS = tuple(_ITEMS.split("|"))
 _KINDS = "Cafe|Bakery|Market|Shop|Store|Diner|Deli|Grill|Bistro|Books|Foods|Kitchen|Pharmacy|Garden|Bar"
 KINDS = tuple(_KINDS.split("|"))
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 THANKS = ("Thank you!", "THANK YOU", "Thanks for your visit", "Please come again", "Have a nice day!")
 TOTALS = ("TOTAL", "TOTAL", "TOTAL:", "Total", "TOTAL DUE")
+TRAIN_LAYOUTS = ("centred", "left", "dotted", "open")
+HELDOUT_LAYOUTS = ("ruled", "date last")
 TABLES: tuple[Colour, ...] = ((120, 80, 50), (60, 70, 90), (150, 150, 150), (40, 90, 70), (180, 140, 100), (30, 30, 30))
 
 TOTAL_QUESTIONS = ("What is the total?", "How much is the total?", "What is the total amount?", "Read the total.")
@@ -37,6 +39,7 @@ COUNT_QUESTIONS = ("How many items are on the receipt?", "How many items were bo
 QUANTITY_QUESTIONS = ("What is the quantity of {}?", "How many {} were bought?")
 SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
 TAX_QUESTIONS = ("What is the tax?", "How much is the tax?")
+YEARS = (2015, 2034)
 ABSENT_SHARE = 0.25
 
 
@@ -76,10 +79,14 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a receipt is laid out: the size of the shop's name relative to the rest, and the wording."""
+    """How a receipt is laid out: its family, the size of the shop's name relative to the rest, and the wording.
 
+    Families: "centred", "left" (the shop at the left edge), "dotted" (dots lead to the prices), "open" (no rules),
+    "ruled" (a rule above every item), "date last".
+    """
+
+    layout: str = "centred"
     scale: float = 1.2
-    centred: bool = True
     upper_items: bool = False
     total: str = "TOTAL"
 
@@ -131,23 +138,23 @@ RECEIPT_LEVELS: tuple[ReceiptLevel, ...] = (
 
 def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, task: str = "receipt") -> Sample:
     """A picture of a receipt of `level`. Shop words, asked amounts and dates, and fonts are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
+    (low_h, high_h), (low_w, high_w) = one_of(rng, level.sizes)
     height, width = int(rng.integers(low_h, high_h + 1)), int(rng.integers(low_w, high_w + 1))
     on_table = rng.random() < level.variety * 0.5
     edge = int(rng.integers(4, 13)) if on_table else 0
     inner = edge + int(rng.integers(5, 12))
     leading_em = float(rng.uniform(1.25, 1.5))
+    layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     for attempt in range(200):
         if attempt == 50:  # a wide table around narrow paper can leave too little: lay the receipt close to the edges
             edge, inner, leading_em = 0, 5, 1.25
         receipt = draw_contents(rng, level, split)
-        choices = families(split)
-        family = choices[int(rng.integers(len(choices)))]
+        family = one_of(rng, families(split))
         style = Style(
+            layout=layout,
             scale=float(rng.uniform(1.0, 1.3)),
-            centred=bool(rng.random() < 0.8),
             upper_items=bool(rng.random() < 0.25),
-            total=TOTALS[int(rng.integers(len(TOTALS)))],
+            total=one_of(rng, TOTALS),
         )
         rows = lay_out(receipt, style)
         largest = int(rng.integers(level.font_pixels[0], level.font_pixels[1] + 1))
@@ -165,7 +172,7 @@ def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, ta
     sheet = set_sheet(rows, fonts, sheet.pixels, max(leading_em, leading_em * spread * 0.99))
     ink = np.zeros((height, width), np.uint8)
     top = inner + int(rng.integers(0, height - 2 * inner - sheet.height + 1)) // 2
-    boxes = print_sheet(sheet, ink, inner, top, width - 2 * inner, dotted=bool(rng.random() < 0.25))
+    boxes = print_sheet(sheet, ink, inner, top, width - 2 * inner, dotted=layout == "dotted")
     paper = np.zeros((height, width), np.uint8)
     paper[edge : height - edge, edge : width - edge] = 255
     if level.degrees and rng.random() < 0.5:
@@ -178,11 +185,12 @@ def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, ta
     shade = int(rng.integers(0, 22)) if rng.random() < level.variety else 0
     cream = int(rng.integers(0, 30)) if rng.random() < level.variety * 0.5 else 0
     dark = int(rng.integers(0, 70)) if rng.random() < level.variety else 0
-    table = TABLES[int(rng.integers(len(TABLES)))]
+    table = one_of(rng, TABLES)
     image = draw_background(rng, height, width, table, level.variety if on_table else 0.0)
     image = blend(image, paper, (255 - shade, 255 - shade, 255 - shade - cream))
     image = wear(rng, blend(image, ink, (dark, dark, dark)), level.wear)
-    return Sample((np.ascontiguousarray(image),), ask_about(rng, receipt, split), task, (tuple(boxes),))
+    questions = ask_about(rng, receipt, split)
+    return Sample((np.ascontiguousarray(image),), questions, task, (tuple(boxes),), layout=layout)
 
 
 def draw_contents(rng: np.random.Generator, level: ReceiptLevel, split: Split) -> Receipt:
@@ -192,11 +200,11 @@ def draw_contents(rng: np.random.Generator, level: ReceiptLevel, split: Split) -
         return bool(rng.random() < share)
 
     words = [draw_text(rng, "word", split, max_length=8).lower().capitalize() for _ in range(1 + happens(0.4))]
-    shop = " ".join([*words, KINDS[int(rng.integers(len(KINDS)))]])
+    shop = " ".join([*words, one_of(rng, KINDS)])
     shop = shop.upper() if happens(0.5) else shop
     date = _draw_date(rng, split) if happens(level.extras) else ""
     currency = "$" if happens(0.4) else ""
-    thanks = THANKS[int(rng.integers(len(THANKS)))] if happens(level.extras * 0.4) else ""
+    thanks = one_of(rng, THANKS) if happens(level.extras * 0.4) else ""
     has_tax, has_subtotal, has_quantities = happens(level.extras * 0.6), happens(0.5), happens(level.extras * 0.5)
     count = int(rng.integers(level.items[0], level.items[1] + 1))
     names = [ITEMS[i] for i in rng.choice(len(ITEMS), count, replace=False)]
@@ -215,21 +223,25 @@ def draw_contents(rng: np.random.Generator, level: ReceiptLevel, split: Split) -
 
 def lay_out(receipt: Receipt, style: Style) -> list[Row]:
     """The rows of `receipt` in `style`."""
-    rows = [Row(receipt.shop, bold=True, centred=style.centred, scale=style.scale)]
-    if receipt.date:
-        rows.append(Row(receipt.date, centred=style.centred))
+    centred, has_rules = style.layout != "left", style.layout != "open"
+    date = [Row(receipt.date, centred=centred)] if receipt.date else []
+    rows = [Row(receipt.shop, bold=True, centred=centred, scale=style.scale)]
+    if style.layout != "date last":
+        rows += date
     has_quantities = any(item.quantity > 1 for item in receipt.items)
     for i, item in enumerate(receipt.items):
         name = f"{item.quantity} x {item.name}" if has_quantities else item.name
         name = name.upper() if style.upper_items else name
-        rows.append(Row(name, receipt.price(item.cents), rule=i == 0))
+        rows.append(Row(name, receipt.price(item.cents), rule=has_rules and (i == 0 or style.layout == "ruled")))
     if receipt.has_subtotal:
-        rows.append(Row("Subtotal", receipt.price(receipt.subtotal_cents), rule=True))
+        rows.append(Row("Subtotal", receipt.price(receipt.subtotal_cents), rule=has_rules))
     if receipt.tax_cents is not None:
-        rows.append(Row("Tax", receipt.price(receipt.tax_cents), rule=not receipt.has_subtotal))
-    rows.append(Row(style.total, receipt.price(receipt.total_cents), bold=True, rule=True, scale=1.1))
+        rows.append(Row("Tax", receipt.price(receipt.tax_cents), rule=has_rules and not receipt.has_subtotal))
+    rows.append(Row(style.total, receipt.price(receipt.total_cents), bold=True, rule=has_rules, scale=1.1))
+    if style.layout == "date last":
+        rows += date
     if receipt.thanks:
-        rows.append(Row(receipt.thanks, centred=style.centred))
+        rows.append(Row(receipt.thanks, centred=centred))
     return rows
 
 
@@ -237,26 +249,25 @@ def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple
     """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for. A
     quarter of the receipts are also asked about something that is not there.
     """
-
-    def one_of(choices: tuple[str, ...]) -> str:
-        return choices[int(rng.integers(len(choices)))]
-
-    pairs = [(one_of(TOTAL_QUESTIONS), receipt.price(receipt.total_cents)), (one_of(SHOP_QUESTIONS), receipt.shop)]
+    pairs = [
+        (one_of(rng, TOTAL_QUESTIONS), receipt.price(receipt.total_cents)),
+        (one_of(rng, SHOP_QUESTIONS), receipt.shop),
+    ]
     amounts: list[tuple[str, str]] = []
     for item in receipt.items:
         # The printed amount is that of the line: for several pieces "the price" would be ambiguous.
         if item.quantity == 1:
-            amounts.append((one_of(ITEM_QUESTIONS).format(item.name.lower()), receipt.price(item.cents)))
+            amounts.append((one_of(rng, ITEM_QUESTIONS).format(item.name.lower()), receipt.price(item.cents)))
         else:
-            pairs.append((one_of(QUANTITY_QUESTIONS).format(item.name.lower()), str(item.quantity)))
+            pairs.append((one_of(rng, QUANTITY_QUESTIONS).format(item.name.lower()), str(item.quantity)))
     if all(item.quantity == 1 for item in receipt.items):
-        pairs.append((one_of(COUNT_QUESTIONS), str(len(receipt.items))))
+        pairs.append((one_of(rng, COUNT_QUESTIONS), str(len(receipt.items))))
     if receipt.has_subtotal:
-        amounts.append((one_of(SUBTOTAL_QUESTIONS), receipt.price(receipt.subtotal_cents)))
+        amounts.append((one_of(rng, SUBTOTAL_QUESTIONS), receipt.price(receipt.subtotal_cents)))
     if receipt.tax_cents is not None:
-        amounts.append((one_of(TAX_QUESTIONS), receipt.price(receipt.tax_cents)))
+        amounts.append((one_of(rng, TAX_QUESTIONS), receipt.price(receipt.tax_cents)))
     if receipt.date:
-        pairs.append((one_of(DATE_QUESTIONS), receipt.date))
+        pairs.append((one_of(rng, DATE_QUESTIONS), receipt.date))
     kept = [*pairs, *(pair for pair in amounts if in_split(pair[1], split))]
     questions = [Question(*pair) for pair in kept]
     if rng.random() < ABSENT_SHARE:
@@ -268,30 +279,21 @@ def _ask_absent(rng: np.random.Generator, receipt: Receipt) -> str:
     """A question about an item, or a part, that is not on the receipt, in the words of those that have an answer."""
     bought = {item.name for item in receipt.items}
     others = [item for item in ITEMS if item not in bought]
-    wordings = [wording.format(others[int(rng.integers(len(others)))].lower()) for wording in ITEM_QUESTIONS]
+    wordings = [wording.format(one_of(rng, others).lower()) for wording in ITEM_QUESTIONS]
     if receipt.tax_cents is None:
         wordings += TAX_QUESTIONS
     if not receipt.date:
         wordings += DATE_QUESTIONS
-    return wordings[int(rng.integers(len(wordings)))]
+    return one_of(rng, wordings)
 
 
 def _draw_price(rng: np.random.Generator) -> int:
     """A price in cents: 0.50 to about 30, often ending as shops like it."""
     whole = int(np.exp(rng.uniform(np.log(1), np.log(30))))
     endings = (0, 25, 50, 75, 90, 95, 99)
-    cents = endings[int(rng.integers(len(endings)))] if rng.random() < 0.6 else int(rng.integers(100))
+    cents = one_of(rng, endings) if rng.random() < 0.6 else int(rng.integers(100))
     return max(50, whole * 100 + cents)
 
 
 def _draw_date(rng: np.random.Generator, split: Split) -> str:
-    while True:
-        year, month, day = int(rng.integers(2015, 2035)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
-        date = (
-            f"{year}-{month:02d}-{day:02d}",
-            f"{day:02d}/{month:02d}/{year}",
-            f"{day:02d}.{month:02d}.{year}",
-            f"{day}-{MONTHS[month - 1]}-{year}",
-        )[int(rng.integers(4))]
-        if in_split(date, split):
-            return date
+    return until_in_split(rng, split, lambda rng: format_date(draw_day(rng, YEARS), one_of(rng, DATE_FORMS)))

@@ -20,7 +20,8 @@ from pocketvlm.synthetic.drawing import (
     wear,
 )
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
-from pocketvlm.synthetic.sample import CharacterBox, Question, Sample, Split
+from pocketvlm.synthetic.sample import CharacterBox, Question, Sample, Split, choose_layout
+from pocketvlm.synthetic.values import one_of
 from pocketvlm.synthetic.words import TextKind, draw_text
 
 READ_QUESTIONS = (
@@ -33,6 +34,8 @@ READ_QUESTIONS = (
 )
 WORD_QUESTIONS = ("What is the word?", "Which word is written?", "Read the word.", "What word is this?")
 NUMBER_QUESTIONS = ("What is the number?", "Which number is written?", "Read the number.", "What number is this?")
+# How lines follow each other. A single line has nothing to arrange: there words and fonts alone are held out.
+TRAIN_LAYOUTS, HELDOUT_LAYOUTS = ("left", "centred"), ("right", "stepped")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -114,26 +117,26 @@ LEVELS: tuple[Difficulty, ...] = (
 
 def draw_words(rng: np.random.Generator, level: Difficulty, split: Split, task: str = "words") -> Sample:
     """A picture with printed text of `level`, fonts and text both from `split`."""
-    height, width = level.sizes[int(rng.integers(len(level.sizes)))]
+    height, width = one_of(rng, level.sizes)
     margin = 3
     file = _draw_font(rng, level, split)
     kinds, texts, face, lines, leading = _draw_lines(rng, level, split, file, height - 2 * margin, width - 2 * margin)
 
+    layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     coverage = np.zeros((height, width), np.uint8)
     block_height = leading * (len(lines) - 1) + lines[-1].bottom - lines[0].top
     block_width = max(line.width for line in lines)
     if level.free_place:
         top = int(rng.integers(margin, height - margin - block_height + 1))
         left = int(rng.integers(margin, width - margin - block_width + 1))
-        align = float(rng.choice((0.0, 0.0, 0.5, 1.0)))
     else:
         # The baseline and the left edge stay where they are, whatever the word.
-        top, left, align = round(height / 2 + 0.35 * face.font.size) + lines[0].top, margin, 0.0
+        top, left = round(height / 2 + 0.35 * face.font.size) + lines[0].top, margin
     boxes: list[CharacterBox] = []
     baseline = top - lines[0].top
     for i, line in enumerate(lines):
-        x = left + round(align * (block_width - line.width))
-        boxes += print_line(coverage, face, line, x, baseline + i * leading)
+        indent = _indent_share(layout, i, len(lines)) * (block_width - line.width)
+        boxes += print_line(coverage, face, line, left + round(indent), baseline + i * leading)
     if level.degrees and rng.random() < 0.5:
         coverage, boxes = rotate(coverage, boxes, float(rng.uniform(-level.degrees, level.degrees)))
     if level.perspective:
@@ -146,16 +149,23 @@ def draw_words(rng: np.random.Generator, level: Difficulty, split: Split, task: 
 
     paper, ink = draw_colours(rng, level.variety)
     image = wear(rng, blend(draw_background(rng, height, width, paper, level.variety), coverage, ink), level.wear)
-    return Sample((np.ascontiguousarray(image),), ask_about(rng, texts, kinds), task, (tuple(boxes),))
+    questions = ask_about(rng, texts, kinds)
+    return Sample((np.ascontiguousarray(image),), questions, task, (tuple(boxes),), layout=layout)
+
+
+def _indent_share(layout: str, line: int, lines: int) -> float:
+    """How much of the room that a line leaves beside the longest one stands in front of it."""
+    if layout == "stepped":
+        return line / max(1, lines - 1)
+    return {"left": 0.0, "centred": 0.5, "right": 1.0}[layout]
 
 
 def _draw_font(rng: np.random.Generator, level: Difficulty, split: Split) -> FontFile:
-    choices = families(split)[: level.families]
-    family = choices[int(rng.integers(len(choices)))]
+    family = one_of(rng, families(split)[: level.families])
     # Half of the styled pictures keep the regular style, or families with many styles would be read in italics mostly.
     if not level.styles or rng.random() < 0.5:
         return family.regular
-    return family.files[int(rng.integers(len(family.files)))]
+    return one_of(rng, family.files)
 
 
 def _draw_lines(
@@ -171,7 +181,7 @@ def _draw_lines(
         # The leading is at least 1.15 em, so only so many lines fit, and letters are rarely narrower than 0.3 em.
         count = max(level.lines[0], min(count, int(height / (1.15 * low))))
         longest = max(2, min(30, int(width / (0.3 * low))))
-        kinds: list[TextKind] = [level.kinds[int(rng.integers(len(level.kinds)))] for _ in range(count)]
+        kinds: list[TextKind] = [one_of(rng, level.kinds) for _ in range(count)]
         if longest < 9:
             kinds = ["word" if kind == "phrase" else kind for kind in kinds]
         texts = [draw_text(rng, kind, split, max(longest, 3)) for kind in kinds]
@@ -195,16 +205,12 @@ def _draw_lines(
 
 def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind]) -> tuple[Question, ...]:
     """Questions on lines of text, the one that asks for everything first."""
-
-    def one_of(choices: tuple[str, ...]) -> str:
-        return choices[int(rng.integers(len(choices)))]
-
-    pairs = [(one_of(READ_QUESTIONS), "\n".join(texts))]
+    pairs = [(one_of(rng, READ_QUESTIONS), "\n".join(texts))]
     words = [word for text in texts for word in text.split()]
     if len(texts) == 1 and kinds[0] in ("short", "word", "letters"):
-        pairs.append((one_of(WORD_QUESTIONS), texts[0]))
+        pairs.append((one_of(rng, WORD_QUESTIONS), texts[0]))
     elif len(texts) == 1 and kinds[0] == "number":
-        pairs.append((one_of(NUMBER_QUESTIONS), texts[0]))
+        pairs.append((one_of(rng, NUMBER_QUESTIONS), texts[0]))
     if len(texts) > 1:
         for i in rng.permutation(len(texts))[:2]:
             where = (
@@ -213,7 +219,7 @@ def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind])
                 f"What does line {i + 1} say?",
                 "What is on the last line?" if i == len(texts) - 1 else f"Read line {i + 1}.",
             )
-            pairs.append((one_of(where), texts[i]))
+            pairs.append((one_of(rng, where), texts[i]))
     if len(words) > 1 and rng.random() < 0.5:
         place = int(rng.integers(2))
         pairs.append((f"What is the {('first', 'last')[place]} word?", words[(0, -1)[place]]))

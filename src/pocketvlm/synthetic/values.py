@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from datetime import date, timedelta
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -45,17 +46,37 @@ def draw_value(rng: np.random.Generator, kind: ValueKind, split: Split, longest:
     """A value of `kind` in `split`; a word has at most `longest` letters."""
     if kind == "word":
         return draw_names(rng, split, 1, longest)[0]
-    while True:
-        value = draw_text(rng, "code", split, 6) if kind == "code" else _VALUES[kind](rng)
-        if in_split(value, split):
-            return value
+    if kind == "code":
+        return draw_text(rng, "code", split, 6)
+    return until_in_split(rng, split, _VALUES[kind])
+
+
+def until_in_split(rng: np.random.Generator, split: Split, draw: Callable[[np.random.Generator], str]) -> str:
+    """The first text of `draw` that belongs to `split`."""
+    while not in_split(text := draw(rng), split):
+        pass
+    return text
+
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# How dates are printed; the last names the month.
+DATE_FORMS = ("%Y-%m-%d", "%d/%m/%Y", "%d.%m.%Y", "%d-%b-%Y")
+_DATE_FORMS_IN_DIGITS = DATE_FORMS[:3]
+
+
+def draw_day(rng: np.random.Generator, years: tuple[int, int] = (1990, 2039)) -> date:
+    """A day of `years`, the first and the last included."""
+    first = date(years[0], 1, 1)
+    return first + timedelta(days=int(rng.integers((date(years[1] + 1, 1, 1) - first).days)))
+
+
+def format_date(day: date, form: str) -> str:
+    """`day` in one of `DATE_FORMS`, in English whatever the locale."""
+    return day.strftime(form.replace("%b", MONTHS[day.month - 1]))
 
 
 def _draw_date(rng: np.random.Generator) -> str:
-    year, month, day = int(rng.integers(1990, 2040)), int(rng.integers(1, 13)), int(rng.integers(1, 29))
-    return one_of(
-        rng, (f"{year}-{month:02d}-{day:02d}", f"{day:02d}/{month:02d}/{year}", f"{day:02d}.{month:02d}.{year}")
-    )
+    return format_date(draw_day(rng), one_of(rng, _DATE_FORMS_IN_DIGITS))
 
 
 _VALUES: dict[ValueKind, Callable[[np.random.Generator], str]] = {
