@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import Server, completion, serving
+from public_layouts import docvqa_published
 
 from pocketvlm.cli import main
 
@@ -189,3 +190,29 @@ def test_every_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[st
         assert (status, out, err.count("\n")) == (2, "", 1), (arguments, status, out, err)
         assert err.startswith("pocketvlm eval: "), (arguments, err)
         assert sorted(tmp_path.rglob("*")) == before, "something half-written was left"
+
+
+def test_the_published_settings_are_one_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    docvqa_published(tmp_path)
+    asked = ("--set", f"docvqa={tmp_path}", "--count", "2", "--json")
+    plain, published = (json.loads(run(capsys, *asked, *more)[1]) for more in (QUICK[2:4], ("--published",)))
+    assert published["published"] is True
+    assert published["options"]["num_beams"] == 3
+    # The small pictures were enlarged before they were cut into slices.
+    assert published["tasks"]["docvqa"]["visual_tokens"] > plain["tasks"]["docvqa"]["visual_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--downsample-mode", "16x"), "--downsample-mode"),
+        (("--num-beams", "5"), "--num-beams"),
+        (("--endpoint", "http://127.0.0.1:1/v1", "--endpoint-model", "m"), "--endpoint"),
+    ],
+)
+def test_the_published_settings_take_no_others(
+    capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
+) -> None:
+    status, text, err = run(capsys, "one-word", "--count", "1", "--published", *more)
+    assert (status, text, err.count("\n")) == (2, "", 1)
+    assert message in err

@@ -273,6 +273,6 @@ def test_a_model_is_asked_in_batches_and_one_bad_example_spoils_no_other() -> No
 def test_clips_are_videos_and_pictures_are_images() -> None:
     frame = np.zeros((8, 8, 3), np.uint8)
     asked = Example("1", "t", (frame, Clip((frame, frame), 2.0)), "What?", ("a",), "exact")
-    (message,) = messages_of(asked)
+    (message,) = messages_of(asked, asked.media)
     image, video, text = message["content"]
     assert (image["type"], video["type"], video["fps"], text["text"]) == ("image", "video", 2.0, "What?")

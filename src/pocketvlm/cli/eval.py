@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.set_defaults(model=None, device=None, dtype=None)
     add_options(parser, PICTURES, VIDEO, _SAMPLING)
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="the settings of the published scores: 4x, 9 slices, small pictures of the public sets enlarged, 3 beams, "
+        "repetition penalty 1.2",
+    )
     parser.add_argument("--batch-size", type=int, help="examples answered together (default 16)")
     parser.add_argument("--endpoint", metavar="URL", help="ask an OpenAI-compatible endpoint, such as http://host/v1")
     parser.add_argument("--endpoint-model", metavar="NAME", help="the name that it serves the model under")
@@ -77,10 +83,12 @@ def run(args: argparse.Namespace) -> int:
         return _list_tasks(args.json)
     _fill_in(args)
     tasks = _tasks(args)
-    options = {"temperature": 0.0, **options_of(args, PICTURES, VIDEO, _SAMPLING)}
+    options = _options(args)
     if options["temperature"] > 0:
         options["seed"] = args.seed
     settings = {"seed": args.seed, "options": options, **_who(args, options)}
+    if args.published:
+        settings["published"] = True
     from pocketvlm.evaluation.harness import EvaluationError
     from pocketvlm.evaluation.report import as_json
 
@@ -113,6 +121,22 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name, least in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
         if getattr(args, name) < least:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of every request."""
+    given = options_of(args, PICTURES, VIDEO, _SAMPLING)
+    if not args.published:
+        return {"temperature": 0.0, **given}
+    from pocketvlm.evaluation.settings import PublishedSettings
+
+    if args.endpoint is not None:
+        raise ConfigError("--published means nothing with --endpoint", hint="Endpoints share no way to ask for it.")
+    options = PublishedSettings().options()
+    for name in given:
+        if name in options:
+            raise ConfigError(f"--published decides --{name.replace('_', '-')} as well", hint="Give only one of them.")
+    return {**options, **given}
 
 
 def _list_tasks(as_json: bool) -> int:
@@ -173,10 +197,16 @@ def _evaluate(
 def _answerer(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[Answerer]:
     if args.endpoint is None:
         from pocketvlm.evaluation.answerers import LocalModel
+        from pocketvlm.evaluation.settings import PublishedSettings
 
         with loaded(args) as vlm:
             vlm.progress = None  # one bar is enough
-            yield LocalModel(vlm, options, args.batch_size)
+            shown = None
+            if args.published:
+                published = PublishedSettings()
+                vlm.processor.image_config = published.image_config(vlm.processor.image_config)
+                shown = published.media
+            yield LocalModel(vlm, options, args.batch_size, shown)
         return
     from pocketvlm.evaluation.endpoint import Endpoint
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pocketvlm.errors import MediaError, PromptError
 from pocketvlm.evaluation.scoring import metric_of
-from pocketvlm.evaluation.tasks import Clip, Example
+from pocketvlm.evaluation.tasks import Clip, Example, Media
 
 if TYPE_CHECKING:
     from pocketvlm.api import VLM
@@ -45,10 +45,19 @@ class LocalModel:
     Args:
         options: of pictures and sampling, as `VLM.chat` takes them; without `max_tokens` the metric decides it.
         batch_size: examples that are answered together.
+        shown: the media of an example as the model is to see them; those of the example when None. A `MediaError` in
+            it fails that example only.
     """
 
-    def __init__(self, vlm: VLM, options: Mapping[str, Any], batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        options: Mapping[str, Any],
+        batch_size: int = 16,
+        shown: Callable[[Example], tuple[Media, ...]] | None = None,
+    ) -> None:
         self.vlm, self.options, self.batch_size = vlm, dict(options), batch_size
+        self.shown = shown or (lambda example: example.media)
 
     def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
         for batch in _batches(examples, self.batch_size):
@@ -62,7 +71,7 @@ class LocalModel:
         """Replies to examples whose answers may be of one length."""
         options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options}
         try:
-            answers = self.vlm.batch([messages_of(example) for example in examples], **options)
+            answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
         except (MediaError, PromptError) as error:
             if len(examples) == 1:
                 return [Reply(error=str(error))]
@@ -83,12 +92,12 @@ def _batches(examples: Iterable[Numbered], size: int) -> Iterator[list[Numbered]
         yield batch
 
 
-def messages_of(example: Example) -> list[dict[str, Any]]:
-    """The example as a conversation for `VLM.chat`: media first, then the question."""
+def messages_of(example: Example, media: Sequence[Media]) -> list[dict[str, Any]]:
+    """The example as a conversation for `VLM.chat`: its `media` first, then the question."""
     from pocketvlm.processing.media import is_video
 
     content: list[dict[str, Any]] = []
-    for medium in example.media:
+    for medium in media:
         if isinstance(medium, Clip):
             content.append({"type": "video", "video": list(medium.frames), "fps": medium.fps})
         else:

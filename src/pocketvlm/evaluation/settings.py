@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pocketvlm.config import DownsampleMode, FourXRounding
+from pocketvlm.config import DownsampleMode, FourXRounding, ImageConfig
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 from pocketvlm.processing.image import resize
 from pocketvlm.processing.media import ImageSource, load_image
@@ -102,6 +102,10 @@ class PublishedSettings:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
         }
+
+    def image_config(self, config: ImageConfig) -> ImageConfig:
+        """How a model with `config` cuts pictures under these settings."""
+        return replace(config, four_x_rounding=self.four_x_rounding)
 
     def media(self, example: Example) -> tuple[Media, ...]:
         """The pictures and videos of an example as the published evaluation shows them.
