@@ -18,10 +18,10 @@ from pocketvlm.processing.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.views import View
 from recipes.nano.curriculum import Stage
-from recipes.nano.views import EncodedPicture, Rates, character_targets, encode_picture
+from recipes.nano.views import EncodedPicture, character_targets, encode_picture
 
-# Chance that a small picture is not enlarged to a whole view, as inference would.
-AS_IS = 0.4
+# Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
+RARE = frozenset({"absent", "box"})
 
 
 @dataclass
@@ -60,25 +60,28 @@ class Collator:
         while wanted > 0:
             share = stage.tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = make_sample(share.task, (*seed, len(drawn)), "train", share.level)
-            pictures = self.encode(sample, stage.rates, rng)
+            pictures = self.encode(sample, stage, rng)
             drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
             wanted -= sum(len(picture.patches) for picture in pictures)
         return self.pack(drawn)
 
-    def encode(self, sample: Sample, rates: Rates, rng: np.random.Generator) -> list[EncodedPicture]:
+    def encode(self, sample: Sample, stage: Stage, rng: np.random.Generator) -> list[EncodedPicture]:
         """The pictures or frames of a sample as views."""
-        mode = rates.draw(rng)
-        as_is = float(rng.random() < AS_IS)  # frames and pictures of one sample alike
+        mode = stage.rates.draw(rng)
+        as_is = float(rng.random() < stage.as_is)  # frames and pictures of one sample alike
         slices = None if sample.fps is None else 1  # frames are not sliced, as at inference
         return [encode_picture(picture, self.config, mode, rng, as_is, slices) for picture in sample.images]
 
     @staticmethod
     def choose(sample: Sample, rng: np.random.Generator, most: int) -> list[Question]:
         """A few questions in random order, each with another answer: asking for the same word twice teaches little."""
+        drawn = [sample.questions[q] for q in rng.permutation(len(sample.questions)).tolist()]
+        drawn.sort(key=lambda question: question.kind not in RARE)
         chosen: dict[str, Question] = {}
-        for q in rng.permutation(len(sample.questions)).tolist():
-            chosen.setdefault(sample.questions[q].answer, sample.questions[q])
-        return list(chosen.values())[:most]
+        for question in drawn:
+            chosen.setdefault(question.answer, question)
+        kept = list(chosen.values())[:most]
+        return [kept[i] for i in rng.permutation(len(kept)).tolist()]
 
     def opening(self, sample: Sample, pictures: Sequence[EncodedPicture]) -> str:
         """The chat template's text up to the first question: the user's turn with its pictures or its clip."""

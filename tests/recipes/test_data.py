@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,15 +117,40 @@ def test_rates_are_drawn_as_the_stage_says() -> None:
     sample = make_sample("receipt", (3, 1), "train", 1)
 
     def modes(rates: Rates, count: int = 40) -> list[set[str]]:
-        draws = np.random.default_rng(1)
+        draws, stage = np.random.default_rng(1), Stage("", (), 0, rates=rates)
         return [
-            {v.downsample_mode for p in COLLATE.encode(sample, rates, draws) for v in p.views} for _ in range(count)
+            {v.downsample_mode for p in COLLATE.encode(sample, stage, draws) for v in p.views} for _ in range(count)
         ]
 
     assert modes(Rates()) == [{"4x"}] * 40
     assert modes(Rates(0.0, 1.0)) == [{"16x"}] * 40
     mixed = modes(Rates(0.3, 0.3))
     assert {frozenset(m) for m in mixed} == {frozenset(("4x",)), frozenset(("16x",)), frozenset(("4x", "16x"))}
+
+
+def test_small_pictures_are_enlarged_as_often_as_the_stage_says() -> None:
+    sample = make_sample("words", (3, 1), "train", 0)  # 56 x 112 pixels: 32 patches
+
+    def patches(as_is: float) -> set[int]:
+        draws, stage = np.random.default_rng(1), Stage("", (), 0, as_is=as_is)
+        return {len(COLLATE.encode(sample, stage, draws)[0].patches) for _ in range(20)}
+
+    assert patches(1.0) == {32}
+    assert min(patches(0.0)) > 200
+    assert patches(0.5) == patches(0.0) | patches(1.0)
+
+
+def test_rare_kinds_of_questions_are_always_asked_and_anywhere() -> None:
+    questions = (
+        *(Question(f"{i}?", str(i)) for i in range(7)),
+        Question("No?", "No.", "absent"),
+        Question("B?", "b", "box"),
+    )
+    sample = dataclasses.replace(make_sample("words", (3, 1), "train", 0), questions=questions)
+    draws = np.random.default_rng(2)
+    chosen = [[q.kind for q in COLLATE.choose(sample, draws, 4)] for _ in range(60)]
+    assert all(sorted(kinds) == ["absent", "box", "text", "text"] for kinds in chosen)
+    assert {kinds.index("absent") for kinds in chosen} == {0, 1, 2, 3}
 
 
 @settings(max_examples=15, deadline=None)
