@@ -1,0 +1,68 @@
+"""The four variants of the ablation: equal data, equal tokens, and costs in their order."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketvlm.evaluation.results import Record
+from pocketvlm.model.early_compression import WINDOW
+from recipes.nano.ablation import SIDE, VARIANTS, VIEW, MeanPool, flops_of, make, score_of, seconds_of, variant_config
+from recipes.nano.settings import ASSETS
+from recipes.nano.train import train
+from recipes.nano.trainer import Trainer
+
+
+def trainer(out: Path, variant: str) -> Trainer:
+    args = argparse.Namespace(base=ASSETS, out=out, align=1, joint=1, patches=300, processes=1)
+    return make(args, variant, 0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_train_and_resume(tmp_path: Path, variant: str) -> None:
+    first = trainer(tmp_path, variant)
+    compression = {n: p.clone() for n, p in first.model.vision_tower.vit_merger.named_parameters()}
+    train(first)
+    assert first.step == 2
+    changed = [n for n, p in first.model.vision_tower.vit_merger.named_parameters() if not p.equal(compression[n])]
+    assert bool(changed) == (variant != "pool")
+    again = trainer(tmp_path, variant)
+    assert again.step == 2
+    for name, weight in again.model.state_dict().items():
+        assert weight.equal(first.model.state_dict()[name]), name
+
+
+def test_variants_give_as_many_tokens_and_cost_in_their_order(tmp_path: Path) -> None:
+    models = {variant: trainer(tmp_path, variant).model.eval() for variant in VARIANTS}
+    patches = torch.randint(0, 256, (SIDE * SIDE, 14, 14, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert {len(model.encode_views(patches, [VIEW])) for model in models.values()} == {SIDE * SIDE // WINDOW**2}
+    flops = {variant: flops_of(model.config, variant) for variant, model in models.items()}
+    assert flops["pool"] < flops["warm"] == flops["random"] < 0.55 * flops["none"]
+    assert set(seconds_of({"warm": models["warm"]})) == {"warm"}
+    last = models["none"].config.vision.num_hidden_layers - 1
+    assert models["none"].config.insert_layer_id == last
+    assert variant_config(models["none"].config, "warm").insert_layer_id == last  # what it is given stays
+
+
+def test_pooling_is_the_mean_of_each_window() -> None:
+    x = torch.arange(24.0).view(8, 3)
+    assert torch.equal(MeanPool()(x), torch.stack([x[:4].mean(0), x[4:].mean(0)]))
+
+
+def test_variants_begin_as_they_are_named(tmp_path: Path) -> None:
+    states = {v: trainer(tmp_path, v).model.vision_tower for v in ("none", "warm", "random")}
+    weights = {v: tower.vit_merger.state_dict() for v, tower in states.items()}
+    assert any(not torch.equal(weights["warm"][n], weights["random"][n]) for n in weights["warm"])
+    assert all(torch.isfinite(w).all() for state in weights.values() for w in state.values())
+
+
+def test_errors_are_counted_by_character() -> None:
+    def record(answer: str, score: float) -> Record:
+        return Record("t", 0, "t/0", "", "strict", "?", ("abcd",), answer, score, None, None, None, 0.0)
+
+    assert score_of([record("abcd", 1.0), record("abd", 0.0)]) == {"exact": 0.5, "cer": 0.125}
+    assert score_of([record("x" * 99, 0.0)])["cer"] == 1.0
