@@ -62,7 +62,9 @@ def test_variants_begin_as_they_are_named(tmp_path: Path) -> None:
 
 def test_errors_are_counted_by_character() -> None:
     def record(answer: str, score: float) -> Record:
-        return Record("t", 0, "t/0", "", "strict", "?", ("abcd",), answer, score, None, None, None, 0.0)
+        of_example = {"task": "t", "index": 0, "id": "t/0", "subset": "", "metric": "strict", "question": "?"}
+        usage = {"prompt_tokens": None, "visual_tokens": None, "completion_tokens": None, "seconds": 0.0}
+        return Record(**of_example, expected=("abcd",), answer=answer, score=score, **usage)  # type: ignore[arg-type]
 
     assert score_of([record("abcd", 1.0), record("abd", 0.0)]) == {"exact": 0.5, "cer": 0.125}
     assert score_of([record("x" * 99, 0.0)])["cer"] == 1.0
