@@ -4,7 +4,7 @@
     python examples/strangers/render.py            # needs Chromium and the extra `plots`
 
 The pages are printed by a browser with the fonts it finds, so another machine prints other pixels. `bars.png` is drawn
-by matplotlib; `photo.jpg` shows Grace Hopper, photographed by the U.S. Navy (public domain), as it comes with matplotlib.
+by matplotlib; `photo.jpg` (Grace Hopper, by the U.S. Navy, public domain) comes with matplotlib.
 """
 
 from __future__ import annotations

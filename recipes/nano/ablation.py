@@ -54,7 +54,7 @@ from recipes.nano.train import train
 from recipes.nano.trainer import Trainer
 
 VARIANTS = ("none", "warm", "random", "pool")
-TASKS = (Share("words", SNIPPET, 0.7), Share("words", ONE_LINE, 0.3))
+TASKS = (Share("words", 2, 0.3), Share("words", SNIPPET, 0.4), Share("words", ONE_LINE, 0.3))
 
 
 class MeanPool(nn.Module):

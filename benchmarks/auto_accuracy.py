@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Accuracy against visual tokens: 16x, `downsample_mode="auto"` at several budgets, 4x, and the overview alone.
+
+    python benchmarks/auto_accuracy.py [--tasks small-print receipt-details] [--count 500] [--plot docs/images/auto.png]
+
+Asks the same held-out questions in every setting. Prints a table for each task, with the share of the gap between 16x
+and 4x that each budget recovers, and one JSON line. `--plot` needs the extra `plots`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import pocketvlm
+from pocketvlm.evaluation.answerers import LocalModel
+from pocketvlm.evaluation.harness import evaluate
+from pocketvlm.evaluation.report import summarise
+from pocketvlm.evaluation.suite import SyntheticSuite
+
+Point = dict[str, Any]
+
+
+def settings_of(budgets: list[float]) -> dict[str, dict[str, Any]]:
+    """Options by name, from the fewest tokens to the most."""
+    auto = {f"auto {budget:g}": {"downsample_mode": "auto", "auto_token_budget": budget} for budget in budgets}
+    return {
+        "overview, 4x": {"downsample_mode": "4x", "max_slice_nums": 1},
+        "16x": {"downsample_mode": "16x"},
+        **auto,
+        "4x": {"downsample_mode": "4x"},
+    }
+
+
+def measure(model: pocketvlm.VLM, task: str, budgets: list[float], count: int, seed: int) -> list[Point]:
+    points = []
+    for name, options in settings_of(budgets).items():
+        answerer = LocalModel(model, {"temperature": 0.0, **options})
+        (records,) = evaluate([SyntheticSuite().task(task)], answerer, count=count, seed=seed).values()
+        found = summarise(records)
+        low, high = found.interval
+        points.append(
+            {
+                "task": task,
+                "setting": name,
+                "tokens": found.visual_tokens,
+                "score": found.score,
+                "low": low,
+                "high": high,
+            }
+        )
+    of = {point["setting"]: point for point in points}
+    gap = of["4x"]["score"] - of["16x"]["score"]
+    for point in points:
+        point["recovered"] = (point["score"] - of["16x"]["score"]) / gap if gap > 0 else None
+        point["relative_tokens"] = point["tokens"] / of["16x"]["tokens"]
+    return points
+
+
+def show(task: str, points: list[Point]) -> None:
+    table = Table("setting", "score", "95 % interval", "visual tokens", "16x = 1", "of the gap", title=task)
+    for p in points:
+        recovered = "" if p["recovered"] is None else f"{100 * p['recovered']:.0f} %"
+        interval = f"{100 * p['low']:.1f} to {100 * p['high']:.1f}"
+        row = (p["setting"], f"{100 * p['score']:.1f}", interval, f"{p['tokens']:.0f}", f"{p['relative_tokens']:.2f}")
+        table.add_row(*row, recovered)
+    Console(width=100).print(table)
+
+
+def plot(measured: dict[str, list[Point]], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(measured), 3.6), dpi=110, layout="constrained")
+    for number, (task, points) in enumerate(measured.items()):
+        axes = figure.add_subplot(1, len(measured), number + 1)
+        for point in points:
+            x, y = point["tokens"], 100 * point["score"]
+            errors = [[y - 100 * point["low"]], [100 * point["high"] - y]]
+            colour = "tab:orange" if point["setting"].startswith("auto") else "tab:blue"
+            axes.errorbar(x, y, errors, fmt="o", color=colour, capsize=2)
+            axes.annotate(point["setting"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.set(title=task, xlabel="visual tokens of a request", ylabel="right answers, %")
+        axes.set_ylim(bottom=0)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--model", default="nano")
+    cli.add_argument("--tasks", nargs="+", default=["small-print", "receipt-details"])
+    cli.add_argument("--budgets", nargs="+", type=float, default=[1.25, 1.5, 2.0, 3.0])
+    cli.add_argument("--count", type=int, default=500)
+    cli.add_argument("--seed", type=int, default=2026)
+    cli.add_argument("--plot", type=Path)
+    args = cli.parse_args()
+    model = pocketvlm.load(args.model)
+    measured = {}
+    for task in args.tasks:
+        measured[task] = measure(model, task, args.budgets, args.count, args.seed)
+        show(task, measured[task])
+    if args.plot:
+        plot(measured, args.plot)
+    print(json.dumps([point for points in measured.values() for point in points]))
+
+
+if __name__ == "__main__":
+    main()
