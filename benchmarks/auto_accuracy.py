@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,19 @@ from pocketvlm.evaluation.harness import evaluate
 from pocketvlm.evaluation.report import summarise
 from pocketvlm.evaluation.suite import SyntheticSuite
 
-Point = dict[str, Any]
+
+@dataclass
+class Point:
+    """One setting on one task; `low` and `high` are the 95 % interval of the score."""
+
+    task: str
+    setting: str
+    tokens: float
+    score: float
+    low: float
+    high: float
+    recovered: float | None = None
+    relative_tokens: float = 1.0
 
 
 def settings_of(budgets: list[float]) -> dict[str, dict[str, Any]]:
@@ -43,31 +56,22 @@ def measure(model: pocketvlm.VLM, task: str, budgets: list[float], count: int, s
         answerer = LocalModel(model, {"temperature": 0.0, **options})
         (records,) = evaluate([SyntheticSuite().task(task)], answerer, count=count, seed=seed).values()
         found = summarise(records)
-        low, high = found.interval
-        points.append(
-            {
-                "task": task,
-                "setting": name,
-                "tokens": found.visual_tokens,
-                "score": found.score,
-                "low": low,
-                "high": high,
-            }
-        )
-    of = {point["setting"]: point for point in points}
-    gap = of["4x"]["score"] - of["16x"]["score"]
+        assert found.visual_tokens is not None  # our own model counts them
+        points.append(Point(task, name, found.visual_tokens, found.score, *found.interval))
+    of = {point.setting: point for point in points}
+    gap = of["4x"].score - of["16x"].score
     for point in points:
-        point["recovered"] = (point["score"] - of["16x"]["score"]) / gap if gap > 0 else None
-        point["relative_tokens"] = point["tokens"] / of["16x"]["tokens"]
+        point.recovered = (point.score - of["16x"].score) / gap if gap > 0 else None
+        point.relative_tokens = point.tokens / of["16x"].tokens
     return points
 
 
 def show(task: str, points: list[Point]) -> None:
     table = Table("setting", "score", "95 % interval", "visual tokens", "16x = 1", "of the gap", title=task)
     for p in points:
-        recovered = "" if p["recovered"] is None else f"{100 * p['recovered']:.0f} %"
-        interval = f"{100 * p['low']:.1f} to {100 * p['high']:.1f}"
-        row = (p["setting"], f"{100 * p['score']:.1f}", interval, f"{p['tokens']:.0f}", f"{p['relative_tokens']:.2f}")
+        recovered = "" if p.recovered is None else f"{100 * p.recovered:.0f} %"
+        interval = f"{100 * p.low:.1f} to {100 * p.high:.1f}"
+        row = (p.setting, f"{100 * p.score:.1f}", interval, f"{p.tokens:.0f}", f"{p.relative_tokens:.2f}")
         table.add_row(*row, recovered)
     Console(width=100).print(table)
 
@@ -79,11 +83,11 @@ def plot(measured: dict[str, list[Point]], out: Path) -> None:
     for number, (task, points) in enumerate(measured.items()):
         axes = figure.add_subplot(1, len(measured), number + 1)
         for point in points:
-            x, y = point["tokens"], 100 * point["score"]
-            errors = [[y - 100 * point["low"]], [100 * point["high"] - y]]
-            colour = "tab:orange" if point["setting"].startswith("auto") else "tab:blue"
+            x, y = point.tokens, 100 * point.score
+            errors = [[y - 100 * point.low], [100 * point.high - y]]
+            colour = "tab:orange" if point.setting.startswith("auto") else "tab:blue"
             axes.errorbar(x, y, errors, fmt="o", color=colour, capsize=2)
-            axes.annotate(point["setting"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(point.setting, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
         axes.set(title=task, xlabel="visual tokens of a request", ylabel="right answers, %")
         axes.set_ylim(bottom=0)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,7 @@ def main() -> None:
         show(task, measured[task])
     if args.plot:
         plot(measured, args.plot)
-    print(json.dumps([point for points in measured.values() for point in points]))
+    print(json.dumps([asdict(point) for points in measured.values() for point in points]))
 
 
 if __name__ == "__main__":
