@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.canvas import Canvas, draw_paper
 from pocketvlm.synthetic.chart_drawing import (
     HELDOUT_LAYOUTS,
@@ -26,6 +25,7 @@ from pocketvlm.synthetic.chart_drawing import (
 from pocketvlm.synthetic.drawing import Colour, draw_background, wear
 from pocketvlm.synthetic.figures import COLOURS as FIGURE_COLOURS
 from pocketvlm.synthetic.fonts import families
+from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, no_room
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.values import ask, ask_absent, draw_names, integer_in, one_of
 from pocketvlm.synthetic.words import in_split
@@ -60,42 +60,33 @@ GAP = 0.06
 LEAST_SHARE = 0.08
 
 
-@dataclass(frozen=True, slots=True)
-class ChartLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChartLevel(PrintedLevel):
     """How hard the charts are.
 
     Attributes:
-        sizes: (height, width) choices: ((lowest, highest), (lowest, highest)), in pixels.
         marks: fewest and most bars, points or slices.
         letters: longest name.
-        font_pixels: smallest and largest size of the letters' em, in pixels.
         ticks: fewest and most steps of the axis.
         printed: share of charts with printed values.
         titles: share of charts with a title.
         halves: whether unprinted values also stand between two ticks.
         questions: most questions but that about what is not there.
-        variety: 0 is always dark on white with grid, 1 the widest mix of grounds.
-        wear: strength of blur and noise, 0 to 1.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     marks: tuple[int, int]
     letters: int
-    font_pixels: tuple[int, int]
     ticks: tuple[int, int] = (3, 5)
     printed: float = 0.8
     titles: float = 0.3
     halves: bool = False
     questions: int = 4
-    variety: float = 0.3
-    wear: float = 0.2
 
 
-_ONE_VIEW = ((224, 224), (224, 224))
 CHART_LEVELS: tuple[ChartLevel, ...] = (
-    ChartLevel((_ONE_VIEW, _ONE_VIEW, ((168, 168), (280, 280))), marks=(3, 3), letters=5, font_pixels=(15, 19)),
+    ChartLevel(sizes=THREE_SIZES[0], marks=(3, 3), letters=5, font_pixels=(15, 19)),
     ChartLevel(
-        (((224, 320), (224, 320)),),
+        sizes=THREE_SIZES[1],
         marks=(3, 5),
         letters=6,
         font_pixels=(12, 18),
@@ -108,7 +99,7 @@ CHART_LEVELS: tuple[ChartLevel, ...] = (
         wear=0.4,
     ),
     ChartLevel(
-        (((448, 448), (448, 448)), ((336, 448), (336, 448))),
+        sizes=THREE_SIZES[2],
         marks=(3, 6),
         letters=8,
         font_pixels=(13, 24),
@@ -125,8 +116,7 @@ CHART_LEVELS: tuple[ChartLevel, ...] = (
 
 def draw_chart(rng: np.random.Generator, level: ChartLevel, split: Split, task: str = "chart") -> Sample:
     """A picture of a chart of `level`; words, asked values, fonts and layout family are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
-    height, width = integer_in(rng, (low_h, high_h)), integer_in(rng, (low_w, high_w))
+    height, width = draw_size(rng, level.sizes)
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     paper, ink = draw_paper(rng, level.variety)
     background = draw_background(rng, height, width, paper, level.variety * 0.5)
@@ -138,10 +128,7 @@ def draw_chart(rng: np.random.Generator, level: ChartLevel, split: Split, task: 
         if canvas:
             break
     else:
-        raise ConfigError(
-            f"no chart with print of {level.font_pixels[0]} pixels fits into {height} x {width} pixels",
-            hint="Use smaller print or a bigger picture.",
-        )
+        raise no_room("chart", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
     return Sample((image,), ask_about(rng, chart, split, level), task, (canvas.characters,), layout=layout)
 

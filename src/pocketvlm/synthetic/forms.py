@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.canvas import Canvas, PixelBox, draw_paper, mix
 from pocketvlm.synthetic.drawing import BLACK, Colour, Line, draw_background, set_line, wear
 from pocketvlm.synthetic.fonts import FontFile, families, load_face
+from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, no_room
 from pocketvlm.synthetic.sample import Picture, Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.values import ValueKind, ask, ask_absent, draw_names, draw_value, integer_in, one_of
 from pocketvlm.synthetic.words import in_split
@@ -46,42 +46,31 @@ TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title
 FREE_LABELS = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class FormLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormLevel(PrintedLevel):
     """How hard the forms are.
 
     Attributes:
-        sizes: (height, width) choices: ((lowest, highest), (lowest, highest)), in pixels.
         fields: fewest and most fields.
         boxes: fewest and most boxes to tick, where there are any.
         box_share: share of forms with boxes to tick.
         letters: longest word.
-        font_pixels: smallest and largest size of the letters' em, in pixels.
         titles: share of forms with a title.
         questions: most questions but that about what is not there.
-        variety: 0 is always dark on white, 1 the widest mix of grounds.
-        wear: strength of blur and noise, 0 to 1.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     fields: tuple[int, int]
     boxes: tuple[int, int]
     letters: int
-    font_pixels: tuple[int, int]
     box_share: float = 0.4
     titles: float = 0.25
     questions: int = 4
-    variety: float = 0.3
-    wear: float = 0.2
 
 
-_ONE_VIEW = ((224, 224), (224, 224))
 FORM_LEVELS: tuple[FormLevel, ...] = (
+    FormLevel(sizes=THREE_SIZES[0], fields=(2, 3), boxes=(1, 2), letters=7, font_pixels=(15, 20)),
     FormLevel(
-        (_ONE_VIEW, _ONE_VIEW, ((168, 168), (280, 280))), fields=(2, 3), boxes=(1, 2), letters=7, font_pixels=(15, 20)
-    ),
-    FormLevel(
-        (((224, 320), (224, 320)),),
+        sizes=THREE_SIZES[1],
         fields=(3, 5),
         boxes=(1, 3),
         letters=8,
@@ -92,7 +81,7 @@ FORM_LEVELS: tuple[FormLevel, ...] = (
         wear=0.4,
     ),
     FormLevel(
-        (((448, 448), (448, 448)), ((336, 448), (336, 448))),
+        sizes=THREE_SIZES[2],
         fields=(3, 8),
         boxes=(2, 5),
         letters=9,
@@ -167,8 +156,7 @@ class FormStyle:
 
 def draw_form(rng: np.random.Generator, level: FormLevel, split: Split, task: str = "form") -> Sample:
     """A picture of a form of `level`; values, fonts and layout family are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
-    height, width = integer_in(rng, (low_h, high_h)), integer_in(rng, (low_w, high_w))
+    height, width = draw_size(rng, level.sizes)
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     paper, ink = draw_paper(rng, level.variety)
     background = draw_background(rng, height, width, paper, level.variety * 0.5)
@@ -183,10 +171,7 @@ def draw_form(rng: np.random.Generator, level: FormLevel, split: Split, task: st
         if canvas:
             break
     else:
-        raise ConfigError(
-            f"no form with print of {level.font_pixels[0]} pixels fits into {height} x {width} pixels",
-            hint="Use smaller print or a bigger picture.",
-        )
+        raise no_room("form", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
     return Sample((image,), ask_about(rng, form, split, level), task, (canvas.characters,), layout=layout)
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import blend, draw_background, wear
 from pocketvlm.synthetic.fonts import families
+from pocketvlm.synthetic.levels import PrintedLevel, draw_size, exactly, no_room
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet
 from pocketvlm.synthetic.receipts import ITEMS, Item
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
@@ -44,33 +44,41 @@ SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
 ABSENT_SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class InvoiceLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceLevel(PrintedLevel):
     """How hard the invoices are.
 
     Attributes:
-        sizes: (height, width) ranges in pixels: ((lowest, highest), (lowest, highest)).
         items: fewest and most lines.
-        font_pixels: smallest and largest size of the letters' em, in pixels.
         extras: probability of each optional part: sender, date, due date, customer, quantities, tax.
         questions: most questions but that about what is not there.
-        variety: share of papers that are not white.
-        wear: strength of blur and noise, 0 to 1.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     items: tuple[int, int]
-    font_pixels: tuple[int, int]
     extras: float
     questions: int = 4
-    variety: float = 0.3
-    wear: float = 0.2
 
 
 INVOICE_LEVELS: tuple[InvoiceLevel, ...] = (
-    InvoiceLevel((((224, 224), (224, 224)), ((280, 280), (168, 168))), (1, 2), (14, 19), extras=0.4),
-    InvoiceLevel((((280, 336), (280, 336)),), (2, 3), (12, 18), extras=0.7, questions=5, variety=0.5, wear=0.4),
-    InvoiceLevel((((448, 560), (420, 448)),), (3, 6), (12, 20), extras=0.9, questions=6, variety=0.6, wear=0.5),
+    InvoiceLevel(sizes=(exactly(224, 224), exactly(280, 168)), items=(1, 2), font_pixels=(14, 19), extras=0.4),
+    InvoiceLevel(
+        sizes=(((280, 336), (280, 336)),),
+        items=(2, 3),
+        font_pixels=(12, 18),
+        extras=0.7,
+        questions=5,
+        variety=0.5,
+        wear=0.4,
+    ),
+    InvoiceLevel(
+        sizes=(((448, 560), (420, 448)),),
+        items=(3, 6),
+        font_pixels=(12, 20),
+        extras=0.9,
+        questions=6,
+        variety=0.6,
+        wear=0.5,
+    ),
 )
 
 
@@ -103,8 +111,7 @@ def money(cents: int) -> str:
 
 def draw_invoice(rng: np.random.Generator, level: InvoiceLevel, split: Split, task: str = "invoice") -> Sample:
     """A picture of an invoice of `level`; number, names, asked amounts, fonts and layout family are from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
-    height, width = integer_in(rng, (low_h, high_h)), integer_in(rng, (low_w, high_w))
+    height, width = draw_size(rng, level.sizes)
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     margin = int(rng.integers(6, 12))
     for attempt in range(300):
@@ -124,7 +131,7 @@ def draw_invoice(rng: np.random.Generator, level: InvoiceLevel, split: Split, ta
         if sheet:
             break
     else:
-        raise ConfigError(f"no invoice fits into {height} x {width} pixels", hint="Use smaller print or fewer items.")
+        raise no_room("invoice", level, height, width)
     ink = np.zeros((height, width), np.uint8)
     top = margin + int(rng.integers(height - 2 * margin - sheet.height + 1))
     boxes = print_sheet(sheet, ink, margin, top, width - 2 * margin, dotted=layout == "dotted")

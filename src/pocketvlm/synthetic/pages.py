@@ -16,6 +16,7 @@ import numpy as np
 from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Colour, draw_colours, wear
 from pocketvlm.synthetic.fonts import families
+from pocketvlm.synthetic.levels import Range, SizeRange, draw_size, exactly
 from pocketvlm.synthetic.page_parts import Box, Entry, Print, draw_ink, paint_gradient, paint_panel, print_block
 from pocketvlm.synthetic.paper import Fonts, Row, set_sheet
 from pocketvlm.synthetic.sample import (
@@ -47,8 +48,6 @@ TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title
 # Steps of 9 %: the glyphs of a size are kept, and with any size at all too few would be found there.
 _SIZES = tuple(round(12 * 2 ** (step / 8)) for step in range(64))
 
-Range = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class PageLevel:
@@ -68,7 +67,7 @@ class PageLevel:
         degrees: largest rotation of a stamp to either side.
     """
 
-    sizes: tuple[tuple[Range, Range], ...]
+    sizes: tuple[SizeRange, ...]
     slices: int
     small_print: Range = (13, 18)
     lines: Range = (1, 4)
@@ -80,13 +79,9 @@ class PageLevel:
     degrees: float = 4.0
 
 
-def _exactly(height: int, width: int) -> tuple[Range, Range]:
-    return (height, height), (width, width)
-
-
 PAGE_LEVELS: tuple[PageLevel, ...] = (
     PageLevel(
-        sizes=(_exactly(224, 448), _exactly(448, 224)),
+        sizes=(exactly(224, 448), exactly(448, 224)),
         slices=2,
         small_print=(15, 18),
         lines=(1, 2),
@@ -96,9 +91,9 @@ PAGE_LEVELS: tuple[PageLevel, ...] = (
         wear=0.2,
         degrees=0.0,
     ),
-    PageLevel(sizes=(_exactly(448, 448),), slices=4, small_print=(14, 18), lines=(1, 3), headings=(0, 1), wear=0.3),
-    PageLevel(sizes=(_exactly(448, 672), _exactly(672, 448)), slices=6),
-    PageLevel(sizes=(_exactly(672, 672),), slices=9, wear=0.3),
+    PageLevel(sizes=(exactly(448, 448),), slices=4, small_print=(14, 18), lines=(1, 3), headings=(0, 1), wear=0.3),
+    PageLevel(sizes=(exactly(448, 672), exactly(672, 448)), slices=6),
+    PageLevel(sizes=(exactly(672, 672),), slices=9, wear=0.3),
     # Any shape from 3:4 to 4:3.
     PageLevel(sizes=(((1344, 1792), (1344, 1792)),), slices=9, blocks=2, wear=0.0),
 )
@@ -181,8 +176,7 @@ def draw_page(rng: np.random.Generator, level: PageLevel, split: Split, task: st
 def plan_page(rng: np.random.Generator, level: PageLevel, split: Split) -> Page:
     """Decide what stands where on a page of `level`."""
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
-    (low_h, high_h), (low_w, high_w) = one_of(rng, level.sizes)
-    height, width = int(rng.integers(low_h, high_h + 1)), int(rng.integers(low_w, high_w + 1))
+    height, width = draw_size(rng, level.sizes)
     for _ in range(80):
         paper, ink = draw_colours(rng, level.variety)
         page = Page(height, width, math.sqrt(height * width / level.slices), layout, paper, ink)

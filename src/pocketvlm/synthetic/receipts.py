@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing import Colour, blend, draw_background, rotate, wear
 from pocketvlm.synthetic.fonts import families
+from pocketvlm.synthetic.levels import PrintedLevel, draw_size, exactly, no_room
 from pocketvlm.synthetic.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
 from pocketvlm.synthetic.sample import NOT_THERE, Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.values import DATE_FORMS, draw_day, format_date, one_of, until_in_split
@@ -91,33 +91,25 @@ class Style:
     total: str = "TOTAL"
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptLevel(PrintedLevel):
     """How hard the receipts are.
 
     Attributes:
-        sizes: (height, width) ranges in pixels: ((lowest, highest), (lowest, highest)).
         items: fewest and most items.
-        font_pixels: smallest and largest size of the letters' em, in pixels; the largest that fits is near the truth.
         extras: probability of each optional part: date, tax, subtotal, quantities, thanks.
-        variety: share of sheets that are cream or grey, or lie on a coloured table.
-        wear: strength of blur and noise, 0 to 1.
         degrees: largest rotation to either side.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     items: tuple[int, int]
-    font_pixels: tuple[int, int]
     extras: float
-    variety: float = 0.0
-    wear: float = 0.0
     degrees: float = 0.0
 
 
 RECEIPT_LEVELS: tuple[ReceiptLevel, ...] = (
     # Large print, few lines, one view of a model that sees 224 pixels: still readable when scaled to that.
     ReceiptLevel(
-        sizes=(((224, 224), (224, 224)), ((280, 280), (168, 168)), ((224, 336), (224, 280))),
+        sizes=(exactly(224, 224), exactly(280, 168), ((224, 336), (224, 280))),
         items=(2, 3),
         font_pixels=(17, 30),
         extras=0.35,
@@ -138,8 +130,7 @@ RECEIPT_LEVELS: tuple[ReceiptLevel, ...] = (
 
 def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, task: str = "receipt") -> Sample:
     """A picture of a receipt of `level`. Shop words, asked amounts and dates, and fonts are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = one_of(rng, level.sizes)
-    height, width = int(rng.integers(low_h, high_h + 1)), int(rng.integers(low_w, high_w + 1))
+    height, width = draw_size(rng, level.sizes)
     on_table = rng.random() < level.variety * 0.5
     edge = int(rng.integers(4, 13)) if on_table else 0
     inner = edge + int(rng.integers(5, 12))
@@ -165,7 +156,7 @@ def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, ta
         if sheet:
             break
     else:
-        raise ConfigError(f"no receipt fits into {height} x {width} pixels", hint="Use smaller print or fewer items.")
+        raise no_room("receipt", level, height, width)
 
     # Rows spread out to fill long paper, as far as looks natural.
     spread = min(1.3, (height - 2 * inner) / sheet.height)

@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.canvas import Canvas, PixelBox, mix, readable_on
 from pocketvlm.synthetic.drawing import BLACK, WHITE, Colour, draw_background, set_line, wear
 from pocketvlm.synthetic.figures import COLOURS
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
+from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, exactly, no_room
 from pocketvlm.synthetic.sample import Question, Sample, Split, box_answer, choose_layout
 from pocketvlm.synthetic.values import ask, ask_absent, draw_names, draw_value, integer_in, one_of
 
@@ -52,34 +52,35 @@ Kind = Literal["button", "field", "box"]
 ABSENT_SHARE = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class ScreenLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreenLevel(PrintedLevel):
     """How hard the screens are.
 
     Attributes:
-        sizes: (height, width) ranges in pixels: ((lowest, highest), (lowest, highest)).
         elements: fewest and most buttons, fields and boxes.
         letters: longest label.
-        font_pixels: smallest and largest size of the letters' em, in pixels.
         questions: most questions but that about what is not there.
-        variety: share of screens that are not light grey and white.
-        wear: strength of blur and noise, 0 to 1.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     elements: tuple[int, int]
     letters: int
-    font_pixels: tuple[int, int]
     questions: int = 4
-    variety: float = 0.4
-    wear: float = 0.2
 
 
-_ONE_VIEW = ((224, 224), (224, 224))
 SCREEN_LEVELS: tuple[ScreenLevel, ...] = (
-    ScreenLevel((_ONE_VIEW, ((168, 168), (224, 224)), ((168, 168), (280, 280))), (2, 4), 6, (15, 18)),
-    ScreenLevel((((224, 320), (224, 320)),), (3, 6), 7, (12, 17), questions=5, variety=0.6, wear=0.4),
-    ScreenLevel((((448, 448), (448, 448)), ((336, 448), (336, 448))), (4, 8), 9, (13, 22), 6, 0.8, 0.5),
+    ScreenLevel(
+        sizes=(exactly(224, 224), exactly(168, 224), exactly(168, 280)),
+        elements=(2, 4),
+        letters=6,
+        font_pixels=(15, 18),
+        variety=0.4,
+    ),
+    ScreenLevel(
+        sizes=THREE_SIZES[1], elements=(3, 6), letters=7, font_pixels=(12, 17), questions=5, variety=0.6, wear=0.4
+    ),
+    ScreenLevel(
+        sizes=THREE_SIZES[2], elements=(4, 8), letters=9, font_pixels=(13, 22), questions=6, variety=0.8, wear=0.5
+    ),
 )
 
 
@@ -125,8 +126,7 @@ class Theme:
 
 def draw_screen(rng: np.random.Generator, level: ScreenLevel, split: Split, task: str = "screen") -> Sample:
     """A picture of a screen of `level`; free labels, values, fonts and layout family are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
-    height, width = integer_in(rng, (low_h, high_h)), integer_in(rng, (low_w, high_w))
+    height, width = draw_size(rng, level.sizes)
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     for attempt in range(300):
         # What does not fit is drawn anew, and in the end as the smallest screen of the level.
@@ -138,10 +138,7 @@ def draw_screen(rng: np.random.Generator, level: ScreenLevel, split: Split, task
         if placed:
             break
     else:
-        raise ConfigError(
-            f"no screen with print of {level.font_pixels[0]} pixels fits into {height} x {width} pixels",
-            hint="Use smaller print or a bigger picture.",
-        )
+        raise no_room("screen", level, height, width)
     ground = draw_background(rng, height, width, theme.window, level.variety * 0.3)
     canvas = paint(Canvas(ground), title, placed, theme)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.canvas import Canvas, draw_paper, mix, readable_on
 from pocketvlm.synthetic.drawing import BLACK, Colour, Line, draw_background, luminance, set_line, wear
 from pocketvlm.synthetic.fonts import Face, FontFile, families, load_face
+from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, no_room
 from pocketvlm.synthetic.sample import Picture, Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.values import (
     NUMERIC,
@@ -74,40 +74,29 @@ TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title
 FREE_HEADINGS = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class TableLevel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLevel(PrintedLevel):
     """How hard the tables are.
 
     Attributes:
-        sizes: (height, width) choices: ((lowest, highest), (lowest, highest)), in pixels.
         columns: fewest and most columns, that of the names included.
         rows: fewest and most rows below the headings.
         letters: longest name, heading or word.
-        font_pixels: smallest and largest size of the letters' em, in pixels.
         titles: share of tables with a title.
         questions: most questions but that about what is not there.
-        variety: 0 is always dark on white, 1 the widest mix of grounds.
-        wear: strength of blur and noise, 0 to 1.
     """
 
-    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
     columns: tuple[int, int]
     rows: tuple[int, int]
     letters: int
-    font_pixels: tuple[int, int]
     titles: float = 0.2
     questions: int = 4
-    variety: float = 0.3
-    wear: float = 0.2
 
 
-_ONE_VIEW = ((224, 224), (224, 224))
 TABLE_LEVELS: tuple[TableLevel, ...] = (
+    TableLevel(sizes=THREE_SIZES[0], columns=(2, 2), rows=(2, 3), letters=6, font_pixels=(15, 21)),
     TableLevel(
-        (_ONE_VIEW, _ONE_VIEW, ((168, 168), (280, 280))), columns=(2, 2), rows=(2, 3), letters=6, font_pixels=(15, 21)
-    ),
-    TableLevel(
-        (((224, 320), (224, 320)),),
+        sizes=THREE_SIZES[1],
         columns=(2, 3),
         rows=(3, 5),
         letters=7,
@@ -118,7 +107,7 @@ TABLE_LEVELS: tuple[TableLevel, ...] = (
         wear=0.4,
     ),
     TableLevel(
-        (((448, 448), (448, 448)), ((336, 448), (336, 448))),
+        sizes=THREE_SIZES[2],
         columns=(2, 5),
         rows=(2, 8),
         letters=8,
@@ -198,8 +187,7 @@ class TableStyle:
 
 def draw_table(rng: np.random.Generator, level: TableLevel, split: Split, task: str = "table") -> Sample:
     """A picture of a table of `level`; words, numbers, fonts and layout family are all from `split`."""
-    (low_h, high_h), (low_w, high_w) = level.sizes[int(rng.integers(len(level.sizes)))]
-    height, width = integer_in(rng, (low_h, high_h)), integer_in(rng, (low_w, high_w))
+    height, width = draw_size(rng, level.sizes)
     layout = choose_layout(rng, split, TRAIN_LAYOUTS, HELDOUT_LAYOUTS)
     paper, ink = draw_paper(rng, level.variety)
     background = draw_background(rng, height, width, paper, level.variety * 0.5)
@@ -232,10 +220,7 @@ def draw_table(rng: np.random.Generator, level: TableLevel, split: Split, task: 
         if canvas:
             break
     else:
-        raise ConfigError(
-            f"no table with print of {level.font_pixels[0]} pixels fits into {height} x {width} pixels",
-            hint="Use smaller print or a bigger picture.",
-        )
+        raise no_room("table", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
     return Sample((image,), ask_about(rng, table, split, level), task, (canvas.characters,), layout=layout)
 
