@@ -8,26 +8,25 @@ picture as bytes. Answers of the test split are not public.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pocketvlm.evaluation.public_sets.files import (
-    Lazy,
-    Row,
     find,
     find_picture,
     missing,
     read_json_rows,
-    texts,
+    short_answers,
     value,
 )
-from pocketvlm.evaluation.public_sets.prompts import SHORT_ANSWER
 from pocketvlm.evaluation.public_sets.tables import ParquetTable, parquet_files
-from pocketvlm.evaluation.tasks import Example, Media
+from pocketvlm.evaluation.tasks import Example
 
 TITLE = "DocVQA"
 SPLITS = ("val", "train")
 _HUB_SPLITS = {"val": ("validation", "val"), "train": ("train",)}
+_questions = partial(short_answers, "docvqa", "anls", "questionId")
 
 
 def examples(folder: Path, split: str) -> Sequence[Example]:
@@ -48,25 +47,10 @@ def examples(folder: Path, split: str) -> Sequence[Example]:
             name = str(value(rows[number], "image", path)).removeprefix("documents/")
             return find_picture(TITLE, name, folders)
 
-        return _lazy(rows, path, picture)
+        return _questions(rows, path, picture)
     shards = parquet_files((folder, folder / "DocVQA", folder / "data"), _HUB_SPLITS[split])
     if not shards:
         shard = folder / "DocVQA" / f"{_HUB_SPLITS[split][0]}-*.parquet"
         raise missing(TITLE, [*annotations, shard], "Give the folder that the set was unpacked in.")
     table = ParquetTable(shards)
-    return _lazy(table.rows, table.path, table.picture)
-
-
-def _lazy(rows: Sequence[Row], path: Path, picture: Callable[[int], Media]) -> Sequence[Example]:
-    def make(number: int) -> Example:
-        row = rows[number]
-        return Example(
-            id=str(value(row, "questionId", path)),
-            task="docvqa",
-            media=(picture(number),),
-            question=SHORT_ANSWER(str(value(row, "question", path))),
-            answers=texts(row, "answers", path),
-            metric="anls",
-        )
-
-    return Lazy(range(len(rows)), make)
+    return _questions(table.rows, table.path, table.picture)

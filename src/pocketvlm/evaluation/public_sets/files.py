@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar, overload
 
 from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.evaluation.public_sets.prompts import SHORT_ANSWER
+from pocketvlm.evaluation.tasks import Example, Media, MetricName
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -135,3 +137,22 @@ def _records(path: Path, rows: Any) -> list[Row]:
 def _listed(places: Sequence[Path]) -> str:
     shown = [str(place) for place in places[:8]]
     return ", ".join(shown) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+
+
+def short_answers(
+    task: str, metric: MetricName, id_field: str, rows: Sequence[Row], path: Path, picture: Callable[[int], Media]
+) -> Sequence[Example]:
+    """Examples of `task` from rows of `path` with a question and accepted answers; `picture` gives that of a row."""
+
+    def make(number: int) -> Example:
+        row = rows[number]
+        return Example(
+            id=str(value(row, id_field, path)),
+            task=task,
+            media=(picture(number),),
+            question=SHORT_ANSWER(str(value(row, "question", path))),
+            answers=texts(row, "answers", path),
+            metric=metric,
+        )
+
+    return Lazy(range(len(rows)), make)

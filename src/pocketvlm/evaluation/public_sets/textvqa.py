@@ -7,26 +7,25 @@ in `train_images/IMAGE_ID.jpg` (validation pictures are among those of training)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pocketvlm.evaluation.public_sets.files import (
-    Lazy,
-    Row,
     find,
     find_picture,
     missing,
     read_json_rows,
-    texts,
+    short_answers,
     value,
 )
-from pocketvlm.evaluation.public_sets.prompts import SHORT_ANSWER
 from pocketvlm.evaluation.public_sets.tables import ParquetTable, parquet_files
-from pocketvlm.evaluation.tasks import Example, Media
+from pocketvlm.evaluation.tasks import Example
 
 TITLE = "TextVQA"
 SPLITS = ("val", "train")
 _HUB_SPLITS = {"val": "validation", "train": "train"}
+_questions = partial(short_answers, "textvqa", "vqa", "question_id")
 
 
 def examples(folder: Path, split: str) -> Sequence[Example]:
@@ -36,7 +35,7 @@ def examples(folder: Path, split: str) -> Sequence[Example]:
     if path is not None:
         rows = read_json_rows(path)
         folders = [folder / "train_images", folder / "train_val_images" / "train_images"]
-        return _lazy(
+        return _questions(
             rows, path, lambda number: find_picture(TITLE, f"{value(rows[number], 'image_id', path)}.jpg", folders)
         )
     shards = parquet_files((folder, folder / "data"), (_HUB_SPLITS[split],))
@@ -44,19 +43,4 @@ def examples(folder: Path, split: str) -> Sequence[Example]:
         shard = folder / "data" / f"{_HUB_SPLITS[split]}-*.parquet"
         raise missing(TITLE, [annotation, shard], "Give the folder that the set was unpacked in.")
     table = ParquetTable(shards)
-    return _lazy(table.rows, table.path, table.picture)
-
-
-def _lazy(rows: Sequence[Row], path: Path, picture: Callable[[int], Media]) -> Sequence[Example]:
-    def make(number: int) -> Example:
-        row = rows[number]
-        return Example(
-            id=str(value(row, "question_id", path)),
-            task="textvqa",
-            media=(picture(number),),
-            question=SHORT_ANSWER(str(value(row, "question", path))),
-            answers=texts(row, "answers", path),
-            metric="vqa",
-        )
-
-    return Lazy(range(len(rows)), make)
+    return _questions(table.rows, table.path, table.picture)
