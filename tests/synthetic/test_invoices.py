@@ -101,7 +101,7 @@ def test_the_same_seed_draws_the_same_invoice_and_splits_share_no_layout() -> No
 
 def test_a_picture_that_is_too_small_is_refused() -> None:
     tiny = InvoiceLevel(sizes=(exactly(40, 40),), items=(1, 1), font_pixels=(14, 14), extras=0.0)
-    with pytest.raises(ConfigError, match="no invoice .* fits into 40 x 40"):
+    with pytest.raises(ConfigError, match=r"no invoice .* fits into 40 x 40"):
         make_sample("invoice", 1, "train", tiny)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.synthetic import NOT_THERE, make_sample
-from pocketvlm.synthetic.sample import Sample
+from pocketvlm.synthetic.sample import BOX_STEP, Sample
 from pocketvlm.synthetic.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL
 from pocketvlm.synthetic.words import in_split
 
@@ -46,10 +46,12 @@ def test_boxes_hold_the_label_that_is_asked_for(seed: int, level: int, split: st
     left, top, right, bottom = (int(n) for n in re.findall(r"\d+", where.answer))
     assert 0 <= left < right <= 1000
     assert 0 <= top < bottom <= 1000
+    slack = BOX_STEP / 2 + 2
     inside = [
         b
         for b in sample.characters[0]
-        if left - 2 <= b.left / width * 1000 <= right + 2 and top - 2 <= b.top / height * 1000 <= bottom + 2
+        if left - slack <= b.left / width * 1000 <= right + slack
+        and top - slack <= b.top / height * 1000 <= bottom + slack
     ]
     assert label in "".join(b.character for b in inside)
 

@@ -29,6 +29,8 @@ class CharacterBox(NamedTuple):
 
 QuestionKind = Literal["text", "number", "box", "absent", "choice", "long"]
 
+BOX_STEP = 10  # of the 1,000 parts of a side
+
 #: The answer to every question about something that the pictures do not show.
 NOT_THERE = "It is not there."
 
@@ -77,9 +79,13 @@ class Sample:
 
 
 def box_answer(left: float, top: float, right: float, bottom: float, height: int, width: int) -> str:
-    """A box in pixels of a `height` x `width` picture as the model writes it: <box>x1 y1 x2 y2</box>, 0 to 1000."""
+    """A box in pixels of a `height` x `width` picture as the model writes it: <box>x1 y1 x2 y2</box>, 0 to 1000.
+
+    In steps of `BOX_STEP`: nobody places a box more exactly, and a last digit that means nothing is noise to a learner.
+    """
     scaled = (left / width, top / height, right / width, bottom / height)
-    return "<box>" + " ".join(str(min(1000, max(0, round(1000 * v)))) for v in scaled) + "</box>"
+    steps = 1000 // BOX_STEP
+    return "<box>" + " ".join(str(BOX_STEP * min(steps, max(0, round(steps * v)))) for v in scaled) + "</box>"
 
 
 def choose_layout(rng: np.random.Generator, split: Split, train: Sequence[str], heldout: Sequence[str]) -> str:
