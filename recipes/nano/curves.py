@@ -13,16 +13,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recipes.nano.train import REPORT_EVERY
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The reports of a run; those of one that went back to a checkpoint count once, the last time."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kept: list[dict[str, Any]] = []
-    for line in lines:
-        while kept and kept[-1]["step"] >= line["step"] and line["seconds"] >= kept[0]["seconds"]:
-            kept.pop()
-        kept.append(line)
-    return kept
+    """The reports of a run, or of runs that follow each other in one log: their seconds are counted on.
+
+    Reports of steps that were taken again, after a run went back to its checkpoint, count once, the last time.
+    """
+    runs: list[list[dict[str, Any]]] = [[]]
+    for line in map(json.loads, path.read_text().splitlines()):
+        if runs[-1] and line["step"] <= REPORT_EVERY:
+            runs.append([])
+        while runs[-1] and runs[-1][-1]["step"] >= line["step"]:
+            runs[-1].pop()
+        runs[-1].append(line)
+    reports, before = list[dict[str, Any]](), 0
+    for run in runs:
+        reports += [{**line, "seconds": before + line["seconds"]} for line in run]
+        before = reports[-1]["seconds"] if reports else 0
+    return reports
 
 
 def draw(lines: list[dict[str, Any]], out: Path) -> None:

@@ -2,6 +2,7 @@
 """Put a trained model into the package.
 
     python -m recipes.nano.publish --run runs/nano
+    python -m recipes.nano.publish --run runs/more --append     # a run that began with the weights in the package
 
 Weights (bfloat16) and configuration go to `src/pocketvlm/assets/nano`, the training log to `recipes/nano/log.jsonl`.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
 from pocketvlm.model.checkpoint import load_model, save_model
@@ -20,12 +20,14 @@ from recipes.nano.settings import ASSETS
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--run", type=Path, required=True, help="the --out folder of the training")
+    cli.add_argument("--append", action="store_true", help="keep the log that is there, and let this run's follow it")
     args = cli.parse_args()
     model = load_model(args.run / "model")
     # Nano is small enough that four times the visual tokens cost little, and it reads far better with them.
     model.config = dataclasses.replace(model.config, downsample_mode="4x")
     save_model(model, ASSETS)
-    shutil.copy(args.run / "log.jsonl", Path(__file__).with_name("log.jsonl"))
+    with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w") as log:
+        log.write((args.run / "log.jsonl").read_text())
     size = (ASSETS / "model.safetensors").stat().st_size
     print(f"{ASSETS}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
 

@@ -247,6 +247,14 @@ def test_a_log_that_went_back_to_a_checkpoint_counts_once(tmp_path: Path) -> Non
     assert [(line["step"], line["seconds"]) for line in read_log(path)] == [(25, 10), (50, 21), (75, 31)]
 
 
+def test_runs_that_follow_each_other_in_a_log_are_counted_on(tmp_path: Path) -> None:
+    lines = [(25, 10), (50, 20), (25, 8), (50, 16), (75, 24), (75, 25)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "seconds": {seconds}}}\n' for step, seconds in lines))
+    reports = [(line["step"], line["seconds"]) for line in read_log(path)]
+    assert reports == [(25, 10), (50, 20), (25, 28), (50, 36), (75, 45)]
+
+
 def test_curves_are_drawn_from_a_log(tmp_path: Path) -> None:
     from PIL import Image
 
