@@ -188,7 +188,7 @@ def main() -> None:
     cli.add_argument("--base", type=Path, required=True, help="run of an uncompressed tower with its decoder")
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    cli.add_argument("--align", type=int, default=100, help="steps in which only the compression learns")
+    cli.add_argument("--align", type=int, default=100, help="steps in which only the compression learns (49 at least)")
     cli.add_argument("--joint", type=int, default=600, help="steps in which everything learns")
     cli.add_argument("--patches", type=int, default=1024, help="patches of a step, in each process")
     cli.add_argument("--processes", type=int, default=os.cpu_count() or 1)

@@ -81,7 +81,6 @@ def batches(steps: Steps, schedule: Schedule, workers: int) -> Iterator[Training
         sampler=schedule,  # type: ignore[arg-type]  # any iterable will do
         num_workers=workers,
         prefetch_factor=PREFETCH,
-        pin_memory=torch.cuda.is_available(),
         worker_init_fn=_one_thread,
     )
     return iter(loader)

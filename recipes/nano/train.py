@@ -49,16 +49,28 @@ def run(rank: int, args: argparse.Namespace) -> None:
         workers=args.workers,
     )
     if args.init is not None and not (args.out / "training.pt").is_file():
+        refuse_samples_again(args.init, args.seed)
         start_from(trainer.model, trainer.reader, args.init, trainer.tokenizer)
-        trainer.schedule.stage = curriculum.stage_number(args.stage)
+        trainer.schedule.next = (0, curriculum.stage_number(args.stage))  # arrives with step 0, insertion and all
     trainer.resume()
+    if trainer.step == 0 and rank == 0:
+        (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     if args.minutes:
-        trainer.deadline = 60 * args.minutes
-    if args.cooldown and trainer.cooldown is None:
-        trainer.cooldown = (trainer.step, trainer.step + args.cooldown)
-    if args.until and trainer.cooldown:
+        trainer.deadline, trainer.cooldown = 60 * args.minutes, None
+    elif args.cooldown and trainer.cooldown is None:
+        trainer.cooldown, trainer.deadline = (trainer.step, trainer.step + args.cooldown), None
+    if args.until:
+        if trainer.cooldown is None:
+            raise SystemExit("--until ends a cool-down that is under way, and none is")
         trainer.cooldown = (trainer.cooldown[0], args.until)
     train(trainer, args.steps, args.save_every, args.until_stage)
+
+
+def refuse_samples_again(before: Path, seed: int) -> None:
+    """A run that begins where `before` ended counts its steps from 0 again: with its seed it would see its samples."""
+    saved = before / "training.pt"
+    if saved.is_file() and torch.load(saved, weights_only=True, map_location="cpu", mmap=True)["run"][0] == seed:
+        raise SystemExit(f"{before} was trained with --seed {seed}: give another one, or the same samples come again")
 
 
 def train(trainer: Trainer, steps: int = 10**9, save_every: float = 120, until_stage: str | None = None) -> None:
@@ -115,13 +127,14 @@ def main() -> None:
     cli.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     cli.add_argument("--init", type=Path, help="begin with the weights of this model, or of this run")
     names = [stage.name for stage in curriculum.CURRICULUM]
-    cli.add_argument("--stage", choices=names, default=names[-1], help="with --init: where in the curriculum to begin")
+    cli.add_argument("--stage", choices=names, help=f"with --init: where in the curriculum to begin ({names[-1]})")
     cli.add_argument("--until-stage", choices=names, help="stop where this stage would begin")
-    cli.add_argument("--steps", type=int, default=10**9, help="steps of this run (default: until interrupted)")
-    cli.add_argument(
+    length = cli.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, default=10**9, help="steps of this run (default: until interrupted)")
+    length.add_argument(
         "--minutes", type=float, help="train this long in all, the learning rate falling to zero all the while"
     )
-    cli.add_argument(
+    length.add_argument(
         "--cooldown", type=int, default=0, help="steps over which the learning rate falls to zero; then stop"
     )
     cli.add_argument("--until", type=int, default=0, help="end a cool-down that is under way at this step instead")
@@ -129,6 +142,9 @@ def main() -> None:
     cli.add_argument("--workers", type=int, help="processes that draw samples ahead (default: the preset's)")
     cli.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     args = cli.parse_args()
+    if args.stage and args.init is None:
+        cli.error("--stage is where a run with --init begins: give --init as well")
+    args.stage = args.stage or names[-1]
     preset = PRESETS[args.preset]
     args.processes = args.processes or (os.cpu_count() or 1 if preset.device == "cpu" else 1)
     args.workers = preset.workers if args.workers is None else args.workers

@@ -18,6 +18,7 @@ from pocketvlm.model.checkpoint import save_model
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.model.warm_start import warm_start_compression
 from pocketvlm.processing.tokenizer import Tokenizer
+from recipes.nano import loader
 from recipes.nano.curriculum import CURRICULUM, Stage
 from recipes.nano.data import Collator, TrainingBatch
 from recipes.nano.initialise import initialise
@@ -114,7 +115,7 @@ class Trainer:
     def losses(self, data: TrainingBatch, language: bool) -> dict[str, Tensor]:
         """Cross-entropy of the answers and of the characters in each visual token's cell; "rows" is [answer tokens]
         losses and "right" whether each was the most likely one."""
-        features = self.model.encode_views(data.patches.to(self.device, non_blocking=True), data.views)
+        features = self.model.encode_views(data.patches.to(self.device), data.views)
         losses = {"characters": self.character_loss(features, data.characters.to(self.device))}
         if language:
             hidden = self.model(data.input_ids.to(self.device), data.packed(self.device), features)
@@ -141,7 +142,7 @@ class Trainer:
         if self.schedule.arrive(self.step):
             self.average = 0.0
             if self.stage.inserts:
-                warm_start_compression(self.model.vision_tower)
+                self.insert_compression()
         stage = self.stage
         language = stage.language > 0 and self.step % stage.language == 0
         data = self.next_batch()
@@ -149,10 +150,16 @@ class Trainer:
             losses = self.losses(data, language)
         loss = stage.characters * losses["characters"]
         if language:
-            loss = loss + losses["rows"].mean()
+            # The processes' shares have different lengths: every answer token of the step weighs the same.
+            tokens = torch.tensor(float(len(losses["rows"])), device=self.device)
+            if self.world > 1:
+                dist.all_reduce(tokens)
+            loss = loss + losses["rows"].sum() * self.world / tokens
         loss.backward()
         whole = self.parameters if language else self.tower_parameters
         self.update(self.compression_parameters if stage.learns == "compression" else whole)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or the clock, and with it the deadline, would miss queued work
         self.step += 1
         report = self.report(data, losses, time.perf_counter() - began)
         self.seconds += report.pop("seconds")
@@ -160,9 +167,16 @@ class Trainer:
             watched = report["answers" if language else "characters"]
             self.average = 0.97 * self.average + 0.03 * watched if self.average else watched
             age = self.step - self.schedule.began
-            if (self.average < stage.mark and age > SHORTEST_STAGE) or 0 < stage.steps <= age:
+            if (self.average < stage.mark and age > SHORTEST_STAGE) or 0 < stage.steps <= age + loader.LAG:
                 self.schedule.ask(self.step)
         return report
+
+    def insert_compression(self) -> None:
+        """Start the compression warm, with fresh moments: those of a part that took no part have aged at zero."""
+        warm_start_compression(self.model.vision_tower)
+        for optimiser in self.optimisers:
+            for p in self.model.vision_tower.vit_merger.parameters():
+                optimiser.state.pop(p, None)
 
     def update(self, learning: list[Tensor]) -> None:
         """Average the gradients over the processes and take a step with `learning`."""
@@ -208,7 +222,7 @@ class Trainer:
             "reader": self.reader.state_dict(),
             "optimisers": [o.state_dict() for o in self.optimisers],
             "place": (self.step, self.average, self.seconds, self.cooldown, self.deadline, self.schedule.state()),
-            "run": (self.seed, self.world),
+            "run": self.identity(),
         }
         partial = self.out / "training.pt.partial"
         torch.save(state, partial)
@@ -217,15 +231,23 @@ class Trainer:
         for name in TEXT_FILES:  # so that the folder is a whole checkpoint, as any other
             shutil.copy(ASSETS / name, self.out / "model")
 
+    def identity(self) -> tuple[int, int, list[int]]:
+        """What decides the samples of a step, beside the code: seed, processes, patches of each stage."""
+        return self.seed, self.world, [stage.patches for stage in self.stages]
+
     def resume(self) -> None:
         """Continue with the very next step of an interrupted run, if there is one."""
         path = self.out / "training.pt"
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        if tuple(state["run"]) != (self.seed, self.world):
-            seed, world = state["run"]
-            raise SystemExit(f"{self.out} was begun with --seed {seed} and {world} processes: continue with the same")
+        # On the CPU first: optimisers bring their moments to the device, and leave step counts where they are.
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if tuple(state["run"]) != self.identity():
+            seed, world = state["run"][:2]
+            raise SystemExit(
+                f"{self.out} was begun with --seed {seed}, {world} processes and maybe another --preset: "
+                "continue with the same"
+            )
         self.model.load_state_dict(state["model"])
         self.reader.load_state_dict(state["reader"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):

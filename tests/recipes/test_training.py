@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -265,3 +267,62 @@ def test_curves_are_drawn_from_a_log(tmp_path: Path) -> None:
     )
     curves.draw(read_log(log), tmp_path / "curves.png")
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
+
+
+def test_a_stage_of_so_many_steps_lasts_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.nano.loader.LAG", 2)
+    t = trainer(tmp_path, (Stage("a", WORDS, 60, steps=5), Stage("b", WORDS, 60)))
+    names = []
+    for _ in range(8):
+        t.train_step()
+        names.append(t.stages[t.schedule.stage].name)
+    assert names == ["a"] * 5 + ["b"] * 3
+
+
+def test_insertion_forgets_moments_that_have_aged(tmp_path: Path) -> None:
+    t = trainer(tmp_path)
+    compression = list(t.model.vision_tower.vit_merger.parameters())
+    for p in t.parameters:
+        p.grad = torch.ones_like(p)
+    t.update(t.parameters)
+    assert any(p in o.state for o in t.optimisers for p in compression)
+    t.insert_compression()
+    assert not any(p in o.state for o in t.optimisers for p in compression)
+    others = [p for p in t.model.language_model.parameters()]
+    assert any(p in o.state for o in t.optimisers for p in others)
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "recipes.nano.train", "--processes", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_run_that_begins_at_the_alignment_inserts_the_compression(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    t = trainer(base)
+    torch.nn.init.zeros_(t.model.vision_tower.vit_merger.linear_1.weight)
+    t.save()
+    again = run_command("--out", str(out), "--init", str(base), "--stage", "alignment", "--steps", "1")
+    assert again.returncode == 1
+    assert "give another one" in again.stderr
+    done = run_command("--out", str(out), "--init", str(base), "--stage", "alignment", "--steps", "1", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    tower = load_model(out / "model").vision_tower
+    assert tower.vit_merger.linear_1.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--minutes", "1", "--cooldown", "9"), "not allowed with"),
+        (("--stage", "joint"), "--init"),
+        (("--until", "9", "--steps", "1"), "none is"),
+    ],
+)
+def test_options_that_would_not_be_honoured_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    run = run_command("--out", str(tmp_path / "out"), *arguments)
+    assert run.returncode in (1, 2)
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
