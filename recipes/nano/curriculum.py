@@ -40,8 +40,9 @@ class Stage:
         learns: "all", or "compression": only the early compression and the merger behind the tower.
         inserts: the compression starts warm, from the layer before it, when the stage begins.
         language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
-            from the character boxes: reading is what takes longest, and costs a quarter then.
-        characters: weight of the tower's dense loss.
+            from what its cells show: reading is what takes longest, and costs a quarter then.
+        between: what the tower sees in those steps; `tasks` when empty.
+        cells: weight of the tower's dense losses.
         questions: most questions asked about a sample.
         as_is: share of the small pictures that are not enlarged to a whole view, as inference would: reading is learnt
             from prints, and a strip as it is costs an eighth of one enlarged.
@@ -56,9 +57,18 @@ class Stage:
     learns: Literal["all", "compression"] = "all"
     inserts: bool = False
     language: int = 1
-    characters: float = 0.5
+    between: tuple[Share, ...] = ()
+    cells: float = 0.5
     questions: int = 4
     as_is: float = 0.4
+
+    def has_language(self, step: int) -> bool:
+        """Whether the decoder takes part in this step."""
+        return self.language > 0 and step % self.language == 0
+
+    def tasks_at(self, step: int) -> tuple[Share, ...]:
+        """What the samples of this step are drawn from."""
+        return self.tasks if self.has_language(step) or not self.between else self.between
 
 
 # One word, number or phrase anywhere on a page: what people try first.
@@ -66,6 +76,8 @@ ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
 # The same print on a canvas that is little larger: a quarter of the patches, so four times the reading for the money.
 SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 168), (112, 112), (112, 224), (112, 168)))
 
+# As much print as a view holds: several times the characters of one line for the same patches.
+FULL = dataclasses.replace(LEVELS[3], lines=(6, 9), font_pixels=(14, 40), sizes=((224, 224),))
 
 PAGES = (
     Share("words", SNIPPET, 0.5),
@@ -102,9 +114,23 @@ SEVERAL_PICTURES = (
     Share("pair", 1, 0.02),
     Share("clip", 0, 0.07),
 )
+# For the tower alone: whatever its cells can be asked about, as densely as it comes.
+CELLS = (
+    Share("words", FULL, 0.42),
+    Share("words", SNIPPET, 0.18),
+    Share("words", ONE_LINE, 0.08),
+    Share("paragraph", 0, 0.05),
+    Share("receipt", 0, 0.05),
+    Share("table", 0, 0.04),
+    Share("page", 3, 0.01),
+    Share("shapes", 0, 0.10),
+    Share("shapes", 1, 0.03),
+    Share("screen", 0, 0.08),
+    Share("chart", 0, 0.04),
+)
 
 CURRICULUM: tuple[Stage, ...] = (
-    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, language=0, characters=1.0, as_is=1.0),
+    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, language=0, cells=1.0, as_is=1.0),
     Stage("first words", (Share("words", 0, 1.0),), 1152, 0.50, as_is=1.0),
     Stage("strips", (Share("words", 1, 0.8), Share("words", 0, 0.2)), 1536, 1.00, language=3, as_is=1.0),
     Stage("small pictures", (Share("words", 2, 0.7), Share("words", 1, 0.3)), 2048, 1.25, language=3, as_is=0.7),
@@ -112,7 +138,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns="compression", inserts=True),
     Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
     Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
-    Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID),
+    Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID, language=3, between=CELLS),
 )
 
 

@@ -43,7 +43,11 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
     minutes = [line["seconds"] / 60 for line in lines]
-    for name, label in (("answers", "answers"), ("characters", "characters of the tokens' cells")):
+    for name, label in (
+        ("answers", "answers"),
+        ("characters", "characters of the tokens' cells"),
+        ("objects", "objects in the tokens' cells"),
+    ):
         points = [(m, line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]
         if points:
             above.plot(*zip(*points, strict=True), label=label)

@@ -17,8 +17,9 @@ from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.processing.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.views import View
+from recipes.nano.cells import CellTargets, cell_targets
 from recipes.nano.curriculum import Stage
-from recipes.nano.views import EncodedPicture, character_targets, encode_picture
+from recipes.nano.views import EncodedPicture, encode_picture
 
 # Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
 RARE = frozenset({"absent", "box"})
@@ -33,7 +34,7 @@ class TrainingBatch:
     input_ids: Tensor  # [T]
     targets: Tensor  # [T] id of the next token where it is part of an answer, else -100
     segments: list[Segment]  # one a sample: nothing passes from one to the next
-    characters: Tensor  # [N, SLOTS] classes, for the dense loss
+    cells: CellTargets  # of the N visual tokens, for the dense losses
     tasks: list[str]  # of each sample
 
     def packed(self, device: torch.device | str = "cpu") -> PackedBatch:
@@ -51,14 +52,15 @@ class Collator:
         self.tokenizer, self.config = tokenizer, config
         self.end = tokenizer.control_id("<|im_end|>")
 
-    def __call__(self, stage: Stage, seed: tuple[int, ...], patches: int | None = None) -> TrainingBatch:
-        """Samples of `stage` until they have `patches` patches (the stage's number when None)."""
+    def __call__(self, stage: Stage, seed: tuple[int, ...], patches: int | None = None, step: int = 0) -> TrainingBatch:
+        """Samples of `stage` at its `step` until they have `patches` patches (the stage's number when None)."""
         rng = np.random.default_rng(seed)
-        weights = np.array([share.weight for share in stage.tasks])
+        tasks = stage.tasks_at(step)
+        weights = np.array([share.weight for share in tasks])
         drawn: list[tuple[Sample, list[EncodedPicture], list[Question]]] = []
         wanted = stage.patches if patches is None else patches
         while wanted > 0:
-            share = stage.tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
+            share = tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = make_sample(share.task, (*seed, len(drawn)), "train", share.level)
             pictures = self.encode(sample, stage, rng)
             drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
@@ -108,7 +110,7 @@ class Collator:
     def pack(self, drawn: Sequence[tuple[Sample, Sequence[EncodedPicture], Sequence[Question]]]) -> TrainingBatch:
         ids: list[int] = []
         targets: list[int] = []
-        segments, characters = [], []
+        segments, cells = [], []
         for sample, pictures, questions in drawn:
             began = len(ids)
             text = self.opening(sample, pictures)
@@ -123,8 +125,9 @@ class Collator:
                     targets.append(-100)
                 text = ""
             segments.append(Segment(len(ids) - began))
-            for picture, boxes in zip(pictures, sample.characters, strict=True):
-                characters.append(character_targets(boxes, picture.plan, self.config.patch_size))
+            objects = sample.objects or ((),) * len(pictures)
+            for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
+                cells.append(cell_targets(print_, things, picture.plan, self.config.patch_size))
         pictures_of_all = [picture for _, pictures, _ in drawn for picture in pictures]
         return TrainingBatch(
             torch.cat([picture.patches for picture in pictures_of_all]),
@@ -132,6 +135,6 @@ class Collator:
             torch.tensor(ids),
             torch.tensor(targets),
             segments,
-            torch.cat(characters),
+            CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
             [sample.task for sample, *_ in drawn],
         )

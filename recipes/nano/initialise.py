@@ -34,9 +34,9 @@ def initialise(model: MiniCPMV) -> None:
 
 
 @torch.no_grad()
-def start_from(model: MiniCPMV, reader: nn.Linear, checkpoint: Path, tokenizer: Tokenizer) -> None:
-    """Take over the weights of `checkpoint`: a model's folder, or that of a run (then `reader`, the head of the dense
-    loss, is taken over as well).
+def start_from(model: MiniCPMV, reader: nn.Module, checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Take over the weights of `checkpoint`: a model's folder, or that of a run (then `reader`, the heads of the dense
+    losses, are taken over as well).
 
     Layers that it lacks are added behind its last ones and start as the identity (their residual branches give zero).
     Tokens keep their embeddings by their text; those it lacks start at the mean of the others.

@@ -28,7 +28,7 @@ class Steps(Dataset[TrainingBatch]):
 
     def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
         step, stage = place
-        return self.collate(self.stages[stage], (self.seed, step, self.rank))
+        return self.collate(self.stages[stage], (self.seed, step, self.rank), step=step)
 
 
 class Schedule:

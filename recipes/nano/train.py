@@ -111,7 +111,7 @@ def write_report(trainer: Trainer, means: dict[str, Any], samples_s: float) -> N
         "stage": trainer.stage.name,
         "seconds": round(trainer.seconds),
         "rate": round(trainer.rate(), 4),
-        **{name: round(means[name], 4) for name in ("answers", "characters", "right") if name in means},
+        **{name: round(means[name], 4) for name in ("answers", "characters", "objects", "right") if name in means},
         "samples_s": round(samples_s, 1),
         "tasks": {name: round(value, 3) for name, value in sorted(means.get("tasks", {}).items())},
     }

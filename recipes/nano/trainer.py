@@ -19,13 +19,13 @@ from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.model.warm_start import warm_start_compression
 from pocketvlm.processing.tokenizer import Tokenizer
 from recipes.nano import loader
+from recipes.nano.cells import CellReader
 from recipes.nano.curriculum import CURRICULUM, Stage
 from recipes.nano.data import Collator, TrainingBatch
 from recipes.nano.initialise import initialise
 from recipes.nano.loader import Schedule, Steps, batches
 from recipes.nano.muon import Muon
 from recipes.nano.settings import ASSETS, IMAGE, TEXT_FILES, Optimiser, model_config
-from recipes.nano.views import CLASSES, SLOTS
 
 SHORTEST_STAGE = 60  # steps before the moving average says anything
 
@@ -62,7 +62,7 @@ class Trainer:
         config = model_config(self.tokenizer.vocab_size, *ids)
         self.model = MiniCPMV(config, IMAGE.image_mean, IMAGE.image_std)
         initialise(self.model)
-        self.reader = nn.Linear(config.text.hidden_size, SLOTS * CLASSES)  # training only
+        self.reader = CellReader(config.text.hidden_size)  # training only
         self.model.to(self.device)
         self.reader.to(self.device)
         self.make_optimisers()
@@ -113,10 +113,10 @@ class Trainer:
         return next(self._batches)
 
     def losses(self, data: TrainingBatch, language: bool) -> dict[str, Tensor]:
-        """Cross-entropy of the answers and of the characters in each visual token's cell; "rows" is [answer tokens]
+        """Cross-entropy of the answers and of what stands in each visual token's cell; "rows" is [answer tokens]
         losses and "right" whether each was the most likely one."""
         features = self.model.encode_views(data.patches.to(self.device), data.views)
-        losses = {"characters": self.character_loss(features, data.characters.to(self.device))}
+        losses: dict[str, Tensor] = self.reader(features, data.cells.to(self.device))
         if language:
             hidden = self.model(data.input_ids.to(self.device), data.packed(self.device), features)
             rows = (data.targets >= 0).nonzero().squeeze(1)
@@ -126,16 +126,6 @@ class Trainer:
             losses["right"] = logits.detach().argmax(-1) == targets
         return losses
 
-    def character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
-        """Mean over the cells' slots that matter: every character, and the first "no more characters"."""
-        scores = self.reader(features).view(-1, SLOTS, CLASSES).float()
-        # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
-        weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
-        each = F.cross_entropy(scores.flatten(0, 1), characters.flatten(), reduction="none").view(-1, SLOTS)
-        asked = torch.ones_like(each)
-        asked[:, 1:] = (characters[:, :-1] > 0).float()
-        return (each * asked * weight).sum() / (asked * weight).sum()
-
     def train_step(self) -> dict[str, Any]:
         """One step; returns its losses. "answers" is missing where the decoder took no part."""
         began = time.perf_counter()
@@ -144,11 +134,11 @@ class Trainer:
             if self.stage.inserts:
                 self.insert_compression()
         stage = self.stage
-        language = stage.language > 0 and self.step % stage.language == 0
+        language = stage.has_language(self.step)
         data = self.next_batch()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses = self.losses(data, language)
-        loss = stage.characters * losses["characters"]
+        loss = stage.cells * (losses["characters"] + losses["objects"])
         if language:
             # The processes' shares have different lengths: every answer token of the step weighs the same.
             tokens = torch.tensor(float(len(losses["rows"])), device=self.device)
@@ -200,7 +190,7 @@ class Trainer:
 
     def report(self, data: TrainingBatch, losses: dict[str, Tensor], seconds: float) -> dict[str, Any]:
         """Means over the processes; and of this process alone the loss of each task."""
-        named = {"characters": losses["characters"].detach()}
+        named = {name: losses[name].detach() for name in ("characters", "objects")}
         if "rows" in losses:
             named |= {"answers": losses["rows"].detach().mean(), "right": losses["right"].float().mean()}
         means = torch.stack([*named.values(), torch.tensor(seconds, device=self.device)])

@@ -1,6 +1,6 @@
 """Samples → views: each picture cut as at inference, every view at a rate of compression that is drawn.
 
-Shapes:  P patches of all views · N visual tokens of all views
+Shapes:  P patches of all views
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from torch import Tensor
 from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.processing.image import cut_patches
 from pocketvlm.processing.slicing import SlicePlan, plan_views
-from pocketvlm.synthetic import CharacterBox
 from pocketvlm.synthetic.sample import Picture
 from pocketvlm.views import Size, View
 
-SLOTS = 8  # characters of one visual token that the tower's dense loss asks for
-CLASSES = 96  # printable ASCII, and 0 for "no more characters"
 SMALL = 200 * 200  # pictures below this many pixels may go in as they are
 
 
@@ -83,31 +80,3 @@ def encode_picture(
         views = tuple(View(view.size, "4x" if rng.random() < 0.5 else "16x") for view in plan.views)
         plan = dataclasses.replace(plan, views=views)
     return EncodedPicture(cut_patches(torch.from_numpy(np.array(picture)), plan, config.patch_size), plan)
-
-
-def character_targets(characters: tuple[CharacterBox, ...], plan: SlicePlan, patch: int) -> Tensor:
-    """[N, SLOTS] the printed characters whose middle falls into each visual token's cell, in reading order."""
-    columns = plan.grid[1] if plan.grid else 0
-    targets = []
-    for number, view in enumerate(plan.views):
-        side = 4 if view.downsample_mode == "16x" else 2
-        h, w = view.size.height // side, view.size.width // side
-        # Cells of this view, counted over the whole resized picture.
-        first_row, first_column, size = 0, 0, plan.overview
-        if number:
-            first_row, first_column = (number - 1) // columns * h, (number - 1) % columns * w
-            size = plan.refined or plan.overview
-        down = size.height / plan.image.height / (patch * side)
-        across = size.width / plan.image.width / (patch * side)
-        cells: dict[tuple[int, int], list[int]] = {}
-        for box in characters:
-            y = (box.top + box.bottom) / 2 * down - first_row
-            x = (box.left + box.right) / 2 * across - first_column
-            if 0 <= y < h and 0 <= x < w:
-                cells.setdefault((int(y), int(x)), []).append(ord(box.character) - 31)
-        target = torch.zeros(h, w, SLOTS, dtype=torch.long)
-        for (y, x), classes in cells.items():
-            kept = torch.tensor(classes[:SLOTS])
-            target[y, x, : len(kept)] = kept
-        targets.append(target.flatten(0, 1))
-    return torch.cat(targets)

@@ -16,11 +16,12 @@ from pocketvlm.processing.chat import ChatTemplate
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
+from recipes.nano.cells import COLOUR_NAMES, KINDS, SLOTS, UNKNOWN, CellReader, CellTargets, cell_targets
 from recipes.nano.curriculum import CURRICULUM, Share, Stage
 from recipes.nano.data import Collator, TrainingBatch
 from recipes.nano.settings import ASSETS, IMAGE, Optimiser
 from recipes.nano.trainer import Trainer
-from recipes.nano.views import SLOTS, EncodedPicture, Rates, character_targets, encode_picture
+from recipes.nano.views import EncodedPicture, Rates, encode_picture
 
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
@@ -50,7 +51,7 @@ def test_targets_hold_every_character_of_a_picture_once() -> None:
         sample = make_sample("words", (1, 2), "train", 3)
         (picture,) = encoded(sample, mode)
         assert picture.plan.grid is None
-        targets = character_targets(sample.characters[0], picture.plan, 14)
+        targets = cell_targets(sample.characters[0], (), picture.plan, 14).characters
         kept = sorted(targets[targets > 0].tolist())
         printed = sorted(ord(box.character) - 31 for box in sample.characters[0])
         assert kept == printed or targets[:, SLOTS - 1].any()  # a crowded cell keeps its first characters only
@@ -61,10 +62,49 @@ def test_slices_of_a_picture_see_its_characters_too(mode: str | None) -> None:
     sample = make_sample("receipt", (3, 1), "train", 1)
     (picture,) = encoded(sample, mode)
     assert picture.plan.grid is not None
-    targets = character_targets(sample.characters[0], picture.plan, 14)
+    targets = cell_targets(sample.characters[0], (), picture.plan, 14).characters
     assert len(targets) == sum(view.visual_tokens for view in picture.views)
     slices = targets[picture.views[0].visual_tokens :]
     assert (slices > 0).sum() >= 0.75 * len(sample.characters[0])
+
+
+@pytest.mark.parametrize("mode", ["4x", "16x"])
+@pytest.mark.parametrize("task", ["shapes", "screen", "chart", "pair", "clip"])
+def test_the_overview_tells_every_object_and_where_it_ends(task: str, mode: str) -> None:
+    for seed in range(8):
+        sample = make_sample(task, (4, seed), "train", 0)
+        for picture, boxes in zip(encoded(sample, mode), sample.objects, strict=True):
+            targets = cell_targets((), boxes, picture.plan, 14).objects
+            height, width = picture.plan.image.height, picture.plan.image.width
+            said = {tuple(row) for row in targets.tolist() if row[0] > 0}
+            for box in boxes if mode == "4x" else ():  # at 16x a small one may share its only cell with another
+                edges = (box.left / width, box.top / height, box.right / width, box.bottom / height)
+                row = (KINDS.index(box.kind), COLOUR_NAMES.index(box.colour), *(round(100 * e) for e in edges))
+                assert row in said or min(box.right - box.left, box.bottom - box.top) < 14, box
+            assert len(said) <= len(boxes)
+            assert (targets[:, 0] == UNKNOWN).all() == (not boxes)
+
+
+def test_slices_tell_objects_but_not_where_they_end() -> None:
+    sample = make_sample("shapes", (1, 1), "train", 2)
+    (picture,) = encoded(sample, "4x")
+    assert picture.plan.grid is not None
+    targets = cell_targets((), sample.objects[0], picture.plan, 14).objects
+    slices = targets[picture.views[0].visual_tokens :]
+    assert (slices[:, 0] > 0).any()
+    assert (slices[:, 2:] == UNKNOWN).all()
+
+
+def test_cells_of_pictures_without_objects_do_not_count() -> None:
+    reader, features = CellReader(8), torch.randn(6, 8)
+    nothing = torch.zeros(6, SLOTS, dtype=torch.long)
+    unknown = torch.full((6, 6), UNKNOWN)
+    assert reader(features, CellTargets(nothing, unknown))["objects"] == 0
+    some = unknown.clone()
+    some[0] = torch.tensor([1, 2, 10, 20, 30, 40])
+    some[1] = torch.tensor([0, 0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN])
+    alone = reader(features[:2], CellTargets(nothing[:2], some[:2]))["objects"]
+    torch.testing.assert_close(reader(features, CellTargets(nothing, some))["objects"], alone)
 
 
 @pytest.mark.parametrize("mode", ["4x", "16x"])
@@ -128,6 +168,13 @@ def test_rates_are_drawn_as_the_stage_says() -> None:
     assert {frozenset(m) for m in mixed} == {frozenset(("4x",)), frozenset(("16x",)), frozenset(("4x", "16x"))}
 
 
+def test_steps_without_the_decoder_draw_what_is_between() -> None:
+    stage = Stage("", (Share("words", 0, 1.0),), 60, language=2, between=(Share("shapes", 0, 1.0),))
+    tasks = [set(COLLATE(stage, (0, step), step=step).tasks) for step in range(4)]
+    assert tasks == [{"words"}, {"shapes"}] * 2
+    assert set(COLLATE(dataclasses.replace(stage, between=()), (0, 1), step=1).tasks) == {"words"}
+
+
 def test_small_pictures_are_enlarged_as_often_as_the_stage_says() -> None:
     sample = make_sample("words", (3, 1), "train", 0)  # 56 x 112 pixels: 32 patches
 
@@ -159,7 +206,7 @@ def test_a_step_has_the_patches_it_wants_and_no_sample_more(seed: int, patches: 
     data = COLLATE(CURRICULUM[-1], (0, seed), patches)
     assert len(data.patches) == sum(v.patches for v in data.views) >= patches
     assert len(data.input_ids) == len(data.targets) == sum(s.length for s in data.segments)
-    assert len(data.characters) == sum(v.visual_tokens for v in data.views)
+    assert len(data.cells.characters) == sum(v.visual_tokens for v in data.views)
     assert len(data.segments) == len(data.tasks)
     assert set(data.sample_of_rows()[data.targets >= 0].tolist()) == set(range(len(data.tasks)))
 

@@ -288,7 +288,7 @@ def test_insertion_forgets_moments_that_have_aged(tmp_path: Path) -> None:
     assert any(p in o.state for o in t.optimisers for p in compression)
     t.insert_compression()
     assert not any(p in o.state for o in t.optimisers for p in compression)
-    others = [p for p in t.model.language_model.parameters()]
+    others = list(t.model.language_model.parameters())
     assert any(p in o.state for o in t.optimisers for p in others)
 
 

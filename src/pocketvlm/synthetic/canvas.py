@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from pocketvlm.synthetic.drawing import BLACK, WHITE, Colour, Line, blend, luminance, print_line
 from pocketvlm.synthetic.fonts import Face
-from pocketvlm.synthetic.sample import CharacterBox, Picture
+from pocketvlm.synthetic.sample import CharacterBox, ObjectBox, Picture
 
 PixelBox = tuple[int, int, int, int]
 Point = tuple[float, float]
@@ -29,6 +29,7 @@ class Canvas:
     def __init__(self, background: Picture) -> None:
         self.background = background
         self.image = background.copy()
+        self._objects: list[ObjectBox] = []
         self._lines: list[tuple[int, int, list[CharacterBox]]] = []
 
     @property
@@ -43,6 +44,15 @@ class Canvas:
     def characters(self) -> tuple[CharacterBox, ...]:
         """All that was printed, by baseline, then from the left."""
         return tuple(box for _, _, boxes in sorted(self._lines, key=lambda line: line[:2]) for box in boxes)
+
+    @property
+    def objects(self) -> tuple[ObjectBox, ...]:
+        """All that was marked, in the order of painting."""
+        return tuple(self._objects)
+
+    def mark(self, kind: str, box: PixelBox, colour: str = "") -> None:
+        """Take note that an object stands in `box`; paints nothing."""
+        self._objects.append(ObjectBox(kind, colour, *box))
 
     def fill(self, box: PixelBox, colour: Colour) -> None:
         """Paint `box`; what lies outside the picture is left out."""

@@ -221,8 +221,11 @@ def _paint_upright(canvas: Canvas, chart: Chart, style: Style, area: PixelBox) -
         shade = chart.shades[i]
         if chart.mark == "bar":
             half = slot * style.fullness / 2
-            _paint_bar(canvas, style, (round(x - half), y, round(x + half), bottom), shade)
+            box = (round(x - half), y, round(x + half), bottom)
+            _paint_bar(canvas, style, box, shade)
+            canvas.mark("bar", box)
         else:
+            canvas.mark("point", (round(x - slot / 3), y, round(x + slot / 3), bottom))  # the column beneath it
             if on_right:
                 width = max(2, round(style.thickness))
                 canvas.fill((round(x - width / 2), y, round(x - width / 2) + width, bottom), shade)
@@ -261,7 +264,9 @@ def _paint_lying(canvas: Canvas, chart: Chart, style: Style, area: PixelBox) -> 
         canvas.print(face, tick, _centre(tick, place_of(i * axis.step)), bottom + 4 + round(0.8 * em), style.ink)
     for i, value in enumerate(chart.values):
         y, half = top + slot * (i + 0.5), slot * style.fullness / 2
-        _paint_bar(canvas, style, (left, round(y - half), place_of(value), round(y + half)), chart.shades[i])
+        box = (left, round(y - half), place_of(value), round(y + half))
+        _paint_bar(canvas, style, box, chart.shades[i])
+        canvas.mark("bar", box)
         canvas.print(face, names[i], left - names[i].width - round(0.35 * em), _middle(face, y), style.ink)
         if chart.printed:
             _print_over(canvas, face, texts[i], place_of(value) + 4, _middle(face, y), style.ink)

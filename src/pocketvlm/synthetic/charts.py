@@ -130,7 +130,14 @@ def draw_chart(rng: np.random.Generator, level: ChartLevel, split: Split, task: 
     else:
         raise no_room("chart", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
-    return Sample((image,), ask_about(rng, chart, split, level), task, (canvas.characters,), layout=layout)
+    return Sample(
+        (image,),
+        ask_about(rng, chart, split, level),
+        task,
+        (canvas.characters,),
+        layout=layout,
+        objects=(canvas.objects,),
+    )
 
 
 def _paint(

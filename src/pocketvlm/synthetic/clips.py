@@ -139,17 +139,18 @@ def draw_clip(rng: np.random.Generator, level: ClipLevel, split: Split, task: st
         layout = choose_layout(rng, split, arrangements.TRAIN_LAYOUTS, arrangements.HELDOUT_LAYOUTS)
         frames, story = draw_arrivals(rng, path, layout, size, count, colours, level.pixels, level.arrivals)
         questions = ask_about_arrivals(rng, story)
-    images = []
+    images, objects = [], []
     for figures in frames:
         canvas = Canvas(ground)
         for figure in figures:
             figure.paint(canvas)
         images.append(np.ascontiguousarray(wear(rng, canvas.image, level.wear)))
+        objects.append(canvas.objects)
     lead, rest = questions[0], questions[1:]
     kept = [lead, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if rng.random() < ABSENT_SHARE:
         kept.append(_ask_not_there(rng, story))
-    return Sample(tuple(images), tuple(kept), task, ((),) * count, fps=FPS, layout=path)
+    return Sample(tuple(images), tuple(kept), task, ((),) * count, FPS, path, tuple(objects))
 
 
 def ask_about_motion(rng: np.random.Generator, motion: Motion) -> list[Question]:

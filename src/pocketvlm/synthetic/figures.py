@@ -101,6 +101,7 @@ class Figure:
 
     def paint(self, canvas: Canvas) -> None:
         canvas.lay(self.look.mask, self.left, self.top, self.look.ink)
+        canvas.mark(self.shape, self.box, self.colour)
 
 
 def plural(shape: str) -> str:

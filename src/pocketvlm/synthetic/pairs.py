@@ -290,7 +290,8 @@ def draw_pair(rng: np.random.Generator, level: PairLevel, split: Split, task: st
     canvases = [paint(card, ground) for card, ground in zip(scene.cards, scene.grounds, strict=True)]
     images = tuple(np.ascontiguousarray(wear(rng, canvas.image, level.wear)) for canvas in canvases)
     questions = ask_about(rng, scene, level, split)
-    return Sample(images, questions, task, tuple(canvas.characters for canvas in canvases), layout=form)
+    characters, objects = zip(*((canvas.characters, canvas.objects) for canvas in canvases), strict=True)
+    return Sample(images, questions, task, characters, layout=form, objects=objects)
 
 
 def ask_about(rng: np.random.Generator, scene: Scene, level: PairLevel, split: Split) -> tuple[Question, ...]:

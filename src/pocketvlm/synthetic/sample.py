@@ -27,6 +27,23 @@ class CharacterBox(NamedTuple):
     bottom: float
 
 
+class ObjectBox(NamedTuple):
+    """Something that is no print and the box of its ink, in pixels of the picture; right and bottom are exclusive.
+
+    Attributes:
+        kind: the name of a shape, "button", "field", "box" (to tick), "bar", or "point": the column beneath one in a
+            chart.
+        colour: the name of its colour; empty where it has none with a name.
+    """
+
+    kind: str
+    colour: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
 QuestionKind = Literal["text", "number", "box", "absent", "choice", "long"]
 
 BOX_STEP = 10  # of the 1,000 parts of a side
@@ -61,6 +78,7 @@ class Sample:
         task: the name `make_sample` was asked for.
         characters: of each picture, every printed character but spaces, line by line from the left (dense supervision
             of the tower).
+        objects: of each picture, everything else that is asked about (the same); empty where no such things are drawn.
         fps: frames a second when `images` are the frames of a clip, else None.
         layout: the family of layouts that was drawn; a family belongs to one split only.
     """
@@ -71,6 +89,7 @@ class Sample:
     characters: tuple[tuple[CharacterBox, ...], ...]
     fps: float | None = None
     layout: str = ""
+    objects: tuple[tuple[ObjectBox, ...], ...] = ()
 
     @property
     def image(self) -> Picture:

@@ -143,7 +143,7 @@ def draw_screen(rng: np.random.Generator, level: ScreenLevel, split: Split, task
     canvas = paint(Canvas(ground), title, placed, theme)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
     questions = ask_about(rng, title, placed, level, split, height, width)
-    return Sample((image,), questions, task, (canvas.characters,), layout=layout)
+    return Sample((image,), questions, task, (canvas.characters,), layout=layout, objects=(canvas.objects,))
 
 
 def _draw_theme(rng: np.random.Generator, level: ScreenLevel, split: Split) -> Theme:
@@ -237,6 +237,7 @@ def paint(canvas: Canvas, title: str, elements: list[Element], theme: Theme) -> 
     for element in elements:
         left, top, right, bottom = element.box
         depth, pad = bottom - top, theme.em // 2
+        canvas.mark(element.kind, element.box, element.colour)
         if element.kind == "button":
             shade = COLOURS[element.colour] if element.colour else theme.button
             canvas.fill(element.box, shade)

@@ -147,7 +147,7 @@ def draw_shapes(rng: np.random.Generator, level: ShapeLevel, split: Split, task:
         figure.paint(canvas)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
     questions = ask_about(rng, figures, level, colours, height, width)
-    return Sample((image,), questions, task, ((),), layout=layout)
+    return Sample((image,), questions, task, ((),), layout=layout, objects=(canvas.objects,))
 
 
 def draw_figures(

@@ -1,0 +1,171 @@
+"""Dense supervision: what stands in the cell of each visual token, and the heads that ask the tower for it.
+
+Reading comes several times sooner when each token must say which characters its cell shows, and finding things when it
+must say what covers its cell, in which colour and how far it reaches. Training only: the heads are not published.
+
+Shapes:  N visual tokens of all views · D hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.processing.slicing import SlicePlan
+from pocketvlm.synthetic import CharacterBox
+from pocketvlm.synthetic.figures import COLOURS, SHAPES
+from pocketvlm.synthetic.sample import ObjectBox
+
+SLOTS = 8  # characters of one visual token that are asked for
+CLASSES = 96  # printable ASCII, and 0 for "no more characters"
+KINDS = ("", *SHAPES, "button", "field", "box", "bar", "point")  # "" is no object
+COLOUR_NAMES = ("", *COLOURS)  # "" is none with a name
+STEPS = 100  # places of an edge: parts of the picture's side
+SPREAD = 2.0  # standard deviation of the place that is asked for, in steps: near is nearly right
+COVERED = 0.3  # share of the cell, or of the object, that lies in the other
+UNKNOWN = -1
+
+
+class CellTargets(NamedTuple):
+    """What each visual token should say.
+
+    Attributes:
+        characters: [N, SLOTS] the printed characters whose middle falls into its cell, in reading order.
+        objects: [N, 6] kind, colour, and left, top, right, bottom edge of the object that covers most of its cell;
+            `UNKNOWN` where nothing is known. Edges are places in the whole picture: asked of the overview.
+    """
+
+    characters: Tensor
+    objects: Tensor
+
+    def to(self, device: torch.device | str) -> CellTargets:
+        return CellTargets(self.characters.to(device), self.objects.to(device))
+
+
+class Grid(NamedTuple):
+    """The cells of a view, as [rows, columns] over the resized picture, and the cells of a pixel of the original."""
+
+    rows: int
+    columns: int
+    first_row: int
+    first_column: int
+    down: float
+    across: float
+
+
+def grids(plan: SlicePlan, patch: int) -> Iterator[Grid]:
+    """The cells of each view of `plan`."""
+    slices_across = plan.grid[1] if plan.grid else 0
+    for number, view in enumerate(plan.views):
+        side = 4 if view.downsample_mode == "16x" else 2
+        rows, columns = view.size.height // side, view.size.width // side
+        first_row, first_column, size = 0, 0, plan.overview
+        if number:
+            first_row, first_column = (number - 1) // slices_across * rows, (number - 1) % slices_across * columns
+            size = plan.refined or plan.overview
+        down = size.height / plan.image.height / (patch * side)
+        across = size.width / plan.image.width / (patch * side)
+        yield Grid(rows, columns, first_row, first_column, down, across)
+
+
+def cell_targets(
+    characters: Iterable[CharacterBox], objects: Sequence[ObjectBox], plan: SlicePlan, patch: int
+) -> CellTargets:
+    """Targets of every visual token of a picture. Without `objects` nothing is said about them."""
+    characters = tuple(characters)
+    read, found = [], []
+    for number, grid in enumerate(grids(plan, patch)):
+        read.append(_characters(characters, grid))
+        found.append(_objects(objects, grid, plan, whole=number == 0))
+    return CellTargets(torch.cat(read), torch.cat(found))
+
+
+def _characters(characters: Iterable[CharacterBox], grid: Grid) -> Tensor:
+    cells: dict[tuple[int, int], list[int]] = {}
+    for box in characters:
+        y = (box.top + box.bottom) / 2 * grid.down - grid.first_row
+        x = (box.left + box.right) / 2 * grid.across - grid.first_column
+        if 0 <= y < grid.rows and 0 <= x < grid.columns:
+            cells.setdefault((int(y), int(x)), []).append(ord(box.character) - 31)
+    target = torch.zeros(grid.rows, grid.columns, SLOTS, dtype=torch.long)
+    for (y, x), classes in cells.items():
+        kept = torch.tensor(classes[:SLOTS])
+        target[y, x, : len(kept)] = kept
+    return target.flatten(0, 1)
+
+
+def _objects(objects: Sequence[ObjectBox], grid: Grid, plan: SlicePlan, whole: bool) -> Tensor:
+    target = torch.full((grid.rows, grid.columns, 6), UNKNOWN)
+    if objects:
+        target[..., :2] = 0
+    most = torch.zeros(grid.rows, grid.columns)
+    for box in objects:
+        tall = _overlap(box.top * grid.down - grid.first_row, box.bottom * grid.down - grid.first_row, grid.rows)
+        wide = _overlap(
+            box.left * grid.across - grid.first_column, box.right * grid.across - grid.first_column, grid.columns
+        )
+        covered = tall[:, None] * wide[None]
+        area = (box.bottom - box.top) * grid.down * (box.right - box.left) * grid.across
+        mine = (covered >= COVERED * min(1.0, area)) & (covered > most)
+        most = torch.where(mine, covered, most)
+        edges = [UNKNOWN] * 4
+        if whole:
+            height, width = plan.image.height, plan.image.width
+            shares = (box.left / width, box.top / height, box.right / width, box.bottom / height)
+            edges = [min(STEPS, max(0, round(STEPS * share))) for share in shares]
+        target[mine] = torch.tensor([KINDS.index(box.kind), COLOUR_NAMES.index(box.colour), *edges])
+    return target.flatten(0, 1)
+
+
+def _overlap(start: float, end: float, cells: int) -> Tensor:
+    """[cells] share of each unit cell that lies between `start` and `end`."""
+    low = torch.arange(cells, dtype=torch.float)
+    return (low + 1).clamp(max=end).sub(low.clamp(min=start)).clamp(min=0)
+
+
+class CellReader(nn.Module):
+    """Heads on the visual tokens [N, D] and their losses."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.characters = nn.Linear(hidden, SLOTS * CLASSES)
+        self.parts = (len(KINDS), len(COLOUR_NAMES), 4 * (STEPS + 1))
+        self.objects = nn.Linear(hidden, sum(self.parts))
+        places = torch.arange(STEPS + 1.0)
+        near = torch.exp(-((places[:, None] - places[None]) ** 2) / (2 * SPREAD**2))
+        self.register_buffer("near", near / near.sum(1, keepdim=True), persistent=False)
+
+    def forward(self, features: Tensor, targets: CellTargets) -> dict[str, Tensor]:
+        return {
+            "characters": self.character_loss(features, targets.characters),
+            "objects": self.object_loss(features, targets.objects),
+        }
+
+    def character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
+        """Mean over the cells' slots that matter: every character, and the first "no more characters"."""
+        scores = self.characters(features).view(-1, SLOTS, CLASSES).float()
+        # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
+        weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
+        each = F.cross_entropy(scores.flatten(0, 1), characters.flatten(), reduction="none").view(-1, SLOTS)
+        asked = torch.ones_like(each)
+        asked[:, 1:] = (characters[:, :-1] > 0).float()
+        return (each * asked * weight).sum() / (asked * weight).sum()
+
+    def object_loss(self, features: Tensor, objects: Tensor) -> Tensor:
+        """Mean over the cells of pictures with objects: kind and colour, and the edges where they are known."""
+        known = objects[:, 0] != UNKNOWN
+        if not known.any():
+            return features.sum() * 0
+        objects = objects[known]
+        kinds, colours, edges = self.objects(features[known]).float().split(self.parts, dim=1)
+        weight = (objects[:, 0] > 0).float() * 0.9 + 0.1
+        each = F.cross_entropy(kinds, objects[:, 0], reduction="none")
+        each = each + F.cross_entropy(colours, objects[:, 1], reduction="none")
+        placed = (objects[:, 2] != UNKNOWN).float()
+        wanted = self.get_buffer("near")[objects[:, 2:].clamp(min=0)]
+        off = -(wanted * edges.view(-1, 4, STEPS + 1).log_softmax(-1)).sum(-1).mean(1)
+        return ((each + off * placed) * weight).sum() / weight.sum()
