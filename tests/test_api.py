@@ -11,7 +11,11 @@ import pytest
 from PIL import Image
 
 import pocketvlm
+from pocketvlm.bundle import PRESETS
+from pocketvlm.engine.onnx_runner import ONNXRunner
+from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PocketVLMError, PromptError
+from pocketvlm.export.bundle import write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +139,11 @@ def test_an_option_that_is_not_honoured_is_refused(vlm: pocketvlm.VLM, options: 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"runtime": "onnx"}, ConfigError),
-        ({"quantization": "int8"}, ConfigError),
+        ({"runtime": "tensorrt"}, ConfigError),
+        ({"runtime": "torch", "quantization": "int8"}, ConfigError),
+        ({"runtime": "onnx", "dtype": "bfloat16"}, ConfigError),
+        ({"runtime": "onnx", "device": "meta"}, ConfigError),
+        ({"quantization": "int3"}, ConfigError),
         ({"device": "tpu"}, ConfigError),
         ({"device": "cuda:99"}, ConfigError),
         ({"dtype": "int3"}, ConfigError),
@@ -204,9 +211,42 @@ def test_plan_counts_the_saving_of_early_compression() -> None:
 
 def test_bfloat16_answers_and_keeps_decay_parameters_in_fp32(seeded_checkpoint: Callable[[int], Path]) -> None:
     vlm = pocketvlm.load(seeded_checkpoint(0), dtype="bfloat16")
-    names = dict(vlm.model.named_parameters())
+    names = dict(vlm.runner.model.named_parameters())
     assert {str(p.dtype) for n, p in names.items() if n.endswith(("A_log", "dt_bias"))} == {"torch.float32"}
     assert vlm.ask(picture(), "What is it?", **GREEDY).usage.completion_tokens > 0
+
+
+def test_the_onnx_runtime_gives_the_same_answers(vlm: pocketvlm.VLM, seeded_checkpoint: Callable[[int], Path]) -> None:
+    other = pocketvlm.load(seeded_checkpoint(0), runtime="onnx", quantization="none")
+    assert other.runner.describe().startswith("ONNX Runtime")
+    for options in ({}, {"downsample_mode": "4x"}, {"downsample_mode": "auto", "max_slice_nums": 2}, {"num_beams": 2}):
+        pair = [v.ask(picture(), "What is it?", **GREEDY, **options) for v in (vlm, other)]
+        assert pair[0].token_ids == pair[1].token_ids
+        assert pair[0].usage == pair[1].usage
+
+
+def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = seeded_checkpoint(0)
+    assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+    monkeypatch.setattr("pocketvlm.loading.LARGE", 1)
+    chosen = pocketvlm.load(small, device="cpu")
+    assert isinstance(chosen.runner, ONNXRunner)
+    assert chosen.runner.manifest.quantization == PRESETS["int8"]
+    assert isinstance(pocketvlm.load(small, device="cpu", dtype="float32").runner, TorchRunner)  # asked for
+    assert isinstance(pocketvlm.load(small, device="cpu", runtime="torch").runner, TorchRunner)
+    monkeypatch.setattr("pocketvlm.loading.find_spec", lambda _: None)
+    assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)  # not installed
+
+
+def test_a_bundle_is_a_model(seeded_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:
+    write_bundle(seeded_checkpoint(0), tmp_path / "bundle", PRESETS["int4"])
+    vlm = pocketvlm.load(tmp_path / "bundle")
+    assert vlm.ask(picture(), "What is it?", **GREEDY).usage.completion_tokens > 0
+    for options in ({"runtime": "torch"}, {"quantization": "int8"}, {"dtype": "float16"}):
+        with pytest.raises(ConfigError):
+            pocketvlm.load(tmp_path / "bundle", **options)
+    with pytest.raises(ConfigError, match="PyTorch"):
+        pocketvlm.api.trace(vlm, [{"role": "user", "content": "Hm?"}])
 
 
 def test_an_empty_batch_has_no_answers(vlm: pocketvlm.VLM) -> None:
@@ -214,7 +254,7 @@ def test_an_empty_batch_has_no_answers(vlm: pocketvlm.VLM) -> None:
 
 
 def test_a_trace_over_the_context_is_one_line(vlm: pocketvlm.VLM) -> None:
-    messages = [{"role": "user", "content": "w" * 2 * vlm.model.config.text.max_position_embeddings}]
+    messages = [{"role": "user", "content": "w" * 2 * vlm.config.text.max_position_embeddings}]
     with pytest.raises(PocketVLMError, match="context"):
         pocketvlm.api.trace(vlm, messages)
 

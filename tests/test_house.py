@@ -15,7 +15,7 @@ import pocketvlm
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
-# Imports every module while a finder refuses whatever only an extra would install.
+# Imports every module while a finder refuses whatever only an extra would install: it works, or says which extra.
 IMPORT_ALL = """
 import importlib, pkgutil, re, sys
 from importlib.metadata import distribution, packages_distributions, PackageNotFoundError
@@ -45,9 +45,18 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 assert {"pytest", "transformers"} <= extras and not {"torch", "numpy"} & extras
 import pocketvlm
-for module in pkgutil.walk_packages(pocketvlm.__path__, "pocketvlm."):
+from pocketvlm.errors import MissingExtraError
+
+def says_which_extra(name):
+    if not isinstance(sys.exc_info()[1], MissingExtraError):
+        raise sys.exc_info()[1]
+
+for module in pkgutil.walk_packages(pocketvlm.__path__, "pocketvlm.", says_which_extra):
     if not module.name.endswith(".__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except MissingExtraError:
+            says_which_extra(module.name)
 """
 
 

@@ -26,7 +26,7 @@ def test_its_weights_are_under_20_megabytes() -> None:
 
 
 def test_it_has_every_kind_of_layer_and_early_compression(nano: pocketvlm.VLM) -> None:
-    config = nano.model.config
+    config = nano.config
     assert set(config.text.layer_types) == {"linear_attention", "full_attention"}
     assert 0 <= config.insert_layer_id < config.vision.num_hidden_layers - 1
 

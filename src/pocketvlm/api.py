@@ -9,25 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pocketvlm.config import (
     DownsampleMode,
     ImageConfig,
     ModelConfig,
     check_auto_token_budget,
-    check_device_name,
     check_downsample_mode,
-    check_dtype_name,
 )
 from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.engine.trace import Trace, trace_forward
 from pocketvlm.errors import ConfigError, PromptError
-from pocketvlm.model.checkpoint import load_model
+from pocketvlm.loading import load_runner
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
-from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.image import encode_image, to_reference_layout
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media import ImageSource, is_video, load_image
@@ -207,40 +204,20 @@ def load(
     Args:
         model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
-        runtime: "auto" or "torch"; another runtime is refused until it exists.
-        quantization: "auto" or "none"; likewise.
+        runtime: "torch"; "onnx" (ONNX Runtime, on a CPU; the checkpoint is made into a bundle once, in the cache);
+            "auto": onnx on a CPU for 100 million parameters and more, where it is installed; else torch.
+        quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
+            "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
         dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
-        progress: called with (what, done, in all) while weights load.
+        progress: called with (what, done, in all) while weights load or a bundle is made.
 
     Raises:
         ConfigError, CheckpointError: the model cannot be found or loaded, or an option cannot be honoured.
     """
-    if runtime not in ("auto", "torch"):
-        raise ConfigError(f"runtime={runtime!r} is not available", hint="Use 'auto' or 'torch'.")
-    if quantization not in ("auto", "none"):
-        raise ConfigError(f"quantization={quantization!r} is not available", hint="Use 'auto' or 'none'.")
-    target = _device(device)
     directory = resolve(model)
-    processor = Processor.from_directory(directory)
-    report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
-    weights = load_model(directory, dtype=_dtype(dtype, target), device=target, cpu_kernels=True, progress=report)
-    return VLM(weights, processor, SamplingParams.defaults_in(directory), name=str(model))
-
-
-def _device(name: str) -> torch.device:
-    if check_device_name(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if check_dtype_name(name) == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
+    runner = load_runner(directory, **options, progress=progress)
+    return VLM(runner, Processor.from_directory(directory), SamplingParams.defaults_in(directory), name=str(model))
 
 
 class VLM:
@@ -249,10 +226,11 @@ class VLM:
     checkpoint; what does not exist is refused.
     """
 
-    def __init__(self, model: MiniCPMV, processor: Processor, defaults: Mapping[str, Any], name: str = "") -> None:
-        self.model, self.processor, self.name = model, processor, name
+    def __init__(self, runner: Runner, processor: Processor, defaults: Mapping[str, Any], name: str = "") -> None:
+        self.runner, self.processor, self.name = runner, processor, name
+        self.config = runner.config
         self.defaults = dict(defaults)
-        self.generator = Generator(model)
+        self.generator = Generator(runner)
         #: Called with (what, done, in all) during long prefills; None is silent.
         self.progress: Progress | None = None
 
@@ -392,7 +370,9 @@ def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 
     """
     SamplingParams(max_tokens=max_tokens)
     inputs = vlm.processor(messages, **options)
-    context = vlm.model.config.text.max_position_embeddings
+    if not isinstance(vlm.runner, TorchRunner):
+        raise ConfigError("a trace goes through the PyTorch model", hint="Load it with runtime='torch'.")
+    context = vlm.config.text.max_position_embeddings
     if len(inputs.input_ids) + max_tokens > context:
         raise PromptError(
             f"{len(inputs.input_ids)} tokens and {max_tokens} more are over the model's context of {context}",
@@ -402,7 +382,7 @@ def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 
     tokenizer = vlm.processor.tokenizer
     decode = partial(tokenizer.decode, skip_special=False)
     return trace_forward(
-        vlm.model, inputs.input_ids, inputs.patches, inputs.views, tokenizer.stop_ids, max_tokens, layout, decode
+        vlm.runner.model, inputs.input_ids, inputs.patches, inputs.views, tokenizer.stop_ids, max_tokens, layout, decode
     )
 
 

@@ -63,6 +63,28 @@ def test_ask_passes_picture_options_on(capsys: pytest.CaptureFixture[str], model
     assert tokens("--max-slice-nums", "1") == pocketvlm.plan(500, 640, max_slice_nums=1).visual_tokens < tokens()
 
 
+def test_a_model_is_exported_and_asked(
+    capsys: pytest.CaptureFixture[str], model: str, image: str, tmp_path: Path
+) -> None:
+    bundle = str(tmp_path / "bundle")
+    status, out, _ = run(capsys, "export", "onnx", bundle, "--model", model, "--quantization", "none", "--json")
+    line = json.loads(out)
+    assert status == 0
+    assert line["bytes"] == sum(line["files"].values()) > 0
+    question = ("ask", image, "What is it?", "--json", "--max-tokens", "5", "--temperature", "0")
+    answers = [json.loads(run(capsys, *question, "--model", m)[1])["text"] for m in (model, bundle)]
+    assert answers[0] == answers[1]
+    assert json.loads(run(capsys, "info", "--model", bundle, "--json")[1])["runs_with"].startswith("ONNX Runtime")
+    for wrong in (
+        (bundle,),
+        (str(tmp_path / "new"), "--quantization", "int3"),
+        (str(tmp_path / "new"), "--model", "x"),
+    ):
+        status, out, err = run(capsys, "export", "onnx", *wrong)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert not (tmp_path / "new").exists()
+
+
 def test_ask_searches_with_beams(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:
     arguments = ("ask", image, "What is it?", "--model", model, "--json", "--max-tokens", "4", "--num-beams", "3")
     status, out, _ = run(capsys, *arguments, "--length-penalty", "0.5")
@@ -260,7 +282,7 @@ def test_bars_leave_what_is_printed_alone(
     """On a terminal: an answer is no markup, and goes to stdout, where the bars are not."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    arguments = argparse.Namespace(model=model, device="cpu", dtype="auto")
+    arguments = argparse.Namespace(model=model, device="cpu", dtype="auto", runtime="auto", quantization="auto")
     with loaded(arguments) as vlm:
         assert vlm.progress is not None
         vlm.progress("Reading", 0, 2)

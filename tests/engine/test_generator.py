@@ -18,6 +18,7 @@ from tiny_models import tiny_model, with_text
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.engine.generator import Generator, Request, TokenEvent
 from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import Size, View
@@ -47,7 +48,7 @@ def with_beams(plain: Request, num_beams: int, **options: Any) -> Request:
 
 
 def run(model: MiniCPMV, requests: list[Request], **options: int) -> list[list[int]]:
-    for _ in Generator(model, **options).stream(requests):
+    for _ in Generator(TorchRunner(model), **options).stream(requests):
         pass
     return [r.output_ids for r in requests]
 
@@ -89,7 +90,7 @@ def test_max_tokens_ends_with_length_and_timing_is_complete(model: MiniCPMV) -> 
 def test_a_request_finished_by_its_reader_frees_its_slot(model: MiniCPMV) -> None:
     requests = [request(model, i, 9, 8) for i in range(3)]
     expected = run(model, [request(model, 2, 9, 8)])[0]
-    for event in Generator(model, max_batch=1).stream(requests):
+    for event in Generator(TorchRunner(model), max_batch=1).stream(requests):
         if event.request < 2:
             requests[event.request].finish("stop")
     assert [len(r.output_ids) for r in requests] == [1, 1, 8]
@@ -99,7 +100,9 @@ def test_a_request_finished_by_its_reader_frees_its_slot(model: MiniCPMV) -> Non
 def test_progress_counts_up_to_the_whole_prompt(model: MiniCPMV) -> None:
     seen: list[tuple[int, int]] = []
     requests = [request(model, 0, 50, 1)]
-    for _ in Generator(model, prefill_chunk=16).stream(requests, lambda done, total: seen.append((done, total))):
+    for _ in Generator(TorchRunner(model), prefill_chunk=16).stream(
+        requests, lambda done, total: seen.append((done, total))
+    ):
         pass
     assert seen == [(16, 50), (32, 50), (48, 50), (50, 50)]
 
@@ -150,7 +153,7 @@ def test_the_score_of_beams_is_that_of_their_answer_read_in_one_forward(
     stops = frozenset(range(0, 250, 10))
     one = with_beams(request(model, seed, 20, 12, picture), 4, length_penalty=0.5)
     one.stop_ids = stops
-    for event in Generator(model).stream([one]):
+    for event in Generator(TorchRunner(model)).stream([one]):
         assert event == TokenEvent(0, tuple(one.output_ids), one.finish_reason)
     ids = [*one.input_ids.tolist(), *one.output_ids]
     assert one.patches is not None
@@ -194,7 +197,7 @@ def test_a_request_with_beams_that_its_reader_gave_up_frees_all_its_slots(model:
     requests = [with_beams(given_up, 3), steady, with_beams(waiting, 3)]
     expected = run(model, [request(model, 1, 9, 8), with_beams(request(model, 2, 9, 8), 3)])
     events = []
-    for event in Generator(model, max_batch=4).stream(requests):
+    for event in Generator(TorchRunner(model), max_batch=4).stream(requests):
         events.append(event.request)
         if len(steady.output_ids) == 3:
             given_up.finish("stop")

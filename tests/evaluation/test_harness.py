@@ -15,8 +15,9 @@ from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import LocalModel, Numbered, Reply, messages_of
 from pocketvlm.evaluation.harness import MOST_FAILURES, EvaluationError, evaluate
 from pocketvlm.evaluation.report import HEADINGS, as_json, bootstrap, summarise, table_rows, wilson, wrong
-from pocketvlm.evaluation.results import Record, fingerprint, open_results
+from pocketvlm.evaluation.results import Record, open_results
 from pocketvlm.evaluation.tasks import Clip, Example, ListTask
+from pocketvlm.model.fingerprint import fingerprint
 
 SETTINGS = {"seed": 0, "model": "m"}
 

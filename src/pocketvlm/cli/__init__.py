@@ -16,6 +16,7 @@ COMMANDS = {
     "ask": "answer a question about pictures or a video",
     "chat": "talk about pictures, turn by turn",
     "plan": "show how pictures are sliced, and what that costs",
+    "export": "write a model in the files of other programs",
     "eval": "measure a model or an endpoint on tasks with known answers",
     "info": "show a model, its sizes, and this machine",
     "trace": "save every intermediate of one forward, for people who port the model",

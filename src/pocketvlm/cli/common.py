@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +55,19 @@ VIDEO: dict[str, tuple[type, str]] = {
 }
 
 
+# Where and with which numbers a model runs: options of `load`.
+PLACES = ("device", "dtype", "runtime", "quantization")
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model and where it runs."""
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--runtime", default="auto", help="auto, torch, or onnx (ONNX Runtime, on a CPU)")
+    parser.add_argument(
+        "--quantization", default="auto", help="of the onnx runtime: auto, none, int8, int4, or parts: decoder=int4,…"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, *groups: Mapping[str, tuple[type, str]]) -> None:
@@ -123,13 +131,10 @@ def source(text: str) -> Any:
 
 
 @contextmanager
-def loaded(args: argparse.Namespace) -> Iterator[VLM]:
-    """The model, with progress bars on a terminal while it loads and while it reads long prompts."""
-    from pocketvlm.api import load
-
-    options: dict[str, Any] = {"device": args.device, "dtype": args.dtype}
+def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """What takes (what, done, in all) and shows it on a terminal; None where there is none to show it on."""
     if not sys.stderr.isatty():
-        yield load(args.model, **options)
+        yield None
         return
     from rich.console import Console
     from rich.progress import Progress
@@ -149,11 +154,20 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
             bars.stop()
 
     try:
-        vlm = load(args.model, **options, progress=report)
-        vlm.progress = report
-        yield vlm
+        yield report
     finally:
         bars.stop()
+
+
+@contextmanager
+def loaded(args: argparse.Namespace) -> Iterator[VLM]:
+    """The model, with progress bars on a terminal while it loads and while it reads long prompts."""
+    from pocketvlm.api import load
+
+    with progress_bars() as report:
+        vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
+        vlm.progress = report
+        yield vlm
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import (
     PICTURES,
+    PLACES,
     SAMPLING,
     VIDEO,
     add_json,
@@ -26,8 +27,9 @@ from pocketvlm.cli.common import (
 from pocketvlm.config import check_downsample_mode
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import ConfigError
-from pocketvlm.evaluation.results import fingerprint, open_results
+from pocketvlm.evaluation.results import open_results
 from pocketvlm.evaluation.tasks import Task
+from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.hub import resolve
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 # --seed is that of the examples; answers drawn at random use it too.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "seed"}
 # Options that only one of the two can honour, with what they are when not given.
-_OF_MODELS = {"model": "nano", "device": "auto", "dtype": "auto", "batch_size": 16}
+_OF_MODELS = {"model": "nano", **dict.fromkeys(PLACES, "auto"), "batch_size": 16}
 _OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}
 # Other servers would ignore them without a word.
 _BEAMS = ("num_beams", "length_penalty")
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=500, help="examples a task (default 500)")
     parser.add_argument("--seed", type=int, default=2026, help="draws the examples (default 2026)")
     add_model(parser)
-    parser.set_defaults(model=None, device=None, dtype=None)
+    parser.set_defaults(model=None, **dict.fromkeys(PLACES))
     add_options(parser, PICTURES, VIDEO, _SAMPLING)
     parser.add_argument(
         "--published",
@@ -177,7 +179,8 @@ def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]
         return {"endpoint": args.endpoint, "model": args.endpoint_model}
     read_media(args, [], options)
     directory = resolve(args.model)
-    return {"model": args.model, "weights": fingerprint(directory), "device": args.device, "dtype": args.dtype}
+    where = {name: getattr(args, name) for name in PLACES}
+    return {"model": args.model, "weights": fingerprint(directory), **where}
 
 
 def _evaluate(

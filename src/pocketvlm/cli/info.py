@@ -39,14 +39,21 @@ def gather(model: str) -> dict[str, Any]:
     import torch  # takes seconds: after everything that can be wrong without it
 
     from pocketvlm import __version__
+    from pocketvlm.bundle import Manifest, is_bundle
+    from pocketvlm.loading import describe_choice
     from pocketvlm.model.checkpoint import count_parameters, weight_files
 
+    if is_bundle(directory):
+        weights: dict[str, Any] = {"weights_bytes": sum(Manifest.read(directory).files.values())}
+    else:
+        sizes = sum(f.stat().st_size for f in weight_files(directory))
+        weights = {"parameters": count_parameters(directory), "weights_bytes": sizes}
     kinds = config.text.layer_types
     return {
         "model": model,
         "directory": str(directory),
-        "parameters": count_parameters(directory),
-        "weights_bytes": sum(f.stat().st_size for f in weight_files(directory)),
+        **weights,
+        "runs_with": describe_choice(directory),
         "vision_layers": config.vision.num_hidden_layers,
         "vision_hidden_size": config.vision.hidden_size,
         "early_compression_after_layer": config.insert_layer_id,

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pocketvlm.engine.beam_search import BeamSearch, assign_slots
+from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampler import Sampler
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.errors import PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
 FinishReason = Literal["stop", "length"]
@@ -131,19 +131,20 @@ class _Running:
 
 
 class Generator:
-    """Runs requests on a PyTorch model.
+    """Runs requests.
 
     Args:
         max_batch: sequences that decode together.
-        prefill_chunk: prompt tokens of one forward.
+        prefill_chunk: prompt tokens of one forward; the runner's own number when None.
     """
 
-    def __init__(self, model: MiniCPMV, *, max_batch: int = 16, prefill_chunk: int = 1024) -> None:
-        self.model, self.max_batch, self.prefill_chunk = model, max_batch, prefill_chunk
+    def __init__(self, runner: Runner, *, max_batch: int = 16, prefill_chunk: int | None = None) -> None:
+        self.runner, self.max_batch = runner, max_batch
+        self.prefill_chunk = runner.prefill_chunk if prefill_chunk is None else prefill_chunk
 
     def check(self, request: Request) -> None:
         """`PromptError` when a request cannot fit the model's context."""
-        context = self.model.config.text.max_position_embeddings
+        context = self.runner.config.text.max_position_embeddings
         if not len(request.input_ids):
             raise PromptError("the prompt is empty")
         if len(request.input_ids) >= context:
@@ -179,7 +180,7 @@ class Generator:
             yield from self._choose(running, slots, logits)
 
     def _start(self, requests: Sequence[Request]) -> _Running:
-        text = self.model.config.text
+        text = self.runner.config.text
         sampler = Sampler([r.params for r in requests], [r.input_ids for r in requests], text.vocab_size)
         searches = {
             i: BeamSearch(r.params, r.input_ids, r.stop_ids, self._most_tokens(r), text.vocab_size)
@@ -189,11 +190,10 @@ class Generator:
         widths = [r.params.num_beams for r in requests]
         longest = max(len(r.input_ids) + min(r.params.max_tokens, 256) for r in requests)
         slots = max(*widths, min(self.max_batch, sum(widths)))
-        cache = Cache(text, slots, longest, dtype=self.model.dtype, device=self.model.device)
-        return _Running(requests, sampler, searches, cache)
+        return _Running(requests, sampler, searches, self.runner.make_cache(slots, longest))
 
     def _most_tokens(self, request: Request) -> int:
-        context = self.model.config.text.max_position_embeddings
+        context = self.runner.config.text.max_position_embeddings
         return min(request.params.max_tokens, context - len(request.input_ids))
 
     def _choose(self, running: _Running, slots: range, logits: Tensor) -> Iterator[TokenEvent]:
@@ -240,14 +240,12 @@ class Generator:
         began = time.perf_counter()
         features = self._encode(requests)
         encoded = time.perf_counter()
-        embeddings = [
-            self.model.embed(r.input_ids.to(self.model.device), f) for r, f in zip(requests, features, strict=True)
-        ]
+        embeddings = [self.runner.embed(r.input_ids, f) for r, f in zip(requests, features, strict=True)]
         lengths = [len(e) for e in embeddings]
         for slot in range(first_slot, first_slot + len(requests)):
             cache.reset(slot)
         cache.reserve(max(lengths))
-        last_hidden: dict[int, Tensor] = {}
+        logits: dict[int, Tensor] = {}
         done, total = [0] * len(requests), sum(lengths)
         while any(d < n for d, n in zip(done, lengths, strict=True)):
             room, parts, segments = self.prefill_chunk, [], []
@@ -257,19 +255,19 @@ class Generator:
                     parts.append(b)
                     segments.append(Segment(take, d, first_slot + b))
                     room -= take
-            batch = PackedBatch.of(segments, self.model.device)
+            batch = PackedBatch.of(segments, self.runner.device)
             x = torch.cat([embeddings[b][s.start : s.start + s.length] for b, s in zip(parts, segments, strict=True)])
-            hidden = self.model.language_model(x, batch.positions, batch, cache).index_select(0, batch.last_rows)
-            for row, (b, s) in enumerate(zip(parts, segments, strict=True)):
+            for b, s in zip(parts, segments, strict=True):
                 done[b] = s.start + s.length
-                last_hidden[b] = hidden[row]
+            ended = [i for i, b in enumerate(parts) if done[b] == lengths[b]]
+            scores = self.runner.forward(x, batch, cache, batch.last_rows[ended])
+            logits |= {parts[i]: row for i, row in zip(ended, scores, strict=True)}
             if progress is not None:
                 progress(sum(done), total)
-        logits = self.model.logits(torch.stack([last_hidden[b] for b in range(len(requests))]))
-        ended = time.perf_counter()
+        spent = time.perf_counter() - encoded
         for r in requests:
-            r.timing |= {"encode": encoded - began, "prefill": ended - encoded, "decode": 0.0}
-        return logits
+            r.timing |= {"encode": encoded - began, "prefill": spent, "decode": 0.0}
+        return torch.stack([logits[b] for b in range(len(requests))])
 
     def _encode(self, requests: list[Request]) -> list[Tensor | None]:
         """Features of each request's pictures; all views of all requests in one pass."""
@@ -278,19 +276,19 @@ class Generator:
             return [None] * len(requests)
         patches = torch.cat([r.patches for r in requests if r.patches is not None and len(r.patches)])
         counts = [sum(v.visual_tokens for v in r.views) for r in requests]
-        return list(self.model.encode_views(patches, views).split(counts))
+        return list(self.runner.encode_views(patches, views).split(counts))
 
     def _decode(self, running: _Running) -> Tensor:
         """Logits [B, V] after each sequence's newest token."""
         rows, cache = running.rows, running.cache
         if len(rows) > 1:
-            self.model.prepare_batches()
+            self.runner.prepare_batches()
         began = time.perf_counter()
         starts = cache.lengths[: len(rows)]
         cache.reserve(max(starts) + 1)
-        batch = PackedBatch.of([Segment(1, s, slot) for slot, s in enumerate(starts)], self.model.device)
-        ids = torch.tensor([running.last_token(row) for row in rows], device=self.model.device)
-        logits = self.model.logits(self.model(ids, batch, None, cache))
+        batch = PackedBatch.of([Segment(1, s, slot) for slot, s in enumerate(starts)], self.runner.device)
+        ids = torch.tensor([running.last_token(row) for row in rows])
+        logits = self.runner.forward(self.runner.embed(ids, None), batch, cache, batch.last_rows)
         spent = time.perf_counter() - began
         for i in {row.request for row in rows}:
             running.requests[i].timing["decode"] += spent

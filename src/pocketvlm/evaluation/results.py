@@ -6,7 +6,6 @@ The first line holds the settings under which all others were measured; a file o
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from pocketvlm.evaluation.scoring import METRICS
 
 FORMAT = "pocketvlm eval 1"
 Key = tuple[str, int]
-_SAMPLE, _SAMPLES = 2**16, 256  # bytes of a sample, samples of a file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,22 +104,6 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[ResultFile
         finally:
             if not whole and not records:
                 path.unlink(missing_ok=True)  # nothing came of it
-
-
-def fingerprint(directory: Path) -> str:
-    """A digest of a checkpoint's configuration and weights: the same name may stand for other weights tomorrow.
-
-    Of large files only samples are read: training changes all of a tensor, so gigabytes need not be hashed.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted([*directory.glob("*.json"), *directory.glob("*.safetensors")]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as content:
-            for start in range(0, size, max(_SAMPLE, size // _SAMPLES)):
-                content.seek(start)
-                digest.update(content.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def _read(path: Path, content: bytes, header: str) -> dict[Key, Record]:

@@ -1,0 +1,115 @@
+"""A bundle: a checkpoint made ready for ONNX Runtime, as a directory of graphs and their weights.
+
+`bundle.json` says what is in it; every other file is listed there with its size, so that a bundle that was cut short is
+found out before it is loaded. `export.bundle` writes bundles, `engine.onnx_runner` runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pocketvlm.config import read_json
+from pocketvlm.errors import CheckpointError, ConfigError
+
+FORMAT = 1  # changes whenever bundles written before must be made anew
+MANIFEST = "bundle.json"
+GRAPHS = ("vision", "embedding", "decoder")
+OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits as the graphs use them
+
+Scheme = Literal["fp32", "int8", "int4"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the products of each part are computed.
+
+    Attributes:
+        vision: of tower and merger.
+        decoder: of the decoder's layers.
+        head: of the scores over the vocabulary.
+    """
+
+    vision: Scheme = "fp32"
+    decoder: Scheme = "fp32"
+    head: Scheme = "fp32"
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if getattr(self, part.name) not in SCHEMES:
+                raise ConfigError(
+                    f"{part.name}={getattr(self, part.name)!r} is no quantization", hint=f"Use {', '.join(SCHEMES)}."
+                )
+
+    def __str__(self) -> str:
+        return f"vision {self.vision}, decoder {self.decoder}, head {self.head}"
+
+
+# Named choices. The tower stays at 8 bits in "int4": it is read once a picture, not once a token, and at 4 bits its
+# features lose more than its memory is worth.
+PRESETS: dict[str, Quantization] = {
+    "none": Quantization(),
+    "int8": Quantization("int8", "int8", "int8"),
+    "int4": Quantization("int8", "int4", "int4"),
+}
+
+
+def parse_quantization(text: str) -> Quantization:
+    """A name of `PRESETS`, or parts such as "vision=int8,decoder=int4" (the others stay fp32)."""
+    if text in PRESETS:
+        return PRESETS[text]
+    parts = dict(part.partition("=")[::2] for part in text.split(","))
+    known = {part.name for part in fields(Quantization)}
+    if not parts or not known.issuperset(parts):
+        raise ConfigError(
+            f"quantization={text!r} is unknown",
+            hint=f"Use auto, {', '.join(PRESETS)}, or parts such as vision=int8,decoder=int4,head=int8.",
+        )
+    return Quantization(**parts)  # type: ignore[arg-type]  # checked there
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `bundle.json` says.
+
+    Attributes:
+        source: fingerprint of the checkpoint it was made from.
+        files: name → bytes of every other file.
+    """
+
+    quantization: Quantization
+    source: str
+    files: dict[str, int]
+
+    def write(self, directory: Path) -> None:
+        data = {"format": FORMAT, **asdict(self)}
+        (directory / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of a whole bundle; `CheckpointError` where it is not one."""
+        data: dict[str, Any] = read_json(directory / MANIFEST)
+        if data.get("format") != FORMAT:
+            raise CheckpointError(
+                f"the bundle {directory} has format {data.get('format')!r}, this version reads {FORMAT}",
+                hint="Export it again.",
+            )
+        try:
+            manifest = cls(Quantization(**data["quantization"]), str(data["source"]), dict(data["files"]))
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{directory / MANIFEST} is damaged", hint="Export the bundle again.") from None
+        for name, size in manifest.files.items():
+            path = directory / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                state = "missing" if found is None else f"{found} bytes long instead of {size}"
+                raise CheckpointError(f"{path} is {state}", hint="Export or copy the bundle again.")
+        return manifest
+
+
+def is_bundle(directory: Path) -> bool:
+    """Whether `directory` says that it is a bundle (it may be a damaged one)."""
+    return (directory / MANIFEST).is_file()

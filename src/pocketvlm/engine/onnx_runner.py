@@ -1,0 +1,176 @@
+"""A bundle behind the engine's interface: ONNX Runtime for every product, our cache bound to its inputs and outputs.
+
+Prompts run one sequence at a time, steps all sequences at once. Caches are written where they lie: keys and values
+behind those of before, states over the old ones; nothing is copied from one step to the next.
+
+Shapes:  P patches of all views · N visual tokens · T tokens of all sequences, packed · D hidden · R rows · V vocabulary
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
+from pocketvlm.config import ModelConfig, read_json
+from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.view_packing import nearest_positions, window_order
+from pocketvlm.views import View
+
+PATCHES_AT_ONCE = 4096  # of one run of the tower: more would only take memory
+_NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.uint8: np.uint8}
+
+
+def import_onnxruntime() -> ModuleType:
+    """ONNX Runtime, if it is there and new enough."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "onnx") from None
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < OLDEST_RUNTIME:
+        needed = ".".join(map(str, OLDEST_RUNTIME))
+        raise ConfigError(
+            f"onnxruntime {onnxruntime.__version__} is installed, {needed} or newer is needed",
+            hint="Install it with: pip install -U 'pocketvlm[onnx]'",
+        )
+    return onnxruntime
+
+
+class ONNXRunner:
+    """Runs the bundle in `directory` on the CPU.
+
+    Args:
+        threads: of each product; None is one for each core that this process may use.
+    """
+
+    prefill_chunk = 512
+
+    def __init__(self, directory: Path, *, threads: int | None = None) -> None:
+        self.runtime = import_onnxruntime()
+        self.manifest = Manifest.read(directory)
+        self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
+        self.directory = directory
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.vision, self.embedding, self.decoder = (self._session(name) for name in ("vision", "embedding", "decoder"))
+
+    def _session(self, name: str) -> Any:
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        # Buffers of a prompt are of another size each time; what the arena keeps of them is never given back.
+        options.enable_cpu_mem_arena = name != "vision"
+        try:
+            return self.runtime.InferenceSession(
+                str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no base of their own
+            reason = str(error).splitlines()[0][:200]
+            raise CheckpointError(
+                f"ONNX Runtime cannot load {self.directory / name}.onnx: {reason}", hint="Export the bundle again."
+            ) from None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def describe(self) -> str:
+        return f"ONNX Runtime on {self.threads} threads, {self.manifest.quantization}"
+
+    def make_cache(self, slots: int, capacity: int) -> Cache:
+        return Cache(self.config.text, slots, capacity)
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        if len(patches) != sum(v.patches for v in views):
+            raise PromptError(f"{len(patches)} patches were given for views of {sum(v.patches for v in views)}")
+        pieces = patches.flatten(1).split([v.patches for v in views])
+        by_shape: dict[tuple[str, int, int], list[int]] = {}
+        for i, view in enumerate(views):
+            by_shape.setdefault((view.downsample_mode, view.size.height, view.size.width), []).append(i)
+        features: list[Tensor] = [torch.empty(0)] * len(views)
+        for members in by_shape.values():
+            at_once = max(1, PATCHES_AT_ONCE // views[members[0]].patches)
+            for first in range(0, len(members), at_once):
+                some = members[first : first + at_once]
+                for i, out in zip(some, self._encode_alike([pieces[i] for i in some], views[some[0]]), strict=True):
+                    features[i] = out
+        return torch.cat(features) if features else torch.empty(0, self.config.text.hidden_size)
+
+    def _encode_alike(self, pieces: Sequence[Tensor], view: View) -> Tensor:
+        """Views of one shape and rate: [V, visual tokens, D]."""
+        height, width = view.size.height, view.size.width
+        order = window_order(height, width, view.downsample_mode)
+        buckets = self.config.vision.positions_per_side
+        feeds = {
+            "patches": torch.stack([piece[order] for piece in pieces]).numpy(),
+            "position_ids": nearest_positions(height, width, buckets)[order].numpy(),
+            "compress": np.array(view.downsample_mode == "16x"),
+        }
+        return torch.from_numpy(self.vision.run(["features"], feeds)[0])
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        found = self.embedding.run(["embeddings"], {"input_ids": input_ids.unsqueeze(0).numpy()})[0]
+        x_TD = torch.from_numpy(found)[0]
+        if features is None or not len(features):
+            return x_TD
+        places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+        return x_TD.masked_scatter(places.unsqueeze(-1), features)
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+        scores = torch.empty(len(rows), self.config.text.vocab_size)
+        if batch.is_decode and isinstance(batch.slots, slice):
+            starts = [s.start for s in batch.segments]
+            self._run(x_TD.unsqueeze(1), starts, batch.slots, cache, rows, scores)
+        else:
+            wanted = rows.tolist()
+            for first, s in zip(batch.firsts, batch.segments, strict=True):
+                mine = [i for i, row in enumerate(wanted) if first <= row < first + s.length]
+                own = torch.tensor([wanted[i] - first for i in mine], dtype=torch.int64)
+                out = torch.empty(len(mine), scores.shape[1])
+                x = x_TD[first : first + s.length].unsqueeze(0)
+                self._run(x, [s.start], slice(s.slot, s.slot + 1), cache, own, out)
+                scores[mine] = out
+        for s in batch.segments:
+            cache.lengths[s.slot] = s.start + s.length
+        return scores
+
+    def _run(
+        self, x_BSD: Tensor, starts: list[int], slots: slice, cache: Cache, rows: Tensor, scores_RV: Tensor
+    ) -> None:
+        """The new tokens of the sequences in `slots`, behind their first `starts` tokens."""
+        new = x_BSD.shape[1]
+        begins = torch.tensor(starts)
+        inputs = {
+            "embeddings": x_BSD.contiguous(),
+            "positions": begins[:, None] + torch.arange(new),
+            "rows": rows,
+            "seqlens_k": (begins + new - 1).int(),
+            "total_sequence_length": torch.tensor(max(starts) + new, dtype=torch.int32),
+        }
+        binding = self.decoder.io_binding()
+        nowhere = torch.zeros(1)  # an empty tensor has no address, and one is asked for
+        for name, tensor in inputs.items():
+            address = tensor.data_ptr() or nowhere.data_ptr()
+            binding.bind_input(name, "cpu", 0, _NUMPY[tensor.dtype], tensor.shape, address)
+        address = scores_RV.data_ptr() or nowhere.data_ptr()
+        binding.bind_output("logits", "cpu", 0, np.float32, scores_RV.shape, address)
+        stores = {"key": cache.keys, "value": cache.values, "conv": cache.conv, "recurrent": cache.recurrent}
+        for kind, store in stores.items():
+            for layer, tensor in store.items():
+                part = tensor[slots]
+                place = ("cpu", 0, np.float32, part.shape, part.data_ptr())
+                binding.bind_input(f"past_{kind}.{layer}", *place)
+                binding.bind_output(f"present_{kind}.{layer}", *place)
+        self.decoder.run_with_iobinding(binding)
+
+    def prepare_batches(self) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""Models → files of other programs."""

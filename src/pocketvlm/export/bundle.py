@@ -1,0 +1,177 @@
+"""Checkpoints → bundles: written beside their place and moved there when complete, or kept in the user's cache.
+
+Weights are read from a memory map and quantised while they are written, a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Quantization
+from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.model.checkpoint import load_model, weight_files
+from pocketvlm.model.fingerprint import fingerprint
+from pocketvlm.model.vlm import MiniCPMV
+
+Progress = Callable[[int, int], None]
+
+CACHE_VARIABLE = "POCKETVLM_CACHE"
+# Everything of a checkpoint but its weights: a bundle is a model directory of its own.
+TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
+_NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
+_PARTIAL = ".partial-"
+# Bytes a weight takes in a bundle, scales included; for the free space and the progress bar.
+_BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.63}
+
+
+def cache_directory() -> Path:
+    """Where bundles are kept: $POCKETVLM_CACHE, else pocketvlm in the user's cache."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pocketvlm"
+
+
+def cached_bundle(checkpoint: Path, quantization: Quantization, progress: Progress | None = None) -> Path:
+    """The bundle of this checkpoint in the cache, made now if it is not there, or is damaged or old.
+
+    Processes that want the same one wait for the first.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or there is no room for the bundle.
+    """
+    source = fingerprint(checkpoint)
+    parts = (quantization.vision, quantization.decoder, quantization.head)
+    root = cache_directory() / "onnx"
+    place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{place.name}.lock"):
+            if _is_whole(place, source):
+                return place
+            for left in root.glob(f"{place.name}{_PARTIAL}*"):  # of a process that was killed: the lock is ours
+                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+            write_bundle(checkpoint, place, quantization, progress)
+    except OSError as error:
+        raise CheckpointError(
+            f"no bundle can be kept in {root} ({error.strerror or error})",
+            hint=f"Make room there, or name another folder in {CACHE_VARIABLE}.",
+        ) from None
+    return place
+
+
+def _is_whole(place: Path, source: str) -> bool:
+    try:
+        return Manifest.read(place).source == source
+    except (CheckpointError, ConfigError):
+        return False
+
+
+def write_bundle(checkpoint: Path, out: Path, quantization: Quantization, progress: Progress | None = None) -> Manifest:
+    """Write the bundle of `checkpoint` to the new directory `out`, complete or not at all.
+
+    Args:
+        progress: called with (done, in all), in thousandths.
+
+    Raises:
+        ConfigError: `out` exists and is not an empty directory.
+        CheckpointError: the checkpoint cannot be read, or the disk is full.
+    """
+    importlib.import_module("pocketvlm.export.onnx_graphs")  # or a clear error, before anything is written
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}{_PARTIAL}", dir=out.parent))
+    try:
+        dtype = torch.bfloat16 if _is_bfloat16(checkpoint) else torch.float32
+        model = load_model(checkpoint, dtype=dtype, progress=_between(progress, 0, 0.25))
+        needed = _expected_size(model, quantization)
+        if shutil.disk_usage(partial).free < needed:
+            raise CheckpointError(
+                f"the bundle takes {needed / 1e9:.1f} GB, {partial.parent} has "
+                f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
+                hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
+            )
+        _write_graphs(model, partial, quantization, _between(progress, 0.25, 1))
+        for pattern in TEXT_FILES:
+            for file in sorted(checkpoint.glob(pattern)):
+                if file.name not in _NOT_COPIED:
+                    shutil.copyfile(file, partial / file.name)
+        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        manifest = Manifest(quantization, fingerprint(checkpoint), files)
+        manifest.write(partial)
+        partial.chmod(0o755)
+        partial.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if progress:
+        progress(1000, 1000)  # small tensors stand in the graphs and are not counted
+    return manifest
+
+
+def _between(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """A part of the work, as thousandths of all of it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
+
+
+def _is_bfloat16(checkpoint: Path) -> bool:
+    """Whether no weight would lose anything in bfloat16: then half the memory holds the model."""
+    from safetensors import safe_open
+
+    for file in weight_files(checkpoint):
+        with safe_open(file, framework="pt") as handle:
+            if any(handle.get_slice(name).get_dtype() not in ("BF16", "BOOL") for name in handle.keys()):  # noqa: SIM118
+                return False
+    return True
+
+
+def _graphs(model: MiniCPMV, quantization: Quantization) -> dict[str, Any]:
+    from pocketvlm.export.onnx_graphs.decoder import DecoderGraph
+    from pocketvlm.export.onnx_graphs.embedding import embedding_graph
+    from pocketvlm.export.onnx_graphs.vision import VisionGraph
+
+    return {
+        "vision": VisionGraph(model, quantization.vision).build(),
+        "embedding": embedding_graph(model, half=quantization.head != "fp32"),
+        "decoder": DecoderGraph(model, quantization.decoder, quantization.head).build(),
+    }
+
+
+def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
+    eyes = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
+    table = model.language_model.embed_tokens.weight.numel()
+    layers = sum(p.numel() for p in model.language_model.parameters()) - table
+    embedding = 4 if quantization.head == "fp32" else 2
+    parts = ((eyes, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
+    return int(sum(count * _BYTES[scheme] for count, scheme in parts) + table * embedding)
+
+
+def _write_graphs(model: MiniCPMV, directory: Path, quantization: Quantization, progress: Progress | None) -> None:
+    import onnx_ir as ir
+
+    graphs = _graphs(model, quantization)
+    tensors = [value.const_value for graph in graphs.values() for value in graph.graph.initializers.values()]
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    for name in GRAPHS:
+
+        def count(tensor: Any, _: Any) -> None:
+            nonlocal done
+            done += tensor.nbytes
+            if progress:
+                progress(done, total)
+
+        ir.save(graphs[name], directory / f"{name}.onnx", external_data=f"{name}.data", callback=count, max_workers=1)

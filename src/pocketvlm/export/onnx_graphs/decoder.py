@@ -1,0 +1,251 @@
+"""The decoder as one graph for prompts and for steps: S new tokens of each of B sequences, behind what caches hold.
+
+A prompt is one sequence of many tokens, a step many sequences of one. Keys and values live in preallocated buffers that
+are input and output at once (`GroupQueryAttention` writes the new rows only); conv and recurrent states likewise.
+
+Shapes:  B sequences · S new tokens of each · T = B * S · D hidden · V vocabulary · R rows of wanted logits
+         H query heads · Hk KV heads · E head dim · L capacity of the KV buffers
+         C conv channels · Hv value heads · K key dim · W taps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from pocketvlm.bundle import Scheme
+from pocketvlm.export.onnx_graphs.graph import Array, GraphBuilder
+from pocketvlm.export.onnx_graphs.linear import linear
+from pocketvlm.model.decoder import DecoderLayer, SwiGLU
+from pocketvlm.model.gated_attention import GatedAttention
+from pocketvlm.model.gated_delta_net import GatedDeltaNet
+from pocketvlm.model.vlm import MiniCPMV
+
+FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+L2_EPS = 1e-6  # of the normalised queries and keys of linear attention
+TO_THE_END = 2**62
+
+
+class DecoderGraph:
+    """Writes the graph of `model`'s language model.
+
+    Args:
+        scheme: of the layers' products.
+        head_scheme: of the head.
+    """
+
+    def __init__(self, model: MiniCPMV, scheme: Scheme, head_scheme: Scheme) -> None:
+        self.decoder, self.config = model.language_model, model.config.text
+        self.scheme, self.head_scheme = scheme, head_scheme
+        self.graph = GraphBuilder("decoder")
+
+    def build(self) -> ir.Model:
+        """Inputs: `embeddings` fp32 [B, S, D], `positions` int64 [B, S], `rows` int64 [R] of the T tokens whose logits
+        are wanted, `seqlens_k` int32 [B] (tokens of each sequence with the new ones, less one), `total_sequence_length`
+        int32 [] (of the longest), and the caches of each layer i: `past_key.i`, `past_value.i` [B, Hk, L, E], or
+        `past_conv.i` [B, W - 1, C] and `past_recurrent.i` [B, Hv, K, V].
+
+        Outputs: `logits` fp32 [R, V] and every cache as `present_…`.
+        """
+        g, config = self.graph, self.config
+        x = g.input("embeddings", FLOAT, ("batch", "new", config.hidden_size))
+        positions = g.input("positions", INT64, ("batch", "new"))
+        rows = g.input("rows", INT64, ("rows",))
+        self.seqlens_k = g.input("seqlens_k", INT32, ("batch",))
+        self.total = g.input("total_sequence_length", INT32, ())
+        self.batch_and_new = g.op("Shape", positions)
+        self.rotary = self._rotary_tables(positions)
+        x = g.op("Reshape", x, g.constant([-1, config.hidden_size]))
+        normed = self._rms(x, "layers.0.input_layernorm", self._layer(0).input_layernorm.weight, offset=1.0)
+        for i in range(config.num_hidden_layers):
+            layer = self._layer(i)
+            name = f"layers.{i}"
+            mixed = self._delta_net(i, layer.linear_attn, normed) if layer.is_linear else self._attention(i, normed)
+            weight = layer.post_attention_layernorm.weight
+            normed, x = self._add_rms(x, mixed, f"{name}.post_attention_layernorm", weight)
+            fed = self._mlp(f"{name}.mlp", layer.mlp, normed)
+            after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
+            normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
+        wanted = g.op("Gather", normed, rows, axis=0)
+        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
+        g.output("logits", logits, FLOAT, ("rows", config.vocab_size))
+        # Logits come first, caches after it in the order of the layers.
+        g.outputs.insert(0, g.outputs.pop())
+        return g.model()
+
+    def _layer(self, i: int) -> DecoderLayer:
+        layer = self.decoder.layers[i]
+        assert isinstance(layer, DecoderLayer)
+        return layer
+
+    def _head(self) -> Tensor:
+        head = self.decoder.lm_head
+        weight = self.decoder.embed_tokens.weight if head is None else head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _small(self, name: str, shape: Sequence[int], make: Callable[[], Tensor]) -> ir.Value:
+        """A small fp32 weight."""
+
+        def array() -> Array:
+            return make().detach().float().numpy()
+
+        return self.graph.weight(name, FLOAT, shape, array)
+
+    def _rms(self, x: ir.Value, name: str, weight: Tensor, offset: float = 0.0) -> ir.Value:
+        scale = self._small(f"{name}.weight", tuple(weight.shape), lambda: weight.float() + offset)
+        return self.graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def _add_rms(self, x: ir.Value, y: ir.Value, name: str, weight: Tensor) -> tuple[ir.Value, ir.Value]:
+        """(norm of x + y, x + y)."""
+        scale = self._small(f"{name}.weight", tuple(weight.shape), lambda: weight.float() + 1.0)
+        attributes = {"epsilon": self.config.rms_norm_eps}
+        out = self.graph.contrib("SkipSimplifiedLayerNormalization", x, y, scale, outputs=4, **attributes)
+        return out[0], out[3]
+
+    def _heads(self, x: ir.Value, heads: int, dim: int) -> ir.Value:
+        """[T, heads * dim] to [B, S, heads, dim]."""
+        shape = self.graph.op("Concat", self.batch_and_new, self.graph.constant([heads, dim]), axis=0)
+        return self.graph.op("Reshape", x, shape)
+
+    def _flat(self, x: ir.Value, width: int) -> ir.Value:
+        """[B, S, …] or [T, …] to [B, S, width]."""
+        shape = self.graph.op("Concat", self.batch_and_new, self.graph.constant([width]), axis=0)
+        return self.graph.op("Reshape", x, shape)
+
+    def _rows(self, x: ir.Value, width: int) -> ir.Value:
+        return self.graph.op("Reshape", x, self.graph.constant([-1, width]))
+
+    def _silu(self, x: ir.Value) -> ir.Value:
+        return self.graph.contrib("QuickGelu", x, alpha=1.0)
+
+    def _split(self, x: ir.Value, *widths: int) -> Sequence[ir.Value]:
+        return self.graph.ops("Split", len(widths), x, self.graph.constant(widths), axis=-1)
+
+    def _mlp(self, name: str, mlp: SwiGLU, x: ir.Value) -> ir.Value:
+        g, width = self.graph, self.config.intermediate_size
+        joined = linear(g, f"{name}.gate_up_proj", x, [mlp.gate_proj.weight, mlp.up_proj.weight], self.scheme)
+        gate, up = self._split(joined, width, width)
+        return linear(g, f"{name}.down_proj", g.op("Mul", self._silu(gate), up), [mlp.down_proj.weight], self.scheme)
+
+    def _rotary_tables(self, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Row numbers [B, S] and the cosines and sines [T, rotary dim / 2] that they point at."""
+        g, config = self.graph, self.config
+        exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+        frequency = (1.0 / config.rope_theta**exponent).numpy()
+        column = g.op("Reshape", g.op("Cast", positions, to=FLOAT), g.constant([-1, 1]))
+        angles = g.op("Mul", column, g.constant(frequency, np.float32))
+        count = g.op("ReduceProd", self.batch_and_new, keepdims=0)
+        numbers = g.op("Range", g.constant(0), count, g.constant(1))
+        return g.op("Reshape", numbers, self.batch_and_new), g.op("Cos", angles), g.op("Sin", angles)
+
+    def _attention(self, i: int, x: ir.Value) -> ir.Value:
+        g, attention = self.graph, self._layer(i).self_attn
+        assert isinstance(attention, GatedAttention)
+        name, heads, kv_heads, dim = f"layers.{i}.self_attn", attention.heads, attention.kv_heads, attention.head_dim
+        # Query and gate stand side by side in each head; here all queries, then all gates.
+        q_gate = attention.q_proj.weight.unflatten(0, (heads, 2, dim))
+        queries, gates = (q_gate[:, part].flatten(0, 1) for part in (0, 1))
+        parts = [queries, gates, attention.k_proj.weight, attention.v_proj.weight]
+        joined = linear(g, f"{name}.qkv_proj", x, parts, self.scheme)
+        q, gate, k, v = self._split(joined, heads * dim, heads * dim, kv_heads * dim, kv_heads * dim)
+        q = self._rms(self._heads(q, heads, dim), f"{name}.q_norm", attention.q_norm.weight, 1.0)
+        k = self._rms(self._heads(k, kv_heads, dim), f"{name}.k_norm", attention.k_norm.weight, 1.0)
+        q, k = self._rotate(self._flat(q, heads * dim), heads), self._rotate(self._flat(k, kv_heads * dim), kv_heads)
+        shape = ("batch", kv_heads, "capacity", dim)
+        past = [g.input(f"past_{kind}.{i}", FLOAT, shape) for kind in ("key", "value")]
+        out, *present = g.contrib(
+            "GroupQueryAttention",
+            q,
+            k,
+            self._flat(v, kv_heads * dim),
+            *past,
+            self.seqlens_k,
+            self.total,
+            outputs=3,
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+        )
+        for kind, value in zip(("key", "value"), present, strict=True):
+            g.output(f"present_{kind}.{i}", value, FLOAT, shape)
+        gated = g.op("Mul", self._rows(out, heads * dim), g.op("Sigmoid", gate))
+        return linear(g, f"{name}.o_proj", gated, [attention.o_proj.weight], self.scheme)
+
+    def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
+        attributes = {"num_heads": heads, "rotary_embedding_dim": self.config.rotary_dim}
+        return self.graph.contrib("RotaryEmbedding", x, *self.rotary, **attributes)
+
+    def _delta_net(self, i: int, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
+        g, name = self.graph, f"layers.{i}.linear_attn"
+        heads, value_dim = net.value_heads, net.value_dim
+        joined = linear(g, f"{name}.in_proj", x, [net.in_proj_qkv.weight, net.in_proj_z.weight], self.scheme)
+        mixed, z = self._split(joined, net.channels, heads * value_dim)
+        # Decay and update rate steer a state that lasts for the whole sequence: 2 * Hv rows, always in fp32.
+        gates = linear(g, f"{name}.gates", x, [net.in_proj_b.weight, net.in_proj_a.weight], "fp32")
+        b, a = self._split(gates, heads, heads)
+        beta = g.op("Sigmoid", b)
+        biased = g.op("Add", a, self._small(f"{name}.dt_bias", (heads,), lambda: net.dt_bias))
+        rate = self._small(f"{name}.decay", (heads,), lambda: -net.A_log.float().exp())
+        decay = g.op("Mul", g.op("Softplus", biased), rate)
+        q, k, v = self._convolve(i, net, mixed)
+        state_shape = ("batch", heads, net.key_dim, value_dim)
+        past = g.input(f"past_recurrent.{i}", FLOAT, state_shape)
+        out, present = g.contrib(
+            "LinearAttention",
+            q,
+            k,
+            v,
+            past,
+            self._flat(decay, heads),
+            self._flat(beta, heads),
+            outputs=2,
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=net.key_dim**-0.5,
+            update_rule="gated_delta",
+        )
+        g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
+        normed = self._rms(self._rows(out, value_dim), f"{name}.norm", net.norm.weight)
+        gated = g.op("Mul", self._rows(normed, heads * value_dim), self._silu(z))
+        return linear(g, f"{name}.out_proj", gated, [net.out_proj.weight], self.scheme)
+
+    def _convolve(self, i: int, net: GatedDeltaNet, mixed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """[T, C] to queries, keys (both normalised) and values [B, S, …], by shifted products: ONNX Runtime's fused
+        convolution takes three to four times as long, for prompts as for steps."""
+        g, keep = self.graph, net.taps - 1
+        shape = ("batch", keep, net.channels)
+        past = g.input(f"past_conv.{i}", FLOAT, shape)
+        extended = g.op("Concat", past, self._flat(mixed, net.channels), axis=1)
+        axis, end = g.constant([1]), g.constant([TO_THE_END])
+        g.output(f"present_conv.{i}", g.op("Slice", extended, g.constant([-keep]), end, axis), FLOAT, shape)
+        total: ir.Value | None = None
+        for tap in range(net.taps):
+            until = end if tap == keep else g.constant([tap - keep])
+            window = g.op("Slice", extended, g.constant([tap]), until, axis)
+            weight = self._small(f"layers.{i}.conv.{tap}", (net.channels,), _column(net.conv1d.weight, tap))
+            term = g.op("Mul", window, weight)
+            total = term if total is None else g.op("Add", total, term)
+        assert total is not None
+        width = net.key_heads * net.key_dim
+        q, k, v = self._split(self._silu(total), width, width, net.value_heads * net.value_dim)
+        return self._normalised(net, q), self._normalised(net, k), v
+
+    def _normalised(self, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
+        """Each head at length one: an RMS norm whose weight undoes the square root of the dimension."""
+        g, dim = self.graph, net.key_dim
+        scale = g.constant(np.full(dim, dim**-0.5), np.float32)
+        heads = self._heads(x, net.key_heads, dim)
+        normed = g.op("SimplifiedLayerNormalization", heads, scale, axis=-1, epsilon=L2_EPS / dim)
+        if net.value_heads != net.key_heads:
+            copies = net.value_heads // net.key_heads
+            wide = g.op("Unsqueeze", normed, g.constant([3]))
+            normed = g.op("Expand", wide, g.constant([1, 1, 1, copies, 1]))
+        return self._flat(normed, net.value_heads * dim)
+
+
+def _column(weight: Tensor, tap: int) -> Callable[[], Tensor]:
+    return lambda: weight[:, 0, tap]

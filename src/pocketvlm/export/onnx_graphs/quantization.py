@@ -1,0 +1,99 @@
+"""Weights of linear layers in fewer bits, a few thousand rows at a time: the head alone is a gigabyte in fp32.
+
+Weights come as PyTorch keeps them, [N, K] (outputs, inputs), in pieces that lie one below the other.
+
+Shapes:  N outputs · K inputs · B blocks of the inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+BLOCK = 32  # inputs that share a scale in 4 bits
+ROWS = 4096  # outputs at once
+
+Array = NDArray[Any]
+
+
+class Once:
+    """Two arrays that are made together and asked for one by one, in any order; neither is kept longer than needed."""
+
+    def __init__(self, make: Callable[[], tuple[Array, Array]]) -> None:
+        self.make = make
+        self.left: dict[int, Array] = {}
+
+    def __call__(self, part: int) -> Array:
+        if part not in self.left:
+            self.left = dict(enumerate(self.make()))
+        return self.left.pop(part)
+
+
+def rows_of(pieces: Sequence[Tensor], count: int = ROWS) -> Iterator[tuple[slice, Tensor]]:
+    """(place, fp32 rows) of all pieces, at most `count` rows each."""
+    first = 0
+    for piece in pieces:
+        for rows in piece.detach().split(count):
+            yield slice(first, first + len(rows)), rows.float()
+            first += len(rows)
+
+
+def size_of(pieces: Sequence[Tensor]) -> tuple[int, int]:
+    """(N, K) of all pieces together."""
+    return sum(len(piece) for piece in pieces), pieces[0].shape[1]
+
+
+def as_fp32(pieces: Sequence[Tensor]) -> Array:
+    """[N, K]"""
+    out = np.empty(size_of(pieces), np.float32)
+    for place, rows in rows_of(pieces):
+        out[place] = rows.numpy()
+    return out
+
+
+def as_int8(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
+    """Symmetric, a scale for each output: int8 [K, N] (as ONNX multiplies) and fp32 [N]."""
+    outputs, inputs = size_of(pieces)
+    values, scales = np.empty((inputs, outputs), np.int8), np.empty(outputs, np.float32)
+    for place, rows in rows_of(pieces):
+        scale = rows.abs().amax(1).clamp(min=1e-12) / 127
+        values[:, place] = (rows / scale[:, None]).round().to(torch.int8).T.numpy()
+        scales[place] = scale.numpy()
+    return values, scales
+
+
+def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
+    """A scale for each block of `BLOCK` inputs; values 0 to 15 stand for -8 to 7 times the scale.
+
+    The scale is signed, so that the value of largest magnitude becomes -8, which has no positive twin: half a step more
+    range for the same bits (as in the 4-bit blocks of GGML).
+
+    Returns:
+        uint8 [N, B, BLOCK / 2], two values a byte with the first in the low half; fp32 [N, B].
+    """
+    outputs, inputs = size_of(pieces)
+    blocks = inputs // BLOCK
+    values, scales = np.empty((outputs, blocks, BLOCK // 2), np.uint8), np.empty((outputs, blocks), np.float32)
+    for place, rows in rows_of(pieces):
+        parts = rows.unflatten(1, (blocks, BLOCK))
+        scale = parts.gather(2, parts.abs().argmax(2, keepdim=True)) / -8
+        steps = (parts / torch.where(scale == 0, 1.0, scale)).round_().add_(8).clamp_(0, 15).to(torch.uint8)
+        values[place] = (steps[..., 0::2] | (steps[..., 1::2] << 4)).numpy()
+        scales[place] = scale.squeeze(2).numpy()
+    return values, scales
+
+
+def from_int8(values: Array, scales: Array) -> Array:
+    """The weights [N, K] that `as_int8` stands for."""
+    return (values.astype(np.float32) * scales).T
+
+
+def from_int4(values: Array, scales: Array) -> Array:
+    """The weights [N, K] that `as_int4` stands for."""
+    steps = np.stack([values & 15, values >> 4], axis=-1).reshape(*values.shape[:2], -1).astype(np.float32) - 8
+    return (steps * scales[..., None]).reshape(len(values), -1)

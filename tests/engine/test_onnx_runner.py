@@ -1,0 +1,179 @@
+"""The second runtime gives what the first one gives: features, scores, states and greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from invariants import DECODER_TOLERANCE, assert_close, relative_error, same_cache
+from tiny_models import MODES, prompt_with_views, random_patches, random_text, view, view_lists
+
+from pocketvlm.bundle import PRESETS
+from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.onnx_runner import ONNXRunner
+from pocketvlm.engine.runner import Runner
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.errors import PromptError
+from pocketvlm.export.bundle import write_bundle
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.hub import resolve
+from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.views import View
+
+
+@pytest.fixture(scope="module")
+def checkpoint0(seeded_checkpoint: Callable[[int], Path]) -> Path:
+    return seeded_checkpoint(0)
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint0: Path) -> TorchRunner:
+    return TorchRunner(load_model(checkpoint0))
+
+
+@pytest.fixture(scope="module")
+def onnx(checkpoint0: Path, tmp_path_factory: pytest.TempPathFactory) -> ONNXRunner:
+    out = tmp_path_factory.mktemp("bundles") / "none"
+    write_bundle(checkpoint0, out, PRESETS["none"])
+    return ONNXRunner(out, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():  # type: ignore[no-untyped-def]
+    with torch.inference_mode():
+        yield
+
+
+def run(runner: Runner, cache: Cache, segments: list[Segment], ids: list[list[int]], rows: list[int]) -> torch.Tensor:
+    """Scores of `rows` after the new tokens of each segment."""
+    batch = PackedBatch.of(segments)
+    cache.reserve(max(s.start + s.length for s in segments))
+    x = runner.embed(torch.tensor([i for part in ids for i in part]), None)
+    return runner.forward(x, batch, cache, torch.tensor(rows, dtype=torch.int64))
+
+
+@settings(max_examples=15)
+@given(views=view_lists(), seed=st.integers(0, 3))
+def test_features_of_views_of_any_shapes_and_rates(
+    plain: TorchRunner, onnx: ONNXRunner, views: list[View], seed: int
+) -> None:
+    patches = random_patches(views, seed)
+    assert_close(onnx.encode_views(patches, views), plain.encode_views(patches, views))
+
+
+def test_many_views_are_encoded_a_few_at_a_time(
+    plain: TorchRunner, onnx: ONNXRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketvlm.engine.onnx_runner.PATCHES_AT_ONCE", 100)
+    views = [view(8, 8, mode) for mode in ("4x", "16x", "4x", "4x", "16x")]
+    patches = random_patches(views)
+    assert_close(onnx.encode_views(patches, views), plain.encode_views(patches, views))
+
+
+def test_no_views_and_wrong_patches(onnx: ONNXRunner) -> None:
+    assert onnx.encode_views(random_patches([]), []).shape == (0, onnx.config.text.hidden_size)
+    with pytest.raises(PromptError, match="16 patches were given for views of 64"):
+        onnx.encode_views(random_patches([view(4, 4)]), [view(8, 8)])
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 3, 17, 63, 64, 65, 90]), min_size=1, max_size=4),
+    cut=st.integers(1, 60),
+    steps=st.integers(1, 4),
+)
+def test_prompts_in_chunks_and_steps_of_unequal_sequences(
+    plain: TorchRunner, onnx: ONNXRunner, lengths: list[int], cut: int, steps: int
+) -> None:
+    caches = [runner.make_cache(len(lengths), 8) for runner in (plain, onnx)]
+    prompts = [random_text(n, seed=n + b) for b, n in enumerate(lengths)]
+
+    def both(segments: list[Segment], ids: list[list[int]], rows: list[int]) -> None:
+        expected, got = (run(r, c, segments, ids, rows) for r, c in zip((plain, onnx), caches, strict=True))
+        if rows:
+            assert_close(got, expected, DECODER_TOLERANCE)
+
+    first = [Segment(min(cut, n), 0, b) for b, n in enumerate(lengths)]
+    both(first, [p[:cut] for p in prompts], [])
+    rest = [Segment(n - cut, cut, b) for b, n in enumerate(lengths) if n > cut]
+    if rest:
+        both(rest, [p[cut:] for p in prompts if len(p) > cut], list(range(sum(s.length for s in rest))))
+    for step in range(steps):
+        new = [Segment(1, n + step, b) for b, n in enumerate(lengths)]
+        both(new, [random_text(1, seed=b + step) for b in range(len(lengths))], list(range(len(lengths))))
+    assert caches[0].lengths == caches[1].lengths
+    for slot in range(len(lengths)):
+        same_cache(caches[1], caches[0], slot)
+
+
+def test_a_step_of_slots_that_are_no_neighbours(plain: TorchRunner, onnx: ONNXRunner) -> None:
+    outs = []
+    for runner in (plain, onnx):
+        cache = runner.make_cache(3, 16)
+        run(runner, cache, [Segment(5, 0, slot) for slot in range(3)], [random_text(5, s) for s in range(3)], [0])
+        outs.append(run(runner, cache, [Segment(1, 5, 2), Segment(1, 5, 0)], [[7], [9]], [0, 1]))
+    assert_close(outs[1], outs[0], DECODER_TOLERANCE)
+
+
+def requests(seeds: list[int], picture: View | None, tokens: int = 6) -> list[Request]:
+    made = []
+    for seed in seeds:
+        params = SamplingParams(temperature=0, max_tokens=tokens)
+        views = [picture] if picture else []
+        ids = prompt_with_views(views, before=3 + seed % 20, after=5, seed=seed)
+        patches = random_patches(views, seed) if views else None
+        made.append(Request(torch.tensor(ids), params, frozenset(), patches, views))
+    return made
+
+
+@settings(max_examples=10)
+@given(
+    seeds=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    picture=st.one_of(st.none(), st.builds(view, st.sampled_from([4, 8]), st.sampled_from([4, 8]), MODES)),
+    max_batch=st.integers(1, 4),
+    chunk=st.sampled_from([7, 512]),
+)
+def test_greedy_tokens(
+    plain: TorchRunner, onnx: ONNXRunner, seeds: list[int], picture: View | None, max_batch: int, chunk: int
+) -> None:
+    answers = []
+    for runner in (plain, onnx):
+        asked = requests(seeds, picture)
+        for _ in Generator(runner, max_batch=max_batch, prefill_chunk=chunk).stream(asked):
+            pass
+        answers.append([r.output_ids for r in asked])
+    assert answers[0] == answers[1]
+
+
+def test_beams(plain: TorchRunner, onnx: ONNXRunner) -> None:
+    answers = []
+    for runner in (plain, onnx):
+        (asked,) = requests([3], view(8, 8))
+        asked.params = SamplingParams(temperature=0, max_tokens=6, num_beams=3)
+        for _ in Generator(runner).stream([asked]):
+            pass
+        answers.append(asked.output_ids)
+    assert answers[0] == answers[1]
+
+
+def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
+
+
+@pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.999, 0.999), ("int4", 0.999, 0.99)])
+def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float, scores: float) -> None:
+    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name])
+    small, full = ONNXRunner(tmp_path / name, threads=1), TorchRunner(load_model(resolve("nano")))
+    views = [view(8, 8), view(8, 12, "4x")]
+    patches = random_patches(views)
+    assert cosine(small.encode_views(patches, views), full.encode_views(patches, views)) > features
+    ids = random_text(60, 5)
+    got, expected = (run(r, r.make_cache(1, 64), [Segment(60)], [ids], list(range(60))) for r in (small, full))
+    assert cosine(got, expected) > scores
+    assert relative_error(got, expected) > 1e-5  # it is really quantised

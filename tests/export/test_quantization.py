@@ -1,0 +1,74 @@
+"""Weights in fewer bits: never further off than half a step, the same however they are cut into pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketvlm.export.onnx_graphs import quantization
+from pocketvlm.export.onnx_graphs.quantization import BLOCK, Once, as_fp32, as_int4, as_int8, from_int4, from_int8
+
+
+def weights(outputs: int, blocks: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.rand(outputs, 1, generator=generator) * 3
+    return torch.randn(outputs, blocks * BLOCK, generator=generator) * scales
+
+
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(0, 99))
+
+
+@given(SHAPES)
+def test_int8_is_off_by_half_a_step_of_its_output_at_most(shape: tuple[int, int, int]) -> None:
+    w = weights(*shape)
+    values, scales = as_int8([w])
+    assert values.shape == w.T.shape
+    assert np.abs(values).max(initial=0) <= 127
+    assert (np.abs(from_int8(values, scales) - w.numpy()) <= scales[:, None] * 0.501).all()
+
+
+@given(SHAPES)
+def test_int4_is_off_by_half_a_step_of_its_block_and_by_one_at_the_far_end(shape: tuple[int, int, int]) -> None:
+    w = weights(*shape)
+    values, scales = as_int4([w])
+    error = np.abs(from_int4(values, scales) - w.numpy()).reshape(*scales.shape, BLOCK)
+    steps = np.abs(scales)[..., None]
+    # Of the two ends only the one of larger magnitude has a value of its own.
+    far = (w.numpy().reshape(error.shape) / scales[..., None]) > 7.5
+    assert (error <= steps * np.where(far, 1.001, 0.501) + 1e-7).all()
+    largest = np.abs(w.numpy()).reshape(error.shape).argmax(-1)[..., None]
+    assert (np.take_along_axis(error, largest, -1) <= steps * 1e-5).all()
+
+
+@given(SHAPES, st.integers(1, 5))
+def test_pieces_are_one_matrix_whatever_the_rows_at_once(shape: tuple[int, int, int], rows: int) -> None:
+    w = weights(*shape)
+    cut = len(w) // 2
+    for make in (as_int8, as_int4):
+        whole = make([w])
+        pieces = make([w[:cut], w[cut:]]) if cut else make([w])
+        for one, other in zip(whole, pieces, strict=True):
+            assert np.array_equal(one, other)
+    some = list(quantization.rows_of([w], rows))
+    assert np.array_equal(np.concatenate([part.numpy() for _, part in some]), as_fp32([w]))
+
+
+def test_zeros_stay_zeros() -> None:
+    w = torch.zeros(3, BLOCK)
+    assert not from_int8(*as_int8([w])).any()
+    assert not from_int4(*as_int4([w])).any()
+
+
+def test_what_is_made_together_is_made_once_for_both() -> None:
+    made = []
+
+    def make() -> tuple[np.ndarray, np.ndarray]:
+        made.append(1)
+        return np.zeros(1), np.ones(1)
+
+    once = Once(make)
+    assert (once(1)[0], once(0)[0], len(made)) == (1, 0, 1)
+    assert not once.left
+    assert (once(0)[0], len(made)) == (0, 2)
