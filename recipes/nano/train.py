@@ -50,7 +50,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
     )
     if args.init is not None and not (args.out / "training.pt").is_file():
         refuse_samples_again(args.init, args.seed)
-        start_from(trainer.model, trainer.reader, args.init, trainer.tokenizer)
+        start_from(trainer.model, trainer.reader, args.init, trainer.tokenizer, add_positions=args.add_positions)
         trainer.schedule.next = (0, curriculum.stage_number(args.stage))  # arrives with step 0, insertion and all
     trainer.resume()
     if trainer.step == 0 and rank == 0:
@@ -126,6 +126,7 @@ def main() -> None:
     cli.add_argument("--seed", type=int, default=0)
     cli.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
     cli.add_argument("--init", type=Path, help="begin with the weights of this model, or of this run")
+    cli.add_argument("--add-positions", action="store_true", help="with --init, for a model from before position waves")
     names = [stage.name for stage in curriculum.CURRICULUM]
     cli.add_argument("--stage", choices=names, help=f"with --init: where in the curriculum to begin ({names[-1]})")
     cli.add_argument("--until-stage", choices=names, help="stop where this stage would begin")
@@ -144,6 +145,8 @@ def main() -> None:
     args = cli.parse_args()
     if args.stage and args.init is None:
         cli.error("--stage is where a run with --init begins: give --init as well")
+    if args.add_positions and args.init is None:
+        cli.error("--add-positions is for a run with --init; others have them from the start")
     args.stage = args.stage or names[-1]
     preset = PRESETS[args.preset]
     args.processes = args.processes or (os.cpu_count() or 1 if preset.device == "cpu" else 1)

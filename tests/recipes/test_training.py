@@ -19,7 +19,7 @@ from recipes.nano import curves
 from recipes.nano import trainer as trainer_module
 from recipes.nano.curriculum import COMPRESSED, CURRICULUM, Share, Stage, scaled, stage_number
 from recipes.nano.curves import read_log
-from recipes.nano.initialise import RESIDUAL_OUTPUTS, start_from
+from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
 from recipes.nano.loader import LAG, Schedule, Steps, batches
 from recipes.nano.muon import orthogonalise
 from recipes.nano.settings import ASSETS, Optimiser
@@ -326,3 +326,20 @@ def test_options_that_would_not_be_honoured_are_refused(
     assert run.returncode in (1, 2)
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_position_waves_tell_every_place_and_can_be_added(tmp_path: Path) -> None:
+    t = trainer(tmp_path / "run")
+    waves = position_waves(t.model)
+    side = t.model.config.vision.positions_per_side
+    apart = torch.cdist(waves, waves) + torch.eye(len(waves)) * 9
+    assert apart.min() > 0.1
+    # Neighbours are alike, rows and columns equally strong.
+    table = waves.view(side, side, -1)
+    assert (table[1:] - table[:-1]).norm(dim=-1).mean() < 0.3 * apart.mean()
+    rows, columns = table.mean(1).norm(), table.mean(0).norm()
+    assert 0.9 < rows / columns < 1.1
+    start_from(t.model, t.reader, ASSETS, t.tokenizer)
+    before = t.model.vision_tower.position_embedding.weight.clone()
+    start_from(t.model, t.reader, ASSETS, t.tokenizer, add_positions=True)
+    torch.testing.assert_close(t.model.vision_tower.position_embedding.weight - before, waves)

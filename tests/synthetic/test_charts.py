@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic import charts
+from pocketvlm.synthetic import charts, make_sample
 from pocketvlm.synthetic.canvas import Canvas
 from pocketvlm.synthetic.chart_drawing import (
     HELDOUT_LAYOUTS,
@@ -234,3 +234,8 @@ def test_smooth_shapes_cover_their_area_and_stay_in_the_picture():
     assert canvas.image[30, 30].tolist() == [255] * 3
     canvas.clear((-5, -5, 99, 99))
     assert not canvas.image.any()
+
+
+@pytest.mark.parametrize("seed", [(1, 2095, 1, 11), (1, 2135, 1, 0)])
+def test_the_lowest_tick_beside_bars_with_a_legend_above_stays_in_the_picture(seed):
+    assert make_sample("chart", seed, "train", 0).layout == "bars with legend"

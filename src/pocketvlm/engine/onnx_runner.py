@@ -26,7 +26,7 @@ from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.view_packing import nearest_positions, window_order
 from pocketvlm.views import View
 
-PATCHES_AT_ONCE = 4096  # of one run of the tower: more would only take memory
+PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps
 _NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.uint8: np.uint8}
 
 
@@ -67,8 +67,6 @@ class ONNXRunner:
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
-        # Buffers of a prompt are of another size each time; what the arena keeps of them is never given back.
-        options.enable_cpu_mem_arena = name != "vision"
         try:
             return self.runtime.InferenceSession(
                 str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]

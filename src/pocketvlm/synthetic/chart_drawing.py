@@ -191,6 +191,7 @@ def _paint_upright(canvas: Canvas, chart: Chart, style: Style, area: PixelBox) -
         _print_legend_rows(canvas, chart, style, names, rows, (left, legend_top, right, bottom))
         if style.legend_first:
             top += len(rows) * step + em // 4
+            bottom -= round(0.4 * em)  # the lower half of the lowest tick
         else:
             bottom -= len(rows) * step + em // 4
     else:
