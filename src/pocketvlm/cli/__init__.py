@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "show how pictures are sliced, and what that costs",
     "export": "write a model in the files of other programs",
     "eval": "measure a model or an endpoint on tasks with known answers",
+    "bench": "time a model here, alone or against its peers",
     "info": "show a model, its sizes, and this machine",
     "trace": "save every intermediate of one forward, for people who port the model",
 }

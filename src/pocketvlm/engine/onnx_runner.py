@@ -46,6 +46,14 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def product_session(graph: bytes) -> Any:
+    """A session of a graph in memory, with as many threads as a runner has."""
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
 class ONNXRunner:
     """Runs the bundle in `directory` on the CPU.
 

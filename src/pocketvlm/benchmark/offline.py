@@ -1,0 +1,157 @@
+"""Contenders taking turns, each in a process of its own: no shared threads, and a peak of memory for each.
+
+A worker loads its contender, then answers one request at a time: a line is prepared, or run once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.benchmark.lines import LINES, Contender, Timed
+from pocketvlm.errors import ConfigError, PocketVLMError
+
+Spec = tuple[str, tuple[Any, ...]]  # kind of contender, its arguments
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Result:
+    """Of one contender: seconds of every round of each line, and the largest memory it ever had."""
+
+    name: str
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_bytes: int = 0
+
+    def median(self, line: str) -> float | None:
+        return statistics.median(self.seconds[line]) if self.seconds.get(line) else None
+
+
+def make(spec: Spec) -> Contender:
+    """The contender that a specification describes."""
+    from pocketvlm.benchmark import runners
+
+    kind, arguments = spec
+    if kind == "pocketvlm":
+        return runners.RunnerContender(*arguments)
+    if kind == "transformers":
+        return runners.TransformersContender(*arguments)
+    if kind == "llama.cpp":
+        from pocketvlm.benchmark.llama_cpp import LlamaCppContender
+
+        return LlamaCppContender(*arguments)
+    raise ConfigError(f"there is no contender {kind!r}")
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process since it began, or of a program it ran.
+
+    Not from getrusage for itself: there a new process starts with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    own = int(status.split("VmHWM:")[1].split()[0])
+    return 1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def _work(pipe: Connection, spec: Spec) -> None:
+    functions: dict[str, Timed | None] = {}
+    try:
+        contender = make(spec)
+        pipe.send(("name", contender.name))
+        while (order := pipe.recv()) is not None:
+            line = str(order)
+            if line not in functions:
+                functions.clear()  # what the last line needed is given back
+                functions[line] = contender.prepare(line)
+            function = functions[line]
+            pipe.send(("seconds", function() if function else None))
+            pipe.send(("peak", peak_bytes()))
+    except PocketVLMError as error:
+        pipe.send(("error", str(error)))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except Exception as error:  # the parent says it in one line
+        pipe.send(("error", f"{spec[0]} failed: {type(error).__name__}: {error}"[:300]))
+
+
+class Worker:
+    """A contender in its own process."""
+
+    def __init__(self, spec: Spec) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(other, spec), daemon=True)
+        self.process.start()
+        other.close()
+        try:
+            self.result = Result(str(self._receive("name")))
+        except PocketVLMError:
+            self.close()
+            raise
+
+    def _receive(self, kind: str) -> Any:
+        try:
+            found, value = self.pipe.recv()
+        except EOFError:
+            raise ConfigError(
+                "a process of the benchmark ended by itself", hint="Was there enough memory for all of them?"
+            ) from None
+        if found == "error":
+            raise ConfigError(str(value))
+        assert found == kind, (found, kind)
+        return value
+
+    def run(self, line: str) -> float | None:
+        """Seconds of one run; None where this contender has no such line."""
+        self.pipe.send(line)
+        seconds = self._receive("seconds")
+        self.result.peak_bytes = max(self.result.peak_bytes, int(self._receive("peak")))
+        return None if seconds is None else float(seconds)
+
+    def close(self) -> None:
+        with suppress(BrokenPipeError, OSError):
+            self.pipe.send(None)
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Result]:
+    """Every line in turn: one warm-up of each contender, then `rounds` times one run of each, one after the other."""
+    with ExitStack() as stack:
+        workers = []
+        for spec in specs:
+            worker = Worker(spec)
+            stack.callback(worker.close)
+            workers.append(worker)
+        for line in lines:
+            turns = min(rounds, LINES[line].rounds)
+            able = [worker for worker in workers if worker.run(line) is not None]
+            for turn in range(turns):
+                for worker in able:
+                    seconds = worker.run(line)
+                    assert seconds is not None
+                    worker.result.seconds.setdefault(line, []).append(seconds)
+                if progress:
+                    progress(LINES[line].label, turn + 1, turns)
+        return [worker.result for worker in workers]
+
+
+def ratio(of: Result, to: Result, line: str) -> float | None:
+    """Median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
+    pairs = list(zip(of.seconds.get(line, []), to.seconds.get(line, []), strict=False))
+    return statistics.median(b / a for a, b in pairs) if pairs else None
+
+
+def threads() -> int:
+    """Threads that the contenders use: one for each core this process may run on."""
+    return len(os.sched_getaffinity(0))

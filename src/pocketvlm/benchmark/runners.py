@@ -1,0 +1,138 @@
+"""pocketvlm's own runtimes, and transformers, as contenders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pocketvlm.benchmark.lines import PROMPT, STEPS, Timed, timed
+from pocketvlm.benchmark.reference import import_transformers
+from pocketvlm.config import ImageConfig, load_configs
+from pocketvlm.engine.runner import Runner
+from pocketvlm.loading import load_runner
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.hub import resolve
+from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.processing.image import ImageViews, encode_image, to_reference_layout
+
+BEFORE = 64  # tokens of each sequence before a decode line begins
+SIDES = {"view": 448, "image": 1344}
+
+
+def noise(side: int) -> NDArray[np.uint8]:
+    """uint8 [side, side, 3]: what is in a picture does not change how long it takes."""
+    return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def random_ids(count: int, vocabulary: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, min(vocabulary, 256), (count,), generator=generator)
+
+
+class RunnerContender:
+    """A runtime of pocketvlm.
+
+    Args:
+        model: as `load` takes it; `runtime` and `quantization` likewise.
+    """
+
+    def __init__(self, model: str, runtime: str, quantization: str) -> None:
+        self.name = f"pocketvlm {runtime}" + (f" {quantization}" if runtime == "onnx" else "")
+        directory = resolve(model)
+        self.image_config: ImageConfig = load_configs(directory)[1]
+        chosen = "auto" if runtime == "torch" else quantization
+        self.runner: Runner = load_runner(directory, runtime=runtime, quantization=chosen)
+
+    def prepare(self, line: str) -> Timed | None:
+        if line in SIDES:
+            encoded = encode_image(noise(SIDES[line]), self.image_config, downsample_mode="16x")
+            return self._timed(lambda: self.runner.encode_views(encoded.patches, encoded.views))
+        if line == "prompt":
+            return self._timed(lambda: self._prompt(PROMPT, self.runner.make_cache(1, PROMPT), 0))
+        batch = int(line.removeprefix("decode"))
+        cache = self.runner.make_cache(batch, BEFORE + 4096)
+        for slot in range(batch):
+            self._prompt(BEFORE, cache, slot)
+        if batch > 1:
+            self.runner.prepare_batches()
+        ids = random_ids(batch, self.runner.config.text.vocab_size)
+
+        def steps() -> None:
+            tokens = ids
+            for _ in range(STEPS):
+                packed = PackedBatch.of([Segment(1, cache.lengths[b], b) for b in range(batch)], self.runner.device)
+                scores = self.runner.forward(self.runner.embed(tokens, None), packed, cache, packed.last_rows)
+                tokens = scores.argmax(-1).cpu()
+
+        return self._timed(steps)
+
+    def _timed(self, function: Callable[[], object]) -> Timed:
+        @torch.inference_mode()
+        def run() -> object:
+            out = function()
+            if self.runner.device.type == "cuda":
+                torch.cuda.synchronize()
+            return out
+
+        return timed(run)
+
+    @torch.inference_mode()
+    def _prompt(self, length: int, cache: Cache, slot: int) -> Tensor:
+        x = self.runner.embed(random_ids(length, self.runner.config.text.vocab_size), None)
+        chunk, scores = self.runner.prefill_chunk, torch.empty(0)
+        for start in range(0, length, chunk):
+            end = min(start + chunk, length)
+            packed = PackedBatch.of([Segment(end - start, start, slot)], self.runner.device)
+            rows = packed.last_rows if end == length else packed.last_rows[:0]
+            scores = self.runner.forward(x[start:end], packed, cache, rows)
+        return scores
+
+
+class TransformersContender:
+    """The reference implementation, in float32 on the CPU."""
+
+    name = "transformers float32"
+
+    def __init__(self, model: str) -> None:
+        directory: Path = resolve(model)
+        self.image_config: ImageConfig = load_configs(directory)[1]
+        # Its classes for this model are newer than its stubs.
+        kind: Any = import_transformers().MiniCPMV4_6ForConditionalGeneration
+        self.model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def prepare(self, line: str) -> Timed | None:
+        run = self._function(line)
+
+        @torch.inference_mode()
+        def in_inference() -> object:
+            return run()
+
+        return timed(in_inference)
+
+    def _function(self, line: str) -> Callable[[], object]:
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        if line in SIDES:
+            encoded: ImageViews = encode_image(noise(SIDES[line]), self.image_config, downsample_mode="16x")
+            pixels = to_reference_layout(encoded.patches, self.image_config)
+            sizes = torch.tensor([[v.size.height, v.size.width] for v in encoded.views], dtype=torch.int32)
+            return lambda: self.model.get_image_features(pixels, sizes)
+        if line == "prompt":
+            ids = random_ids(PROMPT, vocabulary)[None]
+            return lambda: self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        batch = int(line.removeprefix("decode"))
+        prompt = random_ids(BEFORE, vocabulary).expand(batch, -1).contiguous()
+        with torch.inference_mode():
+            past = self.model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+
+        def steps() -> None:
+            tokens = prompt[:, :1]
+            for _ in range(STEPS):
+                tokens = self.model(input_ids=tokens, past_key_values=past, use_cache=True).logits.argmax(-1)
+
+        return steps

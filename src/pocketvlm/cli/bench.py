@@ -1,0 +1,121 @@
+"""pocketvlm bench: how fast a model answers here, and against whom."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.benchmark.lines import LINES
+from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.errors import ConfigError
+from pocketvlm.model.hub import resolve
+
+WHAT = {"offline": "stages of single answers and of a batch, each runtime in a process of its own"}
+PEERS = ("transformers", "llama.cpp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=WHAT, help="; ".join(f"{name}: {text}" for name, text in WHAT.items()))
+    parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=["torch", "onnx:int8", "onnx:int4"],
+        metavar="RUNTIME[:QUANTIZATION]",
+        help="what runs: torch, onnx:none, onnx:int8, onnx:int4 (default: torch onnx:int8 onnx:int4)",
+    )
+    parser.add_argument("--against", nargs="+", default=[], choices=PEERS, help="peers in the same run")
+    parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="with llama.cpp: the decoder's files")
+    parser.add_argument("--mmproj", type=Path, help="with llama.cpp: the tower's file")
+    parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), help="what is timed (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="times each runs, taking turns (default 5)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.rounds < 1:
+        raise ConfigError(f"--rounds {args.rounds} is below 1")
+    if bool(args.gguf) != ("llama.cpp" in args.against):
+        raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
+    resolve(args.model)
+    specs = _specs(args)
+    from pocketvlm.benchmark import ceilings, offline
+
+    with progress_bars() as report:
+        results = offline.compete(specs, args.lines, args.rounds, report)
+    best = ceilings.measure()
+    facts = {"model": args.model, "machine": _machine(), "threads": offline.threads(), "rounds": args.rounds}
+    if args.json:
+        print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result) for result in results]})
+    else:
+        _print(facts, best, results, args.lines)
+    return 0
+
+
+def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
+    from pocketvlm.bundle import parse_quantization
+
+    specs: list[tuple[str, tuple[Any, ...]]] = []
+    for text in args.runs:
+        runtime, _, quantization = text.partition(":")
+        if runtime not in ("torch", "onnx") or (runtime == "torch" and quantization):
+            raise ConfigError(f"--runs {text!r} is unknown", hint="Use torch, onnx:none, onnx:int8 or onnx:int4.")
+        if runtime == "onnx":
+            parse_quantization(quantization or "int8")
+        specs.append(("pocketvlm", (args.model, runtime, quantization or "int8")))
+    if "transformers" in args.against:
+        specs.append(("transformers", (args.model,)))
+    from pocketvlm.benchmark.offline import threads
+
+    specs += [("llama.cpp", (file, args.mmproj, threads())) for file in args.gguf]
+    return specs
+
+
+def _machine() -> str:
+    for row in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
+        if row.startswith("model name"):
+            return row.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in values.items()}
+
+
+def _as_json(result: Any) -> dict[str, Any]:
+    medians = {line: result.median(line) for line in result.seconds}
+    rates = {line: LINES[line].amount / seconds for line, seconds in medians.items() if seconds}
+    return {
+        "name": result.name,
+        "peak_bytes": result.peak_bytes,
+        "seconds": _rounded({line: seconds for line, seconds in medians.items() if seconds}),
+        "rates": _rounded(rates),
+    }
+
+
+def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], lines: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pocketvlm.benchmark.offline import ratio
+
+    first = results[0]
+    table = Table(box=None, padding=(0, 1))
+    for name in ("", *(LINES[line].label for line in lines), "peak memory"):
+        table.add_column(name, justify="right" if name else "left", max_width=22)
+    for result in results:
+        row = [result.name]
+        for name in lines:
+            seconds, times = result.median(name), ratio(result, first, name)
+            cell = f"{LINES[name].amount / seconds:,.4g} {LINES[name].unit}/s" if seconds else "–"
+            row.append(cell + (f"\n{times:.2f} ×" if times and result is not first else ""))
+        table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB")
+    console = Console()
+    where = f"{facts['model']} on {facts['machine']}, {facts['threads']} threads"
+    console.print(f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}")
+    console.print(
+        f"ceilings: int8 {best['int8']:,.0f} GOP/s, fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s"
+    )
+    console.print(table)

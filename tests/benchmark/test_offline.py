@@ -1,0 +1,151 @@
+"""The benchmark: contenders really run, take turns, fail in one line; programs of others are read as they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pocketvlm.benchmark import ceilings, offline
+from pocketvlm.benchmark.lines import LINES
+from pocketvlm.benchmark.llama_cpp import LlamaCppContender
+from pocketvlm.benchmark.offline import Result, compete, ratio
+from pocketvlm.cli import main
+from pocketvlm.errors import ConfigError
+
+
+def test_runtimes_take_turns_on_every_line(seeded_checkpoint: Callable[[int], Path]) -> None:
+    model = str(seeded_checkpoint(0))
+    seen: list[tuple[str, int, int]] = []
+    specs = [("pocketvlm", (model, "torch", "none")), ("pocketvlm", (model, "onnx", "int8"))]
+    results = compete(specs, ["view", "prompt", "decode1", "decode8"], 2, lambda *at: seen.append(at))
+    assert [r.name for r in results] == ["pocketvlm torch", "pocketvlm onnx int8"]
+    for result in results:
+        assert {name: len(times) for name, times in result.seconds.items()} == dict.fromkeys(
+            ("view", "prompt", "decode1", "decode8"), 2
+        )
+        assert min(min(times) for times in result.seconds.values()) > 0
+        assert 50e6 < result.peak_bytes < 4e9
+    assert seen == [(LINES[name].label, i, 2) for name in ("view", "prompt", "decode1", "decode8") for i in (1, 2)]
+
+
+def test_transformers_is_a_contender(seeded_checkpoint: Callable[[int], Path]) -> None:
+    (result,) = compete([("transformers", (str(seeded_checkpoint(0)),))], ["prompt", "decode1"], 1)
+    assert set(result.seconds) == {"prompt", "decode1"}
+
+
+def test_a_contender_that_fails_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="no model") as caught:
+        compete([("pocketvlm", ("no-such-model", "torch", "none"))], ["view"], 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="no contender"):
+        compete([("other", ())], ["view"], 1)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    slow, fast = Result("slow", {"view": [2.0, 8.0, 4.0]}), Result("fast", {"view": [1.0, 2.0, 1.0]})
+    assert ratio(fast, slow, "view") == 4.0
+    assert ratio(fast, slow, "image") is None
+
+
+def test_ceilings_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "SIDE", 128)
+    monkeypatch.setattr(ceilings, "GIGABYTE", 2**20)
+    found = ceilings.measure()
+    assert set(found) == {"fp32", "int8", "read"}
+    assert min(found.values()) > 0
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs that print what those of llama.cpp print."""
+    outputs = {
+        "llama-bench": 'ggml: loaded\n[{"n_prompt": 700, "avg_ns": 7500000000, "avg_ts": 93.3}]\n',
+        "llama-batched-bench": (
+            "|    PP |     TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s |      T s |    S t/s |\n"
+            "|-------|--------|------|--------|----------|----------|----------|----------|----------|----------|\n"
+            "|    64 |     16 |    8 |    640 |    5.500 |    93.09 |    4.400 |    29.09 |    9.900 |    64.65 |\n"
+        ),
+        "llama-mtmd-cli": "encoding image slice...\nimage slice encoded in 3700 ms\nimage slice encoded in 300 ms\n",
+    }
+    for name, text in outputs.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    return tmp_path
+
+
+def test_the_times_that_llama_cpp_prints_are_taken(tools: Path) -> None:
+    contender = LlamaCppContender(tools / "model.gguf", tools / "model.gguf", 2)
+    seconds = {}
+    for line in LINES:
+        function = contender.prepare(line)
+        assert function is not None
+        seconds[line] = function()
+    assert seconds == {"view": 4.0, "image": 4.0, "prompt": 7.5, "decode1": 7.5, "decode8": 4.4}
+
+
+def test_lines_that_llama_cpp_has_no_tool_for_are_left_out(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tools / "llama-batched-bench").unlink()
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    contender = LlamaCppContender(tools / "model.gguf", None, 2)
+    assert [line for line in LINES if contender.prepare(line)] == ["prompt", "decode1"]
+
+
+def test_a_tool_that_fails_is_one_line(tools: Path) -> None:
+    (tools / "llama-bench").write_text("#!/bin/sh\necho 'error: unknown model architecture' >&2\nexit 1\n")
+    function = LlamaCppContender(tools / "model.gguf", None, 2).prepare("prompt")
+    assert function is not None
+    with pytest.raises(ConfigError, match="llama-bench failed: error: unknown model architecture"):
+        function()
+
+
+def test_the_command_prints_one_json_line(
+    capsys: pytest.CaptureFixture[str], seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "measure", lambda: {"int8": 1.0, "fp32": 1.0, "read": 1.0})
+    model = str(seeded_checkpoint(0))
+    command = ["bench", "offline", "--model", model, "--runs", "torch", "--lines", "prompt", "--rounds", "1"]
+    assert main([*command, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["results"][0]["rates"]["prompt"] > 0
+    assert main(command) == 0
+    assert "pocketvlm torch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--rounds", "0"),
+        ("--runs", "tensorrt"),
+        ("--runs", "torch:int8"),
+        ("--runs", "onnx:int3"),
+        ("--against", "llama.cpp"),
+        ("--gguf", "x.gguf"),
+        ("--against", "llama.cpp", "--gguf", "no-such.gguf"),
+        ("--model", "no-such"),
+        ("--lines", "other"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], wrong: tuple[str, ...]) -> None:
+    try:
+        status = main(["bench", "offline", *wrong])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_worker_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = offline.Worker.__new__(offline.Worker)
+    worker.pipe, other = __import__("multiprocessing").Pipe()
+    other.close()
+    with pytest.raises(ConfigError, match="ended by itself"):
+        worker._receive("seconds")
+    monkeypatch.undo()
