@@ -100,13 +100,14 @@ def plot(measured: dict[str, list[Point]], out: Path) -> None:
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--model", default="nano")
+    cli.add_argument("--runtime", default="auto", help="auto, torch or onnx (unquantised)")
     cli.add_argument("--tasks", nargs="+", default=["small-print", "receipt-details"])
     cli.add_argument("--budgets", nargs="+", type=float, default=[1.5, 2.0, 3.0])
     cli.add_argument("--count", type=int, default=500)
     cli.add_argument("--seed", type=int, default=2026)
     cli.add_argument("--plot", type=Path)
     args = cli.parse_args()
-    model = pocketvlm.load(args.model)
+    model = pocketvlm.load(args.model, runtime=args.runtime, quantization="none" if args.runtime == "onnx" else "auto")
     measured = {}
     for task in args.tasks:
         measured[task] = measure(model, task, args.budgets, args.count, args.seed)

@@ -177,3 +177,17 @@ def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float,
     got, expected = (run(r, r.make_cache(1, 64), [Segment(60)], [ids], list(range(60))) for r in (small, full))
     assert cosine(got, expected) > scores
     assert relative_error(got, expected) > 1e-5  # it is really quantised
+
+
+@pytest.mark.parametrize("name", ["none", "int8"])
+def test_the_embedding_graph_gives_the_rows_that_the_runner_reads(
+    checkpoint0: Path, plain: TorchRunner, tmp_path: Path, name: str
+) -> None:
+    import onnxruntime
+
+    write_bundle(checkpoint0, tmp_path / "bundle", PRESETS[name])
+    runner, ids = ONNXRunner(tmp_path / "bundle", threads=1), torch.tensor(random_text(9))
+    session = onnxruntime.InferenceSession(str(tmp_path / "bundle" / "embedding.onnx"))
+    (rows,) = session.run(None, {"input_ids": ids[None].numpy()})
+    assert torch.equal(runner.embed(ids, None), torch.from_numpy(rows)[0])
+    assert_close(runner.embed(ids, None), plain.embed(ids, None), 1e-6 if name == "none" else 1e-3)

@@ -69,7 +69,11 @@ class ONNXRunner:
         self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.vision, self.embedding, self.decoder = (self._session(name) for name in ("vision", "embedding", "decoder"))
+        self.vision, self.decoder = self._session("vision"), self._session("decoder")
+        # The table is the only weight of its graph, and of half a gigabyte a few rows are read: no session for that.
+        kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
+        text = self.config.text
+        self.table = np.memmap(directory / "embedding.data", kind, "r", shape=(text.vocab_size, text.hidden_size))
 
     def _session(self, name: str) -> Any:
         options = self.runtime.SessionOptions()
@@ -124,8 +128,7 @@ class ONNXRunner:
         return torch.from_numpy(self.vision.run(["features"], feeds)[0])
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        found = self.embedding.run(["embeddings"], {"input_ids": input_ids.unsqueeze(0).numpy()})[0]
-        x_TD = torch.from_numpy(found)[0]
+        x_TD = torch.from_numpy(self.table[input_ids.numpy()].astype(np.float32))
         if features is None or not len(features):
             return x_TD
         places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
