@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pocketvlm.benchmark import ceilings, offline
-from pocketvlm.benchmark.lines import LINES
+from pocketvlm.benchmark.lines import LINES, line_of
 from pocketvlm.benchmark.llama_cpp import LlamaCppContender
 from pocketvlm.benchmark.offline import Result, compete, ratio
 from pocketvlm.cli import main
@@ -58,6 +58,32 @@ def test_ceilings_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ceilings.measure()
     assert set(found) == {"fp32", "int8", "read"}
     assert min(found.values()) > 0
+
+
+def test_growth_measures_every_size(
+    seeded_checkpoint: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    small = {"views": ("views-1", "views-3"), "prompt": ("prompt-9", "prompt-600"), "batch": ("decode1", "decode3")}
+    monkeypatch.setattr("pocketvlm.benchmark.growth.SERIES", small)
+    model = str(seeded_checkpoint(0))
+    command = ["bench", "growth", "--model", model, "--runs", "onnx:none", "--rounds", "1"]
+    assert main([*command, "--json", "--plot", str(tmp_path / "growth.png")]) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [p["line"] for p in points] == [line for lines in small.values() for line in lines]
+    assert min(p["seconds"] for p in points) > 0
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", ["views-0", "prompt", "views-4", "decode16", "other", "prompt-", "decode"])
+def test_lines_of_any_size_have_names(name: str) -> None:
+    if name in ("prompt", "views-4", "decode16"):
+        assert line_of(name).name == name
+    else:
+        with pytest.raises(ConfigError):
+            line_of(name)
 
 
 @pytest.fixture
@@ -131,6 +157,7 @@ def test_the_command_prints_one_json_line(
         ("--against", "llama.cpp", "--gguf", "no-such.gguf"),
         ("--model", "no-such"),
         ("--lines", "other"),
+        ("--plot", "x.png"),
     ],
 )
 def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], wrong: tuple[str, ...]) -> None:

@@ -5,10 +5,13 @@ Timing is done where the work is, so that programs which report their own times 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from pocketvlm.errors import ConfigError
 
 Timed = Callable[[], float]  # runs once, returns seconds
 
@@ -42,6 +45,26 @@ LINES = {
         Line("decode8", "decode, batch 8", 8 * STEPS, "tokens"),
     )
 }
+
+
+_GROWING = re.compile(r"(views|prompt)-(\d+)|(decode)(\d+)")
+
+
+def line_of(name: str) -> Line:
+    """The line of that name: one of `LINES`, or one of any size, as "views-4", "prompt-3200" or "decode16"."""
+    if name in LINES:
+        return LINES[name]
+    match = _GROWING.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"there is no line {name!r}", hint=f"Use {', '.join(LINES)}, or as in views-4, prompt-3200.")
+    kind, count = match[1] or match[3], int(match[2] or match[4])
+    if count < 1:
+        raise ConfigError(f"a line of {name!r} does nothing")
+    if kind == "views":
+        return Line(name, f"encode {count} views of 448², 16x", count, "views", rounds=3)
+    if kind == "prompt":
+        return Line(name, f"read a prompt of {count:,} tokens", count, "tokens", rounds=3)
+    return Line(name, f"decode, batch {count}", count * STEPS, "tokens")
 
 
 class Contender(Protocol):

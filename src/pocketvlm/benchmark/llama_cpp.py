@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pocketvlm.benchmark.lines import PROMPT, STEPS, Timed
+from pocketvlm.benchmark.lines import STEPS, Timed, line_of
 from pocketvlm.benchmark.runners import BEFORE, SIDES, noise
 from pocketvlm.errors import ConfigError
 
@@ -39,13 +39,18 @@ class LlamaCppContender:
     def prepare(self, line: str) -> Timed | None:
         if line in SIDES:
             return self._pictures(line) if self.projector and shutil.which("llama-mtmd-cli") else None
-        tool = "llama-batched-bench" if line == "decode8" else "llama-bench"
-        if not shutil.which(tool):
+        count = line_of(line).amount
+        batch = count // STEPS
+        is_batch = line.startswith("decode") and batch > 1
+        tool = "llama-batched-bench" if is_batch else "llama-bench"
+        if line.startswith("views") or not shutil.which(tool):
             return None
         common = [tool, "-m", str(self.model), "-t", str(self.threads)]
-        if line == "decode8":
-            return lambda: self._batched([*common, "-npp", str(BEFORE), "-ntg", str(STEPS), "-npl", "8", "-c", "4096"])
-        sizes = ["-p", str(PROMPT), "-n", "0"] if line == "prompt" else ["-p", "0", "-n", str(STEPS)]
+        if is_batch:
+            context = str(2 * batch * (BEFORE + STEPS))
+            sizes = ["-npp", str(BEFORE), "-ntg", str(STEPS), "-npl", str(batch), "-c", context]
+            return lambda: self._batched([*common, *sizes])
+        sizes = ["-p", str(count), "-n", "0"] if line.startswith("prompt") else ["-p", "0", "-n", str(STEPS)]
         return lambda: self._bench([*common, *sizes, "-r", "1", "-o", "json"])
 
     def _run(self, command: list[str]) -> str:

@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import LINES, Contender, Timed
+from pocketvlm.benchmark.lines import Contender, Timed, line_of
 from pocketvlm.errors import ConfigError, PocketVLMError
 
 Spec = tuple[str, tuple[Any, ...]]  # kind of contender, its arguments
@@ -134,7 +134,7 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
             stack.callback(worker.close)
             workers.append(worker)
         for line in lines:
-            turns = min(rounds, LINES[line].rounds)
+            turns = min(rounds, line_of(line).rounds)
             able = [worker for worker in workers if worker.run(line) is not None]
             for turn in range(turns):
                 for worker in able:
@@ -142,7 +142,7 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
                     assert seconds is not None
                     worker.result.seconds.setdefault(line, []).append(seconds)
                 if progress:
-                    progress(LINES[line].label, turn + 1, turns)
+                    progress(line_of(line).label, turn + 1, turns)
         return [worker.result for worker in workers]
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketvlm.benchmark.lines import PROMPT, STEPS, Timed, timed
+from pocketvlm.benchmark.lines import STEPS, Timed, line_of, timed
 from pocketvlm.benchmark.reference import import_transformers
 from pocketvlm.config import ImageConfig, load_configs
 from pocketvlm.engine.runner import Runner
@@ -53,9 +53,14 @@ class RunnerContender:
         if line in SIDES:
             encoded = encode_image(noise(SIDES[line]), self.image_config, downsample_mode="16x")
             return self._timed(lambda: self.runner.encode_views(encoded.patches, encoded.views))
-        if line == "prompt":
-            return self._timed(lambda: self._prompt(PROMPT, self.runner.make_cache(1, PROMPT), 0))
-        batch = int(line.removeprefix("decode"))
+        count = line_of(line).amount
+        if line.startswith("views"):
+            some = encode_image(noise(SIDES["view"]), self.image_config, downsample_mode="16x", max_slice_nums=1)
+            patches = some.patches.repeat(count, 1, 1, 1)
+            return self._timed(lambda: self.runner.encode_views(patches, some.views * count))
+        if line.startswith("prompt"):
+            return self._timed(lambda: self._prompt(count, self.runner.make_cache(1, count), 0))
+        batch = count // STEPS
         cache = self.runner.make_cache(batch, BEFORE + 4096)
         for slot in range(batch):
             self._prompt(BEFORE, cache, slot)
@@ -122,10 +127,16 @@ class TransformersContender:
             pixels = to_reference_layout(encoded.patches, self.image_config)
             sizes = torch.tensor([[v.size.height, v.size.width] for v in encoded.views], dtype=torch.int32)
             return lambda: self.model.get_image_features(pixels, sizes)
-        if line == "prompt":
-            ids = random_ids(PROMPT, vocabulary)[None]
+        count = line_of(line).amount
+        if line.startswith("views"):
+            some = encode_image(noise(SIDES["view"]), self.image_config, downsample_mode="16x", max_slice_nums=1)
+            pixels = torch.cat([to_reference_layout(some.patches, self.image_config)] * count, dim=-1)
+            sizes = torch.tensor([[some.views[0].size.height, some.views[0].size.width]] * count, dtype=torch.int32)
+            return lambda: self.model.get_image_features(pixels, sizes)
+        if line.startswith("prompt"):
+            ids = random_ids(count, vocabulary)[None]
             return lambda: self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        batch = int(line.removeprefix("decode"))
+        batch = count // STEPS
         prompt = random_ids(BEFORE, vocabulary).expand(batch, -1).contiguous()
         with torch.inference_mode():
             past = self.model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values

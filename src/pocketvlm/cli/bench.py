@@ -7,12 +7,15 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import LINES
+from pocketvlm.benchmark.lines import LINES, line_of
 from pocketvlm.cli.common import add_json, print_json, progress_bars
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.model.hub import resolve
 
-WHAT = {"offline": "stages of single answers and of a batch, each runtime in a process of its own"}
+WHAT = {
+    "offline": "stages of single answers and of a batch, each runtime in a process of its own",
+    "growth": "time and memory of the first of --runs against views, prompt length and batch",
+}
 PEERS = ("transformers", "llama.cpp")
 
 
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mmproj", type=Path, help="with llama.cpp: the tower's file")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), help="what is timed (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="times each runs, taking turns (default 5)")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="with growth: draw the curves (extra plots)")
     add_json(parser)
 
 
@@ -39,8 +43,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--rounds {args.rounds} is below 1")
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
+    if args.plot is not None and (args.what != "growth" or not args.plot.resolve().parent.is_dir()):
+        raise ConfigError("--plot is for growth, and names a file in a folder that exists")
     resolve(args.model)
     specs = _specs(args)
+    if args.what == "growth":
+        return _growth(args, specs[0])
     from pocketvlm.benchmark import ceilings, offline
 
     with progress_bars() as report:
@@ -51,6 +59,32 @@ def run(args: argparse.Namespace) -> int:
         print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result) for result in results]})
     else:
         _print(facts, best, results, args.lines)
+    return 0
+
+
+def _growth(args: argparse.Namespace, spec: tuple[str, tuple[Any, ...]]) -> int:
+    from importlib.util import find_spec
+
+    from pocketvlm.benchmark import growth
+
+    if args.plot is not None and find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plots")
+    with progress_bars() as report:
+        points = growth.measure(spec, list(growth.SERIES), args.rounds, report)
+    if args.plot is not None:
+        growth.plot(points, args.plot)
+    if args.json:
+        rows = [{"line": p.line, "seconds": p.seconds, "rate": p.rate, "peak_bytes": p.peak_bytes} for p in points]
+        print_json({"model": args.model, "machine": _machine(), "points": rows})
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "seconds", "rate", "peak memory", box=None)
+    for p in points:
+        line = line_of(p.line)
+        table.add_row(line.label, f"{p.seconds:.4g}", f"{p.rate:,.4g} {line.unit}/s", f"{p.peak_bytes / 2**30:.2f} GiB")
+    Console().print(table)
     return 0
 
 

@@ -62,7 +62,7 @@ class ResultFile:
 
     def add(self, record: Record) -> None:
         """Append a record; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(asdict(record), ensure_ascii=False).encode(errors="replace") + b"\n")
         self._file.flush()
         self.records[record.key] = record
 
