@@ -30,6 +30,10 @@ def test_runtimes_take_turns_on_every_line(seeded_checkpoint: Callable[[int], Pa
         )
         assert min(min(times) for times in result.seconds.values()) > 0
         assert 50e6 < result.peak_bytes < 4e9
+        best = {"int8": 1e6, "fp32": 1e6, "read": 1e6}
+        assert all(0 < (result.share(line, best) or 0) < 1 for line in result.seconds)
+    units = [results[i].work[line].ceiling for i in (0, 1) for line in ("view", "prompt", "decode1")]
+    assert units == ["fp32", "fp32", "read", "int8", "int8", "read"]
     assert seen == [(LINES[name].label, i, 2) for name in ("view", "prompt", "decode1", "decode8") for i in (1, 2)]
 
 

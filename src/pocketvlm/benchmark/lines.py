@@ -67,10 +67,23 @@ def line_of(name: str) -> Line:
     return Line(name, f"decode, batch {count}", count * STEPS, "tokens")
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one run of a line needs at least, and which ceiling it is measured by: "int8" or "fp32" (operations), or
+    "read" (bytes of weights)."""
+
+    ceiling: str
+    amount: float
+
+
 class Contender(Protocol):
     """Something that can be timed."""
 
     name: str
+
+    def work(self, line: str) -> Work | None:
+        """What a line needs; None where nobody knows."""
+        ...
 
     def prepare(self, line: str) -> Timed | None:
         """The function of a line, None where there is no such thing."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pocketvlm.benchmark.lines import STEPS, Timed, line_of
+from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of
 from pocketvlm.benchmark.runners import BEFORE, SIDES, noise
 from pocketvlm.errors import ConfigError
 
@@ -35,6 +35,10 @@ class LlamaCppContender:
         for file in (model, projector):
             if file is not None and not file.is_file():
                 raise ConfigError(f"{file} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
+
+    def work(self, line: str) -> Work | None:
+        del line
+        return None
 
     def prepare(self, line: str) -> Timed | None:
         if line in SIDES:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import Contender, Timed, line_of
+from pocketvlm.benchmark.lines import Contender, Timed, Work, line_of
 from pocketvlm.errors import ConfigError, PocketVLMError
 
 Spec = tuple[str, tuple[Any, ...]]  # kind of contender, its arguments
@@ -31,6 +31,12 @@ class Result:
     name: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: int = 0
+    work: dict[str, Work] = field(default_factory=dict)
+
+    def share(self, line: str, ceilings: Mapping[str, float]) -> float | None:
+        """How much of the machine's ceiling (10^9 a second) the median round reaches."""
+        seconds, work = self.median(line), self.work.get(line)
+        return work.amount / seconds / 1e9 / ceilings[work.ceiling] if seconds and work else None
 
     def median(self, line: str) -> float | None:
         return statistics.median(self.seconds[line]) if self.seconds.get(line) else None
@@ -75,6 +81,7 @@ def _work(pipe: Connection, spec: Spec) -> None:
             function = functions[line]
             pipe.send(("seconds", function() if function else None))
             pipe.send(("peak", peak_bytes()))
+            pipe.send(("work", contender.work(line)))
     except PocketVLMError as error:
         pipe.send(("error", str(error)))
     except (EOFError, KeyboardInterrupt):
@@ -115,6 +122,8 @@ class Worker:
         self.pipe.send(line)
         seconds = self._receive("seconds")
         self.result.peak_bytes = max(self.result.peak_bytes, int(self._receive("peak")))
+        if (work := self._receive("work")) is not None:
+            self.result.work[line] = work
         return None if seconds is None else float(seconds)
 
     def close(self) -> None:

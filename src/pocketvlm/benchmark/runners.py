@@ -11,15 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketvlm.benchmark.lines import STEPS, Timed, line_of, timed
+from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of, timed
 from pocketvlm.benchmark.reference import import_transformers
-from pocketvlm.config import ImageConfig, load_configs
+from pocketvlm.bundle import Quantization, Scheme
+from pocketvlm.config import ImageConfig, ModelConfig, load_configs
+from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.engine.runner import Runner
+from pocketvlm.kernels import fp16_linear
 from pocketvlm.loading import load_runner
 from pocketvlm.model.cache import Cache
+from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.image import ImageViews, encode_image, to_reference_layout
+from pocketvlm.processing.slicing import plan_views
+from pocketvlm.views import Size
 
 BEFORE = 64  # tokens of each sequence before a decode line begins
 SIDES = {"view": 448, "image": 1344}
@@ -77,6 +84,26 @@ class RunnerContender:
 
         return self._timed(steps)
 
+    def work(self, line: str) -> Work | None:
+        config, amount = self.runner.config, line_of(line).amount
+        bundle = self.runner.manifest if isinstance(self.runner, ONNXRunner) else None
+        schemes = bundle.quantization if bundle else Quantization()
+        if line in SIDES or line.startswith("views"):
+            side = SIDES.get(line, SIDES["view"])
+            most = None if line in SIDES else 1
+            views = plan_views(Size(height=side, width=side), self.image_config, "16x", most).views
+            flops = vision_flops(config, views) * (1 if line in SIDES else amount)
+            return Work(_units(schemes.vision), flops)
+        decoder = _meta(config).language_model
+        table = decoder.embed_tokens.weight.numel()
+        layers = sum(p.numel() for p in decoder.parameters()) - table
+        if line.startswith("prompt"):
+            return Work(_units(schemes.decoder), 2.0 * layers * amount)
+        if bundle:
+            return Work("read", float(bundle.files["decoder.data"]) * STEPS)
+        size = 2 if self.runner.device.type == "cpu" and fp16_linear.is_available() else 4
+        return Work("read", float(size) * (layers + table) * STEPS)
+
     def _timed(self, function: Callable[[], object]) -> Timed:
         @torch.inference_mode()
         def run() -> object:
@@ -99,6 +126,17 @@ class RunnerContender:
         return scores
 
 
+def _units(scheme: Scheme) -> str:
+    """The arithmetic of a scheme: 4-bit weights are multiplied in int8."""
+    return "fp32" if scheme == "fp32" else "int8"
+
+
+def _meta(config: ModelConfig) -> MiniCPMV:
+    """The model's shapes, without weights."""
+    with torch.device("meta"):
+        return MiniCPMV(config)
+
+
 class TransformersContender:
     """The reference implementation, in float32 on the CPU."""
 
@@ -110,6 +148,10 @@ class TransformersContender:
         # Its classes for this model are newer than its stubs.
         kind: Any = import_transformers().MiniCPMV4_6ForConditionalGeneration
         self.model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def work(self, line: str) -> Work | None:
+        del line
+        return None  # the same as ours in fp32; what it reads beside is its own affair
 
     def prepare(self, line: str) -> Timed | None:
         run = self._function(line)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     best = ceilings.measure()
     facts = {"model": args.model, "machine": _machine(), "threads": offline.threads(), "rounds": args.rounds}
     if args.json:
-        print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result) for result in results]})
+        print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
     else:
         _print(facts, best, results, args.lines)
     return 0
@@ -118,7 +118,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in values.items()}
 
 
-def _as_json(result: Any) -> dict[str, Any]:
+def _as_json(result: Any, best: dict[str, float]) -> dict[str, Any]:
     medians = {line: result.median(line) for line in result.seconds}
     rates = {line: LINES[line].amount / seconds for line, seconds in medians.items() if seconds}
     return {
@@ -126,6 +126,7 @@ def _as_json(result: Any) -> dict[str, Any]:
         "peak_bytes": result.peak_bytes,
         "seconds": _rounded({line: seconds for line, seconds in medians.items() if seconds}),
         "rates": _rounded(rates),
+        "share_of_ceiling": _rounded({line: result.share(line, best) for line in result.work if line in medians}),
     }
 
 
@@ -144,6 +145,8 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
         for name in lines:
             seconds, times = result.median(name), ratio(result, first, name)
             cell = f"{LINES[name].amount / seconds:,.4g} {LINES[name].unit}/s" if seconds else "–"
+            share = result.share(name, best)
+            cell += f"\n{100 * share:.0f} % of {result.work[name].ceiling}" if share else ""
             row.append(cell + (f"\n{times:.2f} ×" if times and result is not first else ""))
         table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB")
     console = Console()
