@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pocketvlm.synthetic import LEVELS
+from pocketvlm.synthetic.screens import SCREEN_LEVELS
+from pocketvlm.synthetic.shapes import SHAPE_LEVELS
 from recipes.nano.views import Rates
 
 
@@ -86,6 +88,10 @@ PAGES = (
     Share("receipt", 0, 0.1),
     Share("receipt", 1, 0.05),
 )
+# Where things are is learnt late: two more boxes are asked for, in a picture that is looked at anyway.
+SHAPES = dataclasses.replace(SHAPE_LEVELS[0], boxes=2)
+SCREENS = dataclasses.replace(SCREEN_LEVELS[0], boxes=2)
+
 ONE_PICTURE = (
     Share("words", ONE_LINE, 0.16),
     Share("words", SNIPPET, 0.20),
@@ -100,9 +106,9 @@ ONE_PICTURE = (
     Share("form", 0, 0.08),
     Share("chart", 0, 0.12),
     Share("chart", 1, 0.02),
-    Share("shapes", 0, 0.16),
+    Share("shapes", SHAPES, 0.18),
     Share("shapes", 1, 0.02),
-    Share("screen", 0, 0.12),
+    Share("screen", SCREENS, 0.12),
     Share("paragraph", 0, 0.04),
     Share("page", 0, 0.04),
     Share("page", 1, 0.03),
@@ -138,7 +144,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns="compression", inserts=True),
     Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
     Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
-    Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID, language=3, between=CELLS),
+    Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID, language=2, between=CELLS, questions=6),
 )
 
 

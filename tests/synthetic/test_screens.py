@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.synthetic import NOT_THERE, make_sample
 from pocketvlm.synthetic.sample import BOX_STEP, Sample
-from pocketvlm.synthetic.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL
+from pocketvlm.synthetic.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL, draw_screen
 from pocketvlm.synthetic.words import in_split
 
 LEVELS = range(len(SCREEN_LEVELS))
@@ -115,3 +116,11 @@ def test_ticks_are_seen_in_the_picture(level: int) -> None:
                 found[question.answer] += 1
                 assert np.ptp(square.mean(-1)) > 90 or question.answer == "no", seed
     assert min(found.values()) > 3
+
+
+def test_further_boxes_are_asked_for_other_elements():
+    level = replace(SCREEN_LEVELS[0], boxes=2)
+    for seed in range(20):
+        boxes = [q for q in draw_screen(np.random.default_rng(seed), level, "train").questions if q.kind == "box"]
+        assert len({q.answer for q in boxes}) == len(boxes)
+        assert 2 <= len(boxes) <= 3

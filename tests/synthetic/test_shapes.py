@@ -198,3 +198,14 @@ def test_shapes_that_cannot_fit_are_refused():
     level = replace(CLEAN, sizes=((40, 40),), small=(60, 70), large=(90, 100))
     with pytest.raises(ConfigError, match="40 x 40"):
         draw(0, level)
+
+
+def test_further_boxes_are_asked_for_other_figures():
+    level = replace(SHAPE_LEVELS[0], boxes=2)
+    counts = []
+    for seed in range(40):
+        questions = draw_shapes(np.random.default_rng(seed), level, "train").questions
+        boxes = [q for q in questions if q.kind == "box"]
+        assert len({q.answer for q in boxes}) == len(boxes) <= 3
+        counts.append(len(boxes))
+    assert max(counts) == 3

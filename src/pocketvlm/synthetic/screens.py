@@ -60,11 +60,13 @@ class ScreenLevel(PrintedLevel):
         elements: fewest and most buttons, fields and boxes.
         letters: longest label.
         questions: most questions but that about what is not there.
+        boxes: most further questions for the place of another element.
     """
 
     elements: tuple[int, int]
     letters: int
     questions: int = 4
+    boxes: int = 0
 
 
 SCREEN_LEVELS: tuple[ScreenLevel, ...] = (
@@ -292,6 +294,11 @@ def ask_about(
         elif element.colour:
             rest.append(ask(rng, COLOUR_QUESTIONS, element.label, colour=element.colour))
     kept = [where, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
+    if level.boxes:
+        others = [element for element in elements if element is not target]
+        for i in rng.permutation(len(others))[: level.boxes]:
+            answer, of = box_answer(*others[i].box, height, width), others[i]
+            kept.append(ask(rng, WHERE_QUESTIONS, answer, "box", label=of.label, what=of.kind))
     if rng.random() < ABSENT_SHARE:
         taken = {title, *(element.label for element in elements)}
         (other,) = draw_names(rng, split, 1, level.letters, taken)

@@ -95,6 +95,7 @@ class ShapeLevel:
         figures: fewest and most shapes.
         small, large: shortest and longest longer side of the two classes of size, in pixels.
         questions: most questions but that about what is not there.
+        boxes: most further questions for the box of another figure.
         variety: share of grounds that are not white; some of these have a texture.
         wear: strength of blur and noise, 0 to 1.
     """
@@ -104,6 +105,7 @@ class ShapeLevel:
     small: tuple[int, int]
     large: tuple[int, int]
     questions: int = 5
+    boxes: int = 0
     variety: float = 0.5
     wear: float = 0.2
 
@@ -201,6 +203,9 @@ def ask_about(
     rest = [name for name in asked if name != main]
     order = [main, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     questions = [asked[name] for name in order]
+    if level.boxes:
+        others = [q for q in topics["box"] if q not in questions]
+        questions += [others[i] for i in rng.permutation(len(others))[: level.boxes]]
     if rng.random() < ABSENT_SHARE:
         questions.append(_ask_not_there(rng, figures, colours))
     return tuple(questions)
