@@ -12,6 +12,7 @@ records every report; `python -m recipes.nano.curves runs/nano` draws it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -43,7 +44,7 @@ def run(rank: int, args: argparse.Namespace) -> None:
         args.seed,
         rank,
         args.processes,
-        preset.optimiser,
+        dataclasses.replace(preset.optimiser, learning_rate=args.learning_rate or preset.optimiser.learning_rate),
         stages=curriculum.scaled(curriculum.CURRICULUM, preset.patches),
         device=preset.device,
         workers=args.workers,
@@ -139,6 +140,7 @@ def main() -> None:
         "--cooldown", type=int, default=0, help="steps over which the learning rate falls to zero; then stop"
     )
     cli.add_argument("--until", type=int, default=0, help="end a cool-down that is under way at this step instead")
+    cli.add_argument("--learning-rate", type=float, help="the highest (default: the preset's)")
     cli.add_argument("--processes", type=int, help="processes that train (default: one a core; one on a GPU)")
     cli.add_argument("--workers", type=int, help="processes that draw samples ahead (default: the preset's)")
     cli.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
@@ -148,6 +150,8 @@ def main() -> None:
     if args.add_positions and args.init is None:
         cli.error("--add-positions is for a run with --init; others have them from the start")
     args.stage = args.stage or names[-1]
+    if args.learning_rate is not None and not 0 < args.learning_rate < 1:
+        cli.error(f"--learning-rate {args.learning_rate:g} is not between 0 and 1 (the CPU preset has 0.002)")
     preset = PRESETS[args.preset]
     args.processes = args.processes or (os.cpu_count() or 1 if preset.device == "cpu" else 1)
     args.workers = preset.workers if args.workers is None else args.workers
