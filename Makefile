@@ -21,7 +21,7 @@ help: ## this list
 
 demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and a clip, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
-	$(bin)/pocketvlm ask examples/chart.png "What is the value of Lime?"
+	$(bin)/pocketvlm ask examples/chart.png "What is the title?"
 	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
 	$(bin)/pocketvlm ask examples/clip.mp4 "In which direction does the circle move?"
 

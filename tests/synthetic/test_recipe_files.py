@@ -74,7 +74,7 @@ def test_the_committed_examples_are_what_the_script_draws(tmp_path, monkeypatch)
     monkeypatch.setattr("sys.argv", ["make_examples.py", str(tmp_path)])
     script.main()
     total = script.RECEIPT.price(script.RECEIPT.total_cents)
-    assert total == "13.50"
+    assert total == "11.60"
     assert all(is_heldout(text) for text in (total, script.WORD, script.NUMBER))
     for path in sorted(tmp_path.iterdir()):
         pairs = zip(pixels_of(path), pixels_of(ROOT / "examples" / path.name), strict=True)
