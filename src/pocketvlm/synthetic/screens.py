@@ -297,7 +297,8 @@ def ask_about(
     if level.boxes:
         others = [element for element in elements if element is not target]
         for i in rng.permutation(len(others))[: level.boxes]:
-            answer, of = box_answer(*others[i].box, height, width), others[i]
+            of = others[int(i)]
+            answer = box_answer(*of.box, height, width)
             kept.append(ask(rng, WHERE_QUESTIONS, answer, "box", label=of.label, what=of.kind))
     if rng.random() < ABSENT_SHARE:
         taken = {title, *(element.label for element in elements)}
