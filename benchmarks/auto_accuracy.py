@@ -85,12 +85,13 @@ def plot(measured: dict[str, list[Point]], out: Path) -> None:
     figure = Figure(figsize=(4.5 * len(measured), 3.6), dpi=110, layout="constrained")
     for number, (task, points) in enumerate(measured.items()):
         axes = figure.add_subplot(1, len(measured), number + 1)
-        for point in points:
+        for i, point in enumerate(points):
             x, y = point.tokens, 100 * point.score
             errors = [[y - 100 * point.low], [100 * point.high - y]]
             colour = "tab:orange" if point.setting.startswith("auto") else "tab:blue"
             axes.errorbar(x, y, errors, fmt="o", color=colour, capsize=2)
-            axes.annotate(point.setting, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            beside = (5, 12 if i % 2 else 2)  # neighbours may lie close together
+            axes.annotate(point.setting, (x, y), xytext=beside, textcoords="offset points", fontsize=8)
         axes.set(title=task, xlabel="visual tokens of a request", ylabel="right answers, %")
         axes.set_ylim(bottom=0)
     out.parent.mkdir(parents=True, exist_ok=True)
