@@ -3,41 +3,71 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.bundle import parse_quantization
 from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.config import DOWNSAMPLE_MODES
+from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 
-FORMATS = {"onnx": "a bundle of ONNX graphs: for runtime='onnx', phones and browsers"}
+Progress = Callable[[int, int], None]
+
+FORMATS = {
+    "onnx": "a bundle of ONNX graphs: for runtime='onnx', phones and browsers",
+    "gguf": "two files for llama.cpp: decoder and tower",
+}
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("format", choices=FORMATS, help="; ".join(f"{name}: {text}" for name, text in FORMATS.items()))
     parser.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
-    parser.add_argument(
-        "--quantization",
-        default="int8",
-        help="none, int8 (default), int4, or parts such as decoder=int4,head=int8",
-    )
+    onnx = parser.add_argument_group("onnx")
+    onnx.add_argument("--quantization", help="none, int8 (default), int4, or parts such as decoder=int4,head=int8")
+    gguf = parser.add_argument_group("gguf")
+    gguf.add_argument("--type", choices=GGUF_TYPES, help="of the matrices (default: bf16)")
+    gguf.add_argument("--downsample-mode", choices=DOWNSAMPLE_MODES, help="the tower's rate for good (default: 16x)")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    quantization = parse_quantization(args.quantization)
+    of_another = {"onnx": ("type", "downsample_mode"), "gguf": ("quantization",)}[args.format]
+    for option in of_another:
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} means nothing for {args.format}", hint="Leave it out.")
+    write = _onnx if args.format == "onnx" else _gguf
+    bars: Any = nullcontext() if args.json else progress_bars()
+    with bars as report:
+        progress = (lambda done, total: report("Writing", done, total)) if report else None
+        about, files = write(args, progress)
+    size = sum(files.values())
+    if args.json:
+        print_json({"out": str(args.out), "format": args.format, **about, "bytes": size, "files": files})
+    else:
+        print(f"{args.out}: {len(files)} files, {size / 1e6:,.1f} MB; " + ", ".join(about.values()))
+    return 0
+
+
+def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str, str], dict[str, int]]:
+    quantization = parse_quantization(args.quantization or "int8")
     checkpoint = resolve(args.model)
     from pocketvlm.export.bundle import write_bundle  # imports torch: after everything that can be wrong
 
-    bars: Any = nullcontext() if args.json else progress_bars()
-    with bars as report:
-        progress = (lambda done, total: report("Writing the bundle", done, total)) if report else None
-        manifest = write_bundle(checkpoint, args.out, quantization, progress)
-    size = sum(manifest.files.values())
-    if args.json:
-        print_json({"out": str(args.out), "quantization": str(quantization), "bytes": size, "files": manifest.files})
-    else:
-        print(f"{args.out}: {len(manifest.files)} files, {size / 1e6:,.1f} MB; {quantization}")
-    return 0
+    manifest = write_bundle(checkpoint, args.out, quantization, progress)
+    return {"quantization": str(quantization)}, manifest.files
+
+
+def _gguf(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str, str], dict[str, int]]:
+    checkpoint = resolve(args.model)
+    from pocketvlm.export.gguf import write_gguf
+
+    kind: Any = args.type or "bf16"
+    mode: Any = args.downsample_mode or "16x"
+    written = write_gguf(checkpoint, args.out, kind, mode, progress)
+    sizes = {path.name: path.stat().st_size for path in (written.model, written.projector)}
+    return {"type": kind, "downsample_mode": mode}, sizes

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError
-from pocketvlm.model.checkpoint import load_model, weight_files
+from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.vlm import MiniCPMV
 
@@ -93,8 +92,7 @@ def write_bundle(checkpoint: Path, out: Path, quantization: Quantization, progre
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}{_PARTIAL}", dir=out.parent))
     try:
-        dtype = torch.bfloat16 if _is_bfloat16(checkpoint) else torch.float32
-        model = load_model(checkpoint, dtype=dtype, progress=_between(progress, 0, 0.25))
+        model = load_model(checkpoint, dtype=stored_dtype(checkpoint), progress=_between(progress, 0, 0.25))
         needed = _expected_size(model, quantization)
         if shutil.disk_usage(partial).free < needed:
             raise CheckpointError(
@@ -126,17 +124,6 @@ def _between(progress: Progress | None, start: float, end: float) -> Progress | 
     if progress is None:
         return None
     return lambda done, total: progress(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
-
-
-def _is_bfloat16(checkpoint: Path) -> bool:
-    """Whether no weight would lose anything in bfloat16: then half the memory holds the model."""
-    from safetensors import safe_open
-
-    for file in weight_files(checkpoint):
-        with safe_open(file, framework="pt") as handle:
-            if any(handle.get_slice(name).get_dtype() not in ("BF16", "BOOL") for name in handle.keys()):  # noqa: SIM118
-                return False
-    return True
 
 
 def _graphs(model: MiniCPMV, quantization: Quantization) -> dict[str, Any]:

@@ -108,8 +108,6 @@ def _check(config: ModelConfig) -> None:
         )
     if text.linear_key_head_dim != text.linear_value_head_dim:
         raise ConfigError("GGUF readers expect linear-attention keys and values of one dimension")
-    if text.linear_num_key_heads != text.linear_num_value_heads:
-        raise ConfigError("GGUF export knows linear attention with as many key heads as value heads only")
 
 
 def _part(progress: Progress | None, start: int, end: int) -> Progress | None:

@@ -1,16 +1,18 @@
 """Our weights under the names, shapes and conventions of llama.cpp's GGUF files.
 
-What differs from the published values: norms of the decoder carry their "+ 1", decays their "−exp", the convolution has
-no empty axis, and the patches' weight is a convolution again.
+What differs from the published values: norms of the decoder carry their "+ 1", decays their "-exp", the convolution has
+no empty axis, the patches' weight is a convolution again, and where several value heads of linear attention share a key
+head, all firsts come before all seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from pocketvlm.config import DownsampleMode
+from pocketvlm.config import DownsampleMode, TextConfig
 from pocketvlm.model.checkpoint import published_tensor
 from pocketvlm.model.vlm import MiniCPMV
 
@@ -69,17 +71,35 @@ def decoder_tensors(model: MiniCPMV) -> Iterator[tuple[str, Tensor]]:
         else:
             name = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[ours.split(".")[0]]
             name += ".weight"
-        yield name, _converted(ours, tensor.detach())
+        yield name, _converted(ours, tensor.detach(), model.config.text)
 
 
-def _converted(ours: str, tensor: Tensor) -> Tensor:
-    if ours.endswith("A_log"):
+def _converted(ours: str, tensor: Tensor, config: TextConfig) -> Tensor:
+    _, _, rest = ours.partition("linear_attn.")
+    if rest:
+        tensor = _by_rank(rest.removesuffix(".weight"), tensor, config)
+    if rest == "A_log":
         return -tensor.float().exp()
-    if ours.endswith("conv1d.weight"):
+    if rest == "conv1d.weight":
         return tensor.squeeze(1)
     if ours.endswith("norm.weight") and not ours.endswith(_UNSHIFTED):
         return tensor.float() + 1
     return tensor
+
+
+def _by_rank(layer: str, tensor: Tensor, config: TextConfig) -> Tensor:
+    """Value heads by their rank among those of a key head (GGML repeats all keys in turn), not key head by key head."""
+    copies = config.linear_num_value_heads // config.linear_num_key_heads
+    heads = torch.arange(config.linear_num_value_heads).unflatten(0, (-1, copies)).T.flatten()
+    dim = config.linear_value_head_dim
+    rows = (heads[:, None] * dim + torch.arange(dim)).flatten()
+    if layer in ("A_log", "dt_bias", "in_proj_a", "in_proj_b"):
+        return tensor[heads]
+    if layer == "in_proj_z":
+        return tensor[rows]
+    if layer in ("in_proj_qkv", "conv1d"):  # queries and keys stand before the values
+        return torch.cat([tensor[: -len(rows)], tensor[-len(rows) :][rows]])
+    return tensor[:, rows] if layer == "out_proj" else tensor
 
 
 def vision_tensors(model: MiniCPMV, downsample_mode: DownsampleMode) -> Iterator[tuple[str, Tensor]]:

@@ -78,11 +78,12 @@ def _published_shape(ours: str, shape: torch.Size, config: ModelConfig) -> torch
     return shape
 
 
-def _export(ours: str, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """Our values → published ones."""
+def published_tensor(model: MiniCPMV, ours: str) -> Tensor:
+    """A parameter by our name, with its published values and shape."""
+    tensor, vision = model.get_parameter(ours), model.config.vision
     if ours == _PATCH_EMBEDDING:
-        side = config.vision.patch_size
-        tensor = tensor.unflatten(1, (side, side, config.vision.num_channels)).permute(0, 3, 1, 2)
+        side = vision.patch_size
+        return tensor.detach().unflatten(1, (side, side, vision.num_channels)).permute(0, 3, 1, 2).contiguous()
     return tensor.detach().contiguous()
 
 
@@ -113,6 +114,19 @@ def count_parameters(directory: Path) -> int:
         except SafetensorError:
             raise _truncated(file) from None
     return total
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """bfloat16 where no weight of the checkpoint would lose anything in it (half the memory holds it), else fp32."""
+    for file in weight_files(directory):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+        except SafetensorError:
+            raise _truncated(file) from None
+        if not kinds <= {"BF16", "BOOL"}:
+            return torch.float32
+    return torch.bfloat16
 
 
 def _truncated(file: Path) -> CheckpointError:
@@ -234,7 +248,7 @@ def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = t
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     names = published_names(model)
-    tensors = {names[n]: _export(n, p, model.config).to("cpu", dtype) for n, p in model.named_parameters()}
+    tensors = {published: published_tensor(model, ours).to("cpu", dtype) for ours, published in names.items()}
     partial = directory / f"{WEIGHTS}.partial"
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
