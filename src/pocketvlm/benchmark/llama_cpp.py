@@ -20,7 +20,7 @@ from pocketvlm.benchmark.runners import BEFORE, SIDES, noise
 from pocketvlm.errors import ConfigError
 
 TIMEOUT = 900
-_ENCODED = re.compile(r"(?:image|slice|chunk)[^\n]*?(?:encoded|processed) in (\d+(?:\.\d+)?) ?ms")
+_ENCODED = re.compile(r"(?:image|slice|chunk|batch)[^\n]*?(?:encoded|processed|encoding done) in (\d+(?:\.\d+)?) ?ms")
 
 
 class LlamaCppContender:

@@ -182,8 +182,8 @@ def _token_keys(
     writer.add_tokenizer_pre("qwen35")
     writer.add_token_list(names)
     writer.add_token_types(kinds)
-    if merges:
-        writer.add_token_merges(merges)
+    # Readers want at least one; of a vocabulary without merges this one makes no token, so the text is split as before.
+    writer.add_token_merges(merges or ["Ġ Ġ"])
     # A turn ends at <|im_end|>, a document at the id of the config.
     writer.add_eos_token_id(names.index("<|im_end|>"))
     writer.add_eot_token_id(names.index("<|im_end|>"))
