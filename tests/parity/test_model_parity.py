@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.engine.generator import Generator, Request
 from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
@@ -125,7 +126,7 @@ class Pair:
         params = SamplingParams(temperature=0, **options)
         ids = torch.tensor(self.ids(prompt, mode))
         request = Request(ids, params, frozenset(stop_ids), random_patches(views, self.seed), views)
-        for _ in Generator(self.ours).stream([request]):
+        for _ in Generator(TorchRunner(self.ours)).stream([request]):
             pass
         return request
 

@@ -57,9 +57,7 @@ class DecoderGraph:
         rows = g.input("rows", INT64, ("rows",))
         self.seqlens_k = g.input("seqlens_k", INT32, ("batch",))
         self.total = g.input("total_sequence_length", INT32, ())
-        self.batch_and_new = g.op("Shape", positions)
         self.rotary = self._rotary_tables(positions)
-        x = g.op("Reshape", x, g.constant([-1, config.hidden_size]))
         normed = self._rms(x, "layers.0.input_layernorm", self._layer(0).input_layernorm.weight, offset=1.0)
         for i in range(config.num_hidden_layers):
             layer = self._layer(i)
@@ -70,7 +68,7 @@ class DecoderGraph:
             fed = self._mlp(f"{name}.mlp", layer.mlp, normed)
             after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
             normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
-        wanted = g.op("Gather", normed, rows, axis=0)
+        wanted = g.op("Gather", g.op("Reshape", normed, g.constant([-1, config.hidden_size])), rows, axis=0)
         logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
         g.output("logits", logits, FLOAT, ("rows", config.vocab_size))
         # Logits come first, caches after it in the order of the layers.
@@ -108,17 +106,12 @@ class DecoderGraph:
         return out[0], out[3]
 
     def _heads(self, x: ir.Value, heads: int, dim: int) -> ir.Value:
-        """[T, heads * dim] to [B, S, heads, dim]."""
-        shape = self.graph.op("Concat", self.batch_and_new, self.graph.constant([heads, dim]), axis=0)
-        return self.graph.op("Reshape", x, shape)
+        """[B, S, heads * dim] to [B, S, heads, dim]."""
+        return self.graph.op("Reshape", x, self.graph.constant([0, 0, heads, dim]))
 
-    def _flat(self, x: ir.Value, width: int) -> ir.Value:
-        """[B, S, …] or [T, …] to [B, S, width]."""
-        shape = self.graph.op("Concat", self.batch_and_new, self.graph.constant([width]), axis=0)
-        return self.graph.op("Reshape", x, shape)
-
-    def _rows(self, x: ir.Value, width: int) -> ir.Value:
-        return self.graph.op("Reshape", x, self.graph.constant([-1, width]))
+    def _flat(self, x: ir.Value) -> ir.Value:
+        """[B, S, heads, dim] to [B, S, heads * dim]."""
+        return self.graph.op("Reshape", x, self.graph.constant([0, 0, -1]))
 
     def _silu(self, x: ir.Value) -> ir.Value:
         return self.graph.contrib("QuickGelu", x, alpha=1.0)
@@ -139,9 +132,10 @@ class DecoderGraph:
         frequency = (1.0 / config.rope_theta**exponent).numpy()
         column = g.op("Reshape", g.op("Cast", positions, to=FLOAT), g.constant([-1, 1]))
         angles = g.op("Mul", column, g.constant(frequency, np.float32))
-        count = g.op("ReduceProd", self.batch_and_new, keepdims=0)
+        batch_and_new = g.op("Shape", positions)
+        count = g.op("ReduceProd", batch_and_new, keepdims=0)
         numbers = g.op("Range", g.constant(0), count, g.constant(1))
-        return g.op("Reshape", numbers, self.batch_and_new), g.op("Cos", angles), g.op("Sin", angles)
+        return g.op("Reshape", numbers, batch_and_new), g.op("Cos", angles), g.op("Sin", angles)
 
     def _attention(self, i: int, x: ir.Value) -> ir.Value:
         g, attention = self.graph, self._layer(i).self_attn
@@ -155,14 +149,14 @@ class DecoderGraph:
         q, gate, k, v = self._split(joined, heads * dim, heads * dim, kv_heads * dim, kv_heads * dim)
         q = self._rms(self._heads(q, heads, dim), f"{name}.q_norm", attention.q_norm.weight, 1.0)
         k = self._rms(self._heads(k, kv_heads, dim), f"{name}.k_norm", attention.k_norm.weight, 1.0)
-        q, k = self._rotate(self._flat(q, heads * dim), heads), self._rotate(self._flat(k, kv_heads * dim), kv_heads)
+        q, k = self._rotate(self._flat(q), heads), self._rotate(self._flat(k), kv_heads)
         shape = ("batch", kv_heads, "capacity", dim)
         past = [g.input(f"past_{kind}.{i}", FLOAT, shape) for kind in ("key", "value")]
         out, *present = g.contrib(
             "GroupQueryAttention",
             q,
             k,
-            self._flat(v, kv_heads * dim),
+            v,
             *past,
             self.seqlens_k,
             self.total,
@@ -172,7 +166,7 @@ class DecoderGraph:
         )
         for kind, value in zip(("key", "value"), present, strict=True):
             g.output(f"present_{kind}.{i}", value, FLOAT, shape)
-        gated = g.op("Mul", self._rows(out, heads * dim), g.op("Sigmoid", gate))
+        gated = g.op("Mul", out, g.op("Sigmoid", gate))
         return linear(g, f"{name}.o_proj", gated, [attention.o_proj.weight], self.scheme)
 
     def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
@@ -200,8 +194,8 @@ class DecoderGraph:
             k,
             v,
             past,
-            self._flat(decay, heads),
-            self._flat(beta, heads),
+            decay,
+            beta,
             outputs=2,
             q_num_heads=heads,
             kv_num_heads=heads,
@@ -209,17 +203,17 @@ class DecoderGraph:
             update_rule="gated_delta",
         )
         g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
-        normed = self._rms(self._rows(out, value_dim), f"{name}.norm", net.norm.weight)
-        gated = g.op("Mul", self._rows(normed, heads * value_dim), self._silu(z))
+        normed = self._rms(self._heads(out, heads, value_dim), f"{name}.norm", net.norm.weight)
+        gated = g.op("Mul", self._flat(normed), self._silu(z))
         return linear(g, f"{name}.out_proj", gated, [net.out_proj.weight], self.scheme)
 
     def _convolve(self, i: int, net: GatedDeltaNet, mixed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """[T, C] to queries, keys (both normalised) and values [B, S, …], by shifted products: ONNX Runtime's fused
+        """[B, S, C] to queries, keys (both normalised) and values [B, S, …], by shifted products: ONNX Runtime's fused
         convolution takes three to four times as long, for prompts as for steps."""
         g, keep = self.graph, net.taps - 1
         shape = ("batch", keep, net.channels)
         past = g.input(f"past_conv.{i}", FLOAT, shape)
-        extended = g.op("Concat", past, self._flat(mixed, net.channels), axis=1)
+        extended = g.op("Concat", past, mixed, axis=1)
         axis, end = g.constant([1]), g.constant([TO_THE_END])
         g.output(f"present_conv.{i}", g.op("Slice", extended, g.constant([-keep]), end, axis), FLOAT, shape)
         total: ir.Value | None = None
@@ -230,21 +224,22 @@ class DecoderGraph:
             term = g.op("Mul", window, weight)
             total = term if total is None else g.op("Add", total, term)
         assert total is not None
-        width = net.key_heads * net.key_dim
-        q, k, v = self._split(self._silu(total), width, width, net.value_heads * net.value_dim)
-        return self._normalised(net, q), self._normalised(net, k), v
-
-    def _normalised(self, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
-        """Each head at length one: an RMS norm whose weight undoes the square root of the dimension."""
-        g, dim = self.graph, net.key_dim
+        width, dim = net.key_heads * net.key_dim, net.key_dim
+        both, v = self._split(self._silu(total), 2 * width, net.value_heads * net.value_dim)
+        # Each head at length one: an RMS norm whose weight undoes the square root of the dimension.
         scale = g.constant(np.full(dim, dim**-0.5), np.float32)
-        heads = self._heads(x, net.key_heads, dim)
+        heads = self._heads(both, 2 * net.key_heads, dim)
         normed = g.op("SimplifiedLayerNormalization", heads, scale, axis=-1, epsilon=L2_EPS / dim)
-        if net.value_heads != net.key_heads:
-            copies = net.value_heads // net.key_heads
-            wide = g.op("Unsqueeze", normed, g.constant([3]))
-            normed = g.op("Expand", wide, g.constant([1, 1, 1, copies, 1]))
-        return self._flat(normed, net.value_heads * dim)
+        q, k = self._split(self._flat(normed), width, width)
+        return self._repeated(net, q), self._repeated(net, k), v
+
+    def _repeated(self, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
+        """Each key head as often as it has value heads."""
+        g, copies = self.graph, net.value_heads // net.key_heads
+        if copies == 1:
+            return x
+        wide = g.op("Reshape", x, g.constant([0, 0, net.key_heads, 1, net.key_dim]))
+        return self._flat(g.op("Expand", wide, g.constant([1, 1, 1, copies, 1])))
 
 
 def _column(weight: Tensor, tap: int) -> Callable[[], Tensor]:

@@ -1,6 +1,6 @@
 """Linear layers of a graph: fp32, int8 with activations quantised on the fly, or 4-bit weights in blocks.
 
-Shapes:  T tokens · K inputs · N outputs
+Shapes:  T tokens (several dimensions where there is no bias) · K inputs · N outputs
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def linear(
         bias = (graph.weight(f"{name}.bias", ir.DataType.FLOAT, (outputs,), lambda: as_fp32(columns)[:, 0]),)
     if scheme == "fp32":
         weight = graph.weight(f"{name}.weight", ir.DataType.FLOAT, (outputs, inputs), lambda: as_fp32(weights))
-        return graph.op("Gemm", x_TK, weight, *bias, transB=1)
+        return (
+            graph.op("Gemm", x_TK, weight, *bias, transB=1)
+            if bias
+            else graph.contrib("FusedMatMul", x_TK, weight, transB=1)
+        )
     if scheme == "int8" or inputs % BLOCK:
         int8 = Once(lambda: as_int8(weights))
         weight = graph.weight(f"{name}.weight", ir.DataType.INT8, (inputs, outputs), lambda: int8(0))
