@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketvlm.export.onnx_graphs import quantization
-from pocketvlm.export.onnx_graphs.quantization import BLOCK, Once, as_fp32, as_int4, as_int8, from_int4, from_int8
+from pocketvlm.export.onnx_graphs.quantization import (
+    BLOCKS,
+    Once,
+    as_fp32,
+    as_int4,
+    as_int8,
+    block_of,
+    from_int4,
+    from_int8,
+)
 
 
 def weights(outputs: int, blocks: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     scales = torch.rand(outputs, 1, generator=generator) * 3
-    return torch.randn(outputs, blocks * BLOCK, generator=generator) * scales
+    return torch.randn(outputs, blocks * min(BLOCKS), generator=generator) * scales
 
 
-SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(0, 99))
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 8), st.integers(0, 99))
 
 
 @given(SHAPES)
@@ -30,16 +40,28 @@ def test_int8_is_off_by_half_a_step_of_its_output_at_most(shape: tuple[int, int,
 
 
 @given(SHAPES)
-def test_int4_is_off_by_half_a_step_of_its_block_and_by_one_at_the_far_end(shape: tuple[int, int, int]) -> None:
+def test_int4_is_no_further_off_than_plain_rounding_and_within_its_steps(shape: tuple[int, int, int]) -> None:
     w = weights(*shape)
     values, scales = as_int4([w])
-    error = np.abs(from_int4(values, scales) - w.numpy()).reshape(*scales.shape, BLOCK)
-    steps = np.abs(scales)[..., None]
-    # Of the two ends only the one of larger magnitude has a value of its own.
-    far = (w.numpy().reshape(error.shape) / scales[..., None]) > 7.5
-    assert (error <= steps * np.where(far, 1.001, 0.501) + 1e-7).all()
-    largest = np.abs(w.numpy()).reshape(error.shape).argmax(-1)[..., None]
-    assert (np.take_along_axis(error, largest, -1) <= steps * 1e-5).all()
+    block = block_of(w.shape[1])
+    assert block is not None
+    assert values.shape == (*scales.shape, block // 2)
+    true = w.numpy().reshape(*scales.shape, block)
+    error = np.square(from_int4(values, scales).reshape(true.shape) - true).sum(-1)
+    largest = np.take_along_axis(true, np.abs(true).argmax(-1)[..., None], -1)
+    plain = np.square(np.clip(np.round(true / (largest / -8)), -8, 7) * (largest / -8) - true).sum(-1)
+    assert (error <= plain * 1.0001 + 1e-6).all()
+
+
+def test_a_search_for_scales_pays() -> None:
+    w = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    error = np.square(from_int4(*as_int4([w])) - w.numpy()).mean()
+    assert error < 0.0097  # of a variance of 1; without the search 0.0106
+
+
+@pytest.mark.parametrize(("inputs", "block"), [(1024, 128), (192, 64), (96, 32), (48, None)])
+def test_blocks_are_as_large_as_the_inputs_allow(inputs: int, block: int | None) -> None:
+    assert block_of(inputs) == block
 
 
 @given(SHAPES, st.integers(1, 5))
@@ -56,7 +78,7 @@ def test_pieces_are_one_matrix_whatever_the_rows_at_once(shape: tuple[int, int, 
 
 
 def test_zeros_stay_zeros() -> None:
-    w = torch.zeros(3, BLOCK)
+    w = torch.zeros(3, 128)
     assert not from_int8(*as_int8([w])).any()
     assert not from_int4(*as_int4([w])).any()
 

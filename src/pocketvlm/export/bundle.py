@@ -29,7 +29,7 @@ TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 _NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
 _PARTIAL = ".partial-"
 # Bytes a weight takes in a bundle, scales included; for the free space and the progress bar.
-_BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.63}
+_BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
 
 
 def cache_directory() -> Path:

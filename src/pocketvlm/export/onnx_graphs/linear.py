@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx_graphs.graph import GraphBuilder
-from pocketvlm.export.onnx_graphs.quantization import BLOCK, Once, as_fp32, as_int4, as_int8, size_of
+from pocketvlm.export.onnx_graphs.quantization import Once, as_fp32, as_int4, as_int8, block_of, size_of
 
 INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations are quantised to int8, block by block
 
@@ -43,14 +43,15 @@ def linear(
             if bias
             else graph.contrib("FusedMatMul", x_TK, weight, transB=1)
         )
-    if scheme == "int8" or inputs % BLOCK:
+    block = block_of(inputs)
+    if scheme == "int8" or block is None:
         int8 = Once(lambda: as_int8(weights))
         weight = graph.weight(f"{name}.weight", ir.DataType.INT8, (inputs, outputs), lambda: int8(0))
         scale = graph.weight(f"{name}.scale", ir.DataType.FLOAT, (outputs,), lambda: int8(1))
         return graph.contrib("DynamicQuantizeMatMul", x_TK, weight, scale, None, *bias)
-    blocks, int4 = inputs // BLOCK, Once(lambda: as_int4(weights))
-    weight = graph.weight(f"{name}.weight", ir.DataType.UINT8, (outputs, blocks, BLOCK // 2), lambda: int4(0))
+    blocks, int4 = inputs // block, Once(lambda: as_int4(weights))
+    weight = graph.weight(f"{name}.weight", ir.DataType.UINT8, (outputs, blocks, block // 2), lambda: int4(0))
     scale = graph.weight(f"{name}.scale", ir.DataType.FLOAT, (outputs, blocks), lambda: int4(1))
     skipped = (None, None, *bias) if bias else ()
-    attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": BLOCK, "accuracy_level": INT8_COMPUTE}
+    attributes = {"K": inputs, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": INT8_COMPUTE}
     return graph.contrib("MatMulNBits", x_TK, weight, scale, *skipped, **attributes)

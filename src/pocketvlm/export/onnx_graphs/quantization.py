@@ -15,8 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 32  # inputs that share a scale in 4 bits
-ROWS = 4096  # outputs at once
+# Inputs that share a scale in 4 bits, the largest that divides them. Fewer scales are fewer bytes and operations: 128 take
+# 0.6 of the time of 32 in steps, 0.7 in prompts, for a quarter more error (after the search for scales).
+BLOCKS = (128, 64, 32)
+# Steps between zero and the value of largest magnitude that are tried for each block. More than 8 clip that value.
+SPANS = (8.0, 7.6, 8.6, 9.2, 10.0, 11.0)
+ROWS = 1024  # outputs at once
 
 Array = NDArray[Any]
 
@@ -67,25 +71,49 @@ def as_int8(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
     return values, scales
 
 
-def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
-    """A scale for each block of `BLOCK` inputs; values 0 to 15 stand for -8 to 7 times the scale.
+def block_of(inputs: int) -> int | None:
+    """Inputs of a 4-bit block; None where whole blocks cannot be made."""
+    return next((block for block in BLOCKS if inputs % block == 0), None)
 
-    The scale is signed, so that the value of largest magnitude becomes -8, which has no positive twin: half a step more
-    range for the same bits (as in the 4-bit blocks of GGML).
+
+def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
+    """A scale for each block of `block_of(K)` inputs; values 0 to 15 stand for -8 to 7 times the scale.
+
+    The scale is signed, so that the value of largest magnitude is negative, where there is one step more (as in the
+    4-bit blocks of GGML). Of some spans the one with the least squared error is kept.
 
     Returns:
-        uint8 [N, B, BLOCK / 2], two values a byte with the first in the low half; fp32 [N, B].
+        uint8 [N, B, block / 2], two values a byte with the first in the low half; fp32 [N, B].
     """
     outputs, inputs = size_of(pieces)
-    blocks = inputs // BLOCK
-    values, scales = np.empty((outputs, blocks, BLOCK // 2), np.uint8), np.empty((outputs, blocks), np.float32)
+    block = block_of(inputs)
+    assert block is not None, inputs
+    blocks = inputs // block
+    values, scales = np.empty((outputs, blocks, block // 2), np.uint8), np.empty((outputs, blocks), np.float32)
     for place, rows in rows_of(pieces):
-        parts = rows.unflatten(1, (blocks, BLOCK))
-        scale = parts.gather(2, parts.abs().argmax(2, keepdim=True)) / -8
-        steps = (parts / torch.where(scale == 0, 1.0, scale)).round_().add_(8).clamp_(0, 15).to(torch.uint8)
-        values[place] = (steps[..., 0::2] | (steps[..., 1::2] << 4)).numpy()
+        steps, scale = _nearest_steps(rows.unflatten(1, (blocks, block)))
+        packed = steps.add_(8).to(torch.uint8)
+        values[place] = (packed[..., 0::2] | (packed[..., 1::2] << 4)).numpy()
         scales[place] = scale.squeeze(2).numpy()
     return values, scales
+
+
+def _nearest_steps(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """[…, block] as whole steps from -8 to 7, and the scales […, 1] of the blocks that come closest."""
+    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    best_steps, best_scale = torch.zeros_like(blocks), torch.zeros_like(largest)
+    least = torch.full_like(largest, torch.inf)
+    for span in SPANS:
+        scale = largest / -span
+        steps = (blocks / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-8, 7)
+        # The best scale of these steps, by least squares.
+        squares = (steps * steps).sum(-1, keepdim=True)
+        scale = (blocks * steps).sum(-1, keepdim=True) / squares.clamp(min=1)
+        error = (steps * scale).sub_(blocks).square_().sum(-1, keepdim=True)
+        better = error < least
+        best_steps, best_scale = torch.where(better, steps, best_steps), torch.where(better, scale, best_scale)
+        least = torch.minimum(error, least)
+    return best_steps, best_scale
 
 
 def from_int8(values: Array, scales: Array) -> Array:
