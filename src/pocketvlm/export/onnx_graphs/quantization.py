@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Inputs that share a scale in 4 bits, the largest that divides them. Fewer scales are fewer bytes and operations: 128 take
-# 0.6 of the time of 32 in steps, 0.7 in prompts, for a quarter more error (after the search for scales).
+# Inputs that share a scale in 4 bits, the largest that divides them. Fewer scales are fewer bytes and operations: 128
+# take 0.6 of the time of 32 in steps, 0.7 in prompts, for a quarter more error (after the search for scales).
 BLOCKS = (128, 64, 32)
 # Steps between zero and the value of largest magnitude that are tried for each block. More than 8 clip that value.
 SPANS = (8.0, 7.6, 8.6, 9.2, 10.0, 11.0)
