@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
 
 
-@pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.999, 0.999), ("int4", 0.999, 0.99)])
+@pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.999, 0.996), ("int4", 0.999, 0.99)])
 def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float, scores: float) -> None:
     write_bundle(resolve("nano"), tmp_path / name, PRESETS[name])
     small, full = ONNXRunner(tmp_path / name, threads=1), TorchRunner(load_model(resolve("nano")))
@@ -191,3 +192,15 @@ def test_the_embedding_graph_gives_the_rows_that_the_runner_reads(
     (rows,) = session.run(None, {"input_ids": ids[None].numpy()})
     assert torch.equal(runner.embed(ids, None), torch.from_numpy(rows)[0])
     assert_close(runner.embed(ids, None), plain.embed(ids, None), 1e-6 if name == "none" else 1e-3)
+
+
+def test_threads_of_pytorch_are_as_before_after_a_step_that_failed(onnx: ONNXRunner) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with suppress(RuntimeError), onnx.working():
+            assert torch.get_num_threads() == 1
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -107,7 +107,8 @@ class RunnerContender:
     def _timed(self, function: Callable[[], object]) -> Timed:
         @torch.inference_mode()
         def run() -> object:
-            out = function()
+            with self.runner.working():
+                out = function()
             if self.runner.device.type == "cuda":
                 torch.cuda.synchronize()
             return out

@@ -169,15 +169,17 @@ class Generator:
         while waiting or running.rows:
             running.drop_finished()
             slots = running.admit(waiting)
-            if slots:
-                admitted = [requests[running.rows[slot].request] for slot in slots]
-                logits = self._prefill(admitted, slots.start, running.cache, progress)
-            elif running.rows:
-                slots = range(len(running.rows))
-                logits = self._decode(running)
-            else:
+            if not running.rows:
                 continue
-            yield from self._choose(running, slots, logits)
+            with self.runner.working():
+                if slots:
+                    admitted = [requests[running.rows[slot].request] for slot in slots]
+                    logits = self._prefill(admitted, slots.start, running.cache, progress)
+                else:
+                    slots = range(len(running.rows))
+                    logits = self._decode(running)
+                events = list(self._choose(running, slots, logits))
+            yield from events
 
     def _start(self, requests: Sequence[Request]) -> _Running:
         text = self.runner.config.text

@@ -9,7 +9,8 @@ Shapes:  P patches of all views · N visual tokens · T tokens of all sequences,
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
 from pocketvlm.config import ModelConfig, read_json
+from pocketvlm.engine.embedding_table import EmbeddingTable
+from pocketvlm.engine.exact_scores import rescore_best
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
@@ -70,10 +73,11 @@ class ONNXRunner:
         self.directory = directory
         self.threads = threads or len(os.sched_getaffinity(0))
         self.vision, self.decoder = self._session("vision"), self._session("decoder")
-        # The table is the only weight of its graph, and of half a gigabyte a few rows are read: no session for that.
+        # The table is the only weight of its graph: no session for that.
         kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
         text = self.config.text
-        self.table = np.memmap(directory / "embedding.data", kind, "r", shape=(text.vocab_size, text.hidden_size))
+        self.embeddings = EmbeddingTable(directory / "embedding.data", kind, text.vocab_size, text.hidden_size)
+        self.rescores = self.manifest.quantization.head == "int4" and text.tie_word_embeddings
 
     def _session(self, name: str) -> Any:
         options = self.runtime.SessionOptions()
@@ -92,6 +96,17 @@ class ONNXRunner:
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """One thread for PyTorch's small operations: its others would wait for work on the cores where ONNX Runtime's
+        threads wait for theirs, and a step of 21 ms becomes one of 31."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def describe(self) -> str:
         return f"ONNX Runtime on {self.threads} threads, {self.manifest.quantization}"
@@ -128,7 +143,7 @@ class ONNXRunner:
         return torch.from_numpy(self.vision.run(["features"], feeds)[0])
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        x_TD = torch.from_numpy(self.table[input_ids.numpy()].astype(np.float32))
+        x_TD = self.embeddings(input_ids)
         if features is None or not len(features):
             return x_TD
         places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
@@ -136,26 +151,36 @@ class ONNXRunner:
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
         scores = torch.empty(len(rows), self.config.text.vocab_size)
+        hidden = torch.empty(len(rows), self.config.text.hidden_size)
         if batch.is_decode and isinstance(batch.slots, slice):
             starts = [s.start for s in batch.segments]
-            self._run(x_TD.unsqueeze(1), starts, batch.slots, cache, rows, scores)
+            self._run(x_TD.unsqueeze(1), starts, batch.slots, cache, rows, (scores, hidden))
         else:
             wanted = rows.tolist()
             for first, s in zip(batch.firsts, batch.segments, strict=True):
                 mine = [i for i, row in enumerate(wanted) if first <= row < first + s.length]
                 own = torch.tensor([wanted[i] - first for i in mine], dtype=torch.int64)
-                out = torch.empty(len(mine), scores.shape[1])
+                out = torch.empty(len(mine), scores.shape[1]), torch.empty(len(mine), hidden.shape[1])
                 x = x_TD[first : first + s.length].unsqueeze(0)
                 self._run(x, [s.start], slice(s.slot, s.slot + 1), cache, own, out)
-                scores[mine] = out
+                scores[mine], hidden[mine] = out
         for s in batch.segments:
             cache.lengths[s.slot] = s.start + s.length
+        if self.rescores:
+            rescore_best(scores, hidden, self.embeddings)
         return scores
 
     def _run(
-        self, x_BSD: Tensor, starts: list[int], slots: slice, cache: Cache, rows: Tensor, scores_RV: Tensor
+        self,
+        x_BSD: Tensor,
+        starts: list[int],
+        slots: slice,
+        cache: Cache,
+        rows: Tensor,
+        out: tuple[Tensor, Tensor],
     ) -> None:
-        """The new tokens of the sequences in `slots`, behind their first `starts` tokens."""
+        """The new tokens of the sequences in `slots`, behind their first `starts` tokens; `out` is what becomes of
+        `rows`: scores [R, V] and hidden states [R, D]."""
         new = x_BSD.shape[1]
         begins = torch.tensor(starts)
         inputs = {
@@ -170,8 +195,9 @@ class ONNXRunner:
         for name, tensor in inputs.items():
             address = tensor.data_ptr() or nowhere.data_ptr()
             binding.bind_input(name, "cpu", 0, _NUMPY[tensor.dtype], tensor.shape, address)
-        address = scores_RV.data_ptr() or nowhere.data_ptr()
-        binding.bind_output("logits", "cpu", 0, np.float32, scores_RV.shape, address)
+        for name, tensor in zip(("logits", "hidden"), out, strict=True):
+            address = tensor.data_ptr() or nowhere.data_ptr()
+            binding.bind_output(name, "cpu", 0, np.float32, tensor.shape, address)
         stores = {"key": cache.keys, "value": cache.values, "conv": cache.conv, "recurrent": cache.recurrent}
         for kind, store in stores.items():
             for layer, tensor in store.items():

@@ -6,6 +6,7 @@ Shapes:  P patches of all views · N visual tokens · T tokens of all sequences,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -31,6 +32,10 @@ class Runner(Protocol):
     @property
     def device(self) -> torch.device:
         """Where tensors go in and come out."""
+        ...
+
+    def working(self) -> AbstractContextManager[None]:
+        """Held during each step: PyTorch's own work in it must not get in the runtime's way."""
         ...
 
     def describe(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class TorchRunner:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def describe(self) -> str:
         return f"PyTorch on {self.device}, {str(self.model.dtype).removeprefix('torch.')}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx_graphs.graph import Array, GraphBuilder
 from pocketvlm.export.onnx_graphs.linear import linear
+from pocketvlm.export.onnx_graphs.quantization import HEAD_BLOCK
 from pocketvlm.model.decoder import DecoderLayer, SwiGLU
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -49,7 +50,7 @@ class DecoderGraph:
         int32 [] (of the longest), and the caches of each layer i: `past_key.i`, `past_value.i` [B, Hk, L, E], or
         `past_conv.i` [B, W - 1, C] and `past_recurrent.i` [B, Hv, K, V].
 
-        Outputs: `logits` fp32 [R, V] and every cache as `present_…`.
+        Outputs: `logits` fp32 [R, V], `hidden` fp32 [R, D] that they were made of, and every cache as `present_…`.
         """
         g, config = self.graph, self.config
         x = g.input("embeddings", FLOAT, ("batch", "new", config.hidden_size))
@@ -69,10 +70,12 @@ class DecoderGraph:
             after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
             normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
         wanted = g.op("Gather", g.op("Reshape", normed, g.constant([-1, config.hidden_size])), rows, axis=0)
-        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
+        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme, most=HEAD_BLOCK)
+        # These come first, caches after them in the order of the layers.
+        caches, g.outputs = g.outputs, []
         g.output("logits", logits, FLOAT, ("rows", config.vocab_size))
-        # Logits come first, caches after it in the order of the layers.
-        g.outputs.insert(0, g.outputs.pop())
+        g.output("hidden", wanted, FLOAT, ("rows", config.hidden_size))
+        g.outputs += caches
         return g.model()
 
     def _layer(self, i: int) -> DecoderLayer:
