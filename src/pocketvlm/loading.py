@@ -48,7 +48,7 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        return _load_onnx(directory, quantization, progress)
+        return ONNXRunner(ready_bundle(directory, quantization, progress))
     if is_bundle(directory):
         raise ConfigError(f"{directory} is a bundle, which only runtime='onnx' runs")
     if quantization not in ("auto", "none"):
@@ -78,17 +78,18 @@ def _is_for_onnx(directory: Path, device: torch.device, runtime: str, quantizati
     return is_free and find_spec("onnxruntime") is not None and count_parameters(directory) >= LARGE
 
 
-def _load_onnx(directory: Path, quantization: str, progress: Progress | None) -> ONNXRunner:
+def ready_bundle(directory: Path, quantization: str, progress: Progress | None = None) -> Path:
+    """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
     if is_bundle(directory):
         made = Manifest.read(directory).quantization
         if quantization != "auto" and parse_quantization(quantization) != made:
             raise ConfigError(f"the bundle {directory} has {made}, not quantization={quantization!r}")
-        return ONNXRunner(directory)
+        return directory
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
     what = f"Preparing {directory.name} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
-    return ONNXRunner(cached_bundle(directory, chosen, report))
+    return cached_bundle(directory, chosen, report)
 
 
 def choose_device(name: str) -> torch.device:

@@ -85,7 +85,20 @@ class LlamaCppContender:
                 path = Path(folder) / "noise.png"
                 Image.fromarray(noise(SIDES[line])).save(path)
                 command = ["llama-mtmd-cli", "-m", str(self.model), "--mmproj", str(self.projector)]
-                command += ["--image", str(path), "-p", "?", "-n", "1", "-t", str(self.threads), "--temp", "0"]
+                command += [
+                    "--image",
+                    str(path),
+                    "-p",
+                    "?",
+                    "-n",
+                    "1",
+                    "-t",
+                    str(self.threads),
+                    "--temp",
+                    "0",
+                    "-c",
+                    "4096",
+                ]
                 times = [float(ms) for ms in _ENCODED.findall(self._run(command))]
             if not times:
                 raise ConfigError("llama-mtmd-cli printed no time of a picture")

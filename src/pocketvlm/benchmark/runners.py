@@ -17,6 +17,7 @@ from pocketvlm.bundle import Quantization, Scheme
 from pocketvlm.config import ImageConfig, ModelConfig, load_configs
 from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.engine.runner import Runner
+from pocketvlm.engine.sampler import best_tokens
 from pocketvlm.kernels import fp16_linear
 from pocketvlm.loading import load_runner
 from pocketvlm.model.cache import Cache
@@ -68,7 +69,7 @@ class RunnerContender:
         if line.startswith("prompt"):
             return self._timed(lambda: self._prompt(count, self.runner.make_cache(1, count), 0))
         batch = count // STEPS
-        cache = self.runner.make_cache(batch, BEFORE + 4096)
+        cache = self.runner.make_cache(batch, BEFORE + STEPS)
         for slot in range(batch):
             self._prompt(BEFORE, cache, slot)
         if batch > 1:
@@ -76,11 +77,11 @@ class RunnerContender:
         ids = random_ids(batch, self.runner.config.text.vocab_size)
 
         def steps() -> None:
-            tokens = ids
+            tokens, cache.lengths = ids, [BEFORE] * batch  # every run steps over the same places
             for _ in range(STEPS):
                 packed = PackedBatch.of([Segment(1, cache.lengths[b], b) for b in range(batch)], self.runner.device)
                 scores = self.runner.forward(self.runner.embed(tokens, None), packed, cache, packed.last_rows)
-                tokens = scores.argmax(-1).cpu()
+                tokens = torch.tensor(best_tokens(scores))
 
         return self._timed(steps)
 

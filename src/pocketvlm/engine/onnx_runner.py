@@ -23,6 +23,7 @@ from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
 from pocketvlm.config import ModelConfig, read_json
 from pocketvlm.engine.embedding_table import EmbeddingTable
 from pocketvlm.engine.exact_scores import rescore_best
+from pocketvlm.engine.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
@@ -30,7 +31,6 @@ from pocketvlm.model.view_packing import nearest_positions, window_order
 from pocketvlm.views import View
 
 PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps
-_NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.uint8: np.uint8}
 
 
 def import_onnxruntime() -> ModuleType:
@@ -72,7 +72,7 @@ class ONNXRunner:
         self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.vision, self.decoder = self._session("vision"), self._session("decoder")
+        self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
         # The table is the only weight of its graph: no session for that.
         kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
         text = self.config.text
@@ -190,22 +190,8 @@ class ONNXRunner:
             "seqlens_k": (begins + new - 1).int(),
             "total_sequence_length": torch.tensor(max(starts) + new, dtype=torch.int32),
         }
-        binding = self.decoder.io_binding()
-        nowhere = torch.zeros(1)  # an empty tensor has no address, and one is asked for
-        for name, tensor in inputs.items():
-            address = tensor.data_ptr() or nowhere.data_ptr()
-            binding.bind_input(name, "cpu", 0, _NUMPY[tensor.dtype], tensor.shape, address)
-        for name, tensor in zip(("logits", "hidden"), out, strict=True):
-            address = tensor.data_ptr() or nowhere.data_ptr()
-            binding.bind_output(name, "cpu", 0, np.float32, tensor.shape, address)
-        stores = {"key": cache.keys, "value": cache.values, "conv": cache.conv, "recurrent": cache.recurrent}
-        for kind, store in stores.items():
-            for layer, tensor in store.items():
-                part = tensor[slots]
-                place = ("cpu", 0, np.float32, part.shape, part.data_ptr())
-                binding.bind_input(f"past_{kind}.{layer}", *place)
-                binding.bind_output(f"present_{kind}.{layer}", *place)
-        self.decoder.run_with_iobinding(binding)
+        scores_RV, hidden_RD = out
+        self.decoder.run(inputs, {"logits": scores_RV, "hidden": hidden_RD}, cache, slots)
 
     def prepare_batches(self) -> None:
         pass

@@ -20,7 +20,6 @@ from torch import Tensor
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx_graphs.graph import Array, GraphBuilder
 from pocketvlm.export.onnx_graphs.linear import linear
-from pocketvlm.export.onnx_graphs.quantization import HEAD_BLOCK
 from pocketvlm.model.decoder import DecoderLayer, SwiGLU
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -70,7 +69,7 @@ class DecoderGraph:
             after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
             normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
         wanted = g.op("Gather", g.op("Reshape", normed, g.constant([-1, config.hidden_size])), rows, axis=0)
-        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme, most=HEAD_BLOCK)
+        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
         # These come first, caches after them in the order of the layers.
         caches, g.outputs = g.outputs, []
         g.output("logits", logits, FLOAT, ("rows", config.vocab_size))

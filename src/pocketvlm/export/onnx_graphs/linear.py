@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx_graphs.graph import GraphBuilder
-from pocketvlm.export.onnx_graphs.quantization import BLOCKS, Once, as_fp32, as_int4, as_int8, block_of, size_of
+from pocketvlm.export.onnx_graphs.quantization import Once, as_fp32, as_int4, as_int8, block_of, size_of
 
 INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations are quantised to int8, block by block
 
@@ -24,14 +24,12 @@ def linear(
     weights: Sequence[Tensor],
     scheme: Scheme,
     biases: Sequence[Tensor] = (),
-    most: int = BLOCKS[0],
 ) -> ir.Value:
     """x W^T + b, [T, K] to [T, N].
 
     Args:
         weights: [N, K] of the layers that share this product, one below the other; `biases` likewise.
         scheme: 4 bits need whole blocks of inputs; where there are none the product is int8.
-        most: inputs of a 4-bit block.
     """
     outputs, inputs = size_of(weights)
     bias: tuple[ir.Value, ...] = ()
@@ -45,13 +43,13 @@ def linear(
             if bias
             else graph.contrib("FusedMatMul", x_TK, weight, transB=1)
         )
-    block = block_of(inputs, most)
+    block = block_of(inputs)
     if scheme == "int8" or block is None:
         int8 = Once(lambda: as_int8(weights))
         weight = graph.weight(f"{name}.weight", ir.DataType.INT8, (inputs, outputs), lambda: int8(0))
         scale = graph.weight(f"{name}.scale", ir.DataType.FLOAT, (outputs,), lambda: int8(1))
         return graph.contrib("DynamicQuantizeMatMul", x_TK, weight, scale, None, *bias)
-    blocks, int4 = inputs // block, Once(lambda: as_int4(weights, most))
+    blocks, int4 = inputs // block, Once(lambda: as_int4(weights))
     weight = graph.weight(f"{name}.weight", ir.DataType.UINT8, (outputs, blocks, block // 2), lambda: int4(0))
     scale = graph.weight(f"{name}.scale", ir.DataType.FLOAT, (outputs, blocks), lambda: int4(1))
     skipped = (None, None, *bias) if bias else ()

@@ -18,7 +18,6 @@ from torch import Tensor
 # Inputs that share a scale in 4 bits, the largest that divides them. Fewer scales are fewer bytes and operations: 128
 # take 0.6 of the time of 32 in steps, 0.7 in prompts, for a quarter more error (after the search for scales).
 BLOCKS = (128, 64, 32)
-HEAD_BLOCK = 64  # most in the head: its errors are those of the scores
 # Steps between zero and the value of largest magnitude that are tried for each block. More than 8 clip that value.
 SPANS = (8.0, 7.6, 8.6, 9.2, 10.0, 11.0)
 ROWS = 1024  # outputs at once
@@ -72,13 +71,13 @@ def as_int8(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
     return values, scales
 
 
-def block_of(inputs: int, most: int = BLOCKS[0]) -> int | None:
-    """Inputs of a 4-bit block, at most `most`; None where whole blocks cannot be made."""
-    return next((block for block in BLOCKS if block <= most and inputs % block == 0), None)
+def block_of(inputs: int) -> int | None:
+    """Inputs of a 4-bit block; None where whole blocks cannot be made."""
+    return next((block for block in BLOCKS if inputs % block == 0), None)
 
 
-def as_int4(pieces: Sequence[Tensor], most: int = BLOCKS[0]) -> tuple[Array, Array]:
-    """A scale for each block of `block_of(K, most)` inputs; values 0 to 15 stand for -8 to 7 times the scale.
+def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
+    """A scale for each block of `block_of(K)` inputs; values 0 to 15 stand for -8 to 7 times the scale.
 
     The scale is signed, so that the value of largest magnitude is negative, where there is one step more (as in the
     4-bit blocks of GGML). Of some spans the one with the least squared error is kept.
@@ -87,7 +86,7 @@ def as_int4(pieces: Sequence[Tensor], most: int = BLOCKS[0]) -> tuple[Array, Arr
         uint8 [N, B, block / 2], two values a byte with the first in the low half; fp32 [N, B].
     """
     outputs, inputs = size_of(pieces)
-    block = block_of(inputs, most)
+    block = block_of(inputs)
     assert block is not None, inputs
     blocks = inputs // block
     values, scales = np.empty((outputs, blocks, block // 2), np.uint8), np.empty((outputs, blocks), np.float32)
