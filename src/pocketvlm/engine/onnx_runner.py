@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,15 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+@cache
+def _share_arena(runtime: ModuleType) -> None:
+    """Register the arena of all sessions, once in a process. It grows by doubling: growing by what is asked for takes
+    more in the end, since prompts of other lengths find no place in what was left."""
+    place = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    by_doubling = {"max_mem": 0, "arena_extend_strategy": 0, "initial_chunk_size_bytes": -1}
+    runtime.create_and_register_allocator(place, runtime.OrtArenaCfg(by_doubling | {"max_dead_bytes_per_chunk": -1}))
+
+
 def product_session(graph: bytes) -> Any:
     """A session of a graph in memory, with as many threads as a runner has."""
     runtime = import_onnxruntime()
@@ -64,7 +74,7 @@ class ONNXRunner:
         threads: of each product; None is one for each core that this process may use.
     """
 
-    prefill_chunk = 512
+    prefill_chunk = 256  # 512 tokens at once are no faster, and take 0.2 GB more
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self.runtime = import_onnxruntime()
@@ -83,6 +93,11 @@ class ONNXRunner:
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        # Tower and decoder take turns, so they share an arena; and a plan of memory for every length of prompt would be
+        # kept for good. Together a fifth of a gigabyte.
+        _share_arena(self.runtime)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False
         try:
             return self.runtime.InferenceSession(
                 str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
