@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, ConfigError
 
-FORMAT = 4  # changes whenever bundles written before must be made anew
+FORMAT = 5  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
 GRAPHS = ("vision", "embedding", "decoder")
 OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits as the graphs use them

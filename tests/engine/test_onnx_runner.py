@@ -180,6 +180,29 @@ def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float,
     assert relative_error(got, expected) > 1e-5  # it is really quantised
 
 
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_quantised_answer_does_not_depend_on_its_company(tmp_path: Path, name: str) -> None:
+    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name])
+    runner = ONNXRunner(tmp_path / name, threads=1)
+    views = [view(8, 8), view(8, 8), view(8, 8)]
+    patches = random_patches(views)
+    patches[64:128] //= 50  # a dark one between two others
+    together = runner.encode_views(patches, views).split(4)
+    for part, alone in zip(patches.split(64), together, strict=True):
+        assert torch.equal(runner.encode_views(part, views[:1]), alone)
+
+    prompts = [random_text(n, n) for n in (40, 33, 61)]
+    cache = runner.make_cache(3, 80)
+    whole = [Segment(len(p), 0, b) for b, p in enumerate(prompts)]
+    last = [sum(map(len, prompts[: b + 1])) - 1 for b in range(3)]
+    both = run(runner, cache, whole, prompts, last)
+    steps = run(runner, cache, [Segment(1, len(p), b) for b, p in enumerate(prompts)], [[7], [8], [9]], [0, 1, 2])
+    for b, prompt in enumerate(prompts):
+        own = runner.make_cache(1, 80)
+        assert_close(run(runner, own, [Segment(len(prompt))], [prompt], [len(prompt) - 1])[0], both[b], 1e-5)
+        assert_close(run(runner, own, [Segment(1, len(prompt))], [[7 + b]], [0])[0], steps[b], 1e-5)
+
+
 @pytest.mark.parametrize("name", ["none", "int8"])
 def test_the_embedding_graph_gives_the_rows_that_the_runner_reads(
     checkpoint0: Path, plain: TorchRunner, tmp_path: Path, name: str

@@ -87,6 +87,8 @@ class ONNXRunner:
         kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
         text = self.config.text
         self.embeddings = EmbeddingTable(directory / "embedding.data", kind, text.vocab_size, text.hidden_size)
+        # An int8 tower has one scale for all that it is given: a view's features would depend on those beside it.
+        self.views_together = self.manifest.quantization.vision == "fp32"
         self.rescores = self.manifest.quantization.head == "int4" and text.tie_word_embeddings
 
     def _session(self, name: str) -> Any:
@@ -138,7 +140,7 @@ class ONNXRunner:
             by_shape.setdefault((view.downsample_mode, view.size.height, view.size.width), []).append(i)
         features: list[Tensor] = [torch.empty(0)] * len(views)
         for members in by_shape.values():
-            at_once = max(1, PATCHES_AT_ONCE // views[members[0]].patches)
+            at_once = max(1, PATCHES_AT_ONCE // views[members[0]].patches) if self.views_together else 1
             for first in range(0, len(members), at_once):
                 some = members[first : first + at_once]
                 for i, out in zip(some, self._encode_alike([pieces[i] for i in some], views[some[0]]), strict=True):

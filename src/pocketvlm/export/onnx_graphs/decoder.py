@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx_graphs.graph import Array, GraphBuilder
-from pocketvlm.export.onnx_graphs.linear import linear
+from pocketvlm.export.onnx_graphs.linear import linear, token_linear
 from pocketvlm.model.decoder import DecoderLayer, SwiGLU
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
@@ -70,7 +70,7 @@ class DecoderGraph:
             after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
             normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
         wanted = g.op("Gather", g.op("Reshape", normed, g.constant([-1, config.hidden_size])), rows, axis=0)
-        logits = linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
+        logits = token_linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
         # These come first, caches after them in the order of the layers.
         caches, g.outputs = g.outputs, []
         g.output("logits", logits, FLOAT, ("rows", config.vocab_size))
@@ -122,11 +122,15 @@ class DecoderGraph:
     def _split(self, x: ir.Value, *widths: int) -> Sequence[ir.Value]:
         return self.graph.ops("Split", len(widths), x, self.graph.constant(widths), axis=-1)
 
+    def _out(self, name: str, gated: ir.Value, layer: nn.Linear) -> ir.Value:
+        """The product of gated values that goes back to the hidden width."""
+        return token_linear(self.graph, name, gated, [layer.weight], self.scheme, rotated=True)
+
     def _mlp(self, name: str, mlp: SwiGLU, x: ir.Value) -> ir.Value:
         g, width = self.graph, self.config.intermediate_size
-        joined = linear(g, f"{name}.gate_up_proj", x, [mlp.gate_proj.weight, mlp.up_proj.weight], self.scheme)
+        joined = token_linear(g, f"{name}.gate_up_proj", x, [mlp.gate_proj.weight, mlp.up_proj.weight], self.scheme)
         gate, up = self._split(joined, width, width)
-        return linear(g, f"{name}.down_proj", g.op("Mul", self._silu(gate), up), [mlp.down_proj.weight], self.scheme)
+        return self._out(f"{name}.down_proj", g.op("Mul", self._silu(gate), up), mlp.down_proj)
 
     def _rotary_tables(self, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Row numbers [B, S] and the cosines and sines [T, rotary dim / 2] that they point at."""
@@ -156,7 +160,7 @@ class DecoderGraph:
         q_gate = attention.q_proj.weight.unflatten(0, (heads, 2, dim))
         queries, gates = (q_gate[:, part].flatten(0, 1) for part in (0, 1))
         parts = [queries, gates, attention.k_proj.weight, attention.v_proj.weight]
-        joined = linear(g, f"{name}.qkv_proj", x, parts, self.scheme)
+        joined = token_linear(g, f"{name}.qkv_proj", x, parts, self.scheme)
         q, gate, k, v = self._split(joined, heads * dim, heads * dim, kv_heads * dim, kv_heads * dim)
         q = self._rms(self._heads(q, heads, dim), f"{name}.q_norm", attention.q_norm.weight, 1.0)
         k = self._rms(self._heads(k, kv_heads, dim), f"{name}.k_norm", attention.k_norm.weight, 1.0)
@@ -178,7 +182,7 @@ class DecoderGraph:
         for kind, value in zip(("key", "value"), present, strict=True):
             g.output(f"present_{kind}.{i}", value, FLOAT, shape)
         gated = g.op("Mul", out, g.op("Sigmoid", gate))
-        return linear(g, f"{name}.o_proj", gated, [attention.o_proj.weight], self.scheme)
+        return self._out(f"{name}.o_proj", gated, attention.o_proj)
 
     def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
         attributes = {"num_heads": heads, "rotary_embedding_dim": self.config.rotary_dim}
@@ -187,7 +191,7 @@ class DecoderGraph:
     def _delta_net(self, i: int, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
         g, name = self.graph, f"layers.{i}.linear_attn"
         heads, value_dim = net.value_heads, net.value_dim
-        joined = linear(g, f"{name}.in_proj", x, [net.in_proj_qkv.weight, net.in_proj_z.weight], self.scheme)
+        joined = token_linear(g, f"{name}.in_proj", x, [net.in_proj_qkv.weight, net.in_proj_z.weight], self.scheme)
         mixed, z = self._split(joined, net.channels, heads * value_dim)
         # Decay and update rate steer a state that lasts for the whole sequence: 2 * Hv rows, always in fp32.
         gates = linear(g, f"{name}.gates", x, [net.in_proj_b.weight, net.in_proj_a.weight], "fp32")
@@ -216,7 +220,7 @@ class DecoderGraph:
         g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
         normed = self._rms(self._heads(out, heads, value_dim), f"{name}.norm", net.norm.weight)
         gated = g.op("Mul", self._flat(normed), self._silu(z))
-        return linear(g, f"{name}.out_proj", gated, [net.out_proj.weight], self.scheme)
+        return self._out(f"{name}.out_proj", gated, net.out_proj)
 
     def _convolve(self, i: int, net: GatedDeltaNet, mixed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """[B, S, C] to queries, keys (both normalised) and values [B, S, …], by products of gathered windows: ONNX
