@@ -36,6 +36,10 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "seed": (int, "the same seed gives the same answer"),
     "num_beams": (int, "above 1: beam search with this many beams, at temperature 0 (default 1: none)"),
     "length_penalty": (float, "of beam search: above 0 favours long answers, below 0 short ones (default 1)"),
+    "prompt_lookup_num_tokens": (
+        int,
+        "try this many tokens at once that followed the newest ones before; the answer stays the same (default 0)",
+    ),
 }
 PICTURES: dict[str, tuple[type, str]] = {
     "downsample_mode": (

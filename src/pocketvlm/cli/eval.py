@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pocketvlm.evaluation.harness import Progress
     from pocketvlm.evaluation.results import Record
 
-# --seed is that of the examples; answers drawn at random use it too.
-_SAMPLING = {name: option for name, option in SAMPLING.items() if name != "seed"}
+# --seed is that of the examples; answers drawn at random use it too. Prompt lookup is for single answers.
+_SAMPLING = {name: option for name, option in SAMPLING.items() if name not in ("seed", "prompt_lookup_num_tokens")}
 # Options that only one of the two can honour, with what they are when not given.
 _OF_MODELS = {"model": "nano", **dict.fromkeys(PLACES, "auto"), "batch_size": 16}
 _OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}

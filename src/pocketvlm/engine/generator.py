@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pocketvlm.engine.beam_search import BeamSearch, assign_slots
+from pocketvlm.engine.prompt_lookup import PromptLookup
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampler import Sampler
 from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.errors import PromptError
+from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.views import View
@@ -81,12 +82,14 @@ class _Running:
 
     Attributes:
         searches: of the requests with beams.
+        lookup: of a request that runs alone and asks for it.
     """
 
     requests: Sequence[Request]
     sampler: Sampler
     searches: dict[int, BeamSearch]
     cache: Cache
+    lookup: PromptLookup | None = None
     rows: list[_Row] = field(default_factory=list)
 
     def last_token(self, row: _Row) -> int:
@@ -164,12 +167,20 @@ class Generator:
             return
         for request in requests:
             self.check(request)
+            if request.params.prompt_lookup_num_tokens and len(requests) > 1:
+                raise ConfigError(
+                    f"prompt_lookup_num_tokens speeds up single answers, here are {len(requests)} together",
+                    hint="Leave it out in a batch.",
+                )
         running = self._start(requests)
         waiting = deque(range(len(requests)))
         while waiting or running.rows:
             running.drop_finished()
             slots = running.admit(waiting)
             if not running.rows:
+                continue
+            if running.lookup is not None and not slots:
+                yield from self._look_ahead(running, running.lookup)
                 continue
             with self.runner.working():
                 if slots:
@@ -192,7 +203,10 @@ class Generator:
         widths = [r.params.num_beams for r in requests]
         longest = max(len(r.input_ids) + min(r.params.max_tokens, 256) for r in requests)
         slots = max(*widths, min(self.max_batch, sum(widths)))
-        return _Running(requests, sampler, searches, self.runner.make_cache(slots, longest))
+        lookup = None
+        if most := requests[0].params.prompt_lookup_num_tokens:
+            lookup = PromptLookup(requests[0].input_ids.tolist(), most)
+        return _Running(requests, sampler, searches, self.runner.make_cache(slots, longest), lookup)
 
     def _most_tokens(self, request: Request) -> int:
         context = self.runner.config.text.max_position_embeddings
@@ -219,9 +233,27 @@ class Generator:
             else:
                 shown.append(token)
                 request.output_ids.append(token)
+                if running.lookup is not None:
+                    running.lookup.add(token)
                 if len(request.output_ids) >= self._most_tokens(request):
                     request.finish("length")
             yield TokenEvent(i, tuple(shown), request.finish_reason)
+
+    def _look_ahead(self, running: _Running, lookup: PromptLookup) -> Iterator[TokenEvent]:
+        """One step of the only sequence: the next token, and more as long as they were drafted."""
+        request, began = running.requests[0], time.perf_counter()
+        with self.runner.working():
+            most = self._most_tokens(request) - len(request.output_ids) - 1
+            scores, drafted = lookup.forward(self.runner, running.cache, most)
+        for score, expected in zip(scores.split(1), [*drafted, None], strict=True):
+            request.timing["decode"] += time.perf_counter() - began
+            (event,) = self._sample(running, [0], score)
+            yield event
+            began = time.perf_counter()
+            # Its reader may have ended it at a stop string.
+            if request.finish_reason is not None or event.tokens != (expected,):
+                break
+        lookup.settle(running.cache)
 
     def _search(self, running: _Running, i: int, slots: Sequence[int], logits: Tensor) -> Iterator[TokenEvent]:
         """One token for each beam of request `i`, or its answer."""

@@ -11,6 +11,7 @@ from pocketvlm.config import read_json
 from pocketvlm.errors import ConfigError
 
 MAX_BEAMS = 64
+MAX_LOOKUP = 64
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 
 
@@ -32,6 +33,9 @@ class SamplingParams:
         length_penalty: beams compare by the sum of their log probabilities divided by their length to this power:
             above 0 favours long answers, below 0 short ones.
         early_stopping: end as soon as `num_beams` answers are complete, even where a running beam scores better.
+        prompt_lookup_num_tokens: try up to this many tokens at once that followed the newest ones before, in the prompt
+            or the answer (`engine/prompt_lookup`). The answer stays the same; one that repeats what was there comes
+            sooner. For single answers, without beams; 0 tries none.
     """
 
     temperature: float = 1.0
@@ -45,6 +49,7 @@ class SamplingParams:
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
+    prompt_lookup_num_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not (self.stop is None or isinstance(self.stop, str | list | tuple)):
@@ -56,7 +61,12 @@ class SamplingParams:
         self._check("min_p", self.min_p, 0, 1)
         self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
         self._check("length_penalty", self.length_penalty, -10, 10)
-        for name, least, most in (("top_k", -1, 2**31), ("max_tokens", 1, 2**31), ("num_beams", 1, MAX_BEAMS)):
+        for name, least, most in (
+            ("top_k", -1, 2**31),
+            ("max_tokens", 1, 2**31),
+            ("num_beams", 1, MAX_BEAMS),
+            ("prompt_lookup_num_tokens", 0, MAX_LOOKUP),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 wanted = f"at least {least}" if most == 2**31 else f"{least} to {most}"
@@ -86,6 +96,12 @@ class SamplingParams:
             raise ConfigError(
                 f"num_beams={self.num_beams} draws nothing at random, so temperature={self.temperature!r} has no place",
                 hint="Set temperature=0, or num_beams=1.",
+            )
+        if self.prompt_lookup_num_tokens:
+            raise ConfigError(
+                f"num_beams={self.num_beams} leaves no place for "
+                f"prompt_lookup_num_tokens={self.prompt_lookup_num_tokens}",
+                hint="Leave one of them out.",
             )
         if self.stop:
             raise ConfigError(

@@ -13,6 +13,8 @@ from torch import Tensor
 from pocketvlm.config import TextConfig
 from pocketvlm.errors import ConfigError
 
+State = list[Tensor]  # of one sequence: conv inputs and recurrent states of all linear-attention layers
+
 
 class Cache:
     """State of up to `slots` sequences. Keys and values grow by doubling; the recurrent part never grows.
@@ -95,3 +97,15 @@ class Cache:
             for tensor in store.values():
                 tensor[target] = tensor[source]
         self.lengths[target] = length
+
+    def save_state(self, slot: int) -> State:
+        """A copy of what only the newest place of the sequence is known by. Keys and values need none: those of the
+        first tokens stay where they are."""
+        return [tensor[slot].clone() for store in (self.conv, self.recurrent) for tensor in store.values()]
+
+    def restore_state(self, slot: int, state: State, length: int) -> None:
+        """Go back to where the sequence had `length` tokens and `state` was saved."""
+        own = [tensor[slot] for store in (self.conv, self.recurrent) for tensor in store.values()]
+        for tensor, saved in zip(own, state, strict=True):
+            tensor.copy_(saved)
+        self.lengths[slot] = length

@@ -1,0 +1,141 @@
+"""Drafts change how many steps an answer takes, never the answer; whatever was drafted, the states are right after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import prompt_with_views, random_patches, view
+
+from pocketvlm.bundle import PRESETS
+from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.onnx_runner import ONNXRunner
+from pocketvlm.engine.prompt_lookup import PromptLookup
+from pocketvlm.engine.runner import Runner
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.errors import ConfigError
+from pocketvlm.export.bundle import write_bundle
+from pocketvlm.model.checkpoint import load_model
+
+TOKENS = 20
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def runner(
+    request: pytest.FixtureRequest, seeded_checkpoint: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Runner:
+    checkpoint = seeded_checkpoint(0)
+    if request.param == "torch":
+        return TorchRunner(load_model(checkpoint))
+    out = tmp_path_factory.mktemp("bundles") / "none"
+    write_bundle(checkpoint, out, PRESETS["none"])
+    return ONNXRunner(out, threads=1)
+
+
+def ask(prompt: int, lookup: int, **options: Any) -> Request:
+    views = [view(8, 8)]
+    ids = prompt_with_views(views, before=4, after=20, seed=prompt)
+    params = SamplingParams(**{"temperature": 0, "max_tokens": TOKENS, "prompt_lookup_num_tokens": lookup, **options})
+    return Request(torch.tensor(ids), params, frozenset(), random_patches(views, prompt), views)
+
+
+def run(runner: Runner, request: Request, stop_at: int = 10**6) -> list[int]:
+    """Its tokens; its reader ends it at the first `stop_at`."""
+    for event in Generator(runner).stream([request]):
+        if stop_at in event.tokens:
+            request.finish("stop")
+    return request.output_ids
+
+
+class Counted:
+    """How many forwards the decoder ran."""
+
+    def __init__(self, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forwards, real = 0, type(runner).forward
+
+        def forward(*args: Any) -> Any:
+            self.forwards += 1
+            return real(*args)
+
+        monkeypatch.setattr(type(runner), "forward", forward)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 9),
+    most=st.integers(1, 8),
+    wrong=st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS),
+    options=st.sampled_from([{}, {"repetition_penalty": 1.3}, {"temperature": 1.0, "seed": 5}]),
+)
+def test_drafts_right_and_wrong_in_any_places(
+    runner: Runner, seed: int, most: int, wrong: list[bool], options: dict[str, Any]
+) -> None:
+    expected = run(runner, ask(seed, 0, **options))
+    prompt = len(ask(seed, 0).input_ids)
+
+    def draft(lookup: PromptLookup, room: int) -> list[int]:
+        done = len(lookup.ids) - prompt
+        coming = [(token + bad) % 250 for token, bad in zip(expected, wrong, strict=True)]
+        return [] if len(lookup.pending) > 1 else coming[done : done + min(room, most)]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PromptLookup, "draft", draft)
+        assert run(runner, ask(seed, most, **options)) == expected
+
+
+def test_right_drafts_save_forwards(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, prompt = run(runner, ask(3, 0)), len(ask(3, 0).input_ids)
+    counted = Counted(runner, monkeypatch)
+    monkeypatch.setattr(
+        PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, self.most)]
+    )
+    assert run(runner, ask(3, 4)) == expected
+    assert counted.forwards == 1 + -(-(TOKENS - 1) // 5)  # the prompt, and five tokens a step
+
+
+def test_true_look_ups_leave_answers_as_they_are(runner: Runner) -> None:
+    for seed in range(5):
+        assert run(runner, ask(seed, 6)) == run(runner, ask(seed, 0))
+
+
+def test_a_reader_may_end_it_in_the_middle_of_a_draft(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, prompt = run(runner, ask(1, 0)), len(ask(1, 0).input_ids)
+    end = next(i for i in range(6, TOKENS) if expected[i] not in expected[:i])
+    monkeypatch.setattr(PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, 8)])
+    assert run(runner, ask(1, 8), stop_at=expected[end]) == expected[: end + 1]
+
+
+@pytest.mark.parametrize(
+    ("history", "most", "found"),
+    [
+        ([1, 2, 3, 4, 5, 1, 2, 3], 2, [4, 5]),
+        ([1, 2, 3, 4, 9, 2, 3, 7, 8, 1, 2, 3], 9, [4, 9, 2, 3, 7, 8, 1, 2, 3]),  # three before two, however far back
+        ([5, 6, 7, 0, 6, 7], 3, [0, 6, 7]),
+        ([6, 7, 1, 6, 7, 2, 6, 7], 1, [2]),  # the last time, not the first
+        ([4, 4, 4], 2, [4]),
+        ([1, 2, 3], 4, []),
+        ([1], 4, []),
+        ([1, 2, 1, 2], 0, []),
+    ],
+)
+def test_what_followed_the_same_tokens(history: list[int], most: int, found: list[int]) -> None:
+    lookup = PromptLookup(history[:-1], 9)
+    lookup.add(history[-1])
+    assert lookup.draft(most) == found
+    lookup.pending.insert(0, 1)  # a draft failed before
+    assert lookup.draft(most) == []
+
+
+def test_for_single_answers_without_beams(runner: Runner) -> None:
+    two = [ask(0, 2), ask(1, 0)]
+    with pytest.raises(ConfigError, match="prompt_lookup_num_tokens speeds up single answers, here are 2"):
+        next(iter(Generator(runner).stream(two)))
+    for options in ({"num_beams": 2, "temperature": 0}, {}):
+        with pytest.raises(ConfigError, match="prompt_lookup_num_tokens"):
+            SamplingParams(prompt_lookup_num_tokens=5 if options else -1, **options)
