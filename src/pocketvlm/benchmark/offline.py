@@ -6,7 +6,6 @@ A worker loads its contender, then answers one request at a time: a line is prep
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -159,8 +158,3 @@ def ratio(of: Result, to: Result, line: str) -> float | None:
     """Median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
     pairs = list(zip(of.seconds.get(line, []), to.seconds.get(line, []), strict=False))
     return statistics.median(b / a for a, b in pairs) if pairs else None
-
-
-def threads() -> int:
-    """Threads that the contenders use: one for each core this process may run on."""
-    return len(os.sched_getaffinity(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 from pocketvlm.benchmark.lines import LINES, line_of
 from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.engine.threads import usable_cores
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.model.hub import resolve
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bars() as report:
         results = offline.compete(specs, args.lines, args.rounds, report)
     best = ceilings.measure()
-    facts = {"model": args.model, "machine": _machine(), "threads": offline.threads(), "rounds": args.rounds}
+    facts = {"model": args.model, "machine": _machine(), "threads": usable_cores(), "rounds": args.rounds}
     if args.json:
         print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
     else:
@@ -113,9 +114,8 @@ def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
         specs.append(("pocketvlm", (args.model, runtime, quantization or "int8")))
     if "transformers" in args.against:
         specs.append(("transformers", (args.model,)))
-    from pocketvlm.benchmark.offline import threads
 
-    specs += [("llama.cpp", (file, args.mmproj, threads())) for file in args.gguf]
+    specs += [("llama.cpp", (file, args.mmproj, usable_cores())) for file in args.gguf]
     return specs
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from typing import Any
 
 from pocketvlm.cli.common import add_json, print_json
 from pocketvlm.config import load_configs
+from pocketvlm.engine.threads import usable_cores
 from pocketvlm.model.hub import resolve
 
 
@@ -67,7 +67,7 @@ def gather(model: str) -> dict[str, Any]:
         "pocketvlm": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": usable_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
     }

@@ -8,7 +8,6 @@ Shapes:  P patches of all views · N visual tokens · T tokens of all sequences,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +24,7 @@ from pocketvlm.config import ModelConfig, read_json
 from pocketvlm.engine.embedding_table import EmbeddingTable
 from pocketvlm.engine.exact_scores import rescore_best
 from pocketvlm.engine.onnx_binding import DecoderBinding
+from pocketvlm.engine.threads import usable_cores
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
@@ -63,7 +63,7 @@ def product_session(graph: bytes) -> Any:
     """A session of a graph in memory, with as many threads as a runner has."""
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = usable_cores()
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
@@ -81,7 +81,7 @@ class ONNXRunner:
         self.manifest = Manifest.read(directory)
         self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
         # The table is the only weight of its graph: no session for that.
         kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
