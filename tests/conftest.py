@@ -10,6 +10,9 @@ import pytest
 from checkpoints import write_checkpoint
 from hypothesis import settings
 
+from pocketvlm.bundle import Operators
+from pocketvlm.kernels import compiled_operators
+
 # The same examples on every run, and no clock: these tests run on slow shared machines.
 settings.register_profile("pocketvlm", deadline=None, derandomize=True)
 settings.load_profile("pocketvlm")
@@ -39,3 +42,21 @@ def seeded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int
         return write_checkpoint(root / str(seed), seed=seed)
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def compiled_library(_own_cache: None) -> Path:
+    """Our operators for ONNX Runtime."""
+    library = compiled_operators.library()
+    if library is None:
+        pytest.skip("needs a C++ compiler, and a processor with AVX-512 VNNI")
+    return library
+
+
+@pytest.fixture(scope="session", params=["standard", "compiled"])
+def operators(request: pytest.FixtureRequest) -> Operators:
+    """What quantised bundles are made of."""
+    if request.param == "compiled":
+        request.getfixturevalue("compiled_library")
+    chosen: Operators = request.param
+    return chosen

@@ -14,13 +14,16 @@ from typing import Any, Literal, get_args
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, ConfigError
 
-FORMAT = 5  # changes whenever bundles written before must be made anew
+FORMAT = 6  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
 GRAPHS = ("vision", "embedding", "decoder")
 OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits as the graphs use them
 
 Scheme = Literal["fp32", "int8", "int4"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+# "standard": those of ONNX and ONNX Runtime. "compiled": some of ours (`kernels.compiled_operators`), on this machine.
+Operators = Literal["standard", "compiled"]
+OPERATORS: tuple[Operators, ...] = get_args(Operators)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Quantization:
                 raise ConfigError(
                     f"{part.name}={getattr(self, part.name)!r} is no quantization", hint=f"Use {', '.join(SCHEMES)}."
                 )
+
+    @property
+    def suits_compiled(self) -> bool:
+        """Whether there are compiled operators for anything in it."""
+        return self.decoder != "fp32" or self.head != "fp32"
 
     def __str__(self) -> str:
         return f"vision {self.vision}, decoder {self.decoder}, head {self.head}"
@@ -79,11 +87,13 @@ class Manifest:
     Attributes:
         source: fingerprint of the checkpoint it was made from.
         files: name → bytes of every other file.
+        operators: that the graphs are made of.
     """
 
     quantization: Quantization
     source: str
     files: dict[str, int]
+    operators: Operators = "standard"
 
     def write(self, directory: Path) -> None:
         data = {"format": FORMAT, **asdict(self)}
@@ -99,7 +109,7 @@ class Manifest:
                 hint="Export it again.",
             )
         try:
-            manifest = cls(Quantization(**data["quantization"]), str(data["source"]), dict(data["files"]))
+            manifest = cls(Quantization(**data["quantization"]), data["source"], dict(data["files"]), data["operators"])
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{directory / MANIFEST} is damaged", hint="Export the bundle again.") from None
         for name, size in manifest.files.items():

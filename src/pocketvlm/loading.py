@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from pocketvlm.bundle import PRESETS, Manifest, is_bundle, parse_quantization
+from pocketvlm.bundle import PRESETS, Manifest, Operators, is_bundle, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name
 from pocketvlm.engine.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError
 from pocketvlm.export.bundle import cached_bundle
+from pocketvlm.kernels import compiled_operators
 from pocketvlm.model.checkpoint import count_parameters, load_model
 
 Progress = Callable[[str, int, int], None]
@@ -63,9 +64,11 @@ def describe_choice(directory: Path) -> str:
     """What `load` makes of the model when every option is left at auto."""
     device = choose_device("auto")
     if is_bundle(directory):
-        return f"ONNX Runtime, {Manifest.read(directory).quantization}"
+        manifest = Manifest.read(directory)
+        return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
     if _is_for_onnx(directory, device, "auto", "auto", "auto"):
-        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}"
+        operators = "compiled" if compiled_operators.is_possible() else "standard"
+        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators} operators"
     return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
 
 
@@ -89,7 +92,8 @@ def ready_bundle(directory: Path, quantization: str, progress: Progress | None =
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
     what = f"Preparing {directory.name} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
-    return cached_bundle(directory, chosen, report)
+    operators: Operators = "compiled" if chosen.suits_compiled and compiled_operators.library() else "standard"
+    return cached_bundle(directory, chosen, report, operators)
 
 
 def choose_device(name: str) -> torch.device:

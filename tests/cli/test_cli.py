@@ -16,6 +16,7 @@ from PIL import Image
 import pocketvlm
 from pocketvlm.cli import COMMANDS, main
 from pocketvlm.cli.common import loaded
+from pocketvlm.kernels import compiled_operators
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,30 @@ def test_a_model_is_exported_and_asked(
         (bundle,),
         (str(tmp_path / "new"), "--quantization", "int3"),
         (str(tmp_path / "new"), "--model", "x"),
+        (str(tmp_path / "new"), "--quantization", "none", "--operators", "compiled"),
     ):
         status, out, err = run(capsys, "export", "onnx", *wrong)
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert not (tmp_path / "new").exists()
+
+
+def test_operators_are_compiled_where_that_is_possible(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = ("export", "onnx", str(tmp_path / "bundle"), "--operators", "compiled")
+    status, out, err = run(capsys, *export)
+    if compiled_operators.library():
+        assert status == 0
+        assert "compiled operators" in out
+        about = json.loads(run(capsys, "info", "--model", str(tmp_path / "bundle"), "--json")[1])
+        assert about["runs_with"].endswith("compiled operators")
+    monkeypatch.setattr(compiled_operators, "library", lambda: None)
+    status, out, err = run(capsys, *export[:2], str(tmp_path / "new"), *export[3:])
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "standard ones" in err
+    assert not (tmp_path / "new").exists()
+    status, out, err = run(capsys, "export", "gguf", *export[2:])
+    assert (status, out, err.count("\n")) == (2, "", 1)
 
 
 def test_ask_searches_with_beams(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:

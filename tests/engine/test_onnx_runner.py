@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from invariants import DECODER_TOLERANCE, assert_close, relative_error, same_cache
 from tiny_models import MODES, prompt_with_views, random_patches, random_text, view, view_lists
 
-from pocketvlm.bundle import PRESETS
+from pocketvlm.bundle import PRESETS, Operators
 from pocketvlm.engine.generator import Generator, Request
 from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.engine.runner import Runner
@@ -168,8 +168,10 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.999, 0.996), ("int4", 0.999, 0.99)])
-def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float, scores: float) -> None:
-    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name])
+def test_quantised_bundles_stay_near(
+    tmp_path: Path, name: str, features: float, scores: float, operators: Operators
+) -> None:
+    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name], operators=operators)
     small, full = ONNXRunner(tmp_path / name, threads=1), TorchRunner(load_model(resolve("nano")))
     views = [view(8, 8), view(8, 12, "4x")]
     patches = random_patches(views)
@@ -181,8 +183,8 @@ def test_quantised_bundles_stay_near(tmp_path: Path, name: str, features: float,
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_a_quantised_answer_does_not_depend_on_its_company(tmp_path: Path, name: str) -> None:
-    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name])
+def test_a_quantised_answer_does_not_depend_on_its_company(tmp_path: Path, name: str, operators: Operators) -> None:
+    write_bundle(resolve("nano"), tmp_path / name, PRESETS[name], operators=operators)
     runner = ONNXRunner(tmp_path / name, threads=1)
     views = [view(8, 8), view(8, 8), view(8, 8)]
     patches = random_patches(views)

@@ -18,8 +18,9 @@ from pocketvlm.bundle import FORMAT, MANIFEST, PRESETS, Manifest, Quantization, 
 from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export import bundle
-from pocketvlm.export.bundle import CACHE_VARIABLE, cached_bundle, write_bundle
+from pocketvlm.export.bundle import cached_bundle, write_bundle
 from pocketvlm.model.fingerprint import fingerprint
+from pocketvlm.user_cache import CACHE_VARIABLE
 
 INT8 = PRESETS["int8"]
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.bundle import parse_quantization
+from pocketvlm.bundle import OPERATORS, Operators, Quantization, parse_quantization
 from pocketvlm.cli.common import add_json, print_json, progress_bars
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.errors import ConfigError
@@ -20,6 +20,8 @@ FORMATS = {
     "onnx": "a bundle of ONNX graphs: for runtime='onnx', phones and browsers",
     "gguf": "two files for llama.cpp: decoder and tower",
 }
+STANDARD = "standard (default): runs wherever ONNX Runtime does"
+COMPILED = "compiled: the decoder's products are our own, faster, for machines like this one"
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
     onnx = parser.add_argument_group("onnx")
     onnx.add_argument("--quantization", help="none, int8 (default), int4, or parts such as decoder=int4,head=int8")
+    onnx.add_argument("--operators", choices=OPERATORS, help=f"{STANDARD}; {COMPILED}")
     gguf = parser.add_argument_group("gguf")
     gguf.add_argument("--type", choices=GGUF_TYPES, help="of the matrices (default: bf16)")
     gguf.add_argument("--downsample-mode", choices=DOWNSAMPLE_MODES, help="the tower's rate for good (default: 16x)")
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    of_another = {"onnx": ("type", "downsample_mode"), "gguf": ("quantization",)}[args.format]
+    of_another = {"onnx": ("type", "downsample_mode"), "gguf": ("quantization", "operators")}[args.format]
     for option in of_another:
         if getattr(args, option) is not None:
             raise ConfigError(f"--{option.replace('_', '-')} means nothing for {args.format}", hint="Leave it out.")
@@ -56,10 +59,26 @@ def run(args: argparse.Namespace) -> int:
 def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str, str], dict[str, int]]:
     quantization = parse_quantization(args.quantization or "int8")
     checkpoint = resolve(args.model)
+    operators: Operators = args.operators or "standard"
+    if operators == "compiled":
+        _check_compiled(quantization)
     from pocketvlm.export.bundle import write_bundle  # imports torch: after everything that can be wrong
 
-    manifest = write_bundle(checkpoint, args.out, quantization, progress)
-    return {"quantization": str(quantization)}, manifest.files
+    manifest = write_bundle(checkpoint, args.out, quantization, progress, operators)
+    return {"quantization": str(quantization), "operators": f"{operators} operators"}, manifest.files
+
+
+def _check_compiled(quantization: Quantization) -> None:
+    """Refuses what no bundle of compiled operators could do here."""
+    from pocketvlm.kernels import compiled_operators
+
+    if not quantization.suits_compiled:
+        raise ConfigError("there are no compiled operators for fp32", hint="Choose --quantization int8 or int4.")
+    if compiled_operators.library() is None:
+        raise ConfigError(
+            "operators cannot be compiled here: a C++ compiler and a processor with AVX-512 VNNI are needed",
+            hint="Leave --operators out: standard ones compute the same.",
+        )
 
 
 def _gguf(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str, str], dict[str, int]]:

@@ -26,6 +26,7 @@ from pocketvlm.engine.exact_scores import rescore_best
 from pocketvlm.engine.onnx_binding import DecoderBinding
 from pocketvlm.engine.threads import usable_cores
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
+from pocketvlm.kernels import compiled_operators
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.view_packing import nearest_positions, window_order
@@ -59,11 +60,17 @@ def _share_arena(runtime: ModuleType) -> None:
     runtime.create_and_register_allocator(place, runtime.OrtArenaCfg(by_doubling | {"max_dead_bytes_per_chunk": -1}))
 
 
-def product_session(graph: bytes) -> Any:
-    """A session of a graph in memory, with as many threads as a runner has."""
+def product_session(graph: bytes, operators: Path | None = None) -> Any:
+    """A session of a graph in memory, with as many threads as a runner has.
+
+    Args:
+        operators: the library of compiled ones, if there are any in it.
+    """
     runtime = import_onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
+    if operators:
+        options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
@@ -82,6 +89,7 @@ class ONNXRunner:
         self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
         self.threads = threads or usable_cores()
+        self.operators = self._compiled_operators()
         self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
         # The table is the only weight of its graph: no session for that.
         kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
@@ -90,6 +98,17 @@ class ONNXRunner:
         # An int8 tower has one scale for all that it is given: a view's features would depend on those beside it.
         self.views_together = self.manifest.quantization.vision == "fp32"
         self.rescores = self.manifest.quantization.head == "int4" and text.tie_word_embeddings
+
+    def _compiled_operators(self) -> Path | None:
+        if self.manifest.operators == "standard":
+            return None
+        found = compiled_operators.library()
+        if found is None:
+            raise ConfigError(
+                f"the bundle {self.directory} needs compiled operators, which cannot be made on this machine",
+                hint="Export it again, with --operators standard.",
+            )
+        return found
 
     def _session(self, name: str) -> Any:
         options = self.runtime.SessionOptions()
@@ -100,6 +119,8 @@ class ONNXRunner:
         _share_arena(self.runtime)
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
+        if self.operators:
+            options.register_custom_ops_library(str(self.operators))
         try:
             return self.runtime.InferenceSession(
                 str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
@@ -126,7 +147,8 @@ class ONNXRunner:
             torch.set_num_threads(before)
 
     def describe(self) -> str:
-        return f"ONNX Runtime on {self.threads} threads, {self.manifest.quantization}"
+        made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators"
+        return f"ONNX Runtime on {self.threads} threads, {made_of}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
         return Cache(self.config.text, slots, capacity)

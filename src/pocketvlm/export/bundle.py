@@ -6,7 +6,6 @@ Weights are read from a memory map and quantised while they are written, a tenso
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,15 +14,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Quantization
+from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.user_cache import CACHE_VARIABLE, cache_directory
 
 Progress = Callable[[int, int], None]
 
-CACHE_VARIABLE = "POCKETVLM_CACHE"
 # Everything of a checkpoint but its weights: a bundle is a model directory of its own.
 TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 _NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
@@ -32,15 +31,12 @@ _PARTIAL = ".partial-"
 _BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
 
 
-def cache_directory() -> Path:
-    """Where bundles are kept: $POCKETVLM_CACHE, else pocketvlm in the user's cache."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pocketvlm"
-
-
-def cached_bundle(checkpoint: Path, quantization: Quantization, progress: Progress | None = None) -> Path:
+def cached_bundle(
+    checkpoint: Path,
+    quantization: Quantization,
+    progress: Progress | None = None,
+    operators: Operators = "standard",
+) -> Path:
     """The bundle of this checkpoint in the cache, made now if it is not there, or is damaged or old.
 
     Processes that want the same one wait for the first.
@@ -51,7 +47,7 @@ def cached_bundle(checkpoint: Path, quantization: Quantization, progress: Progre
     source = fingerprint(checkpoint)
     parts = (quantization.vision, quantization.decoder, quantization.head)
     root = cache_directory() / "onnx"
-    place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
+    place = root / f"{source}-{'-'.join(parts)}-{operators}-f{FORMAT}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{place.name}.lock"):
@@ -60,7 +56,7 @@ def cached_bundle(checkpoint: Path, quantization: Quantization, progress: Progre
             for left in root.glob(f"{place.name}{_PARTIAL}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(place, ignore_errors=True)
-            write_bundle(checkpoint, place, quantization, progress)
+            write_bundle(checkpoint, place, quantization, progress, operators)
     except OSError as error:
         raise CheckpointError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
@@ -76,7 +72,13 @@ def _is_whole(place: Path, source: str) -> bool:
         return False
 
 
-def write_bundle(checkpoint: Path, out: Path, quantization: Quantization, progress: Progress | None = None) -> Manifest:
+def write_bundle(
+    checkpoint: Path,
+    out: Path,
+    quantization: Quantization,
+    progress: Progress | None = None,
+    operators: Operators = "standard",
+) -> Manifest:
     """Write the bundle of `checkpoint` to the new directory `out`, complete or not at all.
 
     Args:
@@ -100,13 +102,13 @@ def write_bundle(checkpoint: Path, out: Path, quantization: Quantization, progre
                 f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
                 hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
             )
-        _write_graphs(model, partial, quantization, _between(progress, 0.25, 1))
+        _write_graphs(_graphs(model, quantization, operators), partial, _between(progress, 0.25, 1))
         for pattern in TEXT_FILES:
             for file in sorted(checkpoint.glob(pattern)):
                 if file.name not in _NOT_COPIED:
                     shutil.copyfile(file, partial / file.name)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        manifest = Manifest(quantization, fingerprint(checkpoint), files)
+        manifest = Manifest(quantization, fingerprint(checkpoint), files, operators)
         manifest.write(partial)
         partial.chmod(0o755)
         partial.replace(out)
@@ -126,15 +128,17 @@ def _between(progress: Progress | None, start: float, end: float) -> Progress | 
     return lambda done, total: progress(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
 
 
-def _graphs(model: MiniCPMV, quantization: Quantization) -> dict[str, Any]:
+def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -> dict[str, Any]:
+    from pocketvlm.export.onnx_graphs.compiled_decoder import CompiledDecoderGraph
     from pocketvlm.export.onnx_graphs.decoder import DecoderGraph
     from pocketvlm.export.onnx_graphs.embedding import embedding_graph
     from pocketvlm.export.onnx_graphs.vision import VisionGraph
 
+    decoder = CompiledDecoderGraph if operators == "compiled" else DecoderGraph
     return {
         "vision": VisionGraph(model, quantization.vision).build(),
         "embedding": embedding_graph(model, half=quantization.head != "fp32"),
-        "decoder": DecoderGraph(model, quantization.decoder, quantization.head).build(),
+        "decoder": decoder(model, quantization.decoder, quantization.head).build(),
     }
 
 
@@ -147,10 +151,9 @@ def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
     return int(sum(count * _BYTES[scheme] for count, scheme in parts) + table * embedding)
 
 
-def _write_graphs(model: MiniCPMV, directory: Path, quantization: Quantization, progress: Progress | None) -> None:
+def _write_graphs(graphs: dict[str, Any], directory: Path, progress: Progress | None) -> None:
     import onnx_ir as ir
 
-    graphs = _graphs(model, quantization)
     tensors = [value.const_value for graph in graphs.values() for value in graph.graph.initializers.values()]
     total, done = sum(tensor.nbytes for tensor in tensors), 0
     for name in GRAPHS:

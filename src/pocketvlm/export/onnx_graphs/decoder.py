@@ -36,12 +36,14 @@ class DecoderGraph:
     Args:
         scheme: of the layers' products.
         head_scheme: of the head.
+        compiled: whether products may be operators of our own.
     """
 
-    def __init__(self, model: MiniCPMV, scheme: Scheme, head_scheme: Scheme) -> None:
+    def __init__(self, model: MiniCPMV, scheme: Scheme, head_scheme: Scheme, *, compiled: bool = False) -> None:
         self.decoder, self.config = model.language_model, model.config.text
         self.scheme, self.head_scheme = scheme, head_scheme
-        self.graph = GraphBuilder("decoder")
+        self.splits: dict[tuple[ir.Value, tuple[int, ...]], Sequence[ir.Value]] = {}
+        self.graph = GraphBuilder("decoder", compiled=compiled)
 
     def build(self) -> ir.Model:
         """Inputs: `embeddings` fp32 [B, S, D], `positions` int64 [B, S], `rows` int64 [R] of the T tokens whose logits
@@ -120,17 +122,24 @@ class DecoderGraph:
         return self.graph.contrib("QuickGelu", x, alpha=1.0)
 
     def _split(self, x: ir.Value, *widths: int) -> Sequence[ir.Value]:
-        return self.graph.ops("Split", len(widths), x, self.graph.constant(widths), axis=-1)
+        """Parts of the last dimension; the same parts of the same value are made once."""
+        if (x, widths) not in self.splits:
+            self.splits[x, widths] = self.graph.ops("Split", len(widths), x, self.graph.constant(widths), axis=-1)
+        return self.splits[x, widths]
 
     def _out(self, name: str, gated: ir.Value, layer: nn.Linear) -> ir.Value:
         """The product of gated values that goes back to the hidden width."""
         return token_linear(self.graph, name, gated, [layer.weight], self.scheme, rotated=True)
 
     def _mlp(self, name: str, mlp: SwiGLU, x: ir.Value) -> ir.Value:
-        g, width = self.graph, self.config.intermediate_size
+        g = self.graph
         joined = token_linear(g, f"{name}.gate_up_proj", x, [mlp.gate_proj.weight, mlp.up_proj.weight], self.scheme)
-        gate, up = self._split(joined, width, width)
-        return self._out(f"{name}.down_proj", g.op("Mul", self._silu(gate), up), mlp.down_proj)
+        return self._mlp_out(f"{name}.down_proj", joined, mlp.down_proj)
+
+    def _mlp_out(self, name: str, joined: ir.Value, layer: nn.Linear) -> ir.Value:
+        """From gate and up projections, side by side."""
+        gate, up = self._split(joined, layer.in_features, layer.in_features)
+        return self._out(name, self.graph.op("Mul", self._silu(gate), up), layer)
 
     def _rotary_tables(self, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Row numbers [B, S] and the cosines and sines [T, rotary dim / 2] that they point at."""
@@ -161,7 +170,7 @@ class DecoderGraph:
         queries, gates = (q_gate[:, part].flatten(0, 1) for part in (0, 1))
         parts = [queries, gates, attention.k_proj.weight, attention.v_proj.weight]
         joined = token_linear(g, f"{name}.qkv_proj", x, parts, self.scheme)
-        q, gate, k, v = self._split(joined, heads * dim, heads * dim, kv_heads * dim, kv_heads * dim)
+        q, _, k, v = self._split(joined, *_attention_widths(attention))
         q = self._rms(self._heads(q, heads, dim), f"{name}.q_norm", attention.q_norm.weight, 1.0)
         k = self._rms(self._heads(k, kv_heads, dim), f"{name}.k_norm", attention.k_norm.weight, 1.0)
         q, k = self._rotate(self._flat(q), heads), self._rotate(self._flat(k), kv_heads)
@@ -181,8 +190,11 @@ class DecoderGraph:
         )
         for kind, value in zip(("key", "value"), present, strict=True):
             g.output(f"present_{kind}.{i}", value, FLOAT, shape)
-        gated = g.op("Mul", out, g.op("Sigmoid", gate))
-        return self._out(f"{name}.o_proj", gated, attention.o_proj)
+        return self._attention_out(f"{name}.o_proj", out, joined, attention)
+
+    def _attention_out(self, name: str, out: ir.Value, joined: ir.Value, attention: GatedAttention) -> ir.Value:
+        gate = self._split(joined, *_attention_widths(attention))[1]
+        return self._out(name, self.graph.op("Mul", out, self.graph.op("Sigmoid", gate)), attention.o_proj)
 
     def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
         attributes = {"num_heads": heads, "rotary_embedding_dim": self.config.rotary_dim}
@@ -192,7 +204,6 @@ class DecoderGraph:
         g, name = self.graph, f"layers.{i}.linear_attn"
         heads, value_dim = net.value_heads, net.value_dim
         joined = token_linear(g, f"{name}.in_proj", x, [net.in_proj_qkv.weight, net.in_proj_z.weight], self.scheme)
-        mixed, z = self._split(joined, net.channels, heads * value_dim)
         # Decay and update rate steer a state that lasts for the whole sequence: 2 * Hv rows, always in fp32.
         gates = linear(g, f"{name}.gates", x, [net.in_proj_b.weight, net.in_proj_a.weight], "fp32")
         b, a = self._split(gates, heads, heads)
@@ -200,7 +211,7 @@ class DecoderGraph:
         biased = g.op("Add", a, self._small(f"{name}.dt_bias", (heads,), lambda: net.dt_bias))
         rate = self._small(f"{name}.decay", (heads,), lambda: -net.A_log.float().exp())
         decay = g.op("Mul", g.op("Softplus", biased), rate)
-        q, k, v = self._convolve(i, net, mixed)
+        q, k, v = self._convolve(i, net, joined)
         state_shape = ("batch", heads, net.key_dim, value_dim)
         past = g.input(f"past_recurrent.{i}", FLOAT, state_shape)
         out, present = g.contrib(
@@ -218,20 +229,25 @@ class DecoderGraph:
             update_rule="gated_delta",
         )
         g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
-        normed = self._rms(self._heads(out, heads, value_dim), f"{name}.norm", net.norm.weight)
-        gated = g.op("Mul", self._flat(normed), self._silu(z))
+        return self._delta_net_out(name, out, joined, net)
+
+    def _delta_net_out(self, name: str, out: ir.Value, joined: ir.Value, net: GatedDeltaNet) -> ir.Value:
+        z = self._split(joined, net.channels, net.value_heads * net.value_dim)[1]
+        normed = self._rms(self._heads(out, net.value_heads, net.value_dim), f"{name}.norm", net.norm.weight)
+        gated = self.graph.op("Mul", self._flat(normed), self._silu(z))
         return self._out(f"{name}.out_proj", gated, net.out_proj)
 
-    def _convolve(self, i: int, net: GatedDeltaNet, mixed: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _convolve(self, i: int, net: GatedDeltaNet, joined: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """[B, S, C] to queries, keys (both normalised) and values [B, S, …], by products of gathered windows: ONNX
         Runtime's convolutions take four times as long at a step of one sequence, and fifteen times at one of eight."""
         g, keep = self.graph, net.taps - 1
+        mixed = self._split(joined, net.channels, net.value_heads * net.value_dim)[0]
         shape = ("batch", keep, net.channels)
         past = g.input(f"past_conv.{i}", FLOAT, shape)
         extended = g.op("Concat", past, mixed, axis=1)
         newest = g.op("Slice", extended, g.constant([-keep]), g.constant([TO_THE_END]), g.constant([1]))
         g.output(f"present_conv.{i}", newest, FLOAT, shape)
-        taps = self._small(f"layers.{i}.conv", (net.taps, net.channels), lambda: net.conv1d.weight[:, 0].T)
+        taps = self._taps(i, net)
         terms = g.op("Mul", g.op("Gather", extended, self.windows, axis=1), taps)  # [B, S, W, C]
         total = g.op("ReduceSum", terms, g.constant([2]), keepdims=0)
         width, dim = net.key_heads * net.key_dim, net.key_dim
@@ -243,6 +259,9 @@ class DecoderGraph:
         q, k = self._split(self._flat(normed), width, width)
         return self._repeated(net, q), self._repeated(net, k), v
 
+    def _taps(self, i: int, net: GatedDeltaNet) -> ir.Value:
+        return self._small(f"layers.{i}.conv", (net.taps, net.channels), lambda: net.conv1d.weight[:, 0].T)
+
     def _repeated(self, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
         """Each key head as often as it has value heads."""
         g, copies = self.graph, net.value_heads // net.key_heads
@@ -250,3 +269,9 @@ class DecoderGraph:
             return x
         wide = g.op("Reshape", x, g.constant([0, 0, net.key_heads, 1, net.key_dim]))
         return self._flat(g.op("Expand", wide, g.constant([1, 1, 1, copies, 1])))
+
+
+def _attention_widths(attention: GatedAttention) -> tuple[int, int, int, int]:
+    """Of queries, gates, keys and values as they stand side by side."""
+    queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return queries, queries, keys, keys

@@ -15,16 +15,22 @@ from onnx_ir.tape import Tape
 
 OPSET = 21
 CONTRIB = "com.microsoft"
+COMPILED = "pocketvlm"  # `kernels.compiled_operators`
 IR_VERSION = 10
 
 Array = NDArray[Any]
 
 
 class GraphBuilder:
-    """Operators in the order of their execution; `model` is the result."""
+    """Operators in the order of their execution; `model` is the result.
 
-    def __init__(self, name: str, root: GraphBuilder | None = None) -> None:
+    Args:
+        compiled: whether there may be operators of our own.
+    """
+
+    def __init__(self, name: str, root: GraphBuilder | None = None, *, compiled: bool = False) -> None:
         self.name = name
+        self.compiled = compiled
         self.root = root or self
         self._values = 0
         self.tape = Tape()
@@ -34,7 +40,7 @@ class GraphBuilder:
 
     def branch(self, name: str) -> GraphBuilder:
         """A graph inside this one, for `If` or `Loop`; it sees all values of this one, and shares its weights."""
-        return GraphBuilder(name, self.root)
+        return GraphBuilder(name, self.root, compiled=self.compiled)
 
     def subgraph(self, *outputs: ir.Value) -> ir.Graph:
         """What was built on a `branch`."""
@@ -59,10 +65,19 @@ class GraphBuilder:
 
     def contrib(self, kind: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
         """An operator of ONNX Runtime; a value, or as many as `outputs` says."""
+        return self._of(CONTRIB, kind, inputs, outputs, attributes)
+
+    def _of(
+        self, domain: str, kind: str, inputs: Sequence[ir.Value | None], outputs: int, attributes: dict[str, Any]
+    ) -> Any:
         if outputs == 1:
-            return self._named(self.tape.op(kind, inputs, attributes, domain=CONTRIB))
-        made = self.tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=CONTRIB)
+            return self._named(self.tape.op(kind, inputs, attributes, domain=domain))
+        made = self.tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=domain)
         return [self._named(value) for value in made]
+
+    def own(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
+        """A compiled operator of ours; a value, or as many as `outputs` says."""
+        return self._of(COMPILED, kind, inputs, outputs, attributes)
 
     def _named(self, value: ir.Value) -> ir.Value:
         """A name of its own also beside those of branches."""
@@ -96,7 +111,7 @@ class GraphBuilder:
             self.outputs,
             nodes=self.tape.nodes,
             initializers=self.tape.initializers,
-            opset_imports={"": OPSET, CONTRIB: 1},
+            opset_imports={"": OPSET, CONTRIB: 1} | ({COMPILED: 1} if self.compiled else {}),
             name=self.name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="pocketvlm", metadata_props=metadata or {})

@@ -6,14 +6,18 @@ Shapes:  T tokens (several dimensions where there is no bias) · K inputs · N o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
 from pocketvlm.bundle import Scheme
+from pocketvlm.export.onnx_graphs import panels
 from pocketvlm.export.onnx_graphs.graph import GraphBuilder
 from pocketvlm.export.onnx_graphs.quantization import (
+    Array,
     Once,
     as_fp32,
     as_int4,
@@ -24,6 +28,7 @@ from pocketvlm.export.onnx_graphs.quantization import (
 )
 
 INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations are quantised to int8, block by block
+ACTIVATIONS = {"silu": 1, "sigmoid": 2}  # of a gate, as gate.h numbers them
 TINY = 1e-30  # under the largest value of a token of zeros
 
 
@@ -81,6 +86,8 @@ def token_linear(
             them; mixed, all are of a size.
     """
     outputs, inputs = size_of(weights)
+    if can_compile(graph, inputs, scheme):
+        return compiled_linear(graph, name, x_TK, weights, scheme, rotated=rotated)
     if scheme == "fp32" or (scheme == "int4" and block_of(inputs) is not None):
         return linear(graph, name, x_TK, weights, scheme)
     mix = rotation(inputs) if rotated else None
@@ -97,3 +104,69 @@ def token_linear(
     steps = graph.op("QuantizeLinear", graph.op("Div", x_TK, largest), step, zero)
     product = graph.contrib("MatMulIntegerToFloat", steps, weight, step, scale, zero)
     return graph.op("Mul", product, largest)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the compiled product does to its inputs first: norm by heads, then times the activation of a gate.
+
+    Attributes:
+        values: [B, S, ≥ K] of which the K gates begin at `offset`; `x_offset` likewise in the inputs.
+        norm: fp32 [E] of an RMS norm over heads of E inputs.
+    """
+
+    values: ir.Value
+    activation: Literal["silu", "sigmoid"]
+    offset: int = 0
+    x_offset: int = 0
+    norm: ir.Value | None = None
+    head: int = 0
+    epsilon: float = 0.0
+
+
+def can_compile(graph: GraphBuilder, inputs: int, scheme: Scheme) -> bool:
+    """Whether there is a compiled product for rows of so many inputs in a graph."""
+    return graph.compiled and scheme != "fp32" and panels.is_possible(inputs, _block(scheme, inputs))
+
+
+def compiled_linear(
+    graph: GraphBuilder,
+    name: str,
+    x_TK: ir.Value,
+    weights: Sequence[Tensor],
+    scheme: Scheme,
+    *,
+    rotated: bool = False,
+    gate: Gate | None = None,
+) -> ir.Value:
+    """`token_linear` in one node of our own, which `can_compile` allows: it gates, rotates, rounds, multiplies."""
+    outputs, inputs = size_of(weights)
+    block = _block(scheme, inputs)
+    is_int4 = scheme == "int4" and block_of(inputs) is not None
+    rotates = rotated and not is_int4
+    bits = 4 if is_int4 else 8
+
+    def make() -> tuple[Array, Array]:
+        if is_int4:
+            return panels.from_int4(*as_int4(weights))
+        return panels.from_int8(*as_int8(weights, rotation(inputs) if rotates else None))
+
+    packed, count = Once(make), panels.panels_of(outputs)
+    shape, scales_shape = (count, inputs * bits // 32, panels.PANEL, 4), (count, inputs // block, panels.PANEL)
+    values = graph.weight(f"{name}.weight", ir.DataType.UINT8, shape, lambda: packed(0))
+    scale = graph.weight(f"{name}.scale", ir.DataType.FLOAT, scales_shape, lambda: packed(1))
+    attributes = {"bits": bits, "K": inputs, "N": outputs, "block": block, "rotate": int(rotates)}
+    attributes |= {
+        "activation": ACTIVATIONS[gate.activation] if gate else 0,
+        "x_offset": gate.x_offset if gate else 0,
+        "gate_offset": gate.offset if gate else 0,
+        "head": gate.head if gate else 0,
+    }
+    extra = () if gate is None else (gate.values,) if gate.norm is None else (gate.values, gate.norm)
+    epsilon = gate.epsilon if gate else 0.0
+    return graph.own("QuantizedLinear", x_TK, values, scale, *extra, **attributes, epsilon=epsilon)
+
+
+def _block(scheme: Scheme, inputs: int) -> int:
+    """Inputs that share a scale: all of a row in int8."""
+    return (block_of(inputs) or inputs) if scheme == "int4" else inputs
