@@ -68,11 +68,13 @@ def random_text(length: int, seed: int = 0) -> list[int]:
     return torch.randint(0, 256, (length,), generator=generator).tolist()
 
 
-def prompt_with_views(views: Sequence[View], *, before: int = 5, after: int = 7, seed: int = 0) -> list[int]:
-    """Random text with the places held for each view, a separator of text between them."""
+def prompt_with_views(
+    views: Sequence[View], *, before: int = 5, after: int = 7, seed: int = 0, pad: int = CONFIG.image_token_id
+) -> list[int]:
+    """Random text with the places held for each view by `pad`, a separator of text between them."""
     ids = random_text(before, seed)
     for i, one in enumerate(views):
-        ids += [CONFIG.image_token_id] * one.visual_tokens + random_text(1, seed + i)
+        ids += [pad] * one.visual_tokens + random_text(1, seed + i)
     return ids + random_text(after, seed + 1)
 
 

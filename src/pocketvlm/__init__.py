@@ -20,7 +20,9 @@ from pocketvlm.errors import (
 )
 
 if TYPE_CHECKING:
-    from pocketvlm.api import VLM, Answer, Usage, ViewPlan, load, plan, plan_image
+    from pocketvlm.answers import Answer, EngineError, TokenLogprob, Usage
+    from pocketvlm.api import VLM, ViewPlan, load, plan, plan_image
+    from pocketvlm.engine.engine_config import EngineConfig
     from pocketvlm.engine.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -30,11 +32,14 @@ __all__ = [
     "Answer",
     "CheckpointError",
     "ConfigError",
+    "EngineConfig",
+    "EngineError",
     "MediaError",
     "MissingExtraError",
     "PocketVLMError",
     "PromptError",
     "SamplingParams",
+    "TokenLogprob",
     "Usage",
     "ViewPlan",
     "__version__",
@@ -44,8 +49,10 @@ __all__ = [
 ]
 
 # Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
-_LAZY = dict.fromkeys(("VLM", "Answer", "Usage", "ViewPlan", "load", "plan", "plan_image"), "pocketvlm.api") | {
-    "SamplingParams": "pocketvlm.engine.sampling_params"
+_LAZY = dict.fromkeys(("VLM", "ViewPlan", "load", "plan", "plan_image"), "pocketvlm.api") | {
+    **dict.fromkeys(("Answer", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.answers"),
+    "EngineConfig": "pocketvlm.engine.engine_config",
+    "SamplingParams": "pocketvlm.engine.sampling_params",
 }
 
 

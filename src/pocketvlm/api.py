@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pocketvlm.answers import Answer, EngineError, Job
 from pocketvlm.config import (
     DownsampleMode,
     ImageConfig,
@@ -16,25 +22,31 @@ from pocketvlm.config import (
     check_auto_token_budget,
     check_downsample_mode,
 )
-from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.engine import Engine
+from pocketvlm.engine.engine_config import EngineConfig
+from pocketvlm.engine.request import Request
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.threads import usable_cores
 from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.engine.trace import Trace, trace_forward
-from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.errors import ConfigError, PocketVLMError, PromptError
 from pocketvlm.loading import load_runner
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.branch_points import branch_points
 from pocketvlm.processing.image import encode_image, to_reference_layout
-from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media import ImageSource, is_video, load_image
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.rates import most_tokens
 from pocketvlm.processing.slicing import plan_views
-from pocketvlm.processing.tokenizer import IncrementalDetokenizer
 from pocketvlm.views import Size, View
 
+if TYPE_CHECKING:
+    from pocketvlm.engine.grammar import Grammar, GrammarCompiler
+
 Progress = Callable[[str, int, int], None]
+Key = TypeVar("Key", bound=Hashable)
 PROMPT_OPTIONS = (
     "downsample_mode",
     "auto_token_budget",
@@ -47,39 +59,6 @@ PROMPT_OPTIONS = (
     "enable_thinking",
     "tools",
 )
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer; `visual_tokens` is the part of the prompt that is pictures."""
-
-    prompt_tokens: int
-    visual_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said.
-
-    Attributes:
-        text: the answer, without reasoning, control tokens or stop string.
-        usage: tokens in and out.
-        timing: seconds a stage: preprocess, encode, prefill, decode, total (wall time of this answer).
-        finish_reason: "stop" (end of turn or a stop string) or "length" (max_tokens or the context).
-        reasoning: what the model thought first, with `enable_thinking=True`; else None.
-        token_ids: the generated ids.
-    """
-
-    text: str
-    usage: Usage
-    timing: Mapping[str, float]
-    finish_reason: str
-    reasoning: str | None = None
-    token_ids: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -197,6 +176,7 @@ def load(
     runtime: str = "auto",
     quantization: str = "auto",
     dtype: str = "auto",
+    engine_config: EngineConfig | None = None,
     progress: Progress | None = None,
 ) -> VLM:
     """Load a model.
@@ -209,6 +189,7 @@ def load(
         quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
             "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
         dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
+        engine_config: budgets of the engine (`EngineConfig`); chosen for the machine when None.
         progress: called with (what, done, in all) while weights load or a bundle is made.
 
     Raises:
@@ -217,7 +198,8 @@ def load(
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
-    return VLM(runner, Processor.from_directory(directory), SamplingParams.defaults_in(directory), name=str(model))
+    processor, defaults = Processor.from_directory(directory), SamplingParams.defaults_in(directory)
+    return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
 
 
 class VLM:
@@ -226,13 +208,26 @@ class VLM:
     checkpoint; what does not exist is refused.
     """
 
-    def __init__(self, runner: Runner, processor: Processor, defaults: Mapping[str, Any], name: str = "") -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        processor: Processor,
+        defaults: Mapping[str, Any],
+        name: str = "",
+        *,
+        engine_config: EngineConfig | None = None,
+    ) -> None:
         self.runner, self.processor, self.name = runner, processor, name
         self.config = runner.config
         self.defaults = dict(defaults)
-        self.generator = Generator(runner)
+        self.engine = Engine(runner, engine_config)
         #: Called with (what, done, in all) during long prefills; None is silent.
         self.progress: Progress | None = None
+        self._jobs: dict[Request, Job] = {}
+        self._given_up: deque[Job] = deque()
+        self._one_at_a_time = threading.Lock()
+        self._numbers = itertools.count()
+        self._grammars: GrammarCompiler | None = None
 
     def ask(self, media: Any, question: str, **options: Any) -> Answer:
         """Answer a question about pictures or videos.
@@ -244,122 +239,198 @@ class VLM:
         return self.chat(question_messages(media, question), **options)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
-        """Continue a conversation in OpenAI's format; images may also be given as {"type": "image", "image": …}."""
-        stream = self.stream(messages, **options)
-        for _ in stream:
-            pass
-        return stream.answer
+        """Continue a conversation in OpenAI's format; images may also be given as {"type": "image", "image": …}.
+
+        What earlier turns computed is taken up again where the cache still has it.
+        """
+        return self._complete(self.prepare(messages, options))
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream:
         """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end.
 
-        With `num_beams` above 1 all text comes at the end, in one piece: until then no beam is the answer.
+        With `num_beams` above 1 all text comes at the end, in one piece: until then no beam is the answer. With `n`
+        above 1 it is the text of the first answer. Several streams may be read in turns or from several threads: they
+        run together.
         """
-        return Stream(self, self._prepare(messages, options))
+        return Stream(self, self.prepare(messages, options))
 
     def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[Answer]:
         """Answer several conversations together, in order; greedy answers equal those one by one."""
-        jobs = [self._prepare(messages, options) for messages in conversations]
-        for _ in self._run(jobs):
-            pass
-        return [job.answer() for job in jobs]
+        found: dict[int, Answer] = {}
+        requests = ((i, messages, options) for i, messages in enumerate(conversations))
+        with closing(self.as_completed(requests)) as completed:
+            for i, answers in completed:
+                if isinstance(answers, Exception):
+                    raise answers
+                first, *others = answers
+                found[i] = replace(first, alternatives=tuple(others)) if others else first
+        return [found[i] for i in range(len(found))]
 
-    def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> _Job:
+    def as_completed(
+        self,
+        requests: Iterable[tuple[Key, Sequence[Mapping[str, Any]], Mapping[str, Any]]],
+        *,
+        ahead: int = 32,
+    ) -> Generator[tuple[Key, list[Answer] | Exception], None, None]:
+        """Answer many conversations, each as soon as it is complete.
+
+        Pictures are read and cut in threads of their own while the engine runs, for the next requests already.
+
+        Args:
+            requests: (key, messages, options) of each, read as they are needed.
+            ahead: most requests that are prepared or running at a time.
+
+        Yields:
+            each key with its answers (`n` of them), or with the error of that request alone: `PocketVLMError` where it
+            cannot be honoured, `EngineError` where it was lost.
+        """
+        if ahead < 1:
+            raise ConfigError(f"ahead={ahead} is below 1")
+        source = iter(requests)
+        preparing: dict[Future[Job], Key] = {}
+        running: dict[Job, Key] = {}
+        exhausted = False
+        workers = ThreadPoolExecutor(max(1, min(4, usable_cores())), "pocketvlm-prepare")
+        try:
+            while True:
+                while not exhausted and len(preparing) + len(running) < ahead:
+                    if (following := next(source, None)) is None:
+                        exhausted = True
+                        break
+                    key, messages, options = following
+                    preparing[workers.submit(self.prepare, messages, options)] = key
+                for future in [future for future in preparing if future.done()]:
+                    key = preparing.pop(future)
+                    try:
+                        job = future.result()
+                        self._submit(job)
+                    except PocketVLMError as error:
+                        yield key, error
+                    else:
+                        running[job] = key
+                if running:
+                    oldest = next(iter(running))
+                    oldest.pieces.clear()  # nobody reads them here
+                    self._advance(oldest)
+                    for job in [job for job in running if job.is_done]:
+                        yield running.pop(job), job.error or job.answers()
+                elif preparing:
+                    wait(preparing, return_when=FIRST_COMPLETED)
+                elif exhausted:
+                    return
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+            self._given_up.extend(running)
+
+    def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
+        """Check a conversation and make it ready for the engine; safe in any thread."""
         began = time.perf_counter()
         media = {k: v for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
         sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
         params = SamplingParams.from_options(sampling, self.defaults)
         inputs = self.processor(messages, **media)
         tokenizer = self.processor.tokenizer
-        request = Request(inputs.input_ids, params, tokenizer.stop_ids, inputs.patches, inputs.views)
-        self.generator.check(request)
-        request.timing["preprocess"] = time.perf_counter() - began
-        return _Job(request, inputs, IncrementalDetokenizer(tokenizer), bool(media.get("enable_thinking")))
+        thinking = bool(media.get("enable_thinking"))
+        request = Request(
+            f"{next(self._numbers)}",
+            inputs.input_ids,
+            params,
+            tokenizer.stop_ids,
+            inputs.patches,
+            inputs.views,
+            inputs.placeholder_ids,
+            branch_points(inputs.input_ids, tokenizer),
+            grammar=self._grammar(params, thinking),
+        )
+        self.engine.check(request)
+        spent = time.perf_counter() - began
+        return Job(request, tokenizer, visual_tokens=inputs.visual_tokens, thinking=thinking, preprocess=spent)
 
-    def _run(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
-        """Generate; yields (job, new text)."""
-        began = time.perf_counter()
-        progress = self.progress
-        report = (lambda done, total: progress("Reading the prompt", done, total)) if progress else None
-        for event in self.generator.stream([job.request for job in jobs], report):
-            job = jobs[event.request]
-            text = job.add(event.tokens, event.finish_reason is not None)
-            if job.request.finish_reason is not None:
-                job.request.timing["total"] = job.request.timing["preprocess"] + time.perf_counter() - began
-            if text:
-                yield event.request, text
+    def _grammar(self, params: SamplingParams, thinking: bool) -> Grammar | None:
+        if params.structured_outputs is None:
+            return None
+        from pocketvlm.engine.grammar import GrammarCompiler
+
+        if self._grammars is None:
+            tokenizer = self.processor.tokenizer
+            self._grammars = GrammarCompiler(tokenizer, self.config.text.vocab_size, tokenizer.stop_ids)
+        return self._grammars.compile(params.structured_outputs, after_thinking=thinking)
+
+    def _submit(self, job: Job) -> None:
+        with self._one_at_a_time:
+            job.request.arrival = time.monotonic()
+            self.engine.add(job.request)
+            self._jobs[job.request] = job
+
+    def _advance(self, job: Job) -> None:
+        """One step of the engine, unless another thread's step has brought `job` further meanwhile."""
+        with self._one_at_a_time:
+            while self._given_up:
+                lost = self._given_up.popleft()
+                self.engine.abort(lost.request)
+                self._jobs.pop(lost.request, None)
+            if job.is_done or job.pieces:
+                return
+            if not self.engine.has_work:
+                job.error = EngineError("the engine lost this request")
+            for output in self.engine.step():
+                if (owner := self._jobs.get(output.request)) is None:
+                    continue
+                stopped, new = owner.take(output)
+                if stopped:
+                    self.engine.finish(output.request, output.index)
+                if new and output.index == 0:
+                    owner.pieces.append(new)
+                if owner.is_done:
+                    del self._jobs[output.request]
+                    if owner.error is not None:
+                        self.engine.abort(owner.request)
+        if self.progress is not None and not job.is_done:
+            first, total = job.request.sequences[0], job.request.prompt_tokens
+            if not first.output_ids:
+                self.progress("Reading the prompt", min(first.computed, total), total)
+
+    def _complete(self, job: Job) -> Answer:
+        stream = Stream(self, job)
+        for _ in stream:
+            pass
+        return stream.answer
 
 
 class Stream:
-    """Text of an answer as it is generated."""
+    """Text of an answer as it is generated. One that is not read to its end is given up with its object."""
 
-    def __init__(self, vlm: VLM, job: _Job) -> None:
-        self._job = job
-        self._pieces = vlm._run([job])
+    def __init__(self, vlm: VLM, job: Job) -> None:
+        self._vlm, self._job = vlm, job
+        vlm._submit(job)
 
     def __iter__(self) -> Iterator[str]:
-        return (text for _, text in self._pieces)
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)[1]
+        job = self._job
+        while not job.pieces and not job.is_done:
+            self._vlm._advance(job)
+        if job.pieces:
+            return job.pieces.popleft()
+        if job.error is not None:
+            raise job.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Give the answer up."""
+        if not self._job.is_done:
+            self._vlm._given_up.append(self._job)  # taken up with the next step: this may run in the middle of one
+
+    def __del__(self) -> None:
+        self.close()
 
     @property
     def answer(self) -> Answer:
         """The whole answer; `PromptError` while text is still to come."""
-        if self._job.request.finish_reason is None:
+        if not self._job.is_done:
             raise PromptError("the answer is not complete yet", hint="Iterate over the stream first.")
         return self._job.answer()
-
-
-@dataclass
-class _Job:
-    """A request together with its text."""
-
-    request: Request
-    inputs: ModelInputs
-    detokenizer: IncrementalDetokenizer
-    thinking: bool
-    text: str = ""
-    shown: int = field(default=0)
-
-    def add(self, tokens: Sequence[int], finished: bool) -> str:
-        """Take tokens; returns the text that may be shown now. A stop string ends the request and is cut off."""
-        for token in tokens:
-            self.text += self.detokenizer.add(token)
-        if finished:
-            self.text += self.detokenizer.flush()
-        stops = self.request.params.stop
-        ends = [at for stop in stops if (at := self.text.find(stop, max(0, self.shown - len(stop)))) >= 0]
-        if ends:
-            self.text = self.text[: min(ends)]
-            self.request.finish_reason = "stop"
-            finished = True
-        # What could be the beginning of a stop string is held back.
-        held = 0 if finished else max((_overlap(self.text, stop) for stop in stops), default=0)
-        new = self.text[self.shown : len(self.text) - held]
-        self.shown += len(new)
-        return new
-
-    def answer(self) -> Answer:
-        assert self.request.finish_reason is not None
-        text, reasoning = self.text, None
-        if self.thinking:
-            thought, closed, rest = text.partition("</think>")
-            reasoning, text = (thought.strip(), rest.lstrip("\n")) if closed else (thought.strip(), "")
-        usage = Usage(len(self.request.input_ids), self.inputs.visual_tokens, len(self.request.output_ids))
-        return Answer(
-            text,
-            usage,
-            dict(self.request.timing),
-            self.request.finish_reason,
-            reasoning,
-            tuple(self.request.output_ids),
-        )
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 16, **options: Any) -> Trace:

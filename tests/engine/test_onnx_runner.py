@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_runs import make_request
+from engine_runs import run as run_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from invariants import DECODER_TOLERANCE, assert_close, relative_error, same_cache
 from tiny_models import MODES, prompt_with_views, random_patches, random_text, view, view_lists
 
 from pocketvlm.bundle import PRESETS, Operators
-from pocketvlm.engine.generator import Generator, Request
 from pocketvlm.engine.onnx_runner import ONNXRunner
+from pocketvlm.engine.request import Request
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
@@ -122,14 +124,14 @@ def test_a_step_of_slots_that_are_no_neighbours(plain: TorchRunner, onnx: ONNXRu
     assert_close(outs[1], outs[0], DECODER_TOLERANCE)
 
 
-def requests(seeds: list[int], picture: View | None, tokens: int = 6) -> list[Request]:
+def requests(runner: Runner, seeds: list[int], picture: View | None, tokens: int = 6) -> list[Request]:
     made = []
     for seed in seeds:
         params = SamplingParams(temperature=0, max_tokens=tokens)
         views = [picture] if picture else []
-        ids = prompt_with_views(views, before=3 + seed % 20, after=5, seed=seed)
+        ids = prompt_with_views(views, before=3 + seed % 20, after=5, seed=seed, pad=runner.config.image_token_id)
         patches = random_patches(views, seed) if views else None
-        made.append(Request(torch.tensor(ids), params, frozenset(), patches, views))
+        made.append(make_request(runner, ids, params, frozenset(), patches, views))
     return made
 
 
@@ -145,21 +147,17 @@ def test_greedy_tokens(
 ) -> None:
     answers = []
     for runner in (plain, onnx):
-        asked = requests(seeds, picture)
-        for _ in Generator(runner, max_batch=max_batch, prefill_chunk=chunk).stream(asked):
-            pass
-        answers.append([r.output_ids for r in asked])
+        asked = requests(runner, seeds, picture)
+        answers.append(run_engine(runner, asked, max_num_seqs=max_batch, max_num_batched_tokens=chunk))
     assert answers[0] == answers[1]
 
 
 def test_beams(plain: TorchRunner, onnx: ONNXRunner) -> None:
     answers = []
     for runner in (plain, onnx):
-        (asked,) = requests([3], view(8, 8))
+        (asked,) = requests(runner, [3], view(8, 8))
         asked.params = SamplingParams(temperature=0, max_tokens=6, num_beams=3)
-        for _ in Generator(runner).stream([asked]):
-            pass
-        answers.append(asked.output_ids)
+        answers.append(run_engine(runner, [asked]))
     assert answers[0] == answers[1]
 
 

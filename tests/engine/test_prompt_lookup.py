@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from engine_runs import drive, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import prompt_with_views, random_patches, view
 
 from pocketvlm.bundle import PRESETS
-from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.engine.prompt_lookup import PromptLookup
+from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
@@ -38,19 +39,27 @@ def runner(
     return ONNXRunner(out, threads=1)
 
 
-def ask(prompt: int, lookup: int, **options: Any) -> Request:
+def ask(runner: Runner, prompt: int, lookup: int, **options: Any) -> Request:
     views = [view(8, 8)]
-    ids = prompt_with_views(views, before=4, after=20, seed=prompt)
+    ids = prompt_with_views(views, before=4, after=20, seed=prompt, pad=runner.config.image_token_id)
     params = SamplingParams(**{"temperature": 0, "max_tokens": TOKENS, "prompt_lookup_num_tokens": lookup, **options})
-    return Request(torch.tensor(ids), params, frozenset(), random_patches(views, prompt), views)
+    return make_request(runner, ids, params, frozenset(), random_patches(views, prompt), views)
 
 
 def run(runner: Runner, request: Request, stop_at: int = 10**6) -> list[int]:
     """Its tokens; its reader ends it at the first `stop_at`."""
-    for event in Generator(runner).stream([request]):
-        if stop_at in event.tokens:
-            request.finish("stop")
-    return request.output_ids
+    engine = Engine(runner)
+    engine.add(request)
+    read = list[int]()
+
+    def reader(output: Output) -> None:
+        if stop_at not in read:
+            read.extend(output.tokens)
+        if stop_at in output.tokens:
+            engine.finish(request, 0)
+
+    drive(engine, reader)
+    return read
 
 
 class Counted:
@@ -76,8 +85,8 @@ class Counted:
 def test_drafts_right_and_wrong_in_any_places(
     runner: Runner, seed: int, most: int, wrong: list[bool], options: dict[str, Any]
 ) -> None:
-    expected = run(runner, ask(seed, 0, **options))
-    prompt = len(ask(seed, 0).input_ids)
+    expected = run(runner, ask(runner, seed, 0, **options))
+    prompt = len(ask(runner, seed, 0).input_ids)
 
     def draft(lookup: PromptLookup, room: int) -> list[int]:
         done = len(lookup.ids) - prompt
@@ -86,29 +95,29 @@ def test_drafts_right_and_wrong_in_any_places(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PromptLookup, "draft", draft)
-        assert run(runner, ask(seed, most, **options)) == expected
+        assert run(runner, ask(runner, seed, most, **options)) == expected
 
 
 def test_right_drafts_save_forwards(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, prompt = run(runner, ask(3, 0)), len(ask(3, 0).input_ids)
+    expected, prompt = run(runner, ask(runner, 3, 0)), len(ask(runner, 3, 0).input_ids)
     counted = Counted(runner, monkeypatch)
     monkeypatch.setattr(
         PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, self.most)]
     )
-    assert run(runner, ask(3, 4)) == expected
+    assert run(runner, ask(runner, 3, 4)) == expected
     assert counted.forwards == 1 + -(-(TOKENS - 1) // 5)  # the prompt, and five tokens a step
 
 
 def test_true_look_ups_leave_answers_as_they_are(runner: Runner) -> None:
     for seed in range(5):
-        assert run(runner, ask(seed, 6)) == run(runner, ask(seed, 0))
+        assert run(runner, ask(runner, seed, 6)) == run(runner, ask(runner, seed, 0))
 
 
 def test_a_reader_may_end_it_in_the_middle_of_a_draft(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, prompt = run(runner, ask(1, 0)), len(ask(1, 0).input_ids)
+    expected, prompt = run(runner, ask(runner, 1, 0)), len(ask(runner, 1, 0).input_ids)
     end = next(i for i in range(6, TOKENS) if expected[i] not in expected[:i])
     monkeypatch.setattr(PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, 8)])
-    assert run(runner, ask(1, 8), stop_at=expected[end]) == expected[: end + 1]
+    assert run(runner, ask(runner, 1, 8), stop_at=expected[end]) == expected[: end + 1]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +141,24 @@ def test_what_followed_the_same_tokens(history: list[int], most: int, found: lis
     assert lookup.draft(most) == []
 
 
-def test_for_single_answers_without_beams(runner: Runner) -> None:
-    two = [ask(0, 2), ask(1, 0)]
-    with pytest.raises(ConfigError, match="prompt_lookup_num_tokens speeds up single answers, here are 2"):
-        next(iter(Generator(runner).stream(two)))
+def test_company_ends_looking_ahead_and_changes_nothing(runner: Runner) -> None:
+    expected = [run(runner, ask(runner, seed, 0)) for seed in range(3)]
+    for arrives in range(0, TOKENS, 3):
+        engine, first, others = Engine(runner), ask(runner, 0, 6), [ask(runner, 1, 6), ask(runner, 2, 0)]
+        engine.add(first)
+        seen = list[Output]()
+
+        def company(output: Output) -> None:
+            seen.append(output)  # noqa: B023
+            if len(seen) == arrives + 1:  # noqa: B023  # called within this round only
+                for other in others:  # noqa: B023
+                    engine.add(other)  # noqa: B023
+
+        told = drive(engine, company)
+        assert [told[one][0] for one in (first, *others)] == expected
+
+
+def test_for_answers_without_beams() -> None:
     for options in ({"num_beams": 2, "temperature": 0}, {}):
         with pytest.raises(ConfigError, match="prompt_lookup_num_tokens"):
             SamplingParams(prompt_lookup_num_tokens=5 if options else -1, **options)

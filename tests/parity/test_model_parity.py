@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import reference
 import torch
+from engine_runs import make_request, run
 from invariants import relative_error
 from tiny_models import random_patches, random_text, view
 from torch import Tensor, nn
 
 from pocketvlm.config import DownsampleMode, ImageConfig
-from pocketvlm.engine.generator import Generator, Request
+from pocketvlm.engine.request import Request
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.model.cache import Cache
@@ -125,9 +126,10 @@ class Pair:
         views = [v for _, v in prompt.views(mode)]
         params = SamplingParams(temperature=0, **options)
         ids = torch.tensor(self.ids(prompt, mode))
-        request = Request(ids, params, frozenset(stop_ids), random_patches(views, self.seed), views)
-        for _ in Generator(TorchRunner(self.ours)).stream([request]):
-            pass
+        runner = TorchRunner(self.ours)
+        patches = random_patches(views, self.seed) if views else None
+        request = make_request(runner, ids, params, frozenset(stop_ids), patches, views)
+        run(runner, [request])
         return request
 
     def their_beams(
@@ -284,8 +286,8 @@ def assert_same_beams(pair: Pair, prompt: Prompt, mode: DownsampleMode, stop_ids
     options |= {"num_beams": 3, "repetition_penalty": 1.2}
     got = pair.our_beams(prompt, mode, stop_ids, **options)
     tokens, score = pair.their_beams(prompt, mode, stop_ids, **options)
-    tolerance = TOLERANCE if got.output_ids == tokens else TIE
-    assert got.score == pytest.approx(score, rel=tolerance), (got.output_ids, tokens)
+    tolerance = TOLERANCE if got.sequences[0].output_ids == tokens else TIE
+    assert got.score == pytest.approx(score, rel=tolerance), (got.sequences[0].output_ids, tokens)
     return got
 
 
@@ -312,7 +314,7 @@ def test_beams_stop_on_either_of_two_ids_as_the_reference_does(
     published = [pair.ours.config.eos_token_id, pair.ours.config.eos_token_id + 2]
     free = assert_same_beams(pair, prompt, mode, published, max_tokens=8)
     for place in (2, 4):
-        stops = sorted({free.output_ids[place], free.output_ids[-1]})
+        stops = sorted({free.sequences[0].output_ids[place], free.sequences[0].output_ids[-1]})
         assert_same_beams(pair, prompt, mode, stops, max_tokens=8, length_penalty=-1.0)
 
 

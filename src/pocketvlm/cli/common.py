@@ -23,7 +23,8 @@ from pocketvlm.model.hub import resolve
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
-    from pocketvlm.api import VLM, Answer
+    from pocketvlm.answers import Answer
+    from pocketvlm.api import VLM
 
 # Option → (type, help). Types are checked here, values where they are used.
 SAMPLING: dict[str, tuple[type, str]] = {

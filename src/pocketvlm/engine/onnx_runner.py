@@ -82,6 +82,7 @@ class ONNXRunner:
     """
 
     prefill_chunk = 256  # 512 tokens at once are no faster, and take 0.2 GB more
+    encode_patches = PATCHES_AT_ONCE
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self.runtime = import_onnxruntime()

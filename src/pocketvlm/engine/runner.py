@@ -24,10 +24,12 @@ class Runner(Protocol):
     Attributes:
         config: all shapes.
         prefill_chunk: most prompt tokens of one forward that pay.
+        encode_patches: most patches of one call of `encode_views` that pay.
     """
 
     config: ModelConfig
     prefill_chunk: int
+    encode_patches: int
 
     @property
     def device(self) -> torch.device:

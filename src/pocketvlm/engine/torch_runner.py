@@ -21,6 +21,7 @@ class TorchRunner:
 
     def __init__(self, model: MiniCPMV) -> None:
         self.model, self.config = model, model.config
+        self.encode_patches = 65536 if model.device.type == "cuda" else 10240
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,20 @@ from pocketvlm.errors import ConfigError
 State = list[Tensor]  # of one sequence: conv inputs and recurrent states of all linear-attention layers
 
 
+def token_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+    """Of the keys and values that one token leaves behind."""
+    layers = sum(kind == "full_attention" for kind in config.layer_types)
+    return 2 * layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+
+
+def state_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+    """Of one sequence's conv inputs and recurrent states."""
+    layers = sum(kind != "full_attention" for kind in config.layer_types)
+    conv = (config.linear_conv_kernel_dim - 1) * config.linear_conv_dim * dtype.itemsize
+    recurrent = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
+    return layers * (conv + recurrent)
+
+
 class Cache:
     """State of up to `slots` sequences. Keys and values grow by doubling; the recurrent part never grows.
 
@@ -75,6 +89,45 @@ class Cache:
                 new[:, :, : self.capacity] = old
                 store[layer] = new
         self.capacity = grown
+
+    def resize(self, slots: int, capacity: int, kept: int) -> None:
+        """Change how many sequences of how many tokens there is room for; the first `kept` slots stay."""
+        assert kept <= slots, (kept, slots)
+        assert max(self.lengths[:kept], default=0) <= capacity, (self.lengths, capacity)
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+                both = min(capacity, self.capacity)
+                new[:kept, :, :both] = old[:kept, :, :both]
+                store[layer] = new
+        if slots != self.slots:
+            for store in (self.conv, self.recurrent):
+                for layer, old in store.items():
+                    new = old.new_zeros(slots, *old.shape[1:])
+                    new[:kept] = old[:kept]
+                    store[layer] = new
+        self.lengths = (self.lengths[:kept] + [0] * slots)[:slots]
+        self.slots, self.capacity = slots, capacity
+
+    def erase(self, slot: int) -> None:
+        """Forget the sequence in `slot`, keys and values too: a NaN behind a mask is a NaN all the same."""
+        self.reset(slot)
+        for store in (self.keys, self.values):
+            for tensor in store.values():
+                tensor[slot].zero_()
+
+    def swap_slots(self, one: int, other: int) -> None:
+        """Exchange two sequences."""
+        longest = max(self.lengths[one], self.lengths[other])
+        for store in (self.keys, self.values):
+            for tensor in store.values():
+                kept = tensor[one, :, :longest].clone()
+                tensor[one, :, :longest] = tensor[other, :, :longest]
+                tensor[other, :, :longest] = kept
+        for store in (self.conv, self.recurrent):
+            for tensor in store.values():
+                tensor[[one, other]] = tensor[[other, one]]
+        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
     def reset(self, slot: int) -> None:
         """Forget the sequence in `slot`. Old keys are unreachable (length 0); states must read as zero."""

@@ -1,0 +1,109 @@
+"""How much an engine may take, and what that comes to on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+
+from pocketvlm.engine.runner import Runner
+from pocketvlm.errors import ConfigError
+from pocketvlm.model.cache import state_bytes, token_bytes
+
+MAX_SEQS = {"cpu": 16, "cuda": 256}
+ROWS_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
+PREFIX_SHARE, MOST_PREFIX = 0.05, 2**30
+ENCODER_SHARE, MOST_ENCODER = 0.01, 2**28
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Budgets of an engine, by vLLM's names where it has one; None chooses.
+
+    Attributes:
+        max_num_seqs: sequences that run at the same time; 16 on a CPU, 256 on CUDA.
+        max_num_batched_tokens: of prompts in one step; the runner's own chunk.
+        cache_memory: bytes for keys, values and states of sequences that run; a quarter of a CPU's memory, half of
+            what is free on a GPU. Taken as it is needed.
+        prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB; 0 keeps none.
+        encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
+        max_waiting: requests in the queue; one more is refused.
+    """
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    cache_memory: int | None = None
+    prefix_cache_memory: int | None = None
+    encoder_cache_memory: int | None = None
+    max_waiting: int = 10_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = (
+                getattr(self, field.name),
+                0 if field.name.endswith(("prefix_cache_memory", "encoder_cache_memory")) else 1,
+            )
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"{field.name}={value!r:.40} is not an integer of at least {least}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a configuration comes to for one runner."""
+
+    max_num_seqs: int
+    batched_tokens: int
+    patches: int
+    cache_tokens: int
+    cache_bytes: int
+    prefix_bytes: int
+    encoder_bytes: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, runner: Runner, config: EngineConfig) -> Self:
+        """`ConfigError` when the cache would not hold one short sequence."""
+        text, kind = runner.config.text, runner.device.type
+        smallest = runner.make_cache(1, 1)
+        dtype = next(iter([*smallest.keys.values(), *smallest.conv.values()])).dtype
+        memory = _memory(runner.device)
+        most = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
+        rows = config.cache_memory if config.cache_memory is not None else int(memory * ROWS_SHARE.get(kind, 0.25))
+        state, token = state_bytes(text, dtype), token_bytes(text, dtype)
+        # States come first, one for each sequence; half of the budget is for tokens all the same.
+        seqs = max(1, min(most, rows // 2 // max(state, 1)))
+        tokens = (rows - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
+        if tokens < 2:
+            raise ConfigError(
+                f"cache_memory={rows} holds no sequence: the states of one take {state} bytes, a token {token}",
+                hint=f"Give at least {state + 1024 * token} bytes.",
+            )
+        prefix = config.prefix_cache_memory
+        encoder = config.encoder_cache_memory
+        return cls(
+            max_num_seqs=seqs,
+            batched_tokens=config.max_num_batched_tokens or runner.prefill_chunk,
+            patches=runner.encode_patches,
+            cache_tokens=min(tokens, seqs * text.max_position_embeddings),
+            cache_bytes=rows,
+            prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX) if prefix is None else prefix,
+            encoder_bytes=min(int(memory * ENCODER_SHARE), MOST_ENCODER) if encoder is None else encoder,
+            dtype=dtype,
+        )
+
+    def describe(self) -> str:
+        return (
+            f"{self.max_num_seqs} sequences and {self.cache_tokens:,} tokens in {self.cache_bytes // MIB:,} MiB "
+            f"at most, beginnings of prompts in {self.prefix_bytes // MIB:,}, features in {self.encoder_bytes // MIB:,}"
+        )
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes: of this machine, or free on its GPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

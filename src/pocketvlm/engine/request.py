@@ -1,0 +1,157 @@
+"""What the engine is asked, and how far it has come: requests, and the sequences that run for them.
+
+Shapes:  S prompt tokens · P patches of all views
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence as Series
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.views import View
+
+if TYPE_CHECKING:
+    from pocketvlm.engine.beam_search import BeamSearch
+    from pocketvlm.engine.grammar import Grammar, GrammarState
+    from pocketvlm.engine.prefix_cache import Prefix
+    from pocketvlm.engine.prompt_lookup import PromptLookup
+    from pocketvlm.engine.sampler import SamplingState
+
+# "stop": a stop id or string; "length": max_tokens or the context; "abort": its reader or its deadline; "error": see
+# `Output.error`.
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt and what has become of it.
+
+    Attributes:
+        input_ids: int64 [S].
+        params: how answers are drawn, and how many.
+        stop_ids: tokens that end an answer and are not part of it.
+        patches, views: uint8 [P, patch, patch, 3], the pictures in order of their placeholders.
+        placeholder_ids: ids that hold the places of visual tokens.
+        branch_points: lengths of beginnings of the prompt that other prompts are likely to share, rising.
+        salt: whatever else decides an answer (an adapter's name): beginnings are shared between equal ones only.
+        grammar: what answers must match.
+        priority: lower goes first; a step of one is worth `SchedulerConfig.aging_seconds` of waiting.
+        deadline: `time.monotonic()` at which it is given up.
+        timing: seconds by stage (queue, encode, prefill, decode), filled in on the way.
+        cached_tokens: of the prompt, that came from the prefix cache.
+        score: of the answer among the beams (`beam_search.Hypothesis`); None without beams.
+        sequences: its answers; with beams the beams, and at the end the best of them alone.
+    """
+
+    request_id: str
+    input_ids: Tensor
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    patches: Tensor | None = field(default=None, repr=False)
+    views: Series[View] = ()
+    placeholder_ids: tuple[int, ...] = ()
+    branch_points: tuple[int, ...] = ()
+    salt: bytes = b""
+    grammar: Grammar | None = None
+    priority: int = 0
+    deadline: float | None = None
+    arrival: float = field(default_factory=time.monotonic)
+    timing: dict[str, float] = field(
+        default_factory=lambda: {"queue": 0.0, "encode": 0.0, "prefill": 0.0, "decode": 0.0}
+    )
+    cached_tokens: int = 0
+    score: float | None = None
+    sequences: list[Sequence] = field(default_factory=list, repr=False)
+    view_keys: tuple[bytes, ...] = ()
+    first_token_at: float | None = None
+    search: BeamSearch | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sequences:
+            self.sequences = [Sequence(self, 0)]
+        if self.views and not self.view_keys:
+            assert self.patches is not None
+            parts = self.patches.split([view.patches for view in self.views])
+            self.view_keys = tuple(view_key(part, view) for part, view in zip(parts, self.views, strict=True))
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sequence.finish_reason is not None for sequence in self.sequences)
+
+    @property
+    def width(self) -> int:
+        """Rows of the cache that it will need at once."""
+        return max(self.params.num_beams, 1)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One answer that grows: a choice of a request, or one of its beams.
+
+    Attributes:
+        index: among the request's.
+        output_ids: tokens generated so far.
+        computed: tokens, of the prompt and the answer so far, that its row of the cache holds.
+        row: of the cache; None while it waits.
+    """
+
+    request: Request
+    index: int
+    output_ids: list[int] = field(default_factory=list)
+    computed: int = 0
+    row: int | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    sampling: SamplingState | None = None
+    grammar: GrammarState | None = None
+    lookup: PromptLookup | None = None
+    prefix: Prefix | None = None
+    preemptions: int = 0
+    last_token_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and the answer so far."""
+        return self.request.prompt_tokens + len(self.output_ids)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that must go through the decoder before the next can be chosen."""
+        return self.tokens - self.computed
+
+
+@dataclass(frozen=True)
+class Output:
+    """News of one answer.
+
+    Attributes:
+        tokens: new ones; none when it ended on a stop id; with beams the whole answer at its end.
+        logprobs: one for each of `tokens`, where they were asked for: (log probability, the best others).
+        error: why it failed, for people.
+    """
+
+    request: Request
+    index: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+def view_key(patches: Tensor, view: View) -> bytes:
+    """What decides the features of a view, hashed: its pixels, its shape and its rate. Each part with its length."""
+    digest = hashlib.blake2b(digest_size=24)
+    head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.numel()};".encode()
+    digest.update(len(head).to_bytes(4, "little") + head)
+    digest.update(patches.contiguous().numpy().data)
+    return digest.digest()

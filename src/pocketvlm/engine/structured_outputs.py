@@ -1,0 +1,237 @@
+"""What answers must be: JSON of a schema, text of a regular expression, a choice, a grammar, or calls of tools.
+
+Takes what users give, under vLLM's names or as OpenAI's `response_format`; gives a checked and hashable
+`StructuredOutputs`. Whether it can be met at all is for `engine/grammar` to say, which compiles it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pocketvlm.errors import ConfigError
+
+MAX_TEXT = 64 * 1024  # bytes of a schema or a grammar
+MAX_TOOLS_TEXT = 256 * 1024  # bytes of all tool definitions together
+MAX_REGEX = 4096  # bytes
+MAX_CHOICES = 1000
+MAX_DEPTH = 64
+MAX_TOOLS = 128
+KINDS = ("json", "json_object", "regex", "choice", "grammar", "tools")
+
+# Where a JSON schema holds schemas: under a name of their own, in a list, or alone.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_ALONE = ("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames")
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputs:
+    """Exactly one kind of structure; the names are vLLM's.
+
+    Args:
+        json: a JSON schema, as a dict or as text; kept as text. Properties are answered in the schema's order.
+        json_object: any JSON object.
+        regex: a regular expression that the whole answer matches; no look-around, no back-references.
+        choice: the answer is one of these.
+        grammar: a context-free grammar in Lark's notation, whose first rule is `start`.
+        tools: OpenAI tool definitions, as a list or as text; kept as text.
+        tool_choice: "auto" (text, then calls if any), "required" (calls) or the name of the only tool to call.
+
+    Raises:
+        ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
+    """
+
+    json: Any = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    tools: Any = None
+    tool_choice: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.json_object, bool):
+            raise ConfigError(f"json_object is {_show(self.json_object)}, expected true or false")
+        given = [name for name in KINDS if getattr(self, name) not in (None, False)]
+        # A schema may be `false`, which nothing satisfies; it is given all the same.
+        if self.json is False:
+            given.insert(0, "json")
+        if len(given) != 1:
+            raise ConfigError(
+                f"structured outputs were asked for as {' and '.join(given) or 'nothing'}, expected exactly one",
+                hint=f"Give one of {', '.join(KINDS)}.",
+            )
+        if self.json is not None:
+            self._check_json()
+        elif self.regex is not None:
+            _check_text("regex", self.regex, MAX_REGEX)
+        elif self.choice is not None:
+            self._check_choice()
+        elif self.grammar is not None:
+            _check_text("grammar", self.grammar, MAX_TEXT)
+        if self.tools is not None:
+            self._check_tools()
+        elif self.tool_choice != "auto":
+            raise ConfigError(f"tool_choice={_show(self.tool_choice)} means nothing without tools")
+
+    def _check_json(self) -> None:
+        schema, text = _canonical("json", self.json, MAX_TEXT)
+        if not isinstance(schema, dict | bool):
+            raise ConfigError(f"json is {_show(schema)}, expected a JSON schema", hint="A schema is an object.")
+        check_schema(schema, "json")
+        object.__setattr__(self, "json", text)
+
+    def _check_choice(self) -> None:
+        if not isinstance(self.choice, list | tuple) or not self.choice:
+            raise ConfigError(f"choice is {_show(self.choice)}, expected a list of strings")
+        if len(self.choice) > MAX_CHOICES:
+            raise ConfigError(f"choice has {len(self.choice)} entries, at most {MAX_CHOICES} are allowed")
+        for text in self.choice:
+            _check_text("choice", text, MAX_TEXT)
+        _check_text("choice", "".join(self.choice), MAX_TEXT)
+        object.__setattr__(self, "choice", tuple(self.choice))
+
+    def _check_tools(self) -> None:
+        tools, text = _canonical("tools", self.tools, MAX_TOOLS_TEXT)
+        if not isinstance(tools, list) or not tools:
+            raise ConfigError(f"tools is {_show(tools)}, expected a list of tool definitions")
+        if len(tools) > MAX_TOOLS:
+            raise ConfigError(f"{len(tools)} tools were given, at most {MAX_TOOLS} are allowed")
+        names = list[Any]()
+        for index, tool in enumerate(tools):
+            function = tool.get("function") if isinstance(tool, dict) else None
+            if not isinstance(function, dict) or tool.get("type") != "function":
+                raise ConfigError(f'tools[{index}] is not {{"type": "function", "function": {{...}}}}')
+            names.append(function.get("name"))
+            check_name(names[-1], f"the name of tools[{index}]")
+            if not isinstance(function.get("parameters", {}), dict):
+                raise ConfigError(f"the parameters of {names[-1]} are no JSON schema")
+            check_schema(function.get("parameters", {}), names[-1])
+        if len(set(names)) < len(names):
+            raise ConfigError("two tools have the same name")
+        if self.tool_choice not in ("auto", "required", *names):
+            raise ConfigError(
+                f"tool_choice={_show(self.tool_choice)} is no tool", hint="Set it to auto, required or a tool's name."
+            )
+        object.__setattr__(self, "tools", text)
+
+    @classmethod
+    def from_response_format(cls, response_format: Mapping[str, Any]) -> Self | None:
+        """OpenAI's `response_format`: None where it asks for plain text.
+
+        Raises:
+            ConfigError: the format is none of text, json_object and json_schema, or not as OpenAI describes it.
+        """
+        if not isinstance(response_format, Mapping):
+            raise ConfigError(f"response_format is {_show(response_format)}, expected an object")
+        kind = response_format.get("type")
+        known = {"text": (), "json_object": (), "json_schema": ("json_schema",)}
+        if not isinstance(kind, str) or kind not in known:
+            raise ConfigError(f"the type of response_format is {_show(kind)}", hint=f"It is one of {', '.join(known)}.")
+        _only(response_format, ("type", *known[kind]), f"response_format of type {kind}")
+        if kind == "text":
+            return None
+        if kind == "json_object":
+            return cls(json_object=True)
+        inner = response_format.get("json_schema")
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("schema"), Mapping):
+            raise ConfigError('response_format lacks {"json_schema": {"schema": {...}}}')
+        _only(inner, ("name", "description", "schema", "strict"), "response_format.json_schema")
+        for field, kinds in (("name", str), ("description", str), ("strict", bool)):
+            if inner.get(field) is not None and not isinstance(inner[field], kinds):
+                raise ConfigError(f"response_format.json_schema.{field} is {_show(inner[field])}: wrong type")
+        return cls(json=dict(inner["schema"]))
+
+
+def check_name(name: Any, what: str) -> None:
+    """`ConfigError` for a name that could not stand in `<function=NAME>`."""
+    fits = isinstance(name, str) and 0 < len(name) <= 256 and name == name.strip() and name.isprintable()
+    if not fits or "<" in name or ">" in name:
+        raise ConfigError(f"{what} is {_show(name)}, expected up to 256 printable characters without < and >")
+
+
+def check_schema(schema: Any, what: str) -> None:
+    """`ConfigError` for what the compiler would take without holding answers to it."""
+    for part in _schemas(schema):
+        if "x-guidance" in part:
+            raise ConfigError(f"{what} holds x-guidance, which is no keyword of JSON Schema", hint="Leave it out.")
+        least, required = part.get("minProperties", 0), part.get("required", [])
+        named = len(set(map(str, required))) if isinstance(required, list) else 0
+        # Further properties may be repeated in an answer, and a repeated one counts once.
+        if isinstance(least, int | float) and least > named + 1:
+            raise ConfigError(
+                f"{what} has minProperties={least} beside {named} required properties: unsupported",
+                hint="Name the properties under required.",
+            )
+
+
+def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """`schema` and all schemas in it."""
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        yield part
+        for key in _NAMED:
+            if isinstance(part.get(key), dict):
+                waiting += part[key].values()
+        for key in _LISTED:
+            if isinstance(part.get(key), list):
+                waiting += part[key]
+        waiting += [part[key] for key in _ALONE if key in part]
+
+
+def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
+    """`value` read and written again, as plain JSON in its own order of keys; text is JSON already."""
+    try:
+        if isinstance(value, str):
+            _check_text(what, value, limit)
+            value = json.loads(value)
+        _check_depth(what, value)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{what} is not JSON ({error})") from None
+    _check_text(what, text, limit)
+    return value, text
+
+
+def _check_depth(what: str, value: Any) -> None:
+    waiting = [(value, 0)]
+    while waiting:
+        part, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{what} is nested more than {MAX_DEPTH} levels deep")
+        if isinstance(part, Mapping):
+            if not all(isinstance(key, str) for key in part):
+                raise ConfigError(f"{what} has a key that is not a string")
+            waiting += [(inner, depth + 1) for inner in part.values()]
+        elif isinstance(part, list | tuple):
+            waiting += [(inner, depth + 1) for inner in part]
+
+
+def _check_text(what: str, text: Any, limit: int) -> None:
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} is {_show(text)}, expected a string")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what} holds half of a surrogate pair, which is no character") from None
+    if size > limit:
+        raise ConfigError(f"{what} takes {size} bytes, at most {limit} are allowed")
+
+
+def _only(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{what} has no field {_show(name)}", hint=f"Its fields: {', '.join(known)}.")
+
+
+def _show(value: Any) -> str:
+    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"

@@ -1,0 +1,230 @@
+"""A hit gives what a miss gives, number for number; what differs in anything that matters is no hit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import drive, make_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIG, random_patches, random_text, tiny_model, view
+
+from pocketvlm.engine.block_pool import BLOCK, BlockPool
+from pocketvlm.engine.encoder_cache import EncoderCache
+from pocketvlm.engine.engine import Engine
+from pocketvlm.engine.engine_config import EngineConfig
+from pocketvlm.engine.prefix_cache import PrefixCache, prefix_digests
+from pocketvlm.engine.request import Request, view_key
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.model.cache import Cache
+
+PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=2)
+
+
+@pytest.fixture(scope="module")
+def runner() -> TorchRunner:
+    return TorchRunner(tiny_model(0))
+
+
+def prompt(
+    runner: TorchRunner,
+    question: int = 0,
+    pictures: tuple[tuple[int, Any], ...] = (),
+    *,
+    pad: int | None = None,
+    salt: bytes = b"",
+    system: int = 100,
+) -> Request:
+    """A system prompt of 40 tokens, pictures (seed, rate), a question of 15."""
+    ids, points, views = random_text(40, system), [40], []
+    for _, mode in pictures:
+        views.append(view(8, 8, mode))
+        ids += [runner.config.image_token_id if pad is None else pad] * views[-1].visual_tokens + [9]
+        points.append(len(ids))
+    ids += random_text(15, question)
+    patches = [random_patches([one], seed) for one, (seed, _) in zip(views, pictures, strict=True)]
+    return make_request(
+        runner,
+        ids,
+        PARAMS,
+        frozenset(),
+        torch.cat(patches) if patches else None,
+        views,
+        branch_points=tuple(points),
+        salt=salt,
+    )
+
+
+def answer(engine: Engine, request: Request) -> list[Any]:
+    """Tokens and log probabilities, to the last bit."""
+    engine.add(request)
+    news: list[Any] = []
+    drive(engine, lambda output: news.append((output.tokens, output.logprobs, output.finish_reason)))
+    return news
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "picture": {"pictures": ((1, "16x"),)},
+    "picture at 4x": {"pictures": ((1, "4x"),)},
+    "several pictures, both rates": {"pictures": ((1, "16x"), (2, "4x"), (3, "16x"))},
+    "video": {"pictures": ((1, "16x"), (2, "16x")), "pad": CONFIG.video_token_id},
+    "adapter": {"pictures": ((1, "16x"),), "salt": b"adapter-a"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hit_is_a_miss_number_for_number(runner: TorchRunner, kind: str) -> None:
+    engine = Engine(runner)
+    first = prompt(runner, 0, **KINDS[kind])
+    missed = answer(engine, first)
+    assert first.cached_tokens == 0
+    encoded = engine.metrics.value("encoded_views_total")
+    again, other = prompt(runner, 0, **KINDS[kind]), prompt(runner, 1, **KINDS[kind])
+    assert answer(engine, again) == missed
+    assert again.cached_tokens == len(again.input_ids) - 15
+    found = answer(engine, other)
+    assert other.cached_tokens == len(other.input_ids) - 15
+    assert found == answer(Engine(runner), prompt(runner, 1, **KINDS[kind]))
+    assert engine.metrics.value("encoded_views_total") == encoded
+
+
+OTHER: dict[str, dict[str, Any]] = {
+    "another picture": {"pictures": ((2, "16x"),)},
+    "the same picture at 4x": {"pictures": ((1, "4x"),)},
+    "another order": {"pictures": ((2, "16x"), (1, "16x"))},
+    "as a video": {"pictures": ((1, "16x"),), "pad": CONFIG.video_token_id},
+    "with an adapter": {"pictures": ((1, "16x"),), "salt": b"adapter-a"},
+    "with another system prompt": {"pictures": ((1, "16x"),), "system": 101},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_trap_first_picture_answers_for_the_second_what_differs_is_no_hit(runner: TorchRunner, kind: str) -> None:
+    engine = Engine(runner)
+    answer(engine, prompt(runner, 0, ((1, "16x"),)))
+    other = prompt(runner, 0, **OTHER[kind])
+    got = answer(engine, other)
+    assert other.cached_tokens in (0, 40)  # of the system prompt alone
+    assert got == answer(Engine(runner, EngineConfig()), prompt(runner, 0, **OTHER[kind]))
+
+
+def test_trap_whole_prompts_found_leave_nothing_to_compute(runner: TorchRunner) -> None:
+    engine = Engine(runner)
+    request = prompt(runner)
+    request.branch_points = (40, len(request.input_ids))
+    missed = answer(engine, request)
+    again = prompt(runner)
+    again.branch_points = (40, len(again.input_ids))
+    assert answer(engine, again) == missed
+    assert again.cached_tokens == 40
+
+
+def test_trap_keys_without_states_a_hit_continues_the_recurrence(runner: TorchRunner) -> None:
+    """With the states of a hit erased, the answer would be another: they matter, and they are restored."""
+    engine = Engine(runner)
+    missed = answer(engine, prompt(runner))
+    with torch.inference_mode():
+        for prefix in engine.prefixes.prefixes.values():
+            for tensor in prefix.state:
+                tensor.zero_()
+    assert answer(engine, prompt(runner)) != missed
+
+
+def test_a_picture_in_two_requests_is_encoded_once_also_while_the_first_is_in_flight(runner: TorchRunner) -> None:
+    engine = Engine(runner, EngineConfig(prefix_cache_memory=0))
+    for question in range(4):
+        engine.add(prompt(runner, question, ((1, "16x"), (2, "4x"))))
+    drive(engine)
+    assert engine.metrics.value("encoded_views_total") == 2
+
+
+def test_digests_depend_on_what_is_before_the_point_only(runner: TorchRunner) -> None:
+    one, other = prompt(runner, 0, ((1, "16x"), (2, "16x"))), prompt(runner, 5, ((1, "16x"), (3, "16x")))
+    points = one.branch_points
+    a, b = prefix_digests(one, points), prefix_digests(other, points)
+    assert a[:2] == b[:2]
+    assert a[2] != b[2]
+    # Whichever points are asked about, the digest of each is the same.
+    for point, digest in zip(points, a, strict=True):
+        assert prefix_digests(one, (point,)) == [digest]
+    assert len({*a, *prefix_digests(prompt(runner, salt=b"x"), (40,))}) == 4
+
+
+@settings(max_examples=50)
+@given(
+    cuts=st.lists(st.integers(1, 150), min_size=1, max_size=12, unique=True),
+    budget=st.sampled_from([0, 100_000, 400_000, 10**7]),
+)
+def test_blocks_are_shared_counted_and_given_back(runner: TorchRunner, cuts: list[int], budget: int) -> None:
+    cache = Cache(runner.config.text, 2, 160)
+    prefixes = PrefixCache(runner.config.text, budget)
+    generator = torch.Generator().manual_seed(0)
+    for store in (cache.keys, cache.values, cache.conv, cache.recurrent):
+        for tensor in store.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    parent = None
+    for length in sorted(cuts):
+        cache.lengths[0] = length
+        parent = prefixes.store(length.to_bytes(4, "big"), cache, 0, parent)
+        prefixes.check_integrity()
+    for length in cuts:
+        if (found := prefixes.find([length.to_bytes(4, "big")])) is None:
+            continue
+        prefixes.restore(found, cache, 1)
+        assert cache.lengths[1] == length
+        for store in (cache.keys, cache.values):
+            for tensor in store.values():
+                assert torch.equal(tensor[1, :, :length], tensor[0, :, :length])
+        for store in (cache.conv, cache.recurrent):
+            for tensor in store.values():
+                assert torch.equal(tensor[1], tensor[0])
+    if budget == 10**7:
+        assert len(prefixes.prefixes) == len(cuts)
+        whole = sum(-(-length // BLOCK) for length in cuts)
+        assert prefixes.blocks.used <= whole
+    prefixes.clear()
+    assert prefixes.blocks.used == 0
+
+
+def test_a_block_cannot_be_given_back_twice() -> None:
+    blocks = BlockPool(CONFIG.text, 4)
+    taken = blocks.allocate(3)
+    assert taken is not None
+    assert blocks.allocate(2) is None
+    blocks.retain(taken[:1])
+    blocks.release(taken)
+    assert blocks.used == 1
+    blocks.release(taken[:1])
+    with pytest.raises(AssertionError, match="is free"):
+        blocks.release(taken[:1])
+
+
+def test_features_within_their_budget_stay_while_they_are_pinned() -> None:
+    features = EncoderCache(2 * 4 * 8)
+    for i in range(4):
+        features.pin([bytes([i])])
+        features.add(bytes([i]), torch.zeros(1, 8))
+    features.check_integrity()
+    assert len(features.features) == 4  # over the budget, but all are needed
+    features.unpin([bytes([0]), bytes([1]), bytes([3])])
+    assert features.used_bytes == 2 * 4 * 8
+    assert bytes([2]) in features
+    features.unpin([bytes([2])])
+    features.clear()
+    assert features.used_bytes == 0
+
+
+def test_keys_of_views_frame_what_they_hash() -> None:
+    patches = random_patches([view(4, 8)], 0)
+    keys = {
+        view_key(patches, view(4, 8)),
+        view_key(patches, view(8, 4)),
+        view_key(patches, view(4, 8, "4x")),
+        view_key(random_patches([view(4, 8)], 1), view(4, 8)),
+    }
+    assert len(keys) == 4
+    assert view_key(patches.clone(), view(4, 8)) in keys

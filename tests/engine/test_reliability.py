@@ -1,0 +1,317 @@
+"""What goes wrong for one request is its own affair: aborts, bad numbers, faults and small caches.
+
+`POCKETVLM_REQUESTS=10000 pytest tests/engine/test_reliability.py -s` runs the storm at full size; its other tests are
+as large here as anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import torch
+from engine_runs import drive, make_request, run
+from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view
+from torch import Tensor
+
+from pocketvlm.engine.async_engine import AsyncEngine
+from pocketvlm.engine.engine import Engine, QueueFullError
+from pocketvlm.engine.engine_config import EngineConfig
+from pocketvlm.engine.request import Output, Request
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.views import View
+
+REQUESTS = int(os.environ.get("POCKETVLM_REQUESTS", "300"))
+
+
+@pytest.fixture
+def runner() -> TorchRunner:
+    return TorchRunner(tiny_model(0))
+
+
+def text(runner: TorchRunner, seed: int, length: int = 20, tokens: int = 8, **more: Any) -> Request:
+    params = SamplingParams(temperature=0, max_tokens=tokens)
+    return make_request(runner, random_text(length, seed), params, **more)
+
+
+def picture(runner: TorchRunner, seed: int, tokens: int = 8, mode: Any = "16x") -> Request:
+    views = [view(8, 8, mode)]
+    ids = prompt_with_views(views, seed=seed)
+    params = SamplingParams(temperature=0, max_tokens=tokens)
+    return make_request(runner, ids, params, frozenset(), random_patches(views, seed), views)
+
+
+def is_empty(engine: Engine) -> bool:
+    engine.check_integrity()
+    pool = engine.pool
+    return not (engine.requests or pool.rows or engine.scheduler.waiting or engine.features.pins)
+
+
+async def read(engine: AsyncEngine, request: Request, stop_after: int | None = None) -> list[int]:
+    """Its tokens; its reader leaves after some of them."""
+    tokens: list[int] = []
+    async with aclosing(engine.generate(request)) as news:
+        if stop_after == 0:
+            return tokens
+        async for output in news:
+            assert output.error is None, output.error
+            tokens += output.tokens
+            if stop_after is not None and len(tokens) >= stop_after:
+                break
+    return tokens
+
+
+def test_an_abort_storm_leaves_survivors_alone_and_nothing_behind(runner: TorchRunner) -> None:
+    """Half of the readers leave at a random point, some before their first token."""
+    chance = random.Random(0)
+    engine = Engine(runner, EngineConfig(max_num_seqs=8, prefix_cache_memory=2_000_000))
+    expected = {seed: run(runner, [text(runner, seed)])[0] for seed in range(20)}
+
+    async def storm() -> float:
+        async with AsyncEngine(engine, max_in_flight=REQUESTS) as asynchronous:
+
+            async def one(i: int) -> None:
+                await asyncio.sleep(chance.random() * REQUESTS / 1000)
+                leaves = chance.randrange(9) if i % 2 else None
+                tokens = await read(asynchronous, text(runner, i % 20), leaves)
+                assert tokens == (expected[i % 20] if leaves is None else expected[i % 20][: len(tokens)])
+
+            await asyncio.gather(*(one(i) for i in range(REQUESTS)))
+            began = time.monotonic()
+            while not is_empty(engine):  # those that left last
+                await asyncio.sleep(0.01)
+                assert time.monotonic() - began < 1
+            return time.monotonic() - began
+
+    freed = asyncio.run(storm())
+    metrics = engine.metrics
+    ended = sum(metrics.value("request_success_total", finished_reason=r) for r in ("stop", "length", "abort", "error"))
+    assert ended == metrics.value("requests_total")
+    assert metrics.value("request_success_total", finished_reason="error") == 0
+    assert metrics.value("request_success_total", finished_reason="length") >= REQUESTS / 2
+    print(f"\n{REQUESTS} requests, all free {freed:.3f} s after the last reader")
+
+
+def test_a_reader_that_leaves_frees_its_row_within_two_steps(runner: TorchRunner) -> None:
+    engine, steps = Engine(runner), list[int]()
+    real = engine.step
+
+    def counted() -> list[Output]:
+        steps.append(len(engine.pool.rows))
+        return real()
+
+    engine.step = counted  # type: ignore[method-assign]
+
+    async def leave() -> None:
+        async with AsyncEngine(engine) as asynchronous:
+            steady = asyncio.create_task(read(asynchronous, text(runner, 1, tokens=10**5)))
+            for seed in range(20):
+                await read(asynchronous, text(runner, seed, tokens=2000), stop_after=3)
+                before = len(steps)
+                while not steps[before:] or steps[-1] > 1:
+                    await asyncio.sleep(0)
+                assert sum(rows > 1 for rows in steps[before:]) <= 2
+            steady.cancel()
+
+    asyncio.run(leave())
+
+
+def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: TorchRunner) -> None:
+    made = [(seed, 10 + seed % 30, 16) for seed in range(64)]
+    expected = [run(runner, [text(runner, *one)])[0] for one in made]
+    engine = Engine(runner, EngineConfig(max_num_seqs=16, prefix_cache_memory=0))
+    engine.pool.max_tokens = 4 * 40
+    requests = [text(runner, *one) for one in made]
+    for request in requests:
+        engine.add(request)
+    told = drive(engine)
+    assert [told[request][0] for request in requests] == expected
+    assert engine.metrics.value("num_preemptions_total") > 0
+    assert is_empty(engine)
+
+
+def test_a_batch_of_32_at_both_rates_equals_each_alone(runner: TorchRunner) -> None:
+    made = [(seed, 6, "4x" if seed % 2 else "16x") for seed in range(32)]
+    alone = [run(runner, [picture(runner, *one)])[0] for one in made]
+    assert run(runner, [picture(runner, *one) for one in made], max_num_seqs=32) == alone
+
+
+def test_answers_are_the_same_in_batches_of_1_to_64(runner: TorchRunner) -> None:
+    expected = [run(runner, [text(runner, seed)])[0] for seed in range(64)]
+    for size in (2, 7, 16, 33, 64):
+        assert run(runner, [text(runner, seed) for seed in range(size)], max_num_seqs=64) == expected[:size]
+
+
+class Broken(TorchRunner):
+    """A runner with a fault to order."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_model(0))
+        self.forwards, self.fails_at = 0, -1
+        self.nan_of: Sequence[int] = ()  # first ids of the prompt whose scores are lost
+        self.bad_patches: Tensor | None = None
+        self.sequences_seen: dict[int, int] = {}
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+        self.forwards += 1
+        if self.forwards == self.fails_at:
+            raise RuntimeError("a fault of the device, with insides that nobody should see")
+        return super().forward(x_TD, batch, cache, rows)
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        x_TD = super().embed(input_ids, features)
+        if len(self.nan_of) and input_ids[: len(self.nan_of)].tolist() == list(self.nan_of):
+            x_TD = x_TD.clone()
+            x_TD[len(self.nan_of) // 2] = float("nan")
+        return x_TD
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        if self.bad_patches is not None:
+            size = len(self.bad_patches)
+            for first in range(0, len(patches), size):
+                if torch.equal(patches[first : first + size], self.bad_patches):
+                    raise torch.OutOfMemoryError("tried to allocate 3.14 GiB at 0x7f")
+        return super().encode_views(patches, views)
+
+
+def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean() -> None:
+    runner = Broken()
+    expected = [run(runner, [text(runner, seed, 10 + seed)])[0] for seed in range(12)]
+    engine = Engine(runner, EngineConfig(max_num_seqs=6))
+    requests = [text(runner, seed, 10 + seed) for seed in range(12)]
+    runner.nan_of = requests[3].input_ids.tolist()
+    for request in requests:
+        engine.add(request)
+    failed: list[Output] = []
+    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    assert [output.request for output in failed] == [requests[3]]
+    assert failed[0].finish_reason == "error"
+    assert [told[r][0] for r in requests if r is not requests[3]] == [*expected[:3], *expected[4:]]
+    assert is_empty(engine)
+    runner.nan_of = ()
+    again = [text(runner, seed, 10 + seed) for seed in range(12)]
+    for request in again:
+        engine.add(request)
+    told = drive(engine)
+    assert [told[r][0] for r in again] == expected
+
+
+@pytest.mark.parametrize("at", [1, 3, 7])
+def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int) -> None:
+    runner = Broken()
+    expected = [run(runner, [text(runner, seed)])[0] for seed in range(9)]
+    engine = Engine(runner, EngineConfig(max_num_seqs=3))
+    requests = [text(runner, seed) for seed in range(9)]
+    runner.fails_at = runner.forwards + at
+    for request in requests:
+        engine.add(request)
+    errors: dict[Request, str | None] = {}
+    told = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
+    assert 1 <= len(errors) <= 3
+    assert set(errors.values()) == {"the engine failed: RuntimeError"}
+    for request, tokens in zip(requests, expected, strict=True):
+        if request not in errors:
+            assert told[request][0] == tokens
+    assert is_empty(engine)
+
+
+def test_memory_that_runs_out_for_one_picture_costs_that_request_only() -> None:
+    runner = Broken()
+    expected = [run(runner, [picture(runner, seed)])[0] for seed in range(6)]
+    engine = Engine(runner)
+    requests = [picture(runner, seed) for seed in range(6)]
+    runner.bad_patches = requests[2].patches
+    for request in requests:
+        engine.add(request)
+    failed: list[Output] = []
+    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    assert [(o.request, o.error) for o in failed] == [(requests[2], "a picture could not be encoded: out of memory")]
+    assert [told[r][0] for r in requests if r is not requests[2]] == [*expected[:2], *expected[3:]]
+    assert is_empty(engine)
+
+
+def test_an_interrupt_in_the_middle_of_a_step_is_told_to_whom_it_hit() -> None:
+    runner = Broken()
+    engine = Engine(runner)
+    engine.add(text(runner, 0))
+    engine.step()
+
+    def interrupt(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    real, runner.forward = runner.forward, interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    runner.forward = real  # type: ignore[method-assign]
+    assert [output.error for output in engine.step()] == ["interrupted"]
+    assert is_empty(engine)
+    late = text(runner, 0)
+    engine.add(late)
+    assert drive(engine)[late][0] == run(runner, [text(runner, 0)])[0]
+
+
+def test_a_deadline_ends_a_request_wherever_it_is(runner: TorchRunner) -> None:
+    engine = Engine(runner, EngineConfig(max_num_seqs=1))
+    running, waiting, patient = text(runner, 0, tokens=10**4), text(runner, 1), text(runner, 2)
+    for request in (running, waiting, patient):
+        engine.add(request)
+    engine.step()
+    running.deadline = waiting.deadline = time.monotonic()
+    ends = {}
+    told = drive(engine, lambda output: ends.update({output.request: output.finish_reason}), may_fail=True)
+    assert [ends[r] for r in (running, waiting, patient)] == ["abort", "abort", "length"]
+    assert told[patient][0] == run(runner, [text(runner, 2)])[0]
+
+
+def test_what_is_too_much_is_refused_at_once(runner: TorchRunner) -> None:
+    engine = Engine(runner, EngineConfig(max_waiting=2))
+    for seed in range(2):
+        engine.add(text(runner, seed))
+    with pytest.raises(QueueFullError, match="2 requests are waiting"):
+        engine.add(text(runner, 2))
+    assert engine.metrics.value("admission_rejections_total", reason="queue_full") == 1
+    engine.pool.max_tokens = 100
+    with pytest.raises(PromptError, match="the engine's cache has room for 100"):
+        engine.add(text(runner, 3, length=100))
+    with pytest.raises(ConfigError, match="already here"):
+        engine.add(next(iter(engine.requests.values())))
+
+
+def test_priorities_go_first_but_nobody_waits_forever(runner: TorchRunner) -> None:
+    engine, order = Engine(runner, EngineConfig(max_num_seqs=1)), list[Request]()
+    plain, urgent, late = text(runner, 0), text(runner, 1, priority=-1), text(runner, 2, priority=-1)
+    late.arrival = plain.arrival + 11  # one step of priority is worth ten seconds
+    for request in (plain, urgent, late):
+        engine.add(request)
+    drive(engine, lambda output: order.append(output.request) if output.finish_reason else None)
+    assert order == [urgent, plain, late]
+
+
+def test_closing_without_draining_tells_every_reader(runner: TorchRunner) -> None:
+    async def close() -> list[str]:
+        asynchronous = AsyncEngine(Engine(runner))
+
+        async def reader(seed: int) -> str:
+            async for output in asynchronous.generate(text(runner, seed, tokens=10**4)):
+                if output.error:
+                    return output.error
+            return ""
+
+        readers = [asyncio.create_task(reader(seed)) for seed in range(3)]
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(asynchronous.close, drain=False)
+        with pytest.raises(RuntimeError, match="closed"):
+            await anext(asynchronous.generate(text(runner, 9)))
+        return await asyncio.gather(*readers)
+
+    assert asyncio.run(close()) == ["the engine was closed"] * 3
