@@ -5,6 +5,7 @@ Weights are read from a memory map and quantised while they are written, a tenso
 
 from __future__ import annotations
 
+import gc
 import importlib
 import shutil
 import tempfile
@@ -102,7 +103,9 @@ def write_bundle(
                 f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
                 hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
             )
-        _write_graphs(_graphs(model, quantization, operators), partial, _between(progress, 0.25, 1))
+        graphs = _graphs(model, quantization, operators)
+        del model  # from here on each graph holds its own weights, and lets them go when it is written
+        _write_graphs(graphs, partial, _between(progress, 0.25, 1))
         for pattern in TEXT_FILES:
             for file in sorted(checkpoint.glob(pattern)):
                 if file.name not in _NOT_COPIED:
@@ -154,9 +157,10 @@ def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
 def _write_graphs(graphs: dict[str, Any], directory: Path, progress: Progress | None) -> None:
     import onnx_ir as ir
 
-    tensors = [value.const_value for graph in graphs.values() for value in graph.graph.initializers.values()]
-    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    initializers = (value.const_value for graph in graphs.values() for value in graph.graph.initializers.values())
+    total, done = sum(tensor.nbytes for tensor in initializers), 0
     for name in GRAPHS:
+        graph = graphs.pop(name)
 
         def count(tensor: Any, _: Any) -> None:
             nonlocal done
@@ -164,4 +168,6 @@ def _write_graphs(graphs: dict[str, Any], directory: Path, progress: Progress | 
             if progress:
                 progress(done, total)
 
-        ir.save(graphs[name], directory / f"{name}.onnx", external_data=f"{name}.data", callback=count, max_workers=1)
+        ir.save(graph, directory / f"{name}.onnx", external_data=f"{name}.data", callback=count, max_workers=1)
+        del graph
+        gc.collect()  # nodes and values point at each other, and at the weights that they were made from
