@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pocketvlm.api import VLM, ViewPlan, load, plan, plan_image
     from pocketvlm.engine.engine_config import EngineConfig
     from pocketvlm.engine.sampling_params import SamplingParams
+    from pocketvlm.engine.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "PocketVLMError",
     "PromptError",
     "SamplingParams",
+    "StructuredOutputs",
     "TokenLogprob",
     "Usage",
     "ViewPlan",
@@ -53,6 +55,7 @@ _LAZY = dict.fromkeys(("VLM", "ViewPlan", "load", "plan", "plan_image"), "pocket
     **dict.fromkeys(("Answer", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.answers"),
     "EngineConfig": "pocketvlm.engine.engine_config",
     "SamplingParams": "pocketvlm.engine.sampling_params",
+    "StructuredOutputs": "pocketvlm.engine.structured_outputs",
 }
 
 

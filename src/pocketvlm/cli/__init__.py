@@ -16,6 +16,7 @@ COMMANDS = {
     "ask": "answer a question about pictures or a video",
     "chat": "talk about pictures, turn by turn",
     "plan": "show how pictures are sliced, and what that costs",
+    "batch": "answer a file of requests, in the format of OpenAI's batches",
     "export": "write a model in the files of other programs",
     "eval": "measure a model or an endpoint on tasks with known answers",
     "bench": "time a model here, alone or against its peers",

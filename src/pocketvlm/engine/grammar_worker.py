@@ -1,0 +1,171 @@
+"""A process of its own that tries grammars first: text of a grammar → what is wrong with it, if anything.
+
+The compiler bounds most of its work, not all: some schemas keep it busy for minutes, some overflow its stack, which
+ends the process it runs in. No thread could be given up then. So a grammar is tried here, on single bytes in place of
+the whole vocabulary, with less stack, memory and time than the serving process has, which compiles only what came
+through. A random beginning of an answer is tried as well.
+
+Run as a script (it imports nothing of this package): JSON lines in, JSON lines out, until its input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import IO, Any
+
+TRIAL_SECONDS = 0.5  # compiling again takes as long again
+STEP_SECONDS = 0.05  # of processor time for a mask, which all other answers wait for
+TO_START = 30.0  # seconds for the process itself, whatever the machine is doing
+STACK = 2 * 1024 * 1024  # bytes; threads of the serving process have 8 MiB
+MEMORY = 1024 * 1024 * 1024  # bytes of address space
+STEPS = 64  # bytes of a random answer that are tried too
+# Beside llguidance's own, which allow a mask some 20 ms.
+LIMITS: Mapping[str, Any] = {
+    "verbose_errors": False,
+    "precompute_large_lexemes": False,  # of the whole vocabulary, which a trial does not have
+    "max_lexer_states": 100_000,
+}
+
+
+class GrammarWorker:
+    """One such process, started anew when it was ended; for one thread at a time.
+
+    Args:
+        vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary, of whose words only single bytes are told.
+    """
+
+    def __init__(
+        self, vocab_size: int, bytes_by_id: Mapping[int, int], control_tokens: Mapping[str, int], stop_ids: list[int]
+    ) -> None:
+        self._vocabulary = [vocab_size, dict(bytes_by_id), dict(control_tokens), stop_ids]
+        self._process, self._ready = self._start(), False
+
+    def try_out(self, grammar: str) -> str:
+        """What is wrong with `grammar`; empty if nothing is."""
+        if not self._ready and self._ask(self._vocabulary, TO_START) is None:
+            self._restart()
+            return "the process that tries grammars did not start"
+        self._ready = True
+        answer = self._ask(grammar, TRIAL_SECONDS)
+        if answer is None:
+            self._restart()
+            return "it takes too much time or memory to compile"
+        return str(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
+    def _restart(self) -> None:
+        self._end()
+        self._process, self._ready = self._start(), False
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        self._end = weakref.finalize(self, _end, process)
+        return process
+
+    def _ask(self, question: Any, seconds: float) -> Any:
+        """The answer; None where the process died of the question, or took too long and was killed."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline() or b"null")
+        except (OSError, ValueError):
+            return None
+        finally:
+            timer.cancel()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was not read any more
+                pipe.close()
+    process.wait()
+
+
+def make_tokenizer(words: list[bytes], control_ids: list[int], stop_ids: list[int]) -> Any:
+    """An `LLTokenizer` of the bytes of every id; an id without bytes is never allowed."""
+    import llguidance
+
+    class Vocabulary:
+        eos_token_id, bos_token_id = stop_ids[0], None
+        tokens, special_token_ids = words, control_ids
+
+        def __call__(self, *_: bytes) -> list[int]:
+            return []  # text is only encoded to force tokens, which our grammars switch off
+
+    wrapper = llguidance.TokenizerWrapper(Vocabulary())
+    tokenizer = llguidance.LLTokenizer(wrapper, eos_token=stop_ids)
+    wrapper.tokens = Vocabulary.tokens = []  # kept for as long as the tokenizer is, and not needed again
+    return tokenizer
+
+
+def _try_out(tokenizer: Any, tokens: list[int], grammar: str) -> str:
+    import llguidance
+
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=llguidance.LLParserLimits(**LIMITS))
+    rng = random.Random(0)
+    for step in range(STEPS):
+        if matcher.is_error():
+            return str(matcher.get_error())
+        began = time.thread_time()
+        mask = matcher.compute_bitmask()
+        if time.thread_time() - began > STEP_SECONDS:
+            return "it takes too much time for each token"
+        if matcher.is_error():
+            return "nothing satisfies it" if step == 0 else str(matcher.get_error())
+        matcher.consume_token(rng.choice([token for token in tokens if mask[token >> 3] >> (token & 7) & 1]))
+        if matcher.is_stopped() and not matcher.is_error():
+            break
+    return ""
+
+
+def _serve(lines: IO[str], out: IO[str]) -> None:
+    vocab_size, bytes_by_id, control, stop_ids = json.loads(next(lines))
+    words = {int(token): bytes([byte]) for token, byte in bytes_by_id.items()}
+    words |= {token: name.encode() for name, token in control.items()}
+    tokenizer = make_tokenizer([words.get(token, b"") for token in range(vocab_size)], list(control.values()), stop_ids)
+    print("true", file=out, flush=True)
+    for line in lines:
+        print(json.dumps(_try_out(tokenizer, sorted(words), json.loads(line))), file=out, flush=True)
+
+
+def _main() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(STACK)
+    thread = threading.Thread(target=_serve, args=(sys.stdin, sys.stdout))
+    thread.start()
+    thread.join()
+
+
+if __name__ == "__main__":
+    _main()

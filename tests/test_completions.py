@@ -1,0 +1,118 @@
+"""OpenAI's bodies: every field is translated or refused by its name, and answers become what clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pocketvlm.answers import Answer, EngineError, TokenLogprob, Usage
+from pocketvlm.completions import chat_completion, error_response, parse_chat_completion
+from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.structured_outputs import StructuredOutputs
+from pocketvlm.errors import ConfigError, MediaError, PocketVLMError
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 5, "max_tokens": 5}, {"max_tokens": 5}),
+        ({"temperature": 0, "top_p": 0.5, "seed": 3, "n": 2}, {"temperature": 0, "top_p": 0.5, "seed": 3, "n": 2}),
+        ({"stop": "x", "presence_penalty": None}, {"stop": "x"}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
+        ({"logit_bias": {"17": -100}}, {"logit_bias": {17: -100}}),
+        ({"mm_processor_kwargs": {"downsample_mode": "4x"}}, {"downsample_mode": "4x"}),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"structured_outputs": StructuredOutputs(json_object=True)}),
+        ({"structured_outputs": {"regex": "a+"}}, {"structured_outputs": StructuredOutputs(regex="a+")}),
+        ({"tools": [TOOL]}, {"tools": [TOOL]}),
+        ({"tools": [TOOL], "tool_choice": "none"}, {}),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
+            {"tools": [TOOL], "structured_outputs": StructuredOutputs(tools=[TOOL], tool_choice="weather")},
+        ),
+        ({"user": "me", "store": False, "service_tier": "auto"}, {}),
+    ],
+)
+def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) -> None:
+    request = parse_chat_completion({"messages": HELLO, "model": "m", **fields})
+    assert request.options == options
+    assert (request.model, request.messages, request.stream) == ("m", HELLO, False)
+    SamplingParams.from_options(
+        {k: v for k, v in options.items() if k in SamplingParams.__dataclass_fields__}, {"temperature": 0.0}
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"audio": {}}, "audio"),
+        ({"prediction": {}}, "prediction"),
+        ({"best_of": 2}, "Use n"),
+        ({"downsample_mode": "4x"}, "Use mm_processor_kwargs"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"n": True}, "n"),
+        ({"store": True}, "store"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "differ"),
+        ({"top_logprobs": 3}, "means nothing without logprobs"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"stream_options": {"include_usage": True}}, "stream"),
+        ({"response_format": {"type": "xml"}}, "xml"),
+        ({"tool_choice": "required"}, "means nothing without tools"),
+        ({"tools": [TOOL], "tool_choice": "maybe"}, "maybe"),
+        ({"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}, "both given"),
+        ({"mm_processor_kwargs": {"fps": 1}}, "fps"),
+        ({"chat_template_kwargs": {"template": "x"}}, "template"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_its_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(PocketVLMError, match=named):
+        parse_chat_completion({"messages": HELLO, **fields})
+
+
+def test_a_body_without_messages_or_no_object_is_refused() -> None:
+    for body in ({}, {"messages": "Hello"}, [], "x"):
+        with pytest.raises(ConfigError):
+            parse_chat_completion(body)  # type: ignore[arg-type]
+
+
+def test_answers_become_choices_with_tool_calls_logprobs_and_usage() -> None:
+    call = "<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+    call += "</function>\n</tool_call>"
+    logprobs = (TokenLogprob(5, "Hi", -0.5, ((5, "Hi", -0.5), (6, "\ufffd", -1.5))),)
+    answers = [
+        Answer("Hi", Usage(10, 4, 1, 8), {}, "stop", "because", (5,), logprobs),
+        Answer(f"Let me see.\n\n{call}", Usage(10, 4, 20, 8), {}, "stop"),
+    ]
+    body = chat_completion(answers, id="chatcmpl-1", created=7, model="m", tools=[TOOL])
+    one, two = body["choices"]
+    assert one["message"] == {"role": "assistant", "content": "Hi", "reasoning_content": "because"}
+    assert one["logprobs"]["content"][0]["top_logprobs"][0] == {"token": "Hi", "logprob": -0.5, "bytes": [72, 105]}
+    assert one["logprobs"]["content"][0]["top_logprobs"][1]["bytes"] is None
+    assert two["message"]["content"] == "Let me see."
+    assert two["message"]["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": '{"city": "Bonn", "days": 3}',
+    }
+    assert (one["finish_reason"], two["finish_reason"]) == ("stop", "tool_calls")
+    assert body["usage"]["completion_tokens"] == 21
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
+
+
+def test_faults_of_users_are_400_and_ours_are_500_without_details() -> None:
+    assert error_response(MediaError("no picture"))[0] == 400
+    status, body = error_response(EngineError("secret insides"))
+    assert status == 500
+    assert "secret" not in body["error"]["message"]
