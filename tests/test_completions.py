@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pocketvlm.answers import Answer, EngineError, TokenLogprob, Usage
-from pocketvlm.completions import chat_completion, error_response, parse_chat_completion
+from pocketvlm.api import PROMPT_OPTIONS
+from pocketvlm.completions import FIELDS, MM_PROCESSOR_KWARGS, chat_completion, error_response, parse_chat_completion
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.structured_outputs import StructuredOutputs
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError
@@ -34,7 +39,8 @@ TOOL = {
         ({"logit_bias": {"17": -100}}, {"logit_bias": {17: -100}}),
         ({"mm_processor_kwargs": {"downsample_mode": "4x"}}, {"downsample_mode": "4x"}),
         ({"chat_template_kwargs": {"enable_thinking": True}}, {"enable_thinking": True}),
-        ({"response_format": {"type": "text"}}, {}),
+        ({"mm_processor_kwargs": {"max_slice_nums": 4, "stack_frames": None}}, {"max_slice_nums": 4}),
+        ({"response_format": {"type": "text", "json_schema": None}}, {}),
         ({"response_format": {"type": "json_object"}}, {"structured_outputs": StructuredOutputs(json_object=True)}),
         ({"structured_outputs": {"regex": "a+"}}, {"structured_outputs": StructuredOutputs(regex="a+")}),
         ({"tools": [TOOL]}, {"tools": [TOOL]}),
@@ -63,7 +69,7 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
         ({"best_of": 2}, "Use n"),
         ({"downsample_mode": "4x"}, "Use mm_processor_kwargs"),
         ({"temperature": "hot"}, "temperature"),
-        ({"n": True}, "n"),
+        ({"n": True}, "n is True"),
         ({"store": True}, "store"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "differ"),
         ({"top_logprobs": 3}, "means nothing without logprobs"),
@@ -72,6 +78,10 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
         ({"response_format": {"type": "xml"}}, "xml"),
         ({"tool_choice": "required"}, "means nothing without tools"),
         ({"tools": [TOOL], "tool_choice": "maybe"}, "maybe"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": "weather"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "auto"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "time"}}}, "'time' is no tool"),
+        ({"temperature": float("nan")}, "temperature"),
         ({"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}, "both given"),
         ({"mm_processor_kwargs": {"fps": 1}}, "fps"),
         ({"chat_template_kwargs": {"template": "x"}}, "template"),
@@ -80,6 +90,40 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
 def test_what_cannot_be_honoured_is_refused_by_its_name(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(PocketVLMError, match=named):
         parse_chat_completion({"messages": HELLO, **fields})
+
+
+def test_every_option_of_the_processor_has_its_place_in_a_body() -> None:
+    assert {*MM_PROCESSOR_KWARGS, "enable_thinking", "tools"} == set(PROMPT_OPTIONS)
+
+
+def test_a_developer_is_the_system_and_a_stream_may_tell_its_usage() -> None:
+    said = [{"role": "developer", "content": "Be brief."}, *HELLO]
+    request = parse_chat_completion({"messages": said, "stream": True, "stream_options": {"include_usage": True}})
+    assert request.messages == [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert (request.stream, request.include_usage, request.options) == (True, True, {})
+    assert said[0]["role"] == "developer"
+
+
+# Whatever a stranger may write under a field.
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "function", "name", "json", "regex", "7", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FIELDS)), json_values, max_size=4), st.booleans())
+def test_any_value_of_any_field_is_taken_or_refused_in_one_line(fields: dict[str, Any], tools: bool) -> None:
+    refusal = ""
+    try:
+        options = parse_chat_completion({"messages": HELLO, **({"tools": [TOOL]} if tools else {}), **fields}).options
+    except PocketVLMError as error:
+        options, refusal = {}, str(error)
+    assert "\n" not in refusal
+    assert options.keys() <= {*PROMPT_OPTIONS, *SamplingParams.__dataclass_fields__}
 
 
 def test_a_body_without_messages_or_no_object_is_refused() -> None:
@@ -109,6 +153,22 @@ def test_answers_become_choices_with_tool_calls_logprobs_and_usage() -> None:
     assert (one["finish_reason"], two["finish_reason"]) == ("stop", "tool_calls")
     assert body["usage"]["completion_tokens"] == 21
     assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
+
+
+def test_a_body_is_json_whatever_the_model_said() -> None:
+    logprobs = (TokenLogprob(5, "x", -math.inf, ((5, "x", -math.inf),)),)
+    call = (
+        '<tool_call>\n<function=weather>\n<parameter=days>\n["\\ud800", 1e999]\n</parameter>\n</function>\n</tool_call>'
+    )
+    answer = Answer(call, Usage(1, 0, 1), {}, "length", None, (5,), logprobs)
+    body = chat_completion([answer], id="chatcmpl-1", created=7, model="m", tools=[TOOL])
+    assert json.loads(json.dumps(body, ensure_ascii=False, allow_nan=False).encode()) == body
+    (choice,) = body["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "length")
+    (one,) = choice["message"]["tool_calls"]
+    assert json.loads(one["function"]["arguments"]) == {"days": '["\\ud800", 1e999]'}
+    without = chat_completion([answer], id="chatcmpl-1", created=7, model="m")["choices"][0]["message"]
+    assert without == {"role": "assistant", "content": call}
 
 
 def test_faults_of_users_are_400_and_ours_are_500_without_details() -> None:

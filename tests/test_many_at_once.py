@@ -149,6 +149,22 @@ def test_a_reader_that_stops_early_gives_the_rest_up(vlm: pocketvlm.VLM) -> None
     assert is_idle(vlm)
 
 
+def test_a_fault_of_ours_while_preparing_is_that_requests_own(
+    vlm: pocketvlm.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = vlm.prepare
+
+    def prepare(messages: Any, options: Any) -> Any:
+        if options["max_tokens"] == 3:
+            raise RuntimeError("a fault of ours")
+        return real(messages, options)
+
+    monkeypatch.setattr(vlm, "prepare", prepare)
+    asked = [(i, about(i), {**GREEDY, "max_tokens": 3 + i % 2}) for i in range(4)]
+    found = dict(vlm.as_completed(asked))
+    assert [isinstance(found[i], RuntimeError) for i in range(4)] == [True, False, True, False]
+
+
 def test_several_answers_share_the_prompt_and_seeds_reproduce_them(vlm: pocketvlm.VLM) -> None:
     options = {"temperature": 1.0, "max_tokens": 8, "n": 3, "seed": 7}
     answer = vlm.chat(about(0), **options)

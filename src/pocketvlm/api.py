@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -45,6 +46,7 @@ from pocketvlm.views import Size, View
 if TYPE_CHECKING:
     from pocketvlm.engine.grammar import Grammar, GrammarCompiler
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 Key = TypeVar("Key", bound=Hashable)
 PROMPT_OPTIONS = (
@@ -282,7 +284,7 @@ class VLM:
 
         Yields:
             each key with its answers (`n` of them), or with the error of that request alone: `PocketVLMError` where it
-            cannot be honoured, `EngineError` where it was lost.
+            cannot be honoured, `EngineError` or what else went wrong where it was lost.
         """
         if ahead < 1:
             raise ConfigError(f"ahead={ahead} is below 1")
@@ -304,7 +306,9 @@ class VLM:
                     try:
                         job = future.result()
                         self._submit(job)
-                    except PocketVLMError as error:
+                    except Exception as error:  # of this request alone, whatever it is
+                        if not isinstance(error, PocketVLMError):
+                            logger.exception("a request could not be prepared")
                         yield key, error
                     else:
                         running[job] = key

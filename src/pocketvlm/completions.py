@@ -21,7 +21,7 @@ from pocketvlm.processing.messages import check_tools
 from pocketvlm.processing.tool_calls import parse_tool_calls
 
 if TYPE_CHECKING:
-    from pocketvlm.answers import Answer
+    from pocketvlm.answers import Answer, TokenLogprob
 
 _LEAST_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
 
@@ -96,7 +96,7 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
         raise ConfigError(f"the body is {_show(body)}, expected a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
     for name in given:
-        if name not in _FIELDS:
+        if name not in FIELDS:
             raise ConfigError(f"the field {_show(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
     for name, (kind, allowed) in _WITHOUT_EFFECT.items():
         if name in given:
@@ -136,15 +136,13 @@ def chat_completion(
         tools: those of the request, `options["tools"]`; without them nothing in a text is a call.
     """
     first, completion = answers[0].usage, sum(answer.usage.completion_tokens for answer in answers)
-    usage: dict[str, Any] = {
+    usage = {
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": first.prompt_tokens + completion,
         "visual_tokens": first.visual_tokens,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
     }
-    cached = getattr(first, "cached_tokens", None)
-    if cached is not None:
-        usage["prompt_tokens_details"] = {"cached_tokens": cached}
     return {
         "id": id,
         "object": "chat.completion",
@@ -180,16 +178,16 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
             }
             for number, call in enumerate(calls)
         ]
-    logprobs = getattr(answer, "logprobs", None)
+    logprobs = None if answer.logprobs is None else {"content": [_token(token) for token in answer.logprobs]}
     return {
         "index": index,
         "message": message,
-        "logprobs": None if logprobs is None else {"content": [_token(token) for token in logprobs]},
+        "logprobs": logprobs,
         "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
     }
 
 
-def _token(token: Any) -> dict[str, Any]:
+def _token(token: TokenLogprob) -> dict[str, Any]:
     """One generated token with the best ones at its place."""
     best = [_logprob(text, logprob) for _, text, logprob in token.top]
     return {**_logprob(token.token, token.logprob), "top_logprobs": best}
@@ -235,7 +233,7 @@ def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
     """`response_format` is OpenAI's way to ask for structure, `structured_outputs` vLLM's."""
-    wanted = _check("response_format", given.get("response_format", {"type": "text"}), "object")
+    wanted = _not_null("response_format", given.get("response_format", {"type": "text"}))
     structure = _only_kinds(
         "structured_outputs", given.get("structured_outputs"), ("json", "regex", "choice", "grammar")
     )
@@ -262,8 +260,10 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
     """Tools that may not be called are not shown to the model at all; calls that must be are enforced by a grammar."""
     tools = check_tools(given.get("tools"))
     choice = given.get("tool_choice", "auto")
-    name = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else choice
-    if not isinstance(name, str) or (isinstance(choice, str) and choice not in ("auto", "none", "required")):
+    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, Mapping) else choice
+    # A tool of the name of a mode could not be told from it further on.
+    if not isinstance(name, str) or (name in ("auto", "none", "required")) == isinstance(choice, Mapping):
         hint = 'Use auto, none, required, or {"type": "function", "function": {"name": …}}.'
         raise ConfigError(f"tool_choice={_show(choice)} is unknown", hint=hint)
     if tools is None:
@@ -377,7 +377,8 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_FIELDS = (
+# Every field that is read.
+FIELDS = (
     frozenset(_OPTIONS)
     | frozenset(_WITHOUT_EFFECT)
     | {

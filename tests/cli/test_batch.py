@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pocketvlm.answers import Answer, EngineError, Usage
 from pocketvlm.cli import main
+from pocketvlm.cli.batch import beside
 from pocketvlm.cli.batch_files import Lines, open_partial, read_lines
+from pocketvlm.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,10 @@ def test_answers_come_in_the_order_of_the_requests_with_errors_in_their_places(
         ([{**line("a"), "extra": 1}], "no field 'extra'"),
         ([line("a", model="gpt-9")], "model is 'gpt-9'"),
         ([], "holds no requests"),
+        ([line("a"), "", '{"custom_id": NaN}'], "line 3: not valid JSON"),
+        (["[" * 100_000], "line 1: not valid JSON"),
+        ([line("\ud800")], "line 1: custom_id is missing or no text"),
+        ([{**line("a"), "body": []}], "line 1: body is missing"),
     ],
 )
 def test_a_file_with_a_bad_line_is_refused_and_nothing_is_written(
@@ -147,6 +155,150 @@ def test_results_of_another_input_are_not_taken_up(
     assert status == 2
     assert "was begun with" in err
     assert (tmp_path / "out.jsonl.partial").exists()
+
+
+class StubVLM:
+    """Answers as `VLM.as_completed` does, the last of what is under way first; every "lost" one is lost."""
+
+    def __init__(self) -> None:
+        self.progress: Any = None
+        self.asked: list[tuple[Any, Any]] = []
+        self.most_ahead = 0
+
+    def as_completed(self, requests: Iterable[Any], *, ahead: int = 32) -> Iterator[tuple[int, Any]]:
+        source, waiting = iter(requests), list[Any]()
+        while True:
+            while len(waiting) < ahead and (drawn := next(source, None)) is not None:
+                waiting.append(drawn)
+                self.most_ahead = max(self.most_ahead, len(waiting))
+            if not waiting:
+                return
+            index, messages, options = waiting.pop()
+            self.asked.append((messages, options))
+            text = messages[0]["content"]
+            if text == "stop":
+                raise KeyboardInterrupt
+            yield index, EngineError("inside") if text == "lost" else [Answer(text, Usage(5, 0, 2), {}, "stop")]
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> StubVLM:
+    vlm = StubVLM()
+    monkeypatch.setattr("pocketvlm.cli.batch.loaded", lambda _args: nullcontext(vlm))
+    return vlm
+
+
+def saying(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_no_more_are_drawn_than_may_be_under_way_and_the_order_is_kept(
+    tmp_path: Path, stub: StubVLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [line(f"r{i}", messages=saying(f"{i}"), **({"top_k": 9} if i == 3 else {})) for i in range(20)]
+    requests, out = write(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
+    status, text, _ = run(capsys, requests, out, "--concurrency", "3", "--top-k", "5", "--max-tokens", "7", "--json")
+    assert (status, json.loads(text)["output_tokens"]) == (0, 40)
+    assert stub.most_ahead == 3
+    assert [messages for messages, _ in stub.asked] != [one["body"]["messages"] for one in made]
+    found = [one["response"]["body"]["choices"][0]["message"]["content"] for one in read(out)]
+    assert found == [f"{i}" for i in range(20)]
+    # What the command says holds where a line does not.
+    for messages, options in stub.asked:
+        assert options["top_k"] == (9 if messages[0]["content"] == "3" else 5)
+        assert options["max_tokens"] == 4
+
+
+def test_a_lost_request_is_a_500_of_its_own(tmp_path: Path, stub: StubVLM, capsys: pytest.CaptureFixture[str]) -> None:
+    requests = write(tmp_path / "in.jsonl", [line("a", messages=saying("lost")), line("b"), line("c", stream=True)])
+    status, text, _ = run(capsys, requests, tmp_path / "out.jsonl")
+    assert status == 1
+    assert "3 requests: 1 succeeded, 2 failed" in text
+    found = {one["custom_id"]: one["response"] for one in read(tmp_path / "out.jsonl")}
+    assert {key: one["status_code"] for key, one in found.items()} == {"a": 500, "b": 200, "c": 400}
+    assert found["a"]["body"]["error"].keys() == {"message", "type", "code"}
+    assert "stream" in found["c"]["body"]["error"]["message"]
+    assert len(stub.asked) == 2
+
+
+def test_ctrl_c_is_one_line_and_nothing_is_answered_twice(
+    tmp_path: Path, stub: StubVLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [line(f"r{i}", messages=saying("stop" if i == 3 else f"{i}")) for i in range(5)]
+    requests, out = write(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
+    status, text, err = run(capsys, requests, out, "--concurrency", "1")
+    assert (status, text, err.count("\n")) == (130, "", 1)
+    assert "3 of 5" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.partial"]
+    whole = (tmp_path / "out.jsonl.partial").read_bytes()
+
+    # Other options, or another input: refused, and what was there stays.
+    assert run(capsys, requests, out, "--temperature", "1")[0] == 2
+    write(requests, [*made[:4], line("r4", messages=saying("another"))])
+    status, _, err = run(capsys, requests, out)
+    assert (status, "other content" in err, err.count("\n")) == (2, True, 1)
+    assert (tmp_path / "out.jsonl.partial").read_bytes() == whole
+
+    write(requests, made)
+    stub.asked.clear()
+    assert run(capsys, requests, out, "--concurrency", "1")[0] == 130
+    assert [messages[0]["content"] for messages, _ in stub.asked] == ["stop"]
+
+
+def test_an_input_that_changes_while_it_runs_is_noticed(
+    tmp_path: Path, stub: StubVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, out = write(tmp_path / "in.jsonl", [line("a"), line("b")]), tmp_path / "out.jsonl"
+
+    def load(_args: Any) -> Any:
+        write(requests, [line("b"), line("a")])
+        return nullcontext(stub)
+
+    monkeypatch.setattr("pocketvlm.cli.batch.loaded", load)
+    status, _, err = run(capsys, requests, out)
+    assert (status, "has changed" in err, err.count("\n")) == (2, True, 1)
+    assert not out.exists()
+
+
+def test_paths_are_looked_for_beside_the_input_and_urls_are_left_alone() -> None:
+    def moved(kind: str, value: Any) -> Any:
+        message = {"role": "user", "content": [{"type": kind, kind: value}]}
+        return beside([message], Path("/folder"))[0]["content"][0][kind]
+
+    assert moved("image", "a.png") == "/folder/a.png"
+    assert moved("image", "/else/a.png") == "/else/a.png"
+    assert moved("image_url", {"url": "a.png", "detail": "auto"}) == {"url": "/folder/a.png", "detail": "auto"}
+    assert moved("video", ["a.png", "data:image/png;base64,AA"]) == ["/folder/a.png", "data:image/png;base64,AA"]
+    for url in ("HTTPS://host/a.png", "http://host/a.png", "DATA:image/png;base64,AA"):
+        assert moved("image_url", {"url": url}) == {"url": url}
+    assert moved("text", "a.png") == "a.png"
+    nested: Any = "a"
+    for _ in range(5000):
+        nested = [nested]
+    assert moved("video", nested) == nested[:1]
+    assert beside(["x", {"content": None}], Path("/folder")) == ["x", {"content": None}]
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    lines = read_lines(write(tmp_path / "in.jsonl", [line("a")]), "nano")
+    partial = tmp_path / "out.jsonl.partial"
+    with (
+        open_partial(partial, lines, {}),
+        pytest.raises(ConfigError, match="another run"),
+        open_partial(partial, lines, {}),
+    ):
+        pass
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("content", ["not ours\n", "{}\n", '{"format": 1', "\0\0"])
+def test_a_file_that_is_none_of_ours_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    lines = read_lines(write(tmp_path / "in.jsonl", [line("a")]), "nano")
+    partial = tmp_path / "out.jsonl.partial"
+    partial.write_text(content)
+    with pytest.raises(ConfigError, match="not a file of results"), open_partial(partial, lines, {}):
+        pass
+    assert partial.read_text() == content
 
 
 def test_a_killed_run_goes_on_and_answers_as_an_uninterrupted_one(

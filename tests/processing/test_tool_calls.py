@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -89,12 +88,7 @@ def test_any_pieces_give_text_or_calls_and_nothing_is_lost(pieces: list[str]) ->
     assert said.count("x") == text.count("x") + sum(str(call.arguments).count("x") for call in calls)
 
 
-def test_a_hostile_answer_takes_time_in_proportion_to_its_length() -> None:
-    def seconds(pieces: int) -> float:
-        said = "<tool_call>\n<function=f>\n" + "<parameter=a>\n</parameter>x" * pieces
-        began = time.process_time()
-        parse_tool_calls(said, TOOLS)
-        return time.process_time() - began
-
-    seconds(1000)
-    assert seconds(200_000) < 100 * (seconds(20_000) + 0.01)  # a square would be a hundred times ten
+def test_a_long_hostile_answer_stays_text() -> None:
+    """In time in proportion to its length: with a square of it this would take hours."""
+    said = "<tool_call>\n<function=f>\n" + "<parameter=a>\n</parameter>x" * 300_000
+    assert parse_tool_calls(said, TOOLS) == (said, ())

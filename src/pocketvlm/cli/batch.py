@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.cli.batch_files import MAX_LINE, Lines, Partial, open_partial, parse_line, read_lines
+from pocketvlm.cli.batch_files import MAX_LINE, Lines, Partial, open_lines, open_partial, parse_line, read_lines
 from pocketvlm.cli.common import (
     PICTURES,
     PLACES,
@@ -166,7 +166,7 @@ def answer_all(
             under_way[index] = custom_id, request.options.get("tools")
             yield index, beside(request.messages, path.parent), {**defaults, **request.options}
 
-    with path.open("rb") as file, progress_bars() as report:
+    with open_lines(path) as file, progress_bars() as report:
         for index, outcome in vlm.as_completed(requests(), ahead=concurrency):
             finish(index, outcome)
 
@@ -191,16 +191,17 @@ def beside(messages: list[Any], folder: Path) -> list[Any]:
     """Messages whose pictures and videos, where they are paths, are looked for in `folder`."""
 
     def place(value: Any) -> Any:
-        if isinstance(value, str) and value:
-            return value if is_url(value) or value[:5].lower() == "data:" else str(folder / value)
-        if isinstance(value, dict):
-            return {name: place(item) if name == "url" else item for name, item in value.items()}
-        return [place(item) for item in value] if isinstance(value, list) else value
+        inside = isinstance(value, str) and value and not is_url(value) and value[:5].lower() != "data:"
+        return str(folder / value) if inside else value
 
     def placed(part: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
-        media = kind in ("image", "image_url", "video", "video_url") and kind in part
-        return {**part, kind: place(part[kind])} if media else part
+        if kind not in ("image", "image_url", "video", "video_url"):
+            return part
+        value = part.get(kind)
+        if isinstance(value, dict):
+            return {**part, kind: {**value, "url": place(value.get("url"))}}
+        return {**part, kind: [place(frame) for frame in value] if isinstance(value, list) else place(value)}
 
     return [
         {**message, "content": [placed(part) for part in message["content"]]}

@@ -52,6 +52,16 @@ class Lines:
         self.numbers.append(number)
 
 
+def open_lines(path: Path) -> IO[bytes]:
+    """The file of the requests; `ConfigError` where it is none, or cannot be read."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path} is not a file", hint="Give the path of a file with one request a line.")
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check the path.") from None
+
+
 def read_lines(path: Path, model: str) -> Lines:
     """Check every line of a file, one at a time, before anything is run.
 
@@ -62,30 +72,25 @@ def read_lines(path: Path, model: str) -> Lines:
         ConfigError: the file cannot be read, or the first line that is no request; the message has its number.
     """
     lines, digest = Lines(), hashlib.sha256()
-    try:
-        if not path.is_file():
-            raise ConfigError(f"{path} is not a file", hint="Give the path of a file with one request a line.")
-        with path.open("rb") as file, progress_bars() as report:
-            size, offset, number = os.fstat(file.fileno()).st_size, 0, 0
-            while line := file.readline(MAX_LINE):
-                number += 1
-                digest.update(line)
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    custom_id = parse_line(line, where, model)["custom_id"]
-                    if (other := lines.place(custom_id)) is not None:
-                        raise ConfigError(
-                            f"{where}: custom_id {custom_id!r:.60} is that of line {lines.numbers[other]}",
-                            hint="Give each line its own.",
-                        )
-                    lines.add(custom_id, offset, number)
-                offset += len(line)
-                if report and number % 1000 == 0:
-                    report("Checking", offset, size)
-            if report:
-                report("Checking", size, size)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check the path.") from None
+    with open_lines(path) as file, progress_bars() as report:
+        size, offset, number = os.fstat(file.fileno()).st_size, 0, 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            digest.update(line)
+            if line.strip():
+                where = f"{path}, line {number}"
+                custom_id = parse_line(line, where, model)["custom_id"]
+                if (other := lines.place(custom_id)) is not None:
+                    raise ConfigError(
+                        f"{where}: custom_id {custom_id!r:.60} is that of line {lines.numbers[other]}",
+                        hint="Give each line its own.",
+                    )
+                lines.add(custom_id, offset, number)
+            offset += len(line)
+            if report and number % 1000 == 0:
+                report("Checking", offset, size)
+        if report:
+            report("Checking", size, size)
     if not lines:
         raise ConfigError(f"{path} holds no requests", hint="Write one a line, in the format of OpenAI's batch files.")
     lines.digest = digest.hexdigest()
