@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator
 from random_structures import Walker, allowed_ids, random_schema, random_tool, read_json
 
 from pocketvlm.engine import grammar as grammar_module
+from pocketvlm.engine import grammar_worker
 from pocketvlm.engine.grammar import KEPT, Grammar, GrammarCompiler
 from pocketvlm.engine.structured_outputs import StructuredOutputs
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
@@ -142,6 +143,52 @@ def test_tool_calls_are_read_back_as_valid_arguments(setting: Setting, choice: s
     assert seen == ({"get_xy"} if choice == "get_xy" else {"get_x", "get_xy", "send"})
 
 
+def accepts(setting: Setting, grammar: Grammar, ids: list[int]) -> bool:
+    """Whether these ids are a whole answer."""
+    return all(map(grammar.start().accept, [*ids, min(setting.tokenizer.stop_ids)]))
+
+
+def test_text_before_tool_calls_cannot_spell_one(tiny: Setting) -> None:
+    grammar, encode = tiny.compile(tools=TOOLS), tiny.tokenizer.encode_plain
+    assert accepts(tiny, grammar, encode("Not <tool_call or </tool_call>."))
+    assert not accepts(tiny, grammar, encode("Not <tool_call>."))
+
+
+@pytest.mark.parametrize(
+    ("schema", "fitting", "others"),
+    [
+        ({"type": ["string", "integer"]}, ["3", "-20", "2 x", "null", "[1]", "", "true", "03"], [" 3", "3.0"]),
+        ({"type": ["string", "integer"], "minimum": 3}, ["3", "77", "x 2", "true"], ["2", " 2 ", "2 x"]),
+        ({"type": ["string", "number", "null"]}, ["1e5", "-0.5", "null", "nullable", "3,5", "1."], ["None", " null"]),
+        ({"type": ["string", "boolean"], "maxLength": 5}, ["true", "truly", "12345"], ["True", "123456", " false"]),
+        ({"anyOf": [{"type": "string"}, {"type": "array", "maxItems": 1}]}, ["[]", "[2]", "2]"], ["[1, 2]", "[x"]),
+        ({"oneOf": [{"enum": ["a", "3"]}, {"type": "object"}, {"type": "null"}]}, ["a", "3", '{"a": 1}'], ["b"]),
+        ({"enum": ["auto", "7", 7, None, [1]]}, ["auto", "7", "null", "[1]"], ["[2]", "8", "None", '"auto"']),
+        ({"$ref": "#/$defs/d"}, ["2"], ["1", "x", '"2"']),
+        ({"type": "array", "items": {"$ref": "#/$defs/d"}}, ["[2, 3]", "[]"], ["[1]", "2"]),
+        ({}, ["", "2", "{", "a\nb"], ["</parameter>", "a<tool_call>"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_several_types_are_told_apart(
+    tiny: Setting, schema: dict[str, Any], fitting: list[str], others: list[str]
+) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {**parameters, "$defs": {"d": {"enum": [2, 3]}}}}}
+    ]
+    grammar = tiny.compile(tools=tools, tool_choice="f")
+    for text in (*fitting, *others):
+        ids = tiny.tokenizer.encode_trusted("<tool_call>") + tiny.tokenizer.encode_plain(
+            f"\n<function=f>\n<parameter=a>\n{text}\n</parameter>\n</function>\n"
+        )
+        ids.append(tiny.tokenizer.control_id("</tool_call>"))
+        assert accepts(tiny, grammar, ids) == (text in fitting), text
+        if text in fitting and "$defs" not in str(schema):
+            (call,) = parse_tool_calls(tiny.tokenizer.decode(ids), tools)[1]
+            Draft202012Validator(parameters).validate(call.arguments)
+
+
 def test_a_tool_call_is_written_to_the_letter(tiny: Setting) -> None:
     properties = {"text": {"type": "string"}, "n": {"type": "integer"}, "unit": {"enum": ["c", "f"]}}
     parameters = {"type": "object", "properties": properties, "required": ["text", "unit"]}
@@ -151,16 +198,13 @@ def test_a_tool_call_is_written_to_the_letter(tiny: Setting) -> None:
         "<parameter=text>\n two\nlines <b>\n\n</parameter>\n<parameter=n>\n-3\n</parameter>\n"
         "<parameter=unit>\nf\n</parameter>\n</function>\n</tool_call>"
     )
-    grammar, stop = tiny.compile(tools=tools, tool_choice="required"), min(tiny.tokenizer.stop_ids)
+    grammar = tiny.compile(tools=tools, tool_choice="required")
 
     def fits(text: str) -> bool:
-        state = grammar.start()
-        return all(map(state.accept, [*tiny.tokenizer.encode_trusted(text), stop]))
+        return accepts(tiny, grammar, tiny.tokenizer.encode_trusted(text))
 
     assert fits(call)
     assert fits(f"{call}\n{call}")
-    spelt = tiny.tokenizer.encode_plain("<tool_call>")
-    assert not grammar.start().accept(spelt[0])
     for wrong in (
         call.replace("-3", "3.5"),
         call.replace("\nf\n", "\ng\n"),
@@ -348,6 +392,13 @@ def test_an_answer_that_grows_too_complex_is_not_accepted(tiny: Setting, monkeyp
     assert allowed_ids(state, tiny.vocab_size) == sorted(tiny.tokenizer.stop_ids)
     assert not any(map(state.accept, range(tiny.vocab_size)))
     assert not state.is_finished
+
+
+def test_a_grammar_whose_masks_take_long_is_refused(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = list(range(tiny.tokenizer.vocab_size))
+    assert grammar_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/") == ""
+    monkeypatch.setattr(grammar_worker, "STEP_SECONDS", -1.0)
+    assert "too much time" in grammar_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/")
 
 
 def test_masks_of_tensors_and_arrays_are_the_same_and_others_refused(tiny: Setting) -> None:

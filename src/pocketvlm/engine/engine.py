@@ -120,7 +120,12 @@ class Engine:
         except BaseException:  # an interrupt in the middle: rows and caches may disagree
             self._lost += outputs + self._fail_running(None)
             raise
-        self.metrics.stepped(self)
+        self.metrics.stepped(
+            running=len({sequence.request for sequence in self.pool.rows}),
+            waiting=len(self.scheduler.waiting),
+            cache_usage=self.pool.usage,
+            prefix_bytes=self.prefixes.used_bytes,
+        )
         return outputs
 
     def _encode(self, plan: Plan) -> list[Output]:

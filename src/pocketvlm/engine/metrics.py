@@ -7,14 +7,10 @@ text that a scraper takes, `value` reads one number.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from pocketvlm.engine.request import FinishReason, Request, Sequence
-
-if TYPE_CHECKING:
-    from pocketvlm.engine.engine import Engine
 
 PREFIX = "pocketvlm"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0)
@@ -95,9 +91,9 @@ class Metrics:
         self.prefill_seconds.observe(request.timing["prefill"])
         self.decode_seconds.observe(request.timing["decode"])
 
-    def stepped(self, engine: Engine) -> None:
+    def stepped(self, *, running: int, waiting: int, cache_usage: float, prefix_bytes: int) -> None:
         """A step is over."""
-        self.running.set(len({sequence.request for sequence in engine.pool.rows}))
-        self.waiting.set(len(engine.scheduler.waiting))
-        self.cache_usage.set(engine.pool.usage)
-        self.prefix_bytes.set(engine.prefixes.used_bytes)
+        self.running.set(running)
+        self.waiting.set(waiting)
+        self.cache_usage.set(cache_usage)
+        self.prefix_bytes.set(prefix_bytes)
