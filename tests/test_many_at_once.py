@@ -187,6 +187,25 @@ def test_logprobs_are_of_the_answer_and_the_best_is_the_greedy_choice(vlm: pocke
     assert vlm.chat(about(0), **GREEDY).logprobs is None
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"min_tokens": 30}, {"ignore_eos": True}, {"n": 2, "temperature": 1.0, "seed": 3}]
+)
+def test_structured_answers_match_and_end_whatever_else_is_asked(vlm: pocketvlm.VLM, more: dict[str, Any]) -> None:
+    options = {**GREEDY, "max_tokens": 40, **more}
+    conversations = [about(i) for i in range(3)]
+    picked = vlm.batch(conversations, **options, structured_outputs=pocketvlm.StructuredOutputs(choice=("yes", "no")))
+    numbers = vlm.batch(conversations, **options, structured_outputs=pocketvlm.StructuredOutputs(regex="[0-9]{2,5}"))
+    for answer in picked:
+        assert answer.text in ("yes", "no")
+        assert answer.finish_reason == "stop"
+    for answer in numbers:
+        assert answer.text.isdecimal()
+        assert 2 <= len(answer.text) <= 5
+    with pytest.raises(ConfigError):
+        vlm.chat(about(0), structured_outputs=pocketvlm.StructuredOutputs(regex="a{1000000000}(b"))
+    assert is_idle(vlm)
+
+
 def test_a_second_turn_reads_only_what_is_new_and_encodes_nothing(vlm: pocketvlm.VLM) -> None:
     messages = about(0)
     first = vlm.chat(messages, **GREEDY)

@@ -131,7 +131,9 @@ class Answering:
             self._state(sequence).append(token)
             if sequence.lookup is not None:
                 sequence.lookup.add(token)
-            if len(sequence.output_ids) >= self._most_tokens(request):
+            if sequence.grammar is not None and sequence.grammar.is_finished:
+                reason = "stop"  # nothing but a stop id could follow, which min_tokens and ignore_eos might even forbid
+            elif len(sequence.output_ids) >= self._most_tokens(request):
                 reason = "length"
         logprobs = ((sampled.logprob, sampled.top_logprobs),) if shown and sampled.logprob is not None else ()
         if reason is not None:
