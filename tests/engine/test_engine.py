@@ -144,12 +144,13 @@ def test_the_score_of_beams_is_that_of_their_answer_read_in_one_forward(
     stops = frozenset(range(0, 250, 10))
     one = with_beams(request(runner, seed, 20, 12, picture), 4, length_penalty=0.5)
     one.stop_ids = stops
+    patches = one.patches
     (answer,) = run(runner, [one])
     ids = [*one.input_ids.tolist(), *answer]
     model = runner.model
-    assert one.patches is not None
+    assert patches is not None
     assert one.score is not None
-    features = model.encode_views(one.patches, one.views)
+    features = model.encode_views(patches, one.views)
     log_probs = prefill(model, ids, features)[len(one.input_ids) - 1 :].log_softmax(-1)
     chosen = log_probs[range(len(answer)), answer].sum()
     if one.sequences[0].finish_reason == "stop":

@@ -254,6 +254,8 @@ class Answering:
         self.metrics.finished(reason)
         if request.is_finished:
             self.requests.pop(request.request_id, None)
+            # A request and its sequences name each other: whatever waits for the collector should be small.
+            request.patches = None
             self.metrics.closed(request)
 
     def fail_sequence(self, sequence: Sequence, error: str, *, erase: bool = False) -> Output:
