@@ -39,8 +39,9 @@ MERGES = [tuple(pair.split("+")) for pair in _MERGES.split()]
 _WORDS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def build_tokenizer(*, merges: bool = True) -> tokenizers.Tokenizer:
-    """256 bytes, the words `MERGES` makes (unless switched off), then the published control tokens."""
+def build_tokenizer(*, merges: bool = True, first_control_id: int = 0) -> tokenizers.Tokenizer:
+    """256 bytes, the words `MERGES` makes (unless switched off), then the published control tokens; with a
+    `first_control_id`, words that nobody writes up to there."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate(alphabet)}
     used = []
@@ -48,6 +49,7 @@ def build_tokenizer(*, merges: bool = True) -> tokenizers.Tokenizer:
         if left in vocabulary and right in vocabulary:
             vocabulary.setdefault(left + right, len(vocabulary))
             used.append((left, right))
+    vocabulary |= {f"\0{index}": index for index in range(len(vocabulary), first_control_id)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=used))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,10 +102,16 @@ def write_checkpoint(path: Path, *, merges: bool = True, seed: int | None = None
     """Write a checkpoint directory; `seed` adds random fp32 weights. Returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     backend = build_tokenizer(merges=merges)
-    first = backend.token_to_id(NAMES[0])
-    config = tiny_config(first)
+    config = tiny_config(backend.token_to_id(NAMES[0]))
     if seed is not None:
         _write_weights(path, config, seed)
+    _write_processor(path, backend, config)
+    return path
+
+
+def _write_processor(path: Path, backend: tokenizers.Tokenizer, config: ModelConfig) -> None:
+    """Everything but weights."""
+    first = backend.token_to_id(NAMES[0])
     backend.save(str(path / "tokenizer.json"))
     (path / "chat_template.jinja").write_text(chat_template(), encoding="utf-8")
     roles = {
@@ -125,7 +133,6 @@ def write_checkpoint(path: Path, *, merges: bool = True, seed: int | None = None
             **named,
         },
     )
-    return path
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
@@ -133,13 +140,15 @@ def _write_json(file: Path, value: dict[str, Any]) -> None:
 
 
 def write_true_size_checkpoint(path: Path, seed: int = 0) -> Path:
-    """Write random bfloat16 weights of the published shapes (2.6 GB) and both configurations. Returns `path`."""
+    """Write random bfloat16 weights of the published shapes (2.6 GB), and a tokenizer of bytes with the control tokens
+    at their published ids. Returns `path`."""
     import torch
 
     path.mkdir(parents=True, exist_ok=True)
-    _write_weights(path, ModelConfig(), seed, torch.bfloat16)
-    _write_json(path / "config.json", ModelConfig().to_dict())
-    _write_json(path / "preprocessor_config.json", ImageConfig().to_dict())
+    config = ModelConfig()
+    _write_weights(path, config, seed, torch.bfloat16)
+    first = config.image_token_id - NAMES.index("<|image_pad|>")
+    _write_processor(path, build_tokenizer(merges=False, first_control_id=first), config)
     return path
 
 

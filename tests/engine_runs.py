@@ -9,14 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pocketvlm.engine.cache_pool import ContiguousPool, PagedPool
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.model.block_pool import blocks_for
+from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
 _numbers = itertools.count()
+# How a PyTorch runner may keep what runs, and replay its steps.
+LAYOUTS = ("contiguous", "paged", "recorded")
+
+
+def torch_runner(model: MiniCPMV, layout: str) -> TorchRunner:
+    """A runner whose engines have this layout. "recorded" is paged, with the buffers and padding of CUDA graphs."""
+    runner = TorchRunner(model, graphs=layout == "recorded")
+    if layout != "contiguous":
+        runner.cache_layouts = ("paged", "contiguous")
+    return runner
 
 
 def make_request(
@@ -60,3 +74,12 @@ def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list
         engine.add(request)
     told = drive(engine)
     return [told.get(request, [[]])[0] for request in requests]
+
+
+def limit_cache(engine: Engine, tokens: int) -> None:
+    """Leave room for so many tokens of all that run together, whole blocks of them."""
+    if isinstance(engine.pool, PagedPool):
+        engine.pool.max_blocks = blocks_for(tokens)
+    else:
+        assert isinstance(engine.pool, ContiguousPool)
+        engine.pool.max_tokens = tokens

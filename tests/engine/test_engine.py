@@ -5,16 +5,18 @@ With beams too, whose pictures are encoded and whose prompts are read once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import drive, make_request, run
+from engine_runs import LAYOUTS, drive, make_request, run, torch_runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from invariants import prefill
 from tiny_models import tiny_model, with_text
+from torch import Tensor
 
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.engine.engine import Engine
@@ -26,9 +28,9 @@ from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.views import Size, View
 
 
-@pytest.fixture(scope="module")
-def runner() -> TorchRunner:
-    return TorchRunner(tiny_model(0))
+@pytest.fixture(scope="module", params=LAYOUTS)
+def runner(request: pytest.FixtureRequest) -> TorchRunner:
+    return torch_runner(tiny_model(0), request.param)
 
 
 def request(runner: TorchRunner, seed: int, length: int, tokens: int = 6, picture: str | None = None) -> Request:
@@ -161,19 +163,24 @@ def test_the_score_of_beams_is_that_of_their_answer_read_in_one_forward(
         assert float(chosen) / 12**0.5 == pytest.approx(one.score, abs=1e-4)
 
 
-def test_trap_beams_encoding_the_picture_again_towers_and_prompts_are_read_once(runner: TorchRunner) -> None:
+def test_trap_beams_encoding_the_picture_again_towers_and_prompts_are_read_once(
+    runner: TorchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = with_beams(request(runner, 3, 30, 6, "4x"), 3)
-    calls, tokens, model = list[str](), list[int](), runner.model
-    hooks = [
-        model.vision_tower.register_forward_hook(lambda *_: calls.append("tower")),
-        model.language_model.register_forward_hook(lambda _module, args, _out: tokens.append(len(args[0]))),
-    ]
-    try:
-        run(runner, [one], max_num_batched_tokens=10**6)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert calls == ["tower"]
+    views, tokens, encode, forward = list[int](), list[int](), runner.encode_views, runner.forward
+
+    def counted_encode(patches: Tensor, asked: Sequence[View]) -> Tensor:
+        views.append(len(asked))
+        return encode(patches, asked)
+
+    def counted_forward(x_TD: Tensor, *rest: Any) -> Tensor:
+        tokens.append(len(x_TD))
+        return forward(x_TD, *rest)
+
+    monkeypatch.setattr(runner, "encode_views", counted_encode)
+    monkeypatch.setattr(runner, "forward", counted_forward)
+    run(runner, [one], max_num_batched_tokens=10**6)
+    assert views == [1]
     assert tokens == [len(one.input_ids), 3, 3, 3, 3, 3]
 
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from engine_runs import drive, make_request, run
+from engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -34,8 +34,8 @@ counted = {"answers": 0, "ties": 0, "preemptions": 0, "prefix hits": 0, "aborted
 
 
 @cache
-def runner() -> TorchRunner:
-    return TorchRunner(tiny_model(0))
+def runner(layout: str = "contiguous") -> TorchRunner:
+    return torch_runner(tiny_model(0), layout)
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,17 @@ class AnyOrder(RuleBasedStateMachine):
         chunk=st.sampled_from([7, 40, 256]),
         prefixes=st.sampled_from([0, 300_000, 10**8]),
         features=st.sampled_from([0, 10_000, 10**7]),
+        layout=st.sampled_from(LAYOUTS),
     )
-    def begin(self, rows: int, tokens: int, chunk: int, prefixes: int, features: int) -> None:
+    def begin(self, rows: int, tokens: int, chunk: int, prefixes: int, features: int, layout: str) -> None:
         config = EngineConfig(
             max_num_seqs=rows,
             max_num_batched_tokens=chunk,
             prefix_cache_memory=prefixes,
             encoder_cache_memory=features,
         )
-        self.engine = Engine(runner(), config)
-        self.engine.pool.max_tokens = tokens
+        self.engine = Engine(runner(layout), config)
+        limit_cache(self.engine, tokens)
         self.asked: dict[Request, Asked] = {}
         self.told: dict[Request, list[list[int]]] = {}
         self.aborted: set[Request] = set()
@@ -189,6 +190,7 @@ class AnyOrder(RuleBasedStateMachine):
         counted["preemptions"] += int(self.engine.metrics.value("num_preemptions_total"))
         counted["prefix hits"] += int(self.engine.metrics.value("prefix_cache_hits_total"))
         self.engine.prefixes.clear()
+        self.engine.check_integrity()
         assert self.engine.prefixes.blocks.used == 0
 
 

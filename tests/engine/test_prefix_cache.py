@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from engine_runs import drive, make_request
+from engine_runs import LAYOUTS, drive, make_request, torch_runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG, random_patches, random_text, tiny_model, view
 
-from pocketvlm.engine.block_pool import BLOCK, BlockPool
 from pocketvlm.engine.encoder_cache import EncoderCache
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.engine_config import EngineConfig
@@ -19,14 +19,17 @@ from pocketvlm.engine.prefix_cache import PrefixCache, prefix_digests
 from pocketvlm.engine.request import Request, view_key
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.model.block_pool import BLOCK, BlockPool, blocks_for
 from pocketvlm.model.cache import Cache
+from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.paged_cache import PagedCache
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=2)
 
 
-@pytest.fixture(scope="module")
-def runner() -> TorchRunner:
-    return TorchRunner(tiny_model(0))
+@pytest.fixture(scope="module", params=LAYOUTS)
+def runner(request: pytest.FixtureRequest) -> TorchRunner:
+    return torch_runner(tiny_model(0), request.param)
 
 
 def prompt(
@@ -154,39 +157,63 @@ def test_digests_depend_on_what_is_before_the_point_only(runner: TorchRunner) ->
     assert len({*a, *prefix_digests(prompt(runner, salt=b"x"), (40,))}) == 4
 
 
+def small_cache(layout: str, tokens: int) -> Cache:
+    """Of two rows, the first with so many random tokens."""
+    text, generator = CONFIG.text, torch.Generator().manual_seed(0)
+    cache = Cache(text, 2, tokens) if layout == "contiguous" else PagedCache(text, 2, 2 * blocks_for(tokens))
+    if isinstance(cache, PagedCache):
+        cache.extend(PackedBatch.of([Segment(tokens)]))
+    for store in (cache.keys, cache.values, cache.conv, cache.recurrent):
+        for tensor in store.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return cache
+
+
+def contents(cache: Cache, row: int, length: int) -> list[torch.Tensor]:
+    """Keys, values and states of a row."""
+    if isinstance(cache, PagedCache):
+        blocks = cache.tables[row]
+        kept = [
+            x[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
+            for store in (cache.keys, cache.values)
+            for x in store.values()
+        ]
+    else:
+        kept = [x[row, :, :length] for store in (cache.keys, cache.values) for x in store.values()]
+    return kept + cache.save_state(row)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "paged"])
 @settings(max_examples=50)
 @given(
     cuts=st.lists(st.integers(1, 150), min_size=1, max_size=12, unique=True),
     budget=st.sampled_from([0, 100_000, 400_000, 10**7]),
 )
-def test_blocks_are_shared_counted_and_given_back(runner: TorchRunner, cuts: list[int], budget: int) -> None:
-    cache = Cache(runner.config.text, 2, 160)
-    prefixes = PrefixCache(runner.config.text, budget)
-    generator = torch.Generator().manual_seed(0)
-    for store in (cache.keys, cache.values, cache.conv, cache.recurrent):
-        for tensor in store.values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], budget: int) -> None:
+    cache = small_cache(layout, 160)
+    sizes = SimpleNamespace(prefix_bytes=budget, dtype=torch.float32)
+    prefixes = PrefixCache(CONFIG.text, sizes, cache)  # type: ignore[arg-type]
     parent = None
-    for length in sorted(cuts):
-        cache.lengths[0] = length
+    expected = {length: contents(cache, 0, length) for length in cuts}
+    # From the longest: a row of blocks that is made shorter lets go of what is behind.
+    for length in sorted(cuts, reverse=layout == "paged"):
+        cache.restore_state(0, cache.save_state(0), length)
         parent = prefixes.store(length.to_bytes(4, "big"), cache, 0, parent)
-        prefixes.check_integrity()
+        prefixes.check_integrity(cache)
     for length in cuts:
         if (found := prefixes.find([length.to_bytes(4, "big")])) is None:
             continue
         prefixes.restore(found, cache, 1)
+        prefixes.check_integrity(cache)
         assert cache.lengths[1] == length
-        for store in (cache.keys, cache.values):
-            for tensor in store.values():
-                assert torch.equal(tensor[1, :, :length], tensor[0, :, :length])
-        for store in (cache.conv, cache.recurrent):
-            for tensor in store.values():
-                assert torch.equal(tensor[1], tensor[0])
+        assert all(torch.equal(a, b) for a, b in zip(contents(cache, 1, length), expected[length], strict=True))
     if budget == 10**7:
         assert len(prefixes.prefixes) == len(cuts)
-        whole = sum(-(-length // BLOCK) for length in cuts)
-        assert prefixes.blocks.used <= whole
+        assert len(prefixes.held) <= sum(-(-length // BLOCK) for length in cuts)
     prefixes.clear()
+    for row in range(2):
+        cache.release_slot(row)
+    prefixes.check_integrity(cache)
     assert prefixes.blocks.used == 0
 
 

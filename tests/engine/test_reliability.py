@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import drive, make_request, run
+from engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
 from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view
 from torch import Tensor
 
@@ -34,9 +34,9 @@ from pocketvlm.views import View
 REQUESTS = int(os.environ.get("POCKETVLM_REQUESTS", "300"))
 
 
-@pytest.fixture
-def runner() -> TorchRunner:
-    return TorchRunner(tiny_model(0))
+@pytest.fixture(params=LAYOUTS)
+def runner(request: pytest.FixtureRequest) -> TorchRunner:
+    return torch_runner(tiny_model(0), request.param)
 
 
 def text(runner: TorchRunner, seed: int, length: int = 20, tokens: int = 8, **more: Any) -> Request:
@@ -130,7 +130,7 @@ def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: 
     made = [(seed, 10 + seed % 30, 16) for seed in range(64)]
     expected = [run(runner, [text(runner, *one)])[0] for one in made]
     engine = Engine(runner, EngineConfig(max_num_seqs=16, prefix_cache_memory=0))
-    engine.pool.max_tokens = 4 * 40
+    limit_cache(engine, 4 * 40)
     requests = [text(runner, *one) for one in made]
     for request in requests:
         engine.add(request)
@@ -155,8 +155,10 @@ def test_answers_are_the_same_in_batches_of_1_to_64(runner: TorchRunner) -> None
 class Broken(TorchRunner):
     """A runner with a fault to order."""
 
-    def __init__(self) -> None:
-        super().__init__(tiny_model(0))
+    def __init__(self, layout: str) -> None:
+        super().__init__(tiny_model(0), graphs=layout == "recorded")
+        if layout != "contiguous":
+            self.cache_layouts = ("paged", "contiguous")
         self.forwards, self.fails_at = 0, -1
         self.nan_of: Sequence[int] = ()  # first ids of the prompt whose scores are lost
         self.bad_patches: Tensor | None = None
@@ -184,8 +186,9 @@ class Broken(TorchRunner):
         return super().encode_views(patches, views)
 
 
-def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean() -> None:
-    runner = Broken()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean(layout: str) -> None:
+    runner = Broken(layout)
     expected = [run(runner, [text(runner, seed, 10 + seed)])[0] for seed in range(12)]
     engine = Engine(runner, EngineConfig(max_num_seqs=6))
     requests = [text(runner, seed, 10 + seed) for seed in range(12)]
@@ -206,9 +209,10 @@ def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean() ->
     assert [told[r][0] for r in again] == expected
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("at", [1, 3, 7])
-def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int) -> None:
-    runner = Broken()
+def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int, layout: str) -> None:
+    runner = Broken(layout)
     expected = [run(runner, [text(runner, seed)])[0] for seed in range(9)]
     engine = Engine(runner, EngineConfig(max_num_seqs=3))
     requests = [text(runner, seed) for seed in range(9)]
@@ -225,8 +229,9 @@ def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int) -> Non
     assert is_empty(engine)
 
 
-def test_memory_that_runs_out_for_one_picture_costs_that_request_only() -> None:
-    runner = Broken()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_that_runs_out_for_one_picture_costs_that_request_only(layout: str) -> None:
+    runner = Broken(layout)
     expected = [run(runner, [picture(runner, seed)])[0] for seed in range(6)]
     engine = Engine(runner)
     requests = [picture(runner, seed) for seed in range(6)]
@@ -240,8 +245,9 @@ def test_memory_that_runs_out_for_one_picture_costs_that_request_only() -> None:
     assert is_empty(engine)
 
 
-def test_an_interrupt_in_the_middle_of_a_step_is_told_to_whom_it_hit() -> None:
-    runner = Broken()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupt_in_the_middle_of_a_step_is_told_to_whom_it_hit(layout: str) -> None:
+    runner = Broken(layout)
     engine = Engine(runner)
     engine.add(text(runner, 0))
     engine.step()
@@ -280,9 +286,9 @@ def test_what_is_too_much_is_refused_at_once(runner: TorchRunner) -> None:
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
         engine.add(text(runner, 2))
     assert engine.metrics.value("admission_rejections_total", reason="queue_full") == 1
-    engine.pool.max_tokens = 100
-    with pytest.raises(PromptError, match="the engine's cache has room for 100"):
-        engine.add(text(runner, 3, length=100))
+    limit_cache(engine, 96)
+    with pytest.raises(PromptError, match="the engine's cache has room for 96"):
+        engine.add(text(runner, 3, length=96))
     with pytest.raises(ConfigError, match="already here"):
         engine.add(next(iter(engine.requests.values())))
 

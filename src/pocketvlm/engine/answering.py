@@ -39,12 +39,14 @@ class Answering:
 
     Attributes:
         requests: by their ids, those that are not finished.
+        closed: requests that have finished since somebody set it to 0.
     """
 
     def __init__(self, scheduler: Scheduler, metrics: Metrics, vocab_size: int) -> None:
         self.scheduler, self.metrics, self.vocab_size = scheduler, metrics, vocab_size
         self.sampler = Sampler(vocab_size)
         self.requests: dict[str, Request] = {}
+        self.closed = 0
 
     @property
     def pool(self) -> CachePool:
@@ -145,17 +147,16 @@ class Answering:
     def _find_row(self, sequence: Sequence) -> None:
         """A further answer to a prompt goes on in a copy of the first one's row, or is computed when there is room."""
         first = next((s for s in sequence.request.sequences if s.row is not None), None)
-        longest = max([sequence.tokens, *(other.tokens for other in self.pool.rows)])
-        rows = len(self.pool.rows) + self.scheduler.promised_rows() + 1
-        if first is None or first.computed != sequence.request.prompt_tokens or not self.pool.fits(rows, longest):
-            self.scheduler.add(sequence)
-            return
-        self.pool.reserve(rows, longest)
-        self.pool.fork(first, sequence)
+        if first is not None and first.computed == sequence.request.prompt_tokens:
+            more = [*self.scheduler.promised(), self.pool.forked(first, sequence.tokens)]
+            if self.pool.fits(more):
+                self.pool.reserve(more)
+                self.pool.fork(first, sequence)
+                return
+        self.scheduler.add(sequence)
 
     def _most_tokens(self, request: Request) -> int:
-        room = min(self.pool.context, self.pool.max_tokens // request.width)
-        return min(request.params.max_tokens, room - request.prompt_tokens)
+        return min(request.params.max_tokens, self.pool.room(request.width) - request.prompt_tokens)
 
     def _search(self, request: Request, scored: Series[Scored], scores_BV: Tensor) -> list[Output]:
         """One token for each beam of a request, or its answer."""
@@ -230,7 +231,7 @@ class Answering:
         assert lookup is not None
         most = self._most_tokens(request) - len(sequence.output_ids) - 1
         longest = min(sequence.tokens + most, sequence.tokens + lookup.most)
-        self.pool.reserve(1, longest)
+        self.pool.lengthen(longest)
         scores, drafted = lookup.forward(runner, self.pool.cache, 0 if self.scheduler.waiting else most)
         request.timing["decode"] += time.perf_counter() - began
         outputs = list[Output]()
@@ -256,6 +257,7 @@ class Answering:
             self.requests.pop(request.request_id, None)
             # A request and its sequences name each other: whatever waits for the collector should be small.
             request.patches = None
+            self.closed += 1
             self.metrics.closed(request)
 
     def fail_sequence(self, sequence: Sequence, error: str, *, erase: bool = False) -> Output:

@@ -15,8 +15,9 @@ from collections.abc import Sequence as Series
 import torch
 from torch import Tensor
 
+from pocketvlm.engine import heap
 from pocketvlm.engine.answering import Answering, Scored
-from pocketvlm.engine.cache_pool import CachePool
+from pocketvlm.engine.cache_pool import CachePool, make_pool
 from pocketvlm.engine.encoder_cache import EncoderCache
 from pocketvlm.engine.engine_config import EngineConfig, Sizes
 from pocketvlm.engine.metrics import Metrics
@@ -45,11 +46,13 @@ class Engine:
         self.runner = runner
         self.config = config or EngineConfig()
         self.sizes = sizes = Sizes.of(runner, self.config)
+        if self.config.enforce_eager:
+            runner.enforce_eager()
         self.metrics = Metrics()
-        self.prefixes = PrefixCache(runner.config.text, sizes.prefix_bytes, dtype=sizes.dtype, device=runner.device)
         self.features = EncoderCache(sizes.encoder_bytes)
         budgets = SchedulerConfig(max_num_batched_tokens=sizes.batched_tokens, max_patches=sizes.patches)
-        pool = CachePool(runner, sizes.max_num_seqs, sizes.cache_tokens)
+        pool = make_pool(runner, sizes)
+        self.prefixes = PrefixCache(runner.config.text, sizes, pool.cache)
         self.scheduler = Scheduler(pool, self.prefixes, self.features, self.metrics, budgets)
         self.answering = Answering(self.scheduler, self.metrics, runner.config.text.vocab_size)
         self.requests = self.answering.requests
@@ -120,6 +123,9 @@ class Engine:
         except BaseException:  # an interrupt in the middle: rows and caches may disagree
             self._lost += outputs + self._fail_running(None)
             raise
+        if self.answering.closed >= heap.REQUESTS_BETWEEN:
+            self.answering.closed = 0
+            heap.release_free_memory()
         self.metrics.stepped(
             running=len({sequence.request for sequence in self.pool.rows}),
             waiting=len(self.scheduler.waiting),
@@ -254,16 +260,15 @@ class Engine:
         return outputs
 
     def _fail_running(self, error: Exception | None) -> list[Output]:
-        """Everything that has a row is lost, and the cache is made anew: nobody knows what is in it."""
+        """Everything that has a row is lost, and what is in the caches too: nobody knows what is in it."""
         reason = f"the engine failed: {_reason(error)}" if error is not None else "interrupted"
         lost = list(dict.fromkeys(sequence.request for sequence in self.pool.rows))
         if not lost and self.scheduler.waiting:  # it was not even admitted, and would fail for ever
             lost = [next(self.scheduler.in_order()).request]
         outputs = [output for request in lost for output in self.answering.fail(request, reason)]
-        pool = self.pool
-        assert not pool.rows
-        self.scheduler.pool = CachePool(self.runner, pool.max_rows, pool.max_tokens)
-        self.prefixes.clear()
+        assert not self.pool.rows
+        self.pool.clear()
+        self.prefixes.forget()
         self.features.clear()
         return outputs
 

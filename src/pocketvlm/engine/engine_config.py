@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Self, get_args
 
 import torch
 
-from pocketvlm.engine.runner import Runner
+from pocketvlm.engine.runner import CacheLayout, Runner
 from pocketvlm.errors import ConfigError
+from pocketvlm.model.block_pool import BLOCK
 from pocketvlm.model.cache import state_bytes, token_bytes
 
 MAX_SEQS = {"cpu": 16, "cuda": 256}
 ROWS_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
-PREFIX_SHARE, MOST_PREFIX = 0.05, 2**30
+PREFIX_SHARE, MOST_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
 ENCODER_SHARE, MOST_ENCODER = 0.01, 2**28
 MIB = 2**20
 
@@ -28,9 +29,13 @@ class EngineConfig:
         max_num_batched_tokens: of prompts in one step; the runner's own chunk.
         cache_memory: bytes for keys, values and states of sequences that run; a quarter of a CPU's memory, half of
             what is free on a GPU. Taken as it is needed.
-        prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB; 0 keeps none.
+        prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
+            keeps none.
         encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
         max_waiting: requests in the queue; one more is refused.
+        cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a row of one buffer for
+            each. On CUDA paged; ONNX Runtime has the other only.
+        enforce_eager: no CUDA graphs.
     """
 
     max_num_seqs: int | None = None
@@ -39,9 +44,17 @@ class EngineConfig:
     prefix_cache_memory: int | None = None
     encoder_cache_memory: int | None = None
     max_waiting: int = 10_000
+    cache_layout: CacheLayout | None = None
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
+        if self.cache_layout not in (None, *get_args(CacheLayout)):
+            raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
+        if not isinstance(self.enforce_eager, bool):
+            raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
         for field in fields(self):
+            if field.name in ("cache_layout", "enforce_eager"):
+                continue
             value, least = (
                 getattr(self, field.name),
                 0 if field.name.endswith(("prefix_cache_memory", "encoder_cache_memory")) else 1,
@@ -62,13 +75,19 @@ class Sizes:
     prefix_bytes: int
     encoder_bytes: int
     dtype: torch.dtype
+    layout: CacheLayout
 
     @classmethod
     def of(cls, runner: Runner, config: EngineConfig) -> Self:
-        """`ConfigError` when the cache would not hold one short sequence."""
+        """`ConfigError` when the cache would not hold one short sequence, or is not of a layout that the runner has."""
         text, kind = runner.config.text, runner.device.type
-        smallest = runner.make_cache(1, 1)
-        dtype = next(iter([*smallest.keys.values(), *smallest.conv.values()])).dtype
+        layout = config.cache_layout or runner.cache_layouts[0]
+        if layout not in runner.cache_layouts:
+            raise ConfigError(
+                f"cache_layout={layout!r}, this runtime has {' and '.join(map(repr, runner.cache_layouts))}",
+                hint="Leave it out.",
+            )
+        dtype = runner.make_cache(1, 1).dtype
         memory = _memory(runner.device)
         most = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
         rows = config.cache_memory if config.cache_memory is not None else int(memory * ROWS_SHARE.get(kind, 0.25))
@@ -76,6 +95,8 @@ class Sizes:
         # States come first, one for each sequence; half of the budget is for tokens all the same.
         seqs = max(1, min(most, rows // 2 // max(state, 1)))
         tokens = (rows - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
+        if layout == "paged":
+            tokens = tokens // BLOCK * BLOCK
         if tokens < 2:
             raise ConfigError(
                 f"cache_memory={rows} holds no sequence: the states of one take {state} bytes, a token {token}",
@@ -89,15 +110,18 @@ class Sizes:
             patches=runner.encode_patches,
             cache_tokens=min(tokens, seqs * text.max_position_embeddings),
             cache_bytes=rows,
-            prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX) if prefix is None else prefix,
+            prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX[kind]) if prefix is None else prefix,
             encoder_bytes=min(int(memory * ENCODER_SHARE), MOST_ENCODER) if encoder is None else encoder,
             dtype=dtype,
+            layout=layout,
         )
 
     def describe(self) -> str:
+        blocks = f", in blocks of {BLOCK}" if self.layout == "paged" else ""
         return (
             f"{self.max_num_seqs} sequences and {self.cache_tokens:,} tokens in {self.cache_bytes // MIB:,} MiB "
-            f"at most, beginnings of prompts in {self.prefix_bytes // MIB:,}, features in {self.encoder_bytes // MIB:,}"
+            f"at most{blocks}, beginnings of prompts in {self.prefix_bytes // MIB:,}, "
+            f"features in {self.encoder_bytes // MIB:,}"
         )
 
 

@@ -24,6 +24,7 @@ from pocketvlm.config import ModelConfig, read_json
 from pocketvlm.engine.embedding_table import EmbeddingTable
 from pocketvlm.engine.exact_scores import rescore_best
 from pocketvlm.engine.onnx_binding import DecoderBinding
+from pocketvlm.engine.runner import CacheLayout
 from pocketvlm.engine.threads import usable_cores
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels import compiled_operators
@@ -83,6 +84,7 @@ class ONNXRunner:
 
     prefill_chunk = 256  # 512 tokens at once are no faster, and take 0.2 GB more
     encode_patches = PATCHES_AT_ONCE
+    cache_layouts: tuple[CacheLayout, ...] = ("contiguous",)
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         self.runtime = import_onnxruntime()
@@ -234,4 +236,7 @@ class ONNXRunner:
         self.decoder.run(inputs, {"logits": scores_RV, "hidden": hidden_RD}, cache, slots)
 
     def prepare_batches(self) -> None:
+        pass
+
+    def enforce_eager(self) -> None:
         pass

@@ -11,16 +11,18 @@ what is not in the prompt. Blocks of keys and values that two beginnings have in
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pocketvlm.config import TextConfig
-from pocketvlm.engine.block_pool import BLOCK, BlockPool
+from pocketvlm.engine.engine_config import Sizes
 from pocketvlm.engine.request import Request
+from pocketvlm.model.block_pool import BLOCK, BlockPool, blocks_for
 from pocketvlm.model.cache import Cache, State, state_bytes
+from pocketvlm.model.paged_cache import PagedCache
 
 Digest = bytes
 _PICTURE = b"\xff" * 8  # no token has this id, so a picture's key cannot be taken for tokens
@@ -74,23 +76,36 @@ def view_starts(request: Request) -> list[int]:
 class PrefixCache:
     """Beginnings within `budget` bytes; the one that was not used for longest goes first.
 
+    In a paged cache a beginning is a further holder of its blocks; from a contiguous one it is copied into blocks.
+
     Args:
         config: shapes of the decoder.
-        budget: bytes of all blocks and states together; 0 keeps nothing.
+        sizes: `prefix_bytes` of all blocks and states together; 0 keeps nothing.
+        cache: of the sequences that run.
+
+    Attributes:
+        held: how many beginnings hold each block.
     """
 
-    def __init__(
-        self, config: TextConfig, budget: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.block_bytes = BlockPool.block_bytes(config, dtype)
-        self.state_bytes = state_bytes(config, dtype)
-        self.budget = budget
-        self.blocks = BlockPool(config, budget // self.block_bytes, dtype=dtype, device=device)
+    def __init__(self, config: TextConfig, sizes: Sizes, cache: Cache) -> None:
+        self.block_bytes = BlockPool.block_bytes(config, sizes.dtype)
+        self.state_bytes = state_bytes(config, sizes.dtype)
+        self.budget = sizes.prefix_bytes
+        self.is_shared = isinstance(cache, PagedCache)
+        if isinstance(cache, PagedCache):
+            self.blocks = cache.blocks
+        else:
+            limit = self.budget // self.block_bytes
+            self.blocks = BlockPool(config, limit, dtype=sizes.dtype, device=cache.device)
         self.prefixes: OrderedDict[Digest, Prefix] = OrderedDict()
+        self.held: Counter[int] = Counter()
 
     @property
     def used_bytes(self) -> int:
-        return self.blocks.used * self.block_bytes + len(self.prefixes) * self.state_bytes
+        return self._bytes(len(self.held), len(self.prefixes))
+
+    def _bytes(self, blocks: int, prefixes: int) -> int:
+        return blocks * self.block_bytes + prefixes * self.state_bytes
 
     def find(self, digests: Sequence[Digest]) -> Prefix | None:
         """The longest beginning that is kept; `digests` from the shortest to the longest."""
@@ -102,8 +117,11 @@ class PrefixCache:
 
     def restore(self, prefix: Prefix, cache: Cache, row: int) -> None:
         """Make a row continue behind a beginning. The row must have room for it."""
-        self.blocks.read(prefix.blocks, cache, row, prefix.length)
-        cache.restore_state(row, prefix.state, prefix.length)
+        if isinstance(cache, PagedCache):
+            cache.adopt(row, prefix.blocks, prefix.state, prefix.length)
+        else:
+            self.blocks.read(prefix.blocks, cache, row, prefix.length)
+            cache.restore_state(row, prefix.state, prefix.length)
 
     def store(self, digest: Digest, cache: Cache, row: int, parent: Prefix | None = None) -> Prefix | None:
         """Keep what a row holds now; None when the budget is too small for it.
@@ -111,43 +129,76 @@ class PrefixCache:
         Args:
             parent: a beginning of this one that is kept; whole blocks are shared with it.
         """
-        length = cache.lengths[row]
         if (known := self.prefixes.get(digest)) is not None:
             self.prefixes.move_to_end(digest)
             return known
-        shared: list[int] = []
         if parent is not None and parent.digest in self.prefixes:
             self.prefixes.move_to_end(parent.digest)
-            shared = parent.blocks[: parent.length // BLOCK]
-        count = -(-length // BLOCK) - len(shared)
-        if (len(shared) + count) * self.block_bytes + self.state_bytes > self.budget:
+        length = cache.lengths[row]
+        if self._bytes(blocks_for(length), 1) > self.budget:
             return None
-        self.blocks.retain(shared)  # before room is made: the parent may go
-        while self.prefixes and self.used_bytes + count * self.block_bytes + self.state_bytes > self.budget:
-            self._evict()
-        fresh = self.blocks.allocate(count)
-        if fresh is None or self.used_bytes + self.state_bytes > self.budget:
-            self.blocks.release([*shared, *(fresh or [])])
+        blocks = self._share(cache, row) if isinstance(cache, PagedCache) else self._copy(cache, row, parent)
+        if blocks is None:
             return None
-        self.blocks.write(fresh, cache, row, len(shared) * BLOCK, length)
-        prefix = Prefix(digest, length, [*shared, *fresh], cache.save_state(row))
+        prefix = Prefix(digest, length, blocks, cache.save_state(row))
         self.prefixes[digest] = prefix
         return prefix
+
+    def _share(self, cache: PagedCache, row: int) -> list[int]:
+        """The blocks of a row, held once more. Its next token goes to a copy of the last one, if that is part empty."""
+        blocks = list(cache.tables[row])
+        while self._bytes(len(self.held.keys() | set(blocks)), len(self.prefixes) + 1) > self.budget:
+            self._evict()
+        self.blocks.retain(blocks)
+        self.held.update(blocks)
+        return blocks
+
+    def _copy(self, cache: Cache, row: int, parent: Prefix | None) -> list[int] | None:
+        """Blocks with what a row holds; whole ones of the parent, and new ones."""
+        length = cache.lengths[row]
+        shared: list[int] = []
+        if parent is not None and parent.digest in self.prefixes:
+            shared = parent.blocks[: parent.length // BLOCK]
+        count = blocks_for(length) - len(shared)
+        self.blocks.retain(shared)  # before room is made: the parent may go
+        self.held.update(shared)
+        while self.prefixes and self._bytes(len(self.held) + count, len(self.prefixes) + 1) > self.budget:
+            self._evict()
+        fresh = self.blocks.allocate(count)
+        if fresh is None or self._bytes(len(self.held) + count, len(self.prefixes) + 1) > self.budget:
+            self._release([*shared, *(fresh or [])])
+            return None
+        self.held.update(fresh)
+        self.blocks.write(fresh, cache, row, len(shared) * BLOCK, length)
+        return [*shared, *fresh]
 
     def clear(self) -> None:
         while self.prefixes:
             self._evict()
 
+    def forget(self) -> None:
+        """After a failure: whatever is held, nothing is."""
+        self.prefixes.clear()
+        self.held.clear()
+        if not self.is_shared:  # else they are the cache's, which does so itself
+            self.blocks.reset()
+
     def _evict(self) -> None:
         _, prefix = self.prefixes.popitem(last=False)
-        self.blocks.release(prefix.blocks)
+        self._release(prefix.blocks)
 
-    def check_integrity(self) -> None:
-        """Each block is referenced by as many beginnings as hold it, and the budget is kept."""
+    def _release(self, blocks: Sequence[int]) -> None:
+        self.blocks.release(blocks)
+        for block in blocks:
+            self.held[block] -= 1
+            if not self.held[block]:
+                del self.held[block]
+
+    def check_integrity(self, cache: Cache) -> None:
+        """Each block is counted as often as it is held, by beginnings and the rows of `cache`; the budget is kept."""
+        assert self.held == Counter(block for prefix in self.prefixes.values() for block in prefix.blocks)
         self.blocks.check_integrity()
-        counts = [0] * len(self.blocks.references)
-        for prefix in self.prefixes.values():
-            for block in prefix.blocks:
-                counts[block] += 1
-        assert counts == self.blocks.references, "references do not match the beginnings that are kept"
+        holders = cache.holders if isinstance(cache, PagedCache) else Counter[int]()
+        references = {block: count for block, count in enumerate(self.blocks.references) if count}
+        assert references == self.held + holders, "references do not match who holds"
         assert self.used_bytes <= max(self.budget, 0), "over the budget"

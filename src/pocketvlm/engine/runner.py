@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 
+CacheLayout = Literal["contiguous", "paged"]
+
 
 class Runner(Protocol):
     """A model that is ready to run.
@@ -25,11 +27,13 @@ class Runner(Protocol):
         config: all shapes.
         prefill_chunk: most prompt tokens of one forward that pay.
         encode_patches: most patches of one call of `encode_views` that pay.
+        cache_layouts: that `forward` takes (`Cache`, `PagedCache`), the better one first.
     """
 
     config: ModelConfig
     prefill_chunk: int
     encode_patches: int
+    cache_layouts: tuple[CacheLayout, ...]
 
     @property
     def device(self) -> torch.device:
@@ -62,4 +66,8 @@ class Runner(Protocol):
 
     def prepare_batches(self) -> None:
         """Called when several sequences first decode together."""
+        ...
+
+    def enforce_eager(self) -> None:
+        """Launch all work anew from now on: no CUDA graphs."""
         ...

@@ -144,24 +144,22 @@ class Scheduler:
         """Sequences from the queue, each given a row, as long as there is room."""
         while self.waiting:
             sequence = self.waiting[0][2]
-            wide = sequence.request.width
-            rows = len(self.pool.rows) + self.promised_rows()
-            longest = max([sequence.tokens + 1, *(other.tokens for other in self.pool.rows)])
-            if not self.pool.fits(rows + wide, longest):
+            more = self.promised() + [sequence.tokens + 1] * sequence.request.width
+            if not self.pool.fits(more):
                 return
             heapq.heappop(self.waiting)
-            self.pool.reserve(rows + wide, longest)
+            self.pool.reserve(more)
             self.pool.admit(sequence)
             self._start(sequence)
             yield sequence
 
-    def promised_rows(self) -> int:
-        """Rows that requests with beams do not have yet but will need."""
-        held: dict[Request, int] = {}
+    def promised(self) -> list[int]:
+        """Tokens of each row that requests with beams do not have yet but will need."""
+        held: dict[Request, list[int]] = {}
         for sequence in self.pool.rows:
             if sequence.request.width > 1:
-                held[sequence.request] = held.get(sequence.request, 0) + 1
-        return sum(max(0, request.width - count) for request, count in held.items())
+                held.setdefault(sequence.request, []).append(sequence.tokens)
+        return [max(tokens) for request, tokens in held.items() for _ in range(request.width - len(tokens))]
 
     def _start(self, sequence: Sequence) -> None:
         """Take up the longest beginning of the prompt that is kept, and pin the views that are needed behind it."""
@@ -244,10 +242,9 @@ class Scheduler:
     def _make_room(self) -> None:
         """Every sequence that runs has a place for its next token, or the last of them give up their rows."""
         while self.pool.rows:
-            longest = max(sequence.tokens for sequence in self.pool.rows)
-            rows = len(self.pool.rows) + self.promised_rows()
-            if self.pool.fits(rows, longest):
-                self.pool.reserve(rows, longest)
+            promised = self.promised()
+            if self.pool.fits(promised):
+                self.pool.reserve(promised)
                 return
             self.preempt(max(self.pool.rows, key=self._precedence))
         self.pool.shrink()
@@ -272,7 +269,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Rows, blocks, pins and the queue agree with each other."""
         self.pool.check_integrity()
-        self.prefixes.check_integrity()
+        self.prefixes.check_integrity(self.pool.cache)
         self.features.check_integrity()
         counts: dict[bytes, int] = {}
         for sequence, keys in self.pinned.items():

@@ -7,11 +7,18 @@ Shapes:  slots (one a sequence) · Hk KV heads · L capacity in tokens · D head
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
 from pocketvlm.errors import ConfigError
+from pocketvlm.kernels.causal_conv1d import step_causal_conv1d
+from pocketvlm.kernels.gated_delta_rule import normalise_query_key, step_gated_delta_rule
+from pocketvlm.model.packing import PackedBatch
 
 State = list[Tensor]  # of one sequence: conv inputs and recurrent states of all linear-attention layers
 
@@ -28,6 +35,34 @@ def state_bytes(config: TextConfig, dtype: torch.dtype) -> int:
     conv = (config.linear_conv_kernel_dim - 1) * config.linear_conv_dim * dtype.itemsize
     recurrent = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
     return layers * (conv + recurrent)
+
+
+class LayerCache(Protocol):
+    """What a layer asks of a cache during the forward of one batch, whichever way the cache is laid out."""
+
+    def write(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> None:
+        """New keys and values behind those of each segment's slot."""
+        ...
+
+    def attend(self, layer: int, q_THE: Tensor) -> Tensor:
+        """New tokens against all of their sequence up to themselves, which must be written; [T, heads, head dim]."""
+        ...
+
+    def step_conv(self, layer: int, x_BC: Tensor, weight_CW: Tensor) -> Tensor:
+        """One token of each sequence through the convolution and SiLU; its states move on."""
+        ...
+
+    def step_delta(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+        """One token of each sequence through the delta rule, from q and k as the convolution left them; [B, H, V]."""
+        ...
+
+    def states(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Conv inputs and recurrent states that the segments continue from."""
+        ...
+
+    def set_states(self, layer: int, conv: Tensor, recurrent: Tensor) -> None:
+        """What the segments leave behind."""
+        ...
 
 
 class Cache:
@@ -48,7 +83,7 @@ class Cache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_capacity = config.max_position_embeddings
+        self.max_capacity, self.dtype = config.max_position_embeddings, dtype
         capacity = min(capacity, self.max_capacity)
         kv_shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
         conv_shape = (slots, config.linear_conv_kernel_dim - 1, config.linear_conv_dim)
@@ -72,6 +107,10 @@ class Cache:
         self.capacity = capacity
         self.slots = slots
         self.lengths = [0] * slots
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter((*self.keys.values(), *self.conv.values()))).device
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` tokens in every slot; `ConfigError` beyond the model's context."""
@@ -115,6 +154,14 @@ class Cache:
         for store in (self.keys, self.values):
             for tensor in store.values():
                 tensor[slot].zero_()
+
+    def release_slot(self, slot: int) -> None:
+        """Nobody needs what is in `slot` any more."""
+        self.lengths[slot] = 0
+
+    def move_slot(self, source: int, target: int) -> None:
+        """The sequence in `source` goes where nobody needs what is there; what `source` holds then is undefined."""
+        self.copy_slot(source, target)
 
     def swap_slots(self, one: int, other: int) -> None:
         """Exchange two sequences."""
@@ -162,3 +209,78 @@ class Cache:
         for tensor, saved in zip(own, state, strict=True):
             tensor.copy_(saved)
         self.lengths[slot] = length
+
+    def at(self, batch: PackedBatch) -> LayerCache:
+        """What the layers work on in the forward of a batch."""
+        return ContiguousStep(self, batch)
+
+    def advance(self, batch: PackedBatch) -> None:
+        """The forward of a batch is over."""
+        for s in batch.segments:
+            self.lengths[s.slot] = s.start + s.length
+
+
+@dataclass(frozen=True, eq=False)
+class ContiguousStep:
+    """A `LayerCache`: one forward over a contiguous cache."""
+
+    cache: Cache
+    batch: PackedBatch
+
+    def write(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> None:
+        slots, positions = self.batch.token_slots, self.batch.positions
+        self.cache.keys[layer][slots, :, positions] = k_THE
+        self.cache.values[layer][slots, :, positions] = v_THE
+
+    def attend(self, layer: int, q_THE: Tensor) -> Tensor:
+        return self._decode(layer, q_THE) if self.batch.is_decode else self._continued(layer, q_THE)
+
+    def _decode(self, layer: int, q: Tensor) -> Tensor:
+        """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""
+        longest = max(s.start for s in self.batch.segments) + 1
+        keys = self.cache.keys[layer][self.batch.slots][:, :, :longest]
+        values = self.cache.values[layer][self.batch.slots][:, :, :longest]
+        rows = q.view(q.shape[0], keys.shape[1], -1, q.shape[2])
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=self.batch.decode_mask)
+        return out.reshape(-1, *q.shape[1:])
+
+    def _continued(self, layer: int, q: Tensor) -> Tensor:
+        """Chunks of prompts behind a cached part, each against its own slot."""
+        outs = []
+        for first, s in zip(self.batch.firsts, self.batch.segments, strict=True):
+            end = s.start + s.length
+            keys, values = (x[layer][s.slot, :, :end].unsqueeze(0) for x in (self.cache.keys, self.cache.values))
+            seen = torch.ones(s.length, end, dtype=torch.bool, device=q.device).tril(s.start)
+            out = F.scaled_dot_product_attention(
+                q[first : first + s.length].transpose(0, 1).unsqueeze(0),
+                keys,
+                values,
+                attn_mask=seen,
+                enable_gqa=q.shape[1] != keys.shape[1],
+            )
+            outs.append(out[0].transpose(0, 1))
+        return torch.cat(outs)
+
+    def step_conv(self, layer: int, x_BC: Tensor, weight_CW: Tensor) -> Tensor:
+        state = self.cache.conv[layer][self.batch.slots]
+        out = step_causal_conv1d(x_BC, weight_CW, state)
+        if not isinstance(self.batch.slots, slice):  # a slice is a view and has been updated in place
+            self.cache.conv[layer][self.batch.slots] = state
+        return out
+
+    def step_delta(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+        q, k = normalise_query_key(q, k)
+        if v.shape[1] != q.shape[1]:
+            q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
+        state = self.cache.recurrent[layer][self.batch.slots]
+        out = step_gated_delta_rule(q, k, v.float(), g, beta, state)
+        if not isinstance(self.batch.slots, slice):
+            self.cache.recurrent[layer][self.batch.slots] = state
+        return out
+
+    def states(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.cache.conv[layer][self.batch.slots], self.cache.recurrent[layer][self.batch.slots]
+
+    def set_states(self, layer: int, conv: Tensor, recurrent: Tensor) -> None:
+        self.cache.conv[layer][self.batch.slots] = conv
+        self.cache.recurrent[layer][self.batch.slots] = recurrent

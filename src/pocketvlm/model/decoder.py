@@ -13,7 +13,7 @@ from pocketvlm.config import TextConfig
 from pocketvlm.kernels.cpu_kernels import for_decoding
 from pocketvlm.kernels.cpu_linear import linear_add, linear_mul, linear_silu
 from pocketvlm.kernels.fp16_linear import FP16Linear
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache import Cache, LayerCache
 from pocketvlm.model.gated_attention import GatedAttention
 from pocketvlm.model.gated_delta_net import GatedDeltaNet
 from pocketvlm.model.norm import ZeroCentredRMSNorm
@@ -49,7 +49,9 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: LayerCache | None
+    ) -> Tensor:
         normed = self.input_layernorm(x_TD)
         if self.is_linear:
             x_TD = self.linear_attn(normed, batch, cache, x_TD)
@@ -78,12 +80,16 @@ class Decoder(nn.Module):
             positions_T: rotary positions, an input because later models of the family count differently.
             cache: continued and updated in place; its capacity must already hold every segment's end.
         """
+        x_TD = self.run_layers(x_TD, positions_T, batch, None if cache is None else cache.at(batch))
+        if cache is not None:
+            cache.advance(batch)
+        return x_TD
+
+    def run_layers(self, x_TD: Tensor, positions_T: Tensor, batch: PackedBatch, cache: LayerCache | None) -> Tensor:
+        """The part of `forward` that is work of the device alone: a CUDA graph can hold it where the cache's can."""
         rotary = rotary_cos_sin(positions_T, self.config.rotary_dim, self.config.rope_theta)
         for layer in self.layers:
             x_TD = layer(x_TD, rotary, batch, cache)
-        if cache is not None:
-            for s in batch.segments:
-                cache.lengths[s.slot] = s.start + s.length
         return self.norm(x_TD)
 
     def logits(self, x_TD: Tensor) -> Tensor:

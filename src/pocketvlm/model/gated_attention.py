@@ -1,19 +1,18 @@
 """Full attention of the decoder: grouped queries, normalised queries and keys, partial rotary, sigmoid output gate.
 
-Shapes:  T tokens, packed · D hidden · H query heads · Hk KV heads · E head_dim · B sequences · L tokens in the cache
+Shapes:  T tokens, packed · D hidden · H query heads · Hk KV heads · E head_dim · B sequences · L tokens
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.attention import attend
 from pocketvlm.kernels.cpu_kernels import is_suitable, join
 from pocketvlm.kernels.cpu_linear import CPULinear, linear_add
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache import LayerCache
 from pocketvlm.model.norm import ZeroCentredRMSNorm
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.rotary import apply_rotary
@@ -59,7 +58,7 @@ class GatedAttention(nn.Module):
         x_TD: Tensor,
         rotary: tuple[Tensor, Tensor],
         batch: PackedBatch,
-        cache: Cache | None,
+        cache: LayerCache | None,
         residual_TD: Tensor,
     ) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, new keys and values go behind those of each segment's slot."""
@@ -67,19 +66,13 @@ class GatedAttention(nn.Module):
         q, gate = q.chunk(2, dim=-1)
         q, k = apply_rotary(self.q_norm(q), *rotary), apply_rotary(self.k_norm(k), *rotary)
         if cache is not None:
-            self._write(k, v, batch, cache)
-        if cache is not None and batch.is_decode:
-            out = self._decode(q, batch, cache)
-        elif batch.is_fresh:
-            out = self._fresh(q, k, v, batch)
+            cache.write(self.layer, k, v)
+        if cache is not None and (batch.is_decode or not batch.is_fresh):
+            out = cache.attend(self.layer, q)
         else:
-            assert cache is not None, "segments that continue a sequence need its cache"
-            out = self._continued(q, batch, cache)
+            assert batch.is_fresh, "segments that continue a sequence need its cache"
+            out = self._fresh(q, k, v, batch)
         return linear_add(self.o_proj, (out * torch.sigmoid(gate)).flatten(1), residual_TD)
-
-    def _write(self, k: Tensor, v: Tensor, batch: PackedBatch, cache: Cache) -> None:
-        cache.keys[self.layer][batch.token_slots, :, batch.positions] = k
-        cache.values[self.layer][batch.token_slots, :, batch.positions] = v
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
         """Whole prompts: those of like lengths laid out as [B, longest]. Causality keeps the padding out."""
@@ -96,29 +89,3 @@ class GatedAttention(nn.Module):
         """[B, L, heads, head dim] each to [B * L, heads, head dim]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return attend(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
-
-    def _decode(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
-        """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""
-        longest = max(s.start for s in batch.segments) + 1
-        keys = cache.keys[self.layer][batch.slots][:, :, :longest]
-        values = cache.values[self.layer][batch.slots][:, :, :longest]
-        q = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=batch.decode_mask)
-        return out.reshape(-1, self.heads, self.head_dim)
-
-    def _continued(self, q: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
-        """Chunks of prompts behind a cached part, each against its own slot."""
-        outs = []
-        for first, s in zip(batch.firsts, batch.segments, strict=True):
-            end = s.start + s.length
-            keys, values = (x[self.layer][s.slot, :, :end].unsqueeze(0) for x in (cache.keys, cache.values))
-            seen = torch.ones(s.length, end, dtype=torch.bool, device=q.device).tril(s.start)
-            out = F.scaled_dot_product_attention(
-                q[first : first + s.length].transpose(0, 1).unsqueeze(0),
-                keys,
-                values,
-                attn_mask=seen,
-                enable_gqa=self.heads != self.kv_heads,
-            )
-            outs.append(out[0].transpose(0, 1))
-        return torch.cat(outs)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d, step_causal_conv1d
+from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d
 from pocketvlm.kernels.cpu_kernels import is_suitable, join
 from pocketvlm.kernels.cpu_linear import CPULinear, linear_add
-from pocketvlm.kernels.gated_delta_rule import chunk_gated_delta_rule, normalise_query_key, step_gated_delta_rule
-from pocketvlm.model.cache import Cache
+from pocketvlm.kernels.prompt_delta_rule import PromptPlan, prompt_gated_delta_rule
+from pocketvlm.model.cache import LayerCache
 from pocketvlm.model.norm import GatedRMSNorm
 from pocketvlm.model.packing import PackedBatch
 
@@ -57,47 +57,42 @@ class GatedDeltaNet(nn.Module):
         qkv, z, b, a = self.in_proj(x_TD).split(widths, dim=-1)
         return qkv, z, b, a
 
-    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache | None, residual_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: LayerCache | None, residual_TD: Tensor) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, continues from and updates the states of each segment's slot."""
         mixed_TC, z, b, a = self._project(x_TD)
         beta_TH = b.float().sigmoid()
         g_TH = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         if cache is not None and batch.is_decode:
-            out_THV = self._step(mixed_TC, g_TH, beta_TH, batch, cache)
+            out_THV = self._step(mixed_TC, g_TH, beta_TH, cache)
         else:
             out_THV = self._prompt(mixed_TC, g_TH, beta_TH, batch, cache)
         z_THV = z.unflatten(-1, (self.value_heads, self.value_dim))
         return linear_add(self.out_proj, self.norm(out_THV, z_THV).flatten(1), residual_TD)
 
-    def _split(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Convolved channels to q, k [T, Hv, K] (normalised) and v [T, Hv, V], all fp32."""
+    def _heads(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Convolved channels to q, k [T, Hk, K] and v [T, Hv, V]."""
         width = self.key_heads * self.key_dim
         q, k, v = mixed_TC.split([width, width, self.value_heads * self.value_dim], dim=-1)
-        q, k = normalise_query_key(q.unflatten(-1, (-1, self.key_dim)), k.unflatten(-1, (-1, self.key_dim)))
-        if self.value_heads != self.key_heads:
-            q, k = (x.repeat_interleave(self.value_heads // self.key_heads, dim=1) for x in (q, k))
-        return q, k, v.unflatten(-1, (-1, self.value_dim)).float()
+        q, k = (x.unflatten(-1, (self.key_heads, self.key_dim)) for x in (q, k))
+        return q, k, v.unflatten(-1, (self.value_heads, self.value_dim))
 
-    def _prompt(self, mixed_TC: Tensor, g: Tensor, beta: Tensor, batch: PackedBatch, cache: Cache | None) -> Tensor:
-        weight_CW = self.conv1d.weight.squeeze(1)
+    def _prompt(
+        self, mixed_TC: Tensor, g: Tensor, beta: Tensor, batch: PackedBatch, cache: LayerCache | None
+    ) -> Tensor:
         if cache is None:
             count = len(batch.segments)
             conv = mixed_TC.new_zeros(count, self.taps - 1, self.channels)
             state = g.new_zeros(count, self.value_heads, self.key_dim, self.value_dim)
+            plan = PromptPlan(batch.chunks, None, None)  # training too, whose gradients are our own routine's
         else:
-            conv, state = cache.conv[self.layer][batch.slots], cache.recurrent[self.layer][batch.slots]
-        mixed_TC, conv = packed_causal_conv1d(mixed_TC, weight_CW, batch.conv(self.taps), conv)
-        out, state = chunk_gated_delta_rule(*self._split(mixed_TC), g, beta, batch.chunks, state)
+            conv, state = cache.states(self.layer)
+            plan = batch.prompts(mixed_TC.dtype)
+        mixed_TC, conv = packed_causal_conv1d(mixed_TC, self.conv1d.weight.squeeze(1), batch.conv(self.taps), conv)
+        out, state = prompt_gated_delta_rule(*self._heads(mixed_TC), g, beta, plan, state)
         if cache is not None:
-            cache.conv[self.layer][batch.slots] = conv
-            cache.recurrent[self.layer][batch.slots] = state
+            cache.set_states(self.layer, conv, state)
         return out
 
-    def _step(self, mixed_BC: Tensor, g: Tensor, beta: Tensor, batch: PackedBatch, cache: Cache) -> Tensor:
-        conv, state = cache.conv[self.layer][batch.slots], cache.recurrent[self.layer][batch.slots]
-        mixed_BC = step_causal_conv1d(mixed_BC, self.conv1d.weight.squeeze(1), conv)
-        out = step_gated_delta_rule(*self._split(mixed_BC), g, beta, state)
-        if not isinstance(batch.slots, slice):  # a slice is a view and has been updated in place
-            cache.conv[self.layer][batch.slots] = conv
-            cache.recurrent[self.layer][batch.slots] = state
-        return out
+    def _step(self, mixed_BC: Tensor, g: Tensor, beta: Tensor, cache: LayerCache) -> Tensor:
+        mixed_BC = cache.step_conv(self.layer, mixed_BC, self.conv1d.weight.squeeze(1))
+        return cache.step_delta(self.layer, *self._heads(mixed_BC), g, beta)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pocketvlm.kernels.causal_conv1d import ConvPlan, plan_conv
 from pocketvlm.kernels.gated_delta_rule import ChunkPlan, plan_chunks
+from pocketvlm.kernels.prompt_delta_rule import PromptPlan, plan_prompts
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,16 @@ class PackedBatch:
     @cached_property
     def chunks(self) -> ChunkPlan:
         return plan_chunks(self.lengths, self.device)
+
+    def prompts(self, dtype: torch.dtype) -> PromptPlan:
+        """For the delta rule over queries of this dtype; one object for all layers."""
+        if dtype not in self._prompt_plans:
+            self._prompt_plans[dtype] = plan_prompts(self.lengths, self.device, dtype)
+        return self._prompt_plans[dtype]
+
+    @cached_property
+    def _prompt_plans(self) -> dict[torch.dtype, PromptPlan]:
+        return {}
 
     def conv(self, taps: int) -> ConvPlan:
         if taps not in self._conv_plans:

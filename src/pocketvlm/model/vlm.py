@@ -6,6 +6,7 @@ Shapes:  P patches of all views · N visual tokens of all views · T tokens of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Self
 
 import torch
@@ -18,7 +19,7 @@ from pocketvlm.model.cache import Cache
 from pocketvlm.model.decoder import Decoder
 from pocketvlm.model.merger import Merger
 from pocketvlm.model.packing import PackedBatch
-from pocketvlm.model.view_packing import pack_views
+from pocketvlm.model.view_packing import ViewPacking, pack_views
 from pocketvlm.model.vision_tower import VisionTower
 from pocketvlm.views import View
 
@@ -26,6 +27,15 @@ from pocketvlm.views import View
 def can_use_cpu_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `MiniCPMV.use_cpu_kernels` does anything there."""
     return device.type == "cpu" and dtype == torch.float32 and is_available()
+
+
+@cache
+def _pixel_scale(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both in units of a uint8. Kept: a copy from the host could not be part of a CUDA graph."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(mean, device=device) * 255.0, torch.tensor(std, device=device) * 255.0
 
 
 class MiniCPMV(nn.Module):
@@ -105,15 +115,18 @@ class MiniCPMV(nn.Module):
         if not views:
             return torch.empty(0, self.config.text.hidden_size, dtype=self.dtype, device=self.device)
         packing = pack_views(views, self.config.vision.positions_per_side, self.device)
+        return self.encode_packed(patches.to(self.device), packing)
+
+    def encode_packed(self, patches: Tensor, packing: ViewPacking) -> Tensor:
+        """The part of `encode_views` that is work of the device alone; a CUDA graph can hold it."""
         if patches.dtype == torch.uint8:
-            patches = self.normalise(patches.to(self.device))
+            patches = self.normalise(patches)
         tower = self.vision_tower(patches.to(self.dtype), packing)
         return self.merger(tower).index_select(0, packing.output_index)
 
     def normalise(self, patches: Tensor) -> Tensor:
         """uint8 [P, patch, patch, 3] to fp32 [P, patch_dim], on the patches' device: a quarter of the bytes travel."""
-        mean = torch.tensor(self.pixel_mean, device=patches.device) * 255.0
-        std = torch.tensor(self.pixel_std, device=patches.device) * 255.0
+        mean, std = _pixel_scale(self.pixel_mean, self.pixel_std, patches.device)
         return ((patches.float() - mean) / std).flatten(1)
 
     def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:

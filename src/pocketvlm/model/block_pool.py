@@ -1,4 +1,4 @@
-"""Blocks of keys and values with reference counts: where beginnings of prompts are kept that several requests share.
+"""Blocks of keys and values with reference counts, which sequences and kept beginnings of prompts share.
 
 Shapes:  N blocks of BLOCK tokens · Hk KV heads · E head dim · n tokens
          keys, values [N, Hk, BLOCK, E] of each full-attention layer
@@ -18,12 +18,21 @@ BLOCK = 32
 FIRST_BLOCKS = 16  # made at once; then as many again, up to the limit
 
 
+def blocks_for(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
 class BlockPool:
     """Up to `limit` blocks; memory is taken as they are needed.
 
     Args:
         config: shapes of the decoder.
         limit: most blocks.
+
+    Attributes:
+        keys, values: by full-attention layer; empty until the first block is taken.
+        references: of each block, by those that hold it.
     """
 
     def __init__(
@@ -33,7 +42,8 @@ class BlockPool:
         self.layers = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
         self.references: list[int] = []
         self.free: list[int] = []
-        self.stores: dict[tuple[str, int], Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
 
     @property
     def used(self) -> int:
@@ -50,7 +60,7 @@ class BlockPool:
         if count > self.limit - self.used:
             return None
         while len(self.free) < count:
-            self._grow()
+            self.grow()
         blocks = [self.free.pop() for _ in range(count)]
         for block in blocks:
             self.references[block] = 1
@@ -73,21 +83,31 @@ class BlockPool:
         if start == end:
             return
         index = torch.tensor(blocks, device=self.device)
-        for (kind, layer), store in self.stores.items():
-            source = (cache.keys if kind == "key" else cache.values)[layer][row, :, start:end]
-            missing = len(blocks) * BLOCK - (end - start)
-            if missing:
-                source = torch.nn.functional.pad(source, (0, 0, 0, missing))
-            store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+        missing = len(blocks) * BLOCK - (end - start)
+        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
+            for layer, store in own.items():
+                source = other[layer][row, :, start:end]
+                if missing:
+                    source = torch.nn.functional.pad(source, (0, 0, 0, missing))
+                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
 
     def read(self, blocks: Sequence[int], cache: Cache, row: int, length: int) -> None:
         """The first `length` tokens of these blocks, into a row."""
         if not length:
             return
         index = torch.tensor(blocks, device=self.device)
-        for (kind, layer), store in self.stores.items():
-            found = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
-            (cache.keys if kind == "key" else cache.values)[layer][row, :, :length] = found
+        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
+            for layer, store in own.items():
+                other[layer][row, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The first block of each pair over the second; all are read before any is written."""
+        if not pairs:
+            return
+        source, target = torch.tensor(pairs).T.to(self.device, non_blocking=True)
+        for own in (self.keys, self.values):
+            for store in own.values():
+                store[target] = store[source]
 
     def check_integrity(self) -> None:
         """Every block is free once, or referenced."""
@@ -95,15 +115,21 @@ class BlockPool:
         assert all(self.references[block] == 0 for block in self.free), "a free block is referenced"
         assert sum(count > 0 for count in self.references) == self.used, "a block is neither free nor used"
 
-    def _grow(self) -> None:
+    def reset(self) -> None:
+        """Nobody holds anything: after a failure, when nobody knows what is held."""
+        self.references = [0] * len(self.references)
+        self.free = list(range(len(self.references) - 1, -1, -1))
+
+    def grow(self, wanted: int | None = None) -> None:
+        """Memory for more blocks: twice as many, or `wanted` in all."""
         old = len(self.references)
-        new = min(max(2 * old, FIRST_BLOCKS), self.limit)
+        new = min(max(2 * old, FIRST_BLOCKS) if wanted is None else wanted, self.limit)
         shape = (new, self.config.num_key_value_heads, BLOCK, self.config.head_dim)
-        for layer in self.layers:
-            for kind in ("key", "value"):
+        for own in (self.keys, self.values):
+            for layer in self.layers:
                 store = torch.empty(shape, dtype=self.dtype, device=self.device)
                 if old:
-                    store[:old] = self.stores[kind, layer]
-                self.stores[kind, layer] = store
+                    store[:old] = own[layer][:old]
+                own[layer] = store
         self.free += range(new - 1, old - 1, -1)
         self.references += [0] * (new - old)
