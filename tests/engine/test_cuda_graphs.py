@@ -5,6 +5,7 @@ Their Triton kernels run here too, in the interpreter; on a GPU, as kernels and 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -14,7 +15,7 @@ import torch
 from engine_runs import make_request, run, torch_runner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import assert_close, assert_same_decoding, packed_logits, prefill
+from invariants import assert_close, assert_same_decoding, packed_logits, prefill, relative_error
 from tiny_models import CONFIG, random_patches, random_text, tiny_model, view, with_text
 
 from pocketvlm.engine.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
@@ -23,12 +24,15 @@ from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
 from pocketvlm.kernels import linear_attention_step, paged_attention
+from pocketvlm.model.cache import Cache
+from pocketvlm.model.decoder import to_dtype
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.paged_cache import PagedCache
 from pocketvlm.model.vlm import MiniCPMV
 
 CPU = torch.device("cpu")
 SIZES = (1, 2, 4)
+ROUGH = 0.05  # of bfloat16 through four layers
 
 
 def step(graphs: DecodeGraphs, cache: PagedCache, tokens: list[int], slots: list[int]) -> torch.Tensor | None:
@@ -57,6 +61,23 @@ def check_decoding(model: MiniCPMV, lengths: list[int], steps: int, preallocate:
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=4), st.integers(1, 5), st.booleans())
 def test_recorded_steps_equal_plain_forwards(lengths: list[int], steps: int, preallocate: bool) -> None:
     check_decoding(tiny_model(), lengths, steps, preallocate)
+
+
+def test_half_precision_goes_through_blocks_and_recordings_too() -> None:
+    model = copy.deepcopy(tiny_model())
+    to_dtype(model, torch.bfloat16)
+    paged = PagedCache(CONFIG.text, 2, 8, dtype=torch.bfloat16)
+    plain = Cache(CONFIG.text, 2, 64, dtype=torch.bfloat16)
+    graphs, prompts = DecodeGraphs(model, Recorder(CPU), SIZES), [random_text(40), random_text(7, 1)]
+    for got, expected in zip(packed_logits(model, prompts, paged), packed_logits(model, prompts, plain), strict=True):
+        assert relative_error(got, expected) < ROUGH
+    for token in range(3):
+        batch = PackedBatch.of([Segment(1, plain.lengths[slot], slot) for slot in range(2)])
+        scores = step(graphs, paged, [token, token], [0, 1])
+        assert scores is not None
+        assert scores.dtype == torch.bfloat16
+        expected = model.logits(model(torch.tensor([token, token]), batch, None, plain))
+        assert relative_error(scores, expected) < ROUGH
 
 
 def test_a_batch_larger_than_any_recording_is_left_to_others() -> None:

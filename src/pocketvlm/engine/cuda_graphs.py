@@ -52,16 +52,23 @@ class Recorder:
                 result.copy_(work())
 
             return again, result
-        here, aside = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # kernels are compiled and chosen, libraries make their workspaces
-                work()
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = work()
-        return graph.replay, result
+        # PyTorch records and replays on the current device, which need not be this one.
+        with torch.cuda.device(self.device):
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # kernels are compiled and chosen, libraries make their workspaces
+                    work()
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = work()
+
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return replay, result
 
 
 @dataclass(frozen=True, eq=False)
