@@ -443,25 +443,3 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, "pocketvlm.engine.grammar")
     with pytest.raises(MissingExtraError, match=r"pocketvlm\[structured\]"):
         __import__("pocketvlm.engine.grammar")
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"type": "array"},
-        {"type": "object", "oneOf": [{}]},
-        {"type": "object", "required": ["a"]},
-        {"properties": {"a>b": {}}},
-        {"properties": {"a": False}},
-        {"properties": {"a": {"$ref": "#/$defs/b"}}},
-        {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}},
-        {"properties": {"a": {"type": "string", "pattern": "^a|b"}}},
-        {"properties": {"a": {"type": "string", "minLength": 3, "maxLength": 2}}},
-        {"properties": {"a": {"enum": ["</parameter>"]}}},
-    ],
-    ids=str,
-)
-def test_tools_that_cannot_be_held_to_are_refused(tiny: Setting, parameters: dict[str, Any]) -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    with pytest.raises(ConfigError, match="tool 'f'"):
-        tiny.compile(tools=tools, tool_choice="required")

@@ -10,8 +10,8 @@ The model writes a call as its chat template shows it:
     </function>
     </tool_call>
 
-A value is raw text of one or more lines; the tool's schema says what it stands for. What is not a whole call (cut off,
-or of another form) stays text. Every character is looked at a fixed number of times, whatever the model wrote.
+A value is raw text of one or more lines; `tool_schemas` says which types it may have. What is not a whole call (cut
+off, or of another form) stays text. Every character is looked at a fixed number of times, whatever the model wrote.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from pocketvlm.processing.tool_schemas import ToolSchema, type_of
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
@@ -29,7 +31,7 @@ _SPACE = " \t\r\n"
 
 # The chat template prints single values as Python does.
 _WORDS: Mapping[str, bool | None] = {"True": True, "False": False, "None": None}
-_ANYTHING = frozenset(("object", "array", "string"))  # what a value may be where its schema does not say
+_STRING = frozenset(("string",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None
         the text beside the calls, trimmed, its parts a blank line apart (`text` itself where there is no call); and the
         calls in order. A value that is not of its schema's type stays the string that the model wrote.
     """
+    functions = {tool["function"]["name"]: tool["function"] for tool in reversed(tools or ())}
+    schemas: dict[str, ToolSchema] = {}
     before, *segments = text.split(_OPEN)
     parts, calls = [[before]], list[ToolCall]()
     for segment in segments:
@@ -59,8 +63,10 @@ def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None
             parts[-1] += (_OPEN, segment)
             continue
         name, values, end = found
-        properties = _properties(tools or (), name)
-        calls.append(ToolCall(name, {key: _typed(value, properties.get(key)) for key, value in values.items()}))
+        if name not in schemas:
+            schemas[name] = ToolSchema(functions.get(name, {}).get("parameters"))
+        types = schemas[name].parameters
+        calls.append(ToolCall(name, {key: _typed(value, types.get(key, _STRING)) for key, value in values.items()}))
         parts.append([segment[end:]])
     if not calls:
         return text, ()
@@ -115,20 +121,8 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _properties(tools: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """Schemas of the parameters of a tool; none where there is no such tool."""
-    for tool in tools:
-        function = tool["function"]
-        if function["name"] == name:
-            parameters = function.get("parameters")
-            properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
-            return properties if isinstance(properties, Mapping) else {}
-    return {}
-
-
-def _typed(text: str, schema: Any) -> Any:
-    """The value that `text` stands for under its schema."""
-    kinds = _kinds(schema) if schema is not None else frozenset(("string",))
+def _typed(text: str, kinds: frozenset[str]) -> Any:
+    """The value of one of `kinds` that `text` stands for; else `text` itself."""
     if kinds == {"string"}:
         return text
     try:
@@ -138,37 +132,11 @@ def _typed(text: str, schema: Any) -> Any:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return text
-    kind = _kind(value)
-    if kind == "string":
-        return text  # strings are written without quotes, so these quotes are part of it
-    if kind in kinds or (kind == "integer" and "number" in kinds):
-        return value
-    return int(value) if kind == "number" and "integer" in kinds and value.is_integer() else text
-
-
-def _kinds(schema: Any) -> frozenset[str]:
-    """JSON types that a schema allows."""
-    if not isinstance(schema, Mapping):
-        return _ANYTHING
-    named = schema.get("type")
-    if isinstance(named, str):
-        return frozenset((named,))
-    if isinstance(named, list | tuple):
-        return frozenset(kind for kind in named if isinstance(kind, str))
-    for word in ("anyOf", "oneOf"):
-        branches = schema.get(word)
-        if isinstance(branches, list | tuple):
-            return frozenset[str]().union(*map(_kinds, branches))
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    return frozenset(map(_kind, values)) if isinstance(values, list | tuple) else _ANYTHING
-
-
-def _kind(value: Any) -> str:
-    """The JSON type of a value."""
-    if value is None:
-        return "null"
-    kinds = ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (Mapping, "object"))
-    return next((name for kind, name in kinds if isinstance(value, kind)), "array")
+    kind = type_of(value)
+    # Strings are written without quotes, so quotes are part of one.
+    if kind == "string" or kind not in kinds:
+        return text
+    return int(value) if isinstance(value, float) and "number" not in kinds else value
 
 
 def _refuse(constant: str) -> NoReturn:
