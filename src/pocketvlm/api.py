@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pocketvlm.answers import Answer, EngineError, Job
 from pocketvlm.config import (
@@ -207,7 +207,7 @@ def load(
 class VLM:
     """A loaded model. Options by name everywhere: those of the pictures (`downsample_mode`, `max_slice_nums`, …) and
     those of sampling (`temperature`, `top_p`, `max_tokens`, …; see `SamplingParams`). What is not given comes from the
-    checkpoint; what does not exist is refused.
+    checkpoint; what does not exist is refused. `with pocketvlm.load() as vlm` closes it at the end.
     """
 
     def __init__(
@@ -230,6 +230,7 @@ class VLM:
         self._one_at_a_time = threading.Lock()
         self._numbers = itertools.count()
         self._grammars: GrammarCompiler | None = None
+        self._making_grammars, self._closed = threading.Lock(), False
 
     def ask(self, media: Any, question: str, **options: Any) -> Answer:
         """Answer a question about pictures or videos.
@@ -327,7 +328,8 @@ class VLM:
             self._given_up.extend(running)
 
     def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
-        """Check a conversation and make it ready for the engine; safe in any thread."""
+        """Check a conversation and make it ready for the engine; safe in any thread. `RuntimeError` once closed."""
+        self._check_open()
         began = time.perf_counter()
         media = {k: v for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
         sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
@@ -355,10 +357,32 @@ class VLM:
             return None
         from pocketvlm.engine.grammar import GrammarCompiler
 
-        if self._grammars is None:
-            tokenizer = self.processor.tokenizer
-            self._grammars = GrammarCompiler(tokenizer, self.config.text.vocab_size, tokenizer.stop_ids)
+        with self._making_grammars:
+            self._check_open()
+            if self._grammars is None:
+                tokenizer = self.processor.tokenizer
+                self._grammars = GrammarCompiler(tokenizer, self.config.text.vocab_size, tokenizer.stop_ids)
         return self._grammars.compile(params.structured_outputs, after_thinking=thinking)
+
+    def close(self) -> None:
+        """Take no more requests and end the processes that were started for them; safe from any thread, and again.
+
+        A stream that is under way may still be read to its end.
+        """
+        with self._making_grammars:
+            self._closed = True
+            if self._grammars is not None:
+                self._grammars.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the model is closed")
 
     def _submit(self, job: Job) -> None:
         with self._one_at_a_time:

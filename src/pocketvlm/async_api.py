@@ -34,6 +34,8 @@ class AsyncVLM:
 
     async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""
+        if not self.engine.is_alive:
+            raise RuntimeError("the engine is closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, self.vlm.prepare, messages, options)
 
@@ -66,9 +68,12 @@ class AsyncVLM:
         return job.answer()
 
     async def close(self, *, drain: bool = True) -> None:
-        """Take no more requests, and end: with `drain` when those in flight are done, else now."""
-        await asyncio.to_thread(self.engine.close, drain=drain)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """Take no more requests, and end, the model as well: with `drain` when those in flight are done, else now."""
+        try:
+            await asyncio.to_thread(self.engine.close, drain=drain)
+        finally:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self.vlm.close)
 
     async def __aenter__(self) -> Self:
         return self

@@ -172,7 +172,8 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
     with progress_bars() as report:
         vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
         vlm.progress = report
-        yield vlm
+        with vlm:
+            yield vlm
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     media, _ = read_media(args, [*args.image, *args.images], {**options, "max_tokens": args.max_tokens})
     from pocketvlm.api import load, question_messages, trace  # imports torch: after everything that can be wrong
 
-    vlm = load(args.model, device="cpu", dtype="float32", runtime="torch")
-    result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
+    with load(args.model, device="cpu", dtype="float32", runtime="torch") as vlm:
+        result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
     if args.save is not None:
         try:
             result.save(args.save)

@@ -82,6 +82,7 @@ class GrammarCompiler:
         Raises:
             ConfigError: what was asked for is not valid, cannot be satisfied or takes too much to compile. What only an
                 endless answer would satisfy is not noticed.
+            RuntimeError: the compiler is closed.
         """
         deadline = time.monotonic() + SECONDS
         if after_thinking and self.vocabulary.thinking_ends is None:
@@ -102,7 +103,7 @@ class GrammarCompiler:
         return Grammar(matcher, self.vocabulary, is_tools=spec.tools is not None, after_thinking=after_thinking)
 
     def close(self) -> None:
-        """End the process that tries grammars; what is compiled stays usable."""
+        """End the process that tries grammars, from any thread; what is compiled stays usable, others are refused."""
         self._worker.close()
 
     def _known(self, spec: StructuredOutputs) -> Any:

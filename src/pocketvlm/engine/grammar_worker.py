@@ -37,7 +37,7 @@ LIMITS: Mapping[str, Any] = {
 
 
 class GrammarWorker:
-    """One such process, started anew when it was ended; for one thread at a time.
+    """One such process, started anew when a trial ended it; for one thread at a time, but for `close`.
 
     Args:
         vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary, of whose words only single bytes are told.
@@ -47,10 +47,12 @@ class GrammarWorker:
         self, vocab_size: int, bytes_by_id: Mapping[int, int], control_tokens: Mapping[str, int], stop_ids: list[int]
     ) -> None:
         self._vocabulary = [vocab_size, dict(bytes_by_id), dict(control_tokens), stop_ids]
-        self._process, self._ready = self._start(), False
+        self._closed, self._ready, self._lock = False, False, threading.Lock()
+        self._start()
 
     def try_out(self, grammar: str) -> str:
-        """What is wrong with `grammar`; empty if nothing is."""
+        """What is wrong with `grammar`; empty if nothing is. `RuntimeError` once it is closed."""
+        self._check_open()
         if not self._ready and self._ask(self._vocabulary, TO_START) is None:
             self._restart()
             return "the process that tries grammars did not start"
@@ -62,14 +64,22 @@ class GrammarWorker:
         return str(answer)
 
     def close(self) -> None:
-        """End the process."""
-        self._end()
+        """End the process for good, whatever it is doing; safe from any thread, and again."""
+        with self._lock:
+            self._closed = True
+            self._end()
 
     def _restart(self) -> None:
-        self._end()
-        self._process, self._ready = self._start(), False
+        with self._lock:
+            self._end()
+            self._check_open()
+            self._start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the process that tries grammars is closed")
+
+    def _start(self) -> None:
         process = subprocess.Popen(
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
@@ -79,7 +89,7 @@ class GrammarWorker:
             start_new_session=True,
         )
         self._end = weakref.finalize(self, _end, process)
-        return process
+        self._process, self._ready = process, False
 
     def _ask(self, question: Any, seconds: float) -> Any:
         """The answer; None where the process died of the question, or took too long and was killed."""
