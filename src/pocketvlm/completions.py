@@ -178,13 +178,17 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
             }
             for number, call in enumerate(calls)
         ]
-    logprobs = None if answer.logprobs is None else {"content": [_token(token) for token in answer.logprobs]}
     return {
         "index": index,
         "message": message,
-        "logprobs": logprobs,
+        "logprobs": logprobs_of(answer),
         "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
     }
+
+
+def logprobs_of(answer: Answer) -> dict[str, Any] | None:
+    """How likely each token of an answer was; None where that was not asked for."""
+    return None if answer.logprobs is None else {"content": [_token(token) for token in answer.logprobs]}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

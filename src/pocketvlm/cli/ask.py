@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
 from pocketvlm.cli.common import (
     PICTURES,
     SAMPLING,
@@ -29,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_options(parser, PICTURES, VIDEO, SAMPLING)
     parser.add_argument("--stop", action="append", default=None, help="a string that ends the answer")
+    parser.add_argument("--n", type=int, default=None, help="several answers to one question; with --json")
+    add_logprobs(parser)
+    add_structure(parser)
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
     add_json(parser)
 
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
-    options = options_of(args, PICTURES, VIDEO, SAMPLING)
+    options = options_of(args, PICTURES, VIDEO, SAMPLING) | answer_options(args)
     if args.stop:
         options["stop"] = tuple(args.stop)
     media, seconds = read_media(args, images, options)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
 from pocketvlm.cli.common import (
     PICTURES,
     SAMPLING,
@@ -33,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], help="the same, as an option")
     add_model(parser)
     add_options(parser, PICTURES, VIDEO, SAMPLING)
+    add_logprobs(parser)
+    add_structure(parser)
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    options = options_of(args, PICTURES, VIDEO, SAMPLING)
+    options = options_of(args, PICTURES, VIDEO, SAMPLING) | answer_options(args)
     pending, _ = read_media(args, [*args.image, *args.images], options)
     if args.enable_thinking:
         options["enable_thinking"] = True

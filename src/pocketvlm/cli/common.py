@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.completions import logprobs_of
 from pocketvlm.config import (
     check_auto_token_budget,
     check_device_name,
@@ -60,6 +61,8 @@ VIDEO: dict[str, tuple[type, str]] = {
 }
 
 
+# Further options of sampling, which commands have in forms of their own.
+ANSWERS = ("stop", "n", "logprobs", "structured_outputs")
 # Where and with which numbers a model runs: options of `load`.
 PLACES = ("device", "dtype", "runtime", "quantization")
 
@@ -112,7 +115,7 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     began = time.perf_counter()
     check_device_name(getattr(args, "device", "auto"))
     check_dtype_name(getattr(args, "dtype", "auto"))
-    sampling = {k: v for k, v in options.items() if k in SAMPLING or k == "stop"}
+    sampling = {k: v for k, v in options.items() if k in SAMPLING or k in ANSWERS}
     SamplingParams.from_options(sampling, {"temperature": 0.0})  # before a model is looked up, maybe downloaded
     directory = resolve(args.model)
     SamplingParams.from_options(sampling, SamplingParams.defaults_in(directory))
@@ -177,7 +180,11 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:
-    """The JSON line of an answer; `stages` are seconds spent before it was asked for."""
+    """The JSON line of an answer, its alternatives in the same form.
+
+    Args:
+        stages: seconds spent before it was asked for.
+    """
     usage = answer.usage
     timing = {**stages, **answer.timing, "total": answer.timing["total"] + sum(stages.values())}
     line: dict[str, Any] = {
@@ -192,4 +199,8 @@ def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:
     }
     if answer.reasoning is not None:
         line["reasoning_content"] = answer.reasoning
+    if answer.logprobs is not None:
+        line["logprobs"] = logprobs_of(answer)
+    if answer.alternatives:
+        line["alternatives"] = [answer_json(other, **stages) for other in answer.alternatives]
     return line
