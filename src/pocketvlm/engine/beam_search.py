@@ -6,7 +6,6 @@ Shapes:  K running beams · V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,29 +130,3 @@ class BeamSearch:
         if self.params.early_stopping:
             return False
         return self.beams[0].log_probability / self.length**self.params.length_penalty > self._whole[-1].score
-
-
-def assign_slots(parents: Sequence[int], slots: Sequence[int], unused: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Where new beams live, so that as little as possible is copied.
-
-    The first continuation of a beam stays in its slot; further ones take slots of beams without any, then new slots.
-
-    Args:
-        parents: of each new beam, the index of the one it continues.
-        slots: of the beams before.
-        unused: the first new slot.
-
-    Returns:
-        the slot of each new beam, and the copies to make as (source, target). No target is a source of another copy.
-    """
-    free = [slot for beam, slot in enumerate(slots) if beam not in parents]
-    free += range(unused, unused + len(parents) - len(slots))
-    new, copies, stayed = list[int](), list[tuple[int, int]](), set[int]()
-    for parent in parents:
-        if parent in stayed:
-            new.append(free.pop(0))
-            copies.append((slots[parent], new[-1]))
-        else:
-            stayed.add(parent)
-            new.append(slots[parent])
-    return new, copies
