@@ -15,7 +15,8 @@ from pocketvlm.api import PROMPT_OPTIONS
 from pocketvlm.completions import FIELDS, MM_PROCESSOR_KWARGS, chat_completion, error_response, parse_chat_completion
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.structured_outputs import StructuredOutputs
-from pocketvlm.errors import ConfigError, MediaError, PocketVLMError
+from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, QueueFullError
+from pocketvlm.processing.messages import check_messages
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
@@ -25,6 +26,10 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     },
 }
+
+FUNCTION: dict[str, Any] = TOOL["function"]  # type: ignore[assignment]
+STRICT = {"type": "function", "function": {**FUNCTION, "name": "strict", "strict": True}}
+LENIENT = {"type": "function", "function": {**FUNCTION, "strict": False}}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,16 @@ TOOL = {
         ({"structured_outputs": {"regex": "a+"}}, {"structured_outputs": StructuredOutputs(regex="a+")}),
         ({"tools": [TOOL]}, {"tools": [TOOL]}),
         ({"tools": [TOOL], "tool_choice": "none"}, {}),
+        ({"tools": [TOOL], "response_format": {"type": "text", "json_schema": None}}, {"tools": [TOOL]}),
+        (
+            {"tools": [TOOL], "tool_choice": "none", "response_format": {"type": "json_object"}},
+            {"structured_outputs": StructuredOutputs(json_object=True)},
+        ),
+        (
+            {"tools": [TOOL, STRICT]},
+            {"tools": [TOOL, STRICT], "structured_outputs": StructuredOutputs(tools=[TOOL, STRICT])},
+        ),
+        ({"tools": [LENIENT]}, {"tools": [LENIENT]}),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
             {"tools": [TOOL], "structured_outputs": StructuredOutputs(tools=[TOOL], tool_choice="weather")},
@@ -83,6 +98,9 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "time"}}}, "'time' is no tool"),
         ({"temperature": float("nan")}, "temperature"),
         ({"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}}, "both given"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "tools and response_format were both given"),
+        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "tools and structured_outputs were both given"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": "yes"}}]}, "strict is 'yes'"),
         ({"mm_processor_kwargs": {"fps": 1}}, "fps"),
         ({"chat_template_kwargs": {"template": "x"}}, "template"),
     ],
@@ -142,7 +160,8 @@ def test_answers_become_choices_with_tool_calls_logprobs_and_usage() -> None:
     ]
     body = chat_completion(answers, id="chatcmpl-1", created=7, model="m", tools=[TOOL])
     one, two = body["choices"]
-    assert one["message"] == {"role": "assistant", "content": "Hi", "reasoning_content": "because"}
+    assert one["message"] == {"role": "assistant", "content": "Hi", "refusal": None, "reasoning_content": "because"}
+    assert one["logprobs"].keys() == {"content", "refusal"}
     assert one["logprobs"]["content"][0]["top_logprobs"][0] == {"token": "Hi", "logprob": -0.5, "bytes": [72, 105]}
     assert one["logprobs"]["content"][0]["top_logprobs"][1]["bytes"] is None
     assert two["message"]["content"] == "Let me see."
@@ -168,11 +187,35 @@ def test_a_body_is_json_whatever_the_model_said() -> None:
     (one,) = choice["message"]["tool_calls"]
     assert json.loads(one["function"]["arguments"]) == {"days": '["\\ud800", 1e999]'}
     without = chat_completion([answer], id="chatcmpl-1", created=7, model="m")["choices"][0]["message"]
-    assert without == {"role": "assistant", "content": call}
+    assert without == {"role": "assistant", "content": call, "refusal": None}
 
 
 def test_faults_of_users_are_400_and_ours_are_500_without_details() -> None:
-    assert error_response(MediaError("no picture"))[0] == 400
+    status, body = error_response(MediaError("no picture"))
+    assert status == 400
+    assert body["error"] == {
+        "message": "no picture", "type": "invalid_request_error", "param": None, "code": "invalid_media"
+    }  # fmt: skip
     status, body = error_response(EngineError("secret insides"))
     assert status == 500
+    assert body["error"].keys() == {"message", "type", "param", "code"}
     assert "secret" not in body["error"]["message"]
+
+
+def test_a_full_queue_is_no_fault_of_the_request() -> None:
+    status, body = error_response(QueueFullError("2 requests are waiting", hint="Try again later."))
+    assert (status, body["error"]["type"]) == (429, "rate_limit_error")
+    assert "Try again later" in body["error"]["message"]
+
+
+def test_an_answer_can_be_sent_back_as_it_came() -> None:
+    """What clients do: they append the message of a choice to the conversation."""
+    call = "<tool_call>\n<function=weather>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+    for text in (call, "Hi", f"Well. {call}"):
+        answer = Answer(text, Usage(1, 0, 1), {}, "stop", "because")
+        message = chat_completion([answer], id="chatcmpl-1", created=7, model="m", tools=[TOOL])["choices"][0][
+            "message"
+        ]
+        replies = [{"role": "tool", "tool_call_id": c["id"], "content": "x"} for c in message.get("tool_calls", [])]
+        (_, checked, *_) = check_messages([*HELLO, message, *replies]).messages
+        assert [c["function"]["arguments"] for c in checked.get("tool_calls", [])] == [{"days": 3} for _ in replies]

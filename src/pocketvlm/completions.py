@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.engine.sampling_params import MAX_LOGPROBS
-from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError
+from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
 from pocketvlm.processing.messages import check_tools
 from pocketvlm.processing.tool_calls import parse_tool_calls
 
@@ -154,18 +154,31 @@ def chat_completion(
 
 
 def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for a request that failed: 400 for what a user can mend, 500, without details, for our fault."""
+    """Status and body for a request that failed.
+
+    400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
+    """
+    if isinstance(error, QueueFullError):
+        return 429, _error(str(error), "rate_limit_error", "queue_full")
     if isinstance(error, PocketVLMError):
         codes = ((MediaError, "invalid_media"), (PromptError, "invalid_prompt"), (ConfigError, "invalid_value"))
         code = next((name for kind, name in codes if isinstance(error, kind)), "invalid_request")
-        return 400, {"error": {"message": str(error), "type": "invalid_request_error", "code": code}}
+        return 400, _error(str(error), "invalid_request_error", code)
     message = f"this request failed inside pocketvlm ({type(error).__name__})"
-    return 500, {"error": {"message": message, "type": "server_error", "code": "internal_error"}}
+    return 500, _error(message, "server_error", "internal_error")
+
+
+def _error(message: str, kind: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
     content, calls = parse_tool_calls(answer.text, tools) if tools else (answer.text, ())
-    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if calls and not content else content,
+        "refusal": None,
+    }
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
     if calls:
@@ -188,7 +201,9 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
 
 def logprobs_of(answer: Answer) -> dict[str, Any] | None:
     """How likely each token of an answer was; None where that was not asked for."""
-    return None if answer.logprobs is None else {"content": [_token(token) for token in answer.logprobs]}
+    if answer.logprobs is None:
+        return None
+    return {"content": [_token(token) for token in answer.logprobs], "refusal": None}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
@@ -261,7 +276,10 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tools that may not be called are not shown to the model at all; calls that must be are enforced by a grammar."""
+    """Tools that may not be called are not shown to the model at all.
+
+    Calls that must be made, and those of strict tools, are held to a grammar.
+    """
     tools = check_tools(given.get("tools"))
     choice = given.get("tool_choice", "auto")
     named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
@@ -276,14 +294,23 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if choice == "none":
         return {}
-    if choice == "auto":
+    for field in ("response_format", "structured_outputs"):  # under either no tool could be called
+        if field in given and given[field].get("type") != "text":
+            raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
+    if choice == "auto" and not _any_strict(tools):
         return {"tools": tools}
-    for field in ("response_format", "structured_outputs"):
-        if field in given and given[field] != {"type": "text"}:
-            raise ConfigError(f"tool_choice={_show(choice)} and {field} were both given", hint="Give one of them.")
     from pocketvlm.engine.structured_outputs import StructuredOutputs
 
     return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
+
+
+def _any_strict(tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether calls of a tool must keep to its schema, which only a grammar sees to."""
+    is_any = False
+    for index, tool in enumerate(tools):
+        if (strict := tool["function"].get("strict")) is not None:
+            is_any |= _check(f"tools[{index}].function.strict", strict, "boolean")
+    return is_any
 
 
 def _template(given: Mapping[str, Any]) -> dict[str, Any]:

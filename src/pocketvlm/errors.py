@@ -36,6 +36,10 @@ class PromptError(PocketVLMError):
     """Messages, template arguments or token ids that do not form a prompt."""
 
 
+class QueueFullError(PocketVLMError):
+    """As many requests are waiting as may; nothing is wrong with this one, which may be tried again later."""
+
+
 class MissingExtraError(PocketVLMError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -216,7 +216,7 @@ def test_a_lost_request_is_a_500_of_its_own(tmp_path: Path, stub: StubVLM, capsy
     assert "3 requests: 1 succeeded, 2 failed" in text
     found = {one["custom_id"]: one["response"] for one in read(tmp_path / "out.jsonl")}
     assert {key: one["status_code"] for key, one in found.items()} == {"a": 500, "b": 200, "c": 400}
-    assert found["a"]["body"]["error"].keys() == {"message", "type", "code"}
+    assert found["a"]["body"]["error"].keys() == {"message", "type", "param", "code"}
     assert "stream" in found["c"]["body"]["error"]["message"]
     assert len(stub.asked) == 2
 

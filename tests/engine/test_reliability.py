@@ -21,12 +21,12 @@ from tiny_models import prompt_with_views, random_patches, random_text, tiny_mod
 from torch import Tensor
 
 from pocketvlm.engine.async_engine import AsyncEngine
-from pocketvlm.engine.engine import Engine, QueueFullError
+from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner
-from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.errors import ConfigError, PromptError, QueueFullError
 from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View

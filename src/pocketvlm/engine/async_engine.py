@@ -15,8 +15,9 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Self
 
-from pocketvlm.engine.engine import Engine, QueueFullError
+from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
+from pocketvlm.errors import QueueFullError
 
 Order = Callable[[], None]
 

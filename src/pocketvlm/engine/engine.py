@@ -25,14 +25,10 @@ from pocketvlm.engine.prefix_cache import PrefixCache
 from pocketvlm.engine.request import Output, Request, Sequence
 from pocketvlm.engine.runner import Runner
 from pocketvlm.engine.scheduler import Chunk, Plan, Scheduler, SchedulerConfig
-from pocketvlm.errors import ConfigError, PocketVLMError
+from pocketvlm.errors import ConfigError, QueueFullError
 from pocketvlm.model.packing import PackedBatch, Segment
 
 logger = logging.getLogger(__name__)
-
-
-class QueueFullError(PocketVLMError):
-    """The engine has as many requests waiting as it may; try again later."""
 
 
 class Engine:

@@ -11,7 +11,7 @@ Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,8 +23,8 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
 MAX_DEPTH = 32  # of tool schemas and tool-call arguments
 
-# Fields each role may carry. The ids of tool calls and the name of a tool are the protocol's own bookkeeping: answers
-# are matched to calls by order in this model's prompt.
+# Fields each role may carry. The ids of tool calls and the name of a tool are the protocol's own bookkeeping: this
+# model's prompt has no place for them, and matches answers to calls by their order.
 _FIELDS = {
     "system": {"role", "content"},
     "user": {"role", "content"},
@@ -67,7 +67,7 @@ def check_messages(messages: Any) -> Conversation:
         raise PromptError("messages is empty, expected at least one user message")
     media: list[MediaPart] = []
     checked: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
+    for index, message in _in_order_of_calls(messages):
         where = f"messages[{index}]"
         role = _check_fields(message, where)
         if role == "system" and index > 0:
@@ -112,6 +112,43 @@ def plain_json(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_json(item, where, depth + 1) for item in value]
     raise PromptError(f"{where} holds a {type(value).__name__}, which is not JSON")
+
+
+def _in_order_of_calls(messages: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """Messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
+    calls: dict[str, int] = {}
+    run: list[tuple[int, int, Any]] = []  # the call that each tool message answers, its place, and the message
+    for index, message in enumerate(messages):
+        role, fields = (message.get("role"), message) if isinstance(message, Mapping) else (None, {})
+        if role == "tool":
+            call = fields.get("tool_call_id")
+            if calls and isinstance(call, str) and call not in calls:
+                raise PromptError(
+                    f"messages[{index}]: tool_call_id is {_show(call)}, which no call before it has",
+                    hint="Give the id of a call of the assistant message before it.",
+                )
+            run.append((calls.get(call, -1) if isinstance(call, str) else -1, index, message))
+            continue
+        yield from _answers(run)
+        run, calls = [], _call_ids(fields) if role == "assistant" else {}
+        yield index, message
+    yield from _answers(run)
+
+
+def _answers(run: list[tuple[int, int, Any]]) -> Iterator[tuple[int, Any]]:
+    if all(call >= 0 for call, _, _ in run):
+        run = sorted(run, key=lambda answer: answer[0])
+    return ((index, message) for _, index, message in run)
+
+
+def _call_ids(message: Message) -> dict[str, int]:
+    """The place of each call of an assistant message by its id; empty unless each has an id of its own."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | tuple):
+        return {}
+    ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
+    found = {id: place for place, id in enumerate(ids) if isinstance(id, str)}
+    return found if len(found) == len(ids) else {}
 
 
 def _check_fields(message: Any, where: str) -> str:
