@@ -27,8 +27,7 @@ class TorchRunner:
     def __init__(self, model: MiniCPMV, *, graphs: bool | None = None) -> None:
         self.model, self.config = model, model.config
         on_gpu = model.device.type == "cuda"
-        # On a GPU so much that the work outlasts its launches, and little enough that answers which run beside it do not
-        # wait for more than some tens of milliseconds.
+        # On a GPU so much that the work outlasts its launches; answers beside it wait for some tens of milliseconds.
         self.prefill_chunk = 4096 if on_gpu else 1024
         self.encode_patches = 16384 if on_gpu else 10240
         # On a CPU a step reads the rows of a contiguous cache where they are; blocks it would have to gather.
