@@ -17,11 +17,12 @@ from printed import printed_page
 from tiny_models import tiny_model
 
 import pocketvlm
-from pocketvlm.api import plan_image, trace
+from pocketvlm.api import trace
 from pocketvlm.cli import main
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.image import encode_image
+from pocketvlm.view_plan import plan_image
 
 # 3 x 3 slices of 448 x 448 pixels, small print in the last of the second row.
 PAGE = printed_page(1344, 1344, (1, 2), side=448)

@@ -21,10 +21,11 @@ from pocketvlm.errors import (
 
 if TYPE_CHECKING:
     from pocketvlm.answers import Answer, EngineError, TokenLogprob, Usage
-    from pocketvlm.api import VLM, ViewPlan, load, plan, plan_image
+    from pocketvlm.api import VLM, load
     from pocketvlm.engine.engine_config import EngineConfig
     from pocketvlm.engine.sampling_params import SamplingParams
     from pocketvlm.engine.structured_outputs import StructuredOutputs
+    from pocketvlm.view_plan import ViewPlan, plan, plan_image
 
 __version__ = "0.1.0"
 
@@ -51,7 +52,9 @@ __all__ = [
 ]
 
 # Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
-_LAZY = dict.fromkeys(("VLM", "ViewPlan", "load", "plan", "plan_image"), "pocketvlm.api") | {
+_LAZY = {
+    **dict.fromkeys(("VLM", "load"), "pocketvlm.api"),
+    **dict.fromkeys(("ViewPlan", "plan", "plan_image"), "pocketvlm.view_plan"),
     **dict.fromkeys(("Answer", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.answers"),
     "EngineConfig": "pocketvlm.engine.engine_config",
     "SamplingParams": "pocketvlm.engine.sampling_params",

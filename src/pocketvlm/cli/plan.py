@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pocketvlm.api import ViewPlan
+    from pocketvlm.view_plan import ViewPlan
 
 PUBLISHED = "openbmb/MiniCPM-V-4.6"
 _SIZE = re.compile(r"(\d{1,7})x(\d{1,7})")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         plan_views(Size(height=height, width=width), image_config, mode, options["max_slice_nums"])
     # Only auto looks at pixels. Read, as all that can be wrong without torch is found, before it is imported.
     pictures = [_pixels(text) if mode == "auto" else None for text in given]
-    from pocketvlm.api import plan, plan_image
+    from pocketvlm.view_plan import plan, plan_image
 
     options |= {"model_config": model_config, "image_config": image_config}
     plans = [
