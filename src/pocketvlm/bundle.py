@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, ConfigError
 
-FORMAT = 6  # changes whenever bundles written before must be made anew
+FORMAT = 7  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
 GRAPHS = ("vision", "embedding", "decoder")
 OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits as the graphs use them
@@ -50,7 +50,7 @@ class Quantization:
     @property
     def suits_compiled(self) -> bool:
         """Whether there are compiled operators for anything in it."""
-        return self.decoder != "fp32" or self.head != "fp32"
+        return any(getattr(self, part.name) != "fp32" for part in fields(self))
 
     def __str__(self) -> str:
         return f"vision {self.vision}, decoder {self.decoder}, head {self.head}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.engine.onnx_runner import product_session
@@ -119,6 +119,34 @@ def test_gates_and_norms_before_it(scheme: Scheme, kind: str, count: int) -> Non
     assert (got - expected).norm() <= 2e-3 * expected.norm()
 
 
+@settings(max_examples=30)
+@given(
+    count=st.sampled_from([1, 7, 100]),
+    inputs=st.sampled_from([16, 48, 64, 1072]),
+    outputs=OUTPUTS,
+    scheme=SCHEMES,
+    has_gelu=st.booleans(),
+)
+def test_bias_and_gelu_behind_it(count: int, inputs: int, outputs: int, scheme: Scheme, has_gelu: bool) -> None:
+    """Also of inputs that no rotation could mix."""
+    g = GraphBuilder("biased", compiled=True)
+    x = g.input("x", FLOAT, ("batch", "new", inputs))
+    w, generator = weight(outputs, inputs), torch.Generator().manual_seed(count)
+    parts = (w[: outputs // 2], w[outputs // 2 :]) if outputs > 1 else (w,)
+    bias = torch.randn(outputs, generator=generator)
+    biases = bias.split([len(part) for part in parts])
+    out = compiled_linear(g, "product", x, parts, scheme, biases=biases, gelu=has_gelu)
+    g.output("y", out, FLOAT, ("batch", "new", outputs))
+    values = torch.randn(count, inputs, generator=generator)
+    h = GraphBuilder("plain", compiled=True)
+    x = h.input("x", FLOAT, ("batch", "new", inputs))
+    h.output("y", compiled_linear(h, "product", x, [w], scheme), FLOAT, ("batch", "new", outputs))
+    expected = run(session(h), x=values) + bias
+    expected = gelu(expected, approximate="tanh") if has_gelu else expected
+    torch.testing.assert_close(run(session(g), x=values), expected, atol=2e-6, rtol=2e-5)
+    assert (expected - values @ w.T).abs().max() > 0
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
 def test_very_small_and_very_large_gates_stay_finite(size: float) -> None:
     g = GraphBuilder("gated", compiled=True)
@@ -140,6 +168,7 @@ def test_no_rows_give_no_rows() -> None:
     ("changed", "reason"),
     [
         ({"K": 48}, "attributes"),
+        ({"K": 48, "block": 48, "rotate": 1}, "attributes"),
         ({"bits": 5}, "attributes"),
         ({"block": 24}, "attributes"),
         ({"head": 10}, "attributes"),
@@ -162,7 +191,7 @@ def test_nodes_that_are_wrong_are_refused(changed: dict[str, int], reason: str) 
         g.weight("values", ir.DataType.UINT8, values.shape, lambda: values),
         g.weight("scales", FLOAT, scales.shape, lambda: scales),
     ]
-    attributes = {"bits": 8, "K": 64, "N": 64, "block": 64, "rotate": 0, "activation": 0}
+    attributes = {"bits": 8, "K": 64, "N": 64, "block": 64, "rotate": 0, "activation": 0, "gelu": 0}
     attributes |= {"x_offset": 0, "gate_offset": 0, "head": 0} | changed
     g.output("y", g.own("QuantizedLinear", x, *parts, **attributes, epsilon=0.0), FLOAT, ("batch", "new", "outputs"))
     with pytest.raises(Exception, match=f"QuantizedLinear: {reason}"):

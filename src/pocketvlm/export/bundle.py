@@ -133,13 +133,16 @@ def _between(progress: Progress | None, start: float, end: float) -> Progress | 
 
 def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -> dict[str, Any]:
     from pocketvlm.export.onnx_graphs.compiled_decoder import CompiledDecoderGraph
+    from pocketvlm.export.onnx_graphs.compiled_vision import CompiledVisionGraph
     from pocketvlm.export.onnx_graphs.decoder import DecoderGraph
     from pocketvlm.export.onnx_graphs.embedding import embedding_graph
     from pocketvlm.export.onnx_graphs.vision import VisionGraph
 
-    decoder = CompiledDecoderGraph if operators == "compiled" else DecoderGraph
+    is_compiled = operators == "compiled"
+    vision = CompiledVisionGraph if is_compiled else VisionGraph
+    decoder = CompiledDecoderGraph if is_compiled else DecoderGraph
     return {
-        "vision": VisionGraph(model, quantization.vision).build(),
+        "vision": vision(model, quantization.vision).build(),
         "embedding": embedding_graph(model, half=quantization.head != "fp32"),
         "decoder": decoder(model, quantization.decoder, quantization.head).build(),
     }

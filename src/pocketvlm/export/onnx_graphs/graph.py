@@ -75,7 +75,7 @@ class GraphBuilder:
         made = self.tape.op_multi_out(kind, inputs, attributes, num_outputs=outputs, domain=domain)
         return [self._named(value) for value in made]
 
-    def own(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> Any:
+    def own(self, kind: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
         """A compiled operator of ours; a value, or as many as `outputs` says."""
         return self._of(COMPILED, kind, inputs, outputs, attributes)
 

@@ -47,10 +47,7 @@ def linear(
         scheme: 4 bits need whole blocks of inputs; where there are none the product is int8.
     """
     outputs, inputs = size_of(weights)
-    bias: tuple[ir.Value, ...] = ()
-    if biases:
-        columns = [b.unsqueeze(1) for b in biases]
-        bias = (graph.weight(f"{name}.bias", ir.DataType.FLOAT, (outputs,), lambda: as_fp32(columns)[:, 0]),)
+    bias = (_bias(graph, name, outputs, biases),) if biases else ()
     if scheme == "fp32":
         weight = graph.weight(f"{name}.weight", ir.DataType.FLOAT, (outputs, inputs), lambda: as_fp32(weights))
         return (
@@ -124,9 +121,9 @@ class Gate:
     epsilon: float = 0.0
 
 
-def can_compile(graph: GraphBuilder, inputs: int, scheme: Scheme) -> bool:
-    """Whether there is a compiled product for rows of so many inputs in a graph."""
-    return graph.compiled and scheme != "fp32" and panels.is_possible(inputs, _block(scheme, inputs))
+def can_compile(graph: GraphBuilder, inputs: int, scheme: Scheme, *, rotated: bool = True) -> bool:
+    """Whether there is a compiled product for rows of so many inputs, which may have to be mixed, in a graph."""
+    return graph.compiled and scheme != "fp32" and panels.is_possible(inputs, _block(scheme, inputs), rotated=rotated)
 
 
 def compiled_linear(
@@ -138,8 +135,11 @@ def compiled_linear(
     *,
     rotated: bool = False,
     gate: Gate | None = None,
+    biases: Sequence[Tensor] = (),
+    gelu: bool = False,
 ) -> ir.Value:
-    """`token_linear` in one node of our own, which `can_compile` allows: it gates, rotates, rounds, multiplies."""
+    """`token_linear` in one node of our own, which `can_compile` allows: it gates, rotates, rounds, multiplies, adds
+    the bias, and takes the tanh form of GELU of all that."""
     outputs, inputs = size_of(weights)
     block = _block(scheme, inputs)
     is_int4 = scheme == "int4" and block_of(inputs) is not None
@@ -161,10 +161,20 @@ def compiled_linear(
         "x_offset": gate.x_offset if gate else 0,
         "gate_offset": gate.offset if gate else 0,
         "head": gate.head if gate else 0,
+        "gelu": int(gelu),
     }
-    extra = () if gate is None else (gate.values,) if gate.norm is None else (gate.values, gate.norm)
+    extra: list[ir.Value | None] = [gate.values if gate else None, gate.norm if gate else None]
+    if biases:
+        extra.append(_bias(graph, name, outputs, biases))
+    while extra and extra[-1] is None:
+        extra.pop()
     epsilon = gate.epsilon if gate else 0.0
     return graph.own("QuantizedLinear", x_TK, values, scale, *extra, **attributes, epsilon=epsilon)
+
+
+def _bias(graph: GraphBuilder, name: str, outputs: int, biases: Sequence[Tensor]) -> ir.Value:
+    columns = [b.unsqueeze(1) for b in biases]
+    return graph.weight(f"{name}.bias", ir.DataType.FLOAT, (outputs,), lambda: as_fp32(columns)[:, 0])
 
 
 def _block(scheme: Scheme, inputs: int) -> int:

@@ -17,9 +17,9 @@ TOGETHER = 256  # panels made at once: the head has 3,877
 Array = NDArray[Any]
 
 
-def is_possible(inputs: int, block: int) -> bool:
-    """Whether the compiled product takes rows of so many inputs, in blocks of so many."""
-    return inputs % 32 == 0 and block % 32 == 0 and inputs % block == 0
+def is_possible(inputs: int, block: int, *, rotated: bool = True) -> bool:
+    """Whether the compiled product takes rows of so many inputs, in blocks of so many; a rotation mixes 32 of them."""
+    return inputs % (32 if rotated else 16) == 0 and block % 16 == 0 and inputs % block == 0
 
 
 def panels_of(outputs: int) -> int:

@@ -25,11 +25,12 @@ class VisionGraph:
 
     Args:
         scheme: of all products but that of the patches, which are few and carry the raw pixels.
+        compiled: whether there may be operators of our own.
     """
 
-    def __init__(self, model: MiniCPMV, scheme: Scheme) -> None:
+    def __init__(self, model: MiniCPMV, scheme: Scheme, *, compiled: bool = False) -> None:
         self.model, self.scheme = model, scheme
-        self.graph = GraphBuilder("vision")
+        self.graph = GraphBuilder("vision", compiled=compiled)
         self.width = model.config.vision.hidden_size
 
     def build(self) -> ir.Model:
@@ -96,22 +97,31 @@ class VisionGraph:
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
         return linear(self.graph, name, x, weights, self.scheme, biases)
 
+    def _linear_gelu(self, name: str, x: ir.Value, layer: nn.Linear) -> ir.Value:
+        """GELU in its tanh form of a linear layer."""
+        return self.graph.contrib("FastGelu", self._linear(name, x, layer))
+
     def _attention(self, name: str, attention: ViewAttention, x: ir.Value, first_two: ir.Value) -> ir.Value:
         """[T, D] to [T, D]; `first_two` is the shape [V, -1] or the like of sequences that do not see each other."""
         g = self.graph
         joined = self._linear(f"{name}.qkv_proj", x, attention.q_proj, attention.k_proj, attention.v_proj)
         shape = g.op("Concat", first_two, g.constant([3 * self.width]), axis=0)
-        q, k, v = g.ops("Split", 3, g.op("Reshape", joined, shape), axis=-1, num_outputs=3)
-        out = g.contrib("MultiHeadAttention", q, k, v, num_heads=attention.heads)
+        out = self._attend(g.op("Reshape", joined, shape), attention)
         return self._linear(f"{name}.out_proj", self._rows(out), attention.out_proj)
+
+    def _attend(self, joined: ir.Value, attention: ViewAttention) -> ir.Value:
+        """Queries, keys and values side by side, [sequences, tokens, 3 D], to [sequences, tokens, D]."""
+        q, k, v = self.graph.ops("Split", 3, joined, axis=-1, num_outputs=3)
+        return self.graph.contrib("MultiHeadAttention", q, k, v, num_heads=attention.heads)
 
     def _layer(self, name: str, layer: VisionLayer, x: ir.Value, views: ir.Value) -> ir.Value:
         g = self.graph
         shape = g.op("Concat", views, g.constant([-1]), axis=0)
         normed = self._norm(f"{name}.layer_norm1", layer.layer_norm1, x)
         x = g.op("Add", x, self._attention(f"{name}.self_attn", layer.self_attn, normed, shape))
-        hidden = self._linear(f"{name}.fc1", self._norm(f"{name}.layer_norm2", layer.layer_norm2, x), layer.mlp.fc1)
-        return g.op("Add", x, self._linear(f"{name}.fc2", g.contrib("FastGelu", hidden), layer.mlp.fc2))
+        normed = self._norm(f"{name}.layer_norm2", layer.layer_norm2, x)
+        hidden = self._linear_gelu(f"{name}.fc1", normed, layer.mlp.fc1)
+        return g.op("Add", x, self._linear(f"{name}.fc2", hidden, layer.mlp.fc2))
 
     def _compress_if(self, compress: ir.Value, x: ir.Value) -> ir.Value:
         """Early compression where `compress` says so, else x unchanged."""
@@ -129,7 +139,7 @@ class VisionGraph:
             keepdims=0,
         )
         folded = self._norm("vit_merger.pre_norm", merger.pre_norm, self._rows(seen, WINDOW * self.width))
-        hidden = inner.contrib("FastGelu", self._linear("vit_merger.linear_1", folded, merger.linear_1))
+        hidden = self._linear_gelu("vit_merger.linear_1", folded, merger.linear_1)
         merged = inner.op("Add", self._linear("vit_merger.linear_2", hidden, merger.linear_2), mean)
         other = outer.branch("keep")
         kept = other.op("Identity", x)

@@ -2,6 +2,7 @@
 
 #include "causal_conv.h"
 #include "quantized_linear.h"
+#include "view_attention.h"
 
 namespace {
 
@@ -47,7 +48,8 @@ extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(
   const ort::Api* api = base->get(ort::kVersion);
   ort::Domain* domain = nullptr;  // lives as long as the process, as its operators do
   if (auto status = api->create_domain("pocketvlm", &domain)) return status;
-  for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>()})
+  for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
+                                  operator_of<pocketvlm::ViewAttention>()})
     if (auto status = api->add_operator(domain, op)) return status;
   return api->add_domain(options, domain);
 }

@@ -1,10 +1,10 @@
 // QuantizedLinear: y = f(x) W^T in one node, where standard operators take up to fourteen.
 //
-// Inputs: x fp32 [..., X]; values uint8 and scales fp32 as in quantized_product.h; gate fp32 [..., G] and norm fp32 [E],
-// both optional. Output: fp32 [..., N].
+// Inputs: x fp32 [..., X]; values uint8 and scales fp32 as in quantized_product.h; gate fp32 [..., G], norm fp32 [E] and
+// bias fp32 [N], all three optional. Output: fp32 [..., N].
 // Attributes: bits (8 or 4), K, N, block (inputs that share a scale); of f: rotate (1: mix 32 inputs at a time),
 // activation (0 none, 1 SiLU, 2 sigmoid), x_offset and gate_offset (where in their rows the K values begin),
-// head (E, 0 for no norm), epsilon (of the norm).
+// head (E, 0 for no norm), epsilon (of the norm); gelu (1: of what comes out).
 #pragma once
 
 #include <new>
@@ -19,22 +19,23 @@ namespace pocketvlm {
 class QuantizedLinear {
  public:
   static constexpr const char* kName = "QuantizedLinear";
-  static constexpr size_t kInputs = 5, kRequired = 3, kOutputs = 1;
+  static constexpr size_t kInputs = 6, kRequired = 3, kOutputs = 1;
   static int input_type(size_t index) { return index == 1 ? ort::kUint8 : ort::kFloat; }
 
   ort::Status read(const ort::Api& api, const ort::Info* info) {
-    int64_t activation, rotate;
+    int64_t activation, rotate, gelu;
     const std::pair<const char*, int64_t*> attributes[] = {
         {"bits", &bits_},    {"K", &size_.inputs},  {"N", &size_.outputs},       {"block", &size_.block},
         {"rotate", &rotate}, {"head", &gate_.head}, {"activation", &activation}, {"x_offset", &x_offset_},
-        {"gate_offset", &gate_offset_}};
+        {"gate_offset", &gate_offset_}, {"gelu", &gelu}};
     for (const auto& [name, place] : attributes)
       if (auto status = api.attribute(info, name, place)) return status;
     if (auto status = api.attribute(info, "epsilon", &gate_.epsilon)) return status;
     gate_.activation = static_cast<Activation>(activation);
-    gate_.rotates = rotate;
-    const bool fits = (bits_ == 8 || bits_ == 4) && size_.inputs >= kMixed && size_.inputs % kMixed == 0 &&
-                      size_.outputs > 0 && size_.block >= kMixed && size_.block % kMixed == 0 &&
+    gate_.rotates = rotate, has_gelu_ = gelu;
+    const bool fits = (bits_ == 8 || bits_ == 4) && size_.inputs >= kLanes && size_.inputs % kLanes == 0 &&
+                      size_.outputs > 0 && size_.block >= kLanes && size_.block % kLanes == 0 &&
+                      (!rotate || size_.inputs % kMixed == 0) &&
                       size_.inputs % size_.block == 0 && activation >= 0 && activation <= 2 && gate_.head >= 0 &&
                       gate_.head % kLanes == 0 && (!gate_.head || size_.inputs % gate_.head == 0) && x_offset_ >= 0 &&
                       gate_offset_ >= 0;
@@ -42,13 +43,14 @@ class QuantizedLinear {
   }
 
   ort::Status compute(const ort::Api& api, ort::Context* context) const {
-    Tensor x, values, scales, gate, norm;
+    Tensor x, values, scales, gate, norm, bias;
     size_t index = 0;
-    for (Tensor* tensor : {&x, &values, &scales, &gate, &norm})
+    for (Tensor* tensor : {&x, &values, &scales, &gate, &norm, &bias})
       if (auto status = pocketvlm::read(api, context, index++, tensor)) return status;
     const bool is_gated = gate_.activation != Activation::kNone;
     if (x.last() < x_offset_ + size_.inputs || (is_gated && gate.last() < gate_offset_ + size_.inputs) ||
-        (is_gated && gate.rows() != x.rows()) || (gate_.head && norm.last() != gate_.head))
+        (is_gated && gate.rows() != x.rows()) || (gate_.head && norm.last() != gate_.head) ||
+        (bias.data && bias.last() != size_.outputs))
       return api.error(ort::kInvalidArgument, "QuantizedLinear: inputs of another size than K says");
     const int64_t panels = (size_.outputs + kPanel - 1) / kPanel;
     if (values.rows() * values.last() != panels * kPanel * size_.inputs * bits_ / 8 ||
@@ -61,7 +63,7 @@ class QuantizedLinear {
     if (!rows) return nullptr;
 
     static thread_local Scratch scratch;
-    if (!scratch.resize(rows, size_)) return api.error(ort::kFail, "QuantizedLinear: out of memory");
+    if (!scratch.resize(rows, size_, gate_.changes())) return api.error(ort::kFail, "QuantizedLinear: out of memory");
     const Activations activations{scratch.values.data(), scratch.scales.data(), scratch.starts.data()};
     float* changed = scratch.changed.data();
     const auto prepare = [&](int64_t row) {
@@ -83,8 +85,10 @@ class QuantizedLinear {
       return status;
     const Weights weights{values.as<uint8_t>(), scales.as<float>()};
     const auto run = bits_ == 8 ? panel<8> : panel<4>;
-    return parallel_for(api, context, panels,
-                        [&](int64_t number) { run(size_, activations, weights, out.as<float>(), rows, number); });
+    const Finish finish{bias.as<float>(), has_gelu_};
+    return parallel_for(api, context, panels, [&](int64_t number) {
+      run(size_, activations, weights, finish, out.as<float>(), rows, number);
+    });
   }
 
  private:
@@ -94,9 +98,9 @@ class QuantizedLinear {
     std::vector<float> scales, changed;
     std::vector<int32_t> starts;
 
-    bool resize(int64_t rows, const Size& size) try {
+    bool resize(int64_t rows, const Size& size, bool changes) try {
       values.resize(rows * size.inputs);
-      changed.resize(rows * size.inputs);
+      if (changes) changed.resize(rows * size.inputs);
       scales.resize(rows * size.blocks());
       starts.resize(rows * size.blocks());
       return true;
@@ -107,6 +111,7 @@ class QuantizedLinear {
 
   Size size_{};
   Gate gate_{};
+  bool has_gelu_ = false;
   int64_t bits_ = 0, x_offset_ = 0, gate_offset_ = 0;
 };
 

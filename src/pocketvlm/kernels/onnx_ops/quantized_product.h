@@ -37,6 +37,12 @@ struct Weights {
   const float* scales;    // [P, B, 64]
 };
 
+// What becomes of a sum: a bias [N] is added (null for none), then the tanh form of GELU.
+struct Finish {
+  const float* bias;
+  bool has_gelu;
+};
+
 struct Size {
   int64_t inputs, outputs, block;
   int64_t blocks() const { return inputs / block; }
@@ -159,9 +165,11 @@ inline void add_block(const Activations& x, int64_t blocks, int64_t b, const flo
 }
 
 // At most kGroup rows by one panel: every block of weights is used by all tiles of rows while it is in the first-level
-// cache, and the next one is on its way meanwhile. `x` and `out` [., N] start at the first row, `w` and `out` at the panel.
+// cache, and the next one is on its way meanwhile. `x` and `out` [., N] start at the first row, `w`, `finish` and `out` at
+// the panel.
 template <int kBits>
-void multiply_group(const Size& size, const Activations& x, const Weights& w, int64_t rows, float* out, int64_t columns) {
+void multiply_group(const Size& size, const Activations& x, const Weights& w, const Finish& finish, int64_t rows,
+                    float* out, int64_t columns) {
   using Tile = void (*)(const int8_t*, int64_t, const Segment&, int32_t*);
   static constexpr Tile tiles[] = {multiply_rows<kBits, 1>, multiply_rows<kBits, 2>, multiply_rows<kBits, 3>,
                                    multiply_rows<kBits, 4>, multiply_rows<kBits, 5>, multiply_rows<kBits, 6>};
@@ -183,18 +191,23 @@ void multiply_group(const Size& size, const Activations& x, const Weights& w, in
     }
     add_block(x, blocks, b, w.scales + b * kPanel, rows, sums, totals);
   }
-  for (int64_t t = 0; t < rows; ++t)
-    for (int64_t j = 0; j < kPanel; j += kLanes) {
-      const auto mask = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns - j, 0, kLanes)) - 1);
-      _mm512_mask_storeu_ps(out + t * size.outputs + j, mask, _mm512_load_ps(totals + t * kPanel + j));
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const auto mask = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns - j, 0, kLanes)) - 1);
+    const __m512 bias = finish.bias ? _mm512_maskz_loadu_ps(mask, finish.bias + j) : _mm512_setzero_ps();
+    for (int64_t t = 0; t < rows; ++t) {
+      const __m512 value = _mm512_add_ps(_mm512_load_ps(totals + t * kPanel + j), bias);
+      _mm512_mask_storeu_ps(out + t * size.outputs + j, mask, finish.has_gelu ? gelu(value) : value);
     }
+  }
 }
 
 // All rows by one panel.
 template <int kBits>
-void panel(const Size& size, const Activations& x, const Weights& w, float* out, int64_t rows, int64_t number) {
+void panel(const Size& size, const Activations& x, const Weights& w, const Finish& finish, float* out, int64_t rows,
+           int64_t number) {
   const int64_t blocks = size.blocks();
   const Weights mine{w.values + number * size.inputs * kPanel * kBits / 8, w.scales + number * blocks * kPanel};
+  const Finish after{finish.bias ? finish.bias + number * kPanel : nullptr, finish.has_gelu};
   const int64_t columns = std::min<int64_t>(kPanel, size.outputs - number * kPanel);
   // Weights of 8 bits are read again by each tile: a block of theirs, all inputs, is too large for that cache.
   const int64_t count = (rows + kRows - 1) / kRows;
@@ -202,7 +215,7 @@ void panel(const Size& size, const Activations& x, const Weights& w, float* out,
   for (int64_t first = 0; first < rows; first += group) {
     const Activations some{x.values + first * size.inputs, x.scales + first * blocks, x.starts + first * blocks};
     float* place = out + first * size.outputs + number * kPanel;
-    multiply_group<kBits>(size, some, mine, std::min(group, rows - first), place, columns);
+    multiply_group<kBits>(size, some, mine, after, std::min(group, rows - first), place, columns);
   }
 }
 

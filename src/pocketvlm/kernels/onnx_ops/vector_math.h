@@ -29,6 +29,12 @@ inline __m512 sigmoid(__m512 x) {
 
 inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid(x)); }
 
+// x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the tanh as a sigmoid.
+inline __m512 gelu(__m512 x) {
+  const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(0.044715f), _mm512_set1_ps(1.0f));
+  return _mm512_mul_ps(x, sigmoid(_mm512_mul_ps(_mm512_mul_ps(x, cubic), _mm512_set1_ps(1.5957691216f))));
+}
+
 inline float sum_of_squares(const float* x, int64_t count) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t i = 0; i < count; i += kLanes) {
