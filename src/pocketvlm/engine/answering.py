@@ -251,12 +251,13 @@ class Answering:
             return
         sequence.finish_reason = reason
         self.scheduler.forget(sequence, erase=erase)
+        # A request and its sequences name each other: whatever waits for the collector should be small.
+        sequence.prefix = sequence.lookup = sequence.sampling = sequence.grammar = None
         request = sequence.request
         self.metrics.finished(reason)
         if request.is_finished:
             self.requests.pop(request.request_id, None)
-            # A request and its sequences name each other: whatever waits for the collector should be small.
-            request.patches = None
+            request.patches = request.search = None
             self.closed += 1
             self.metrics.closed(request)
 
