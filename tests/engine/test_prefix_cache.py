@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -215,6 +217,24 @@ def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], 
         cache.release_slot(row)
     prefixes.check_integrity(cache)
     assert prefixes.blocks.used == 0
+
+
+def test_trap_states_outlive_their_budget_in_requests_that_have_ended(runner: TorchRunner) -> None:
+    """Requests and their sequences name each other, so they wait for the collector: what is large must not."""
+    engine, request = Engine(runner), prompt(runner, 0, ((1, "16x"),))
+    patches = weakref.ref(request.patches)  # type: ignore[arg-type]
+    gc.collect()
+    gc.disable()
+    try:
+        answer(engine, request)
+        states = [weakref.ref(prefix) for prefix in engine.prefixes.prefixes.values()]
+        assert states
+        engine.prefixes.clear()
+        assert all(state() is None for state in states)
+        assert patches() is None
+    finally:
+        gc.enable()
+    assert request.is_finished
 
 
 def test_a_block_cannot_be_given_back_twice() -> None:
