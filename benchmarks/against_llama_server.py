@@ -3,7 +3,7 @@
 
     python benchmarks/against_llama_server.py --model DIR --server llama-server --gguf Q4_K_M.gguf --mmproj q8_0.gguf
 
-The files for llama.cpp come from `pocketvlm export gguf` and llama-quantize. Its server listens on loopback, gets a slot
+Files for llama.cpp come from `pocketvlm export gguf` and llama-quantize. Its server listens on loopback, gets a slot
 for each request and as many threads as pocketvlm, keeps no prompts, and is ended here. Both draw greedily and go on
 behind stop tokens. Prints one JSON line: seconds of each round, all pictures new, after one request to warm up.
 """
