@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import write_checkpoint
+from command import run
 from PIL import Image
 from printed import printed_page
 from tiny_models import tiny_model
 
 import pocketvlm
 from pocketvlm.api import trace
-from pocketvlm.cli import main
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.image import encode_image
@@ -34,15 +34,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("pictures") / "page.png"
     Image.fromarray(PAGE).save(path)
     return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_features_of_each_view_are_those_of_the_view_alone() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import run
 from jsonschema import Draft202012Validator
 
 import pocketvlm
-from pocketvlm.cli import main
 
 SCHEMA = {
     "properties": {"total": {"enum": [1, 2]}},
@@ -29,15 +29,6 @@ GRAMMAR = 'start: "<" NUMBER ">"\nNUMBER: /[1-9][0-9]?/\n'
 @pytest.fixture(scope="module")
 def model(seeded_checkpoint: Callable[[int], Path]) -> str:
     return str(seeded_checkpoint(1))
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def ask(capsys: pytest.CaptureFixture[str], model: str, *options: str) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 from PIL import Image
 
 import pocketvlm
-from pocketvlm.cli import COMMANDS, main
+from pocketvlm.cli import COMMANDS
 from pocketvlm.cli.common import loaded
 from pocketvlm.kernels import compiled_operators
 
@@ -30,15 +31,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (500, 640, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    try:
-        status = main(arguments)
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_ask_prints_the_agreed_json_line(capsys: pytest.CaptureFixture[str], model: str, image: str) -> None:

@@ -211,7 +211,7 @@ def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], 
         assert all(torch.equal(a, b) for a, b in zip(contents(cache, 1, length), expected[length], strict=True))
     if budget == 10**7:
         assert len(prefixes.prefixes) == len(cuts)
-        assert len(prefixes.held) <= sum(-(-length // BLOCK) for length in cuts)
+        assert len(prefixes.holding) <= sum(-(-length // BLOCK) for length in cuts)
     prefixes.clear()
     for row in range(2):
         cache.release_slot(row)

@@ -20,7 +20,7 @@ import torch
 from pocketvlm.config import TextConfig
 from pocketvlm.engine.engine_config import Sizes
 from pocketvlm.engine.request import Request
-from pocketvlm.model.block_pool import BLOCK, BlockPool, blocks_for
+from pocketvlm.model.block_pool import BLOCK, BlockPool, Holding, blocks_for
 from pocketvlm.model.cache import Cache, State, state_bytes
 from pocketvlm.model.paged_cache import PagedCache
 
@@ -84,7 +84,7 @@ class PrefixCache:
         cache: of the sequences that run.
 
     Attributes:
-        held: how many beginnings hold each block.
+        holding: how many beginnings have each block.
     """
 
     def __init__(self, config: TextConfig, sizes: Sizes, cache: Cache) -> None:
@@ -98,11 +98,11 @@ class PrefixCache:
             limit = self.budget // self.block_bytes
             self.blocks = BlockPool(config, limit, dtype=sizes.dtype, device=cache.device)
         self.prefixes: OrderedDict[Digest, Prefix] = OrderedDict()
-        self.held: Counter[int] = Counter()
+        self.holding = Holding(self.blocks)
 
     @property
     def used_bytes(self) -> int:
-        return self._bytes(len(self.held), len(self.prefixes))
+        return self._bytes(len(self.holding), len(self.prefixes))
 
     def _bytes(self, blocks: int, prefixes: int) -> int:
         return blocks * self.block_bytes + prefixes * self.state_bytes
@@ -147,10 +147,9 @@ class PrefixCache:
     def _share(self, cache: PagedCache, row: int) -> list[int]:
         """The blocks of a row, held once more. Its next token goes to a copy of the last one, if that is part empty."""
         blocks = list(cache.tables[row])
-        while self._bytes(len(self.held.keys() | set(blocks)), len(self.prefixes) + 1) > self.budget:
+        while self._bytes(len(self.holding.counts.keys() | set(blocks)), len(self.prefixes) + 1) > self.budget:
             self._evict()
-        self.blocks.retain(blocks)
-        self.held.update(blocks)
+        self.holding.retain(blocks)
         return blocks
 
     def _copy(self, cache: Cache, row: int, parent: Prefix | None) -> list[int] | None:
@@ -160,15 +159,14 @@ class PrefixCache:
         if parent is not None and parent.digest in self.prefixes:
             shared = parent.blocks[: parent.length // BLOCK]
         count = blocks_for(length) - len(shared)
-        self.blocks.retain(shared)  # before room is made: the parent may go
-        self.held.update(shared)
-        while self.prefixes and self._bytes(len(self.held) + count, len(self.prefixes) + 1) > self.budget:
+        self.holding.retain(shared)  # before room is made: the parent may go
+        while self.prefixes and self._bytes(len(self.holding) + count, len(self.prefixes) + 1) > self.budget:
             self._evict()
-        fresh = self.blocks.allocate(count)
-        if fresh is None or self._bytes(len(self.held) + count, len(self.prefixes) + 1) > self.budget:
-            self._release([*shared, *(fresh or [])])
+        fits = self._bytes(len(self.holding) + count, len(self.prefixes) + 1) <= self.budget
+        fresh = self.holding.allocate(count) if fits else None
+        if fresh is None:
+            self.holding.release(shared)
             return None
-        self.held.update(fresh)
         self.blocks.write(fresh, cache, row, len(shared) * BLOCK, length)
         return [*shared, *fresh]
 
@@ -179,26 +177,20 @@ class PrefixCache:
     def forget(self) -> None:
         """After a failure: whatever is held, nothing is."""
         self.prefixes.clear()
-        self.held.clear()
+        self.holding.counts.clear()
         if not self.is_shared:  # else they are the cache's, which does so itself
             self.blocks.reset()
 
     def _evict(self) -> None:
         _, prefix = self.prefixes.popitem(last=False)
-        self._release(prefix.blocks)
-
-    def _release(self, blocks: Sequence[int]) -> None:
-        self.blocks.release(blocks)
-        for block in blocks:
-            self.held[block] -= 1
-            if not self.held[block]:
-                del self.held[block]
+        self.holding.release(prefix.blocks)
 
     def check_integrity(self, cache: Cache) -> None:
         """Each block is counted as often as it is held, by beginnings and the rows of `cache`; the budget is kept."""
-        assert self.held == Counter(block for prefix in self.prefixes.values() for block in prefix.blocks)
+        counts = Counter(block for prefix in self.prefixes.values() for block in prefix.blocks)
+        assert counts == self.holding.counts, "beginnings are not counted right"
         self.blocks.check_integrity()
-        holders = cache.holders if isinstance(cache, PagedCache) else Counter[int]()
+        rows = cache.holding.counts if isinstance(cache, PagedCache) else Counter[int]()
         references = {block: count for block, count in enumerate(self.blocks.references) if count}
-        assert references == self.held + holders, "references do not match who holds"
+        assert references == counts + rows, "references do not match who holds"
         assert self.used_bytes <= max(self.budget, 0), "over the budget"

@@ -6,6 +6,7 @@ Shapes:  N blocks of BLOCK tokens · Hk KV heads · E head dim · n tokens
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -133,3 +134,37 @@ class BlockPool:
                 own[layer] = store
         self.free += range(new - 1, old - 1, -1)
         self.references += [0] * (new - old)
+
+
+class Holding:
+    """What one party holds of a pool.
+
+    Attributes:
+        counts: how often it holds each block; a block that it does not hold is not in it.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.counts: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        """Blocks, each counted once."""
+        return len(self.counts)
+
+    def allocate(self, count: int) -> list[int] | None:
+        """As `BlockPool.allocate`."""
+        blocks = self.pool.allocate(count)
+        if blocks is not None:
+            self.counts.update(blocks)
+        return blocks
+
+    def retain(self, blocks: Sequence[int]) -> None:
+        self.pool.retain(blocks)
+        self.counts.update(blocks)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        self.pool.release(blocks)
+        for block in blocks:
+            self.counts[block] -= 1
+            if not self.counts[block]:
+                del self.counts[block]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pocketvlm.config import TextConfig
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.block_pool import BLOCK, BlockPool, blocks_for
+from pocketvlm.model.block_pool import BLOCK, BlockPool, Holding, blocks_for
 from pocketvlm.model.cache import Cache, State
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.paged_step import PagedStep
@@ -38,7 +38,7 @@ class PagedCache(Cache):
 
     Attributes:
         tables: blocks of each slot, in order.
-        holders: of each block, how many tables have it.
+        holding: how many tables have each block.
         held: blocks that any table has.
     """
 
@@ -57,7 +57,7 @@ class PagedCache(Cache):
         self.blocks = BlockPool(config, blocks, dtype=dtype, device=device)
         self.keys, self.values = self.blocks.keys, self.blocks.values
         self.tables: list[list[int]] = [[] for _ in range(slots)]
-        self.holders: Counter[int] = Counter()
+        self.holding = Holding(self.blocks)
         self.places = list(range(slots))
         width = min(blocks_for(self.max_capacity), blocks) if preallocate else FIRST_WIDTH
         self.block_tables = torch.zeros(slots, width, dtype=torch.int32, device=device)
@@ -67,7 +67,7 @@ class PagedCache(Cache):
 
     @property
     def held(self) -> int:
-        return len(self.holders)
+        return len(self.holding)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +114,7 @@ class PagedCache(Cache):
     def clear(self) -> None:
         """Nobody holds anything any more, whatever was held; memory stays, and states until their slot is reset."""
         self.blocks.reset()
-        self.holders.clear()
+        self.holding.counts.clear()
         self.tables = [[] for _ in range(self.slots)]
         self.lengths, self.places, self._told = [0] * self.slots, list(range(self.slots)), [0] * self.slots
 
@@ -124,10 +124,10 @@ class PagedCache(Cache):
         for slot, count in tokens.items():
             table, length = self.tables[slot], self.lengths[slot]
             held += max(0, blocks_for(count) - len(table))
-            if count > length and length % BLOCK and self.holders[table[-1]] > 1:
+            if count > length and length % BLOCK and self.holding.counts[table[-1]] > 1:
                 writers[table[-1]] += 1
         # Of those that share a block and all write to it, the last finds it its own.
-        return held + sum(count - (count == self.holders[block]) for block, count in writers.items())
+        return held + sum(count - (count == self.holding.counts[block]) for block, count in writers.items())
 
     def move_slot(self, source: int, target: int) -> None:
         self.swap_slots(source, target)
@@ -169,24 +169,16 @@ class PagedCache(Cache):
     def _set_table(self, slot: int, blocks: Sequence[int]) -> None:
         old, new = self.tables[slot], list(blocks)
         equal = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        self.blocks.retain(new)  # before the old ones go: they may be the same
-        self.holders.update(new)
-        self._let_go(old)
+        self.holding.retain(new)  # before the old ones go: they may be the same
+        self.holding.release(old)
         self.tables[slot] = new
         self._untell(slot, equal)
-
-    def _let_go(self, blocks: Sequence[int]) -> None:
-        self.blocks.release(blocks)
-        for block in blocks:
-            self.holders[block] -= 1
-            if not self.holders[block]:
-                del self.holders[block]
 
     def _truncate(self, slot: int, tokens: int) -> None:
         """Let go of the blocks behind so many tokens."""
         table, kept = self.tables[slot], blocks_for(tokens)
         if kept < len(table):
-            self._let_go(table[kept:])
+            self.holding.release(table[kept:])
             del table[kept:]
             self._untell(slot, kept)
 
@@ -219,19 +211,18 @@ class PagedCache(Cache):
         if s.start % BLOCK and self.blocks.references[table[-1]] > 1:
             (own,) = self._allocate(1)
             copies.append((table[-1], own))
-            self._let_go(table[-1:])
+            self.holding.release(table[-1:])
             table[-1] = own
             self._untell(s.slot, len(table) - 1)
         table += self._allocate(blocks_for(s.start + s.length) - len(table))
 
     def _allocate(self, count: int) -> list[int]:
-        blocks = self.blocks.allocate(count)
+        blocks = self.holding.allocate(count)
         if blocks is None:
             raise ConfigError(
                 f"the cache has {self.blocks.limit} blocks of {BLOCK} tokens, and all are in use",
                 hint="Run fewer sequences at a time, or give it more memory.",
             )
-        self.holders.update(blocks)
         return blocks
 
     def _tell(self, batch: PackedBatch) -> None:
@@ -269,8 +260,8 @@ class PagedCache(Cache):
     def check_integrity(self) -> None:
         """Tables are as long as what they hold, and the device knows them."""
         self.blocks.check_integrity()
-        holders = Counter(block for table in self.tables for block in table)
-        assert holders == self.holders, "tables are not counted right"
+        counts = Counter(block for table in self.tables for block in table)
+        assert counts == self.holding.counts, "tables are not counted right"
         for table, length in zip(self.tables, self.lengths, strict=True):
             assert len(table) == blocks_for(length), f"{length} tokens in {len(table)} blocks"
         assert sorted(self.places) == list(range(self.slots)), "a place has two slots or none"
