@@ -17,7 +17,8 @@ from tiny_models import CONFIG, random_patches, random_text, tiny_model, view
 from pocketvlm.engine.encoder_cache import EncoderCache
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.engine_config import EngineConfig
-from pocketvlm.engine.prefix_cache import PrefixCache, prefix_digests
+from pocketvlm.engine.prefix_cache import PrefixCache
+from pocketvlm.engine.prefix_digests import prefix_digests
 from pocketvlm.engine.request import Request, view_key
 from pocketvlm.engine.sampling_params import SamplingParams
 from pocketvlm.engine.torch_runner import TorchRunner

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.paged_cache import PagedCache
-from pocketvlm.model.paged_step import PagedStep
 from pocketvlm.model.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
@@ -125,7 +124,7 @@ class DecodeGraphs:
         batch = PackedBatch.of([Segment(1)] * size, device)
 
         def work() -> Tensor:
-            step = PagedStep.of(cache, batch, indices)
+            step = cache.decode_step(batch, indices)
             return self.model.logits(decoder.run_layers(x_SD, indices[3].long(), batch, step))
 
         replay, scores = self.record(work)

@@ -4,28 +4,22 @@ On this hybrid the keys and values of a beginning are not enough: a linear-atten
 a beginning can be taken up again only where its states were kept, and that is done where prompts really branch (after
 the system prompt, after pictures, where an answer begins), not at every block.
 
-A beginning is known by a hash of everything that decides it: its tokens, the content of its pictures, and a salt for
-what is not in the prompt. Blocks of keys and values that two beginnings have in common are kept once.
+A beginning is known by its digest (`prefix_digests`). Blocks of keys and values that two have in common are kept once.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pocketvlm.config import TextConfig
 from pocketvlm.engine.engine_config import Sizes
-from pocketvlm.engine.request import Request
 from pocketvlm.model.block_pool import BLOCK, BlockPool, Holding, blocks_for
 from pocketvlm.model.cache import Cache, State, state_bytes
 from pocketvlm.model.paged_cache import PagedCache
 
 Digest = bytes
-_PICTURE = b"\xff" * 8  # no token has this id, so a picture's key cannot be taken for tokens
 
 
 @dataclass(eq=False)
@@ -36,41 +30,6 @@ class Prefix:
     length: int
     blocks: list[int]
     state: State
-
-
-def prefix_digests(request: Request, points: Sequence[int]) -> list[Digest]:
-    """A hash of the first n tokens, for each n of `points` (rising): of the tokens, and of each picture that begins
-    among them. A point inside a picture's tokens covers all of it."""
-    digest = hashlib.blake2b(len(request.salt).to_bytes(8, "little") + request.salt, digest_size=32)
-    ids = request.input_ids
-    starts = view_starts(request)
-    found, done, view = [], 0, 0
-    for point in points:
-        while done < point:
-            ends = starts[view] if view < len(starts) and starts[view] < point else point
-            digest.update(ids[done:ends].numpy().tobytes())
-            done = ends
-            if view < len(starts) and starts[view] == done and done < point:
-                digest.update(_PICTURE + request.view_keys[view])
-                view += 1
-                # Its own tokens follow with the rest: up to the next picture, or to the point.
-                ends = min(starts[view] if view < len(starts) else point, point)
-                digest.update(ids[done:ends].numpy().tobytes())
-                done = ends
-        found.append(digest.copy().digest())
-    return found
-
-
-def view_starts(request: Request) -> list[int]:
-    """Where each view's run of placeholders begins."""
-    if not request.views:
-        return []
-    places = torch.isin(request.input_ids, torch.tensor(request.placeholder_ids)).nonzero()[:, 0].tolist()
-    starts, at = [], 0
-    for view in request.views:
-        starts.append(places[at])
-        at += view.visual_tokens
-    return starts
 
 
 class PrefixCache:

@@ -19,7 +19,8 @@ from torch import Tensor
 from pocketvlm.engine.cache_pool import CachePool
 from pocketvlm.engine.encoder_cache import EncoderCache
 from pocketvlm.engine.metrics import Metrics
-from pocketvlm.engine.prefix_cache import Digest, PrefixCache, prefix_digests, view_starts
+from pocketvlm.engine.prefix_cache import Digest, PrefixCache
+from pocketvlm.engine.prefix_digests import prefix_digests, view_starts
 from pocketvlm.engine.request import Request, Sequence
 
 

@@ -190,11 +190,17 @@ class PagedCache(Cache):
         """Blocks for all new tokens, and the indices of this forward on the device; nothing waits for the device."""
         self.extend(batch)
         if batch.is_decode:
-            return PagedStep.of(self, batch, self.decode_indices(batch).to(self.device, non_blocking=True))
+            return self.decode_step(batch, self.decode_indices(batch).to(self.device, non_blocking=True))
         places = torch.tensor([self.places[s.slot] for s in batch.segments], dtype=torch.int32)
         slots = places.to(self.device, non_blocking=True)
         mapping = torch.cat([self._mapping(s) for s in batch.segments]).to(self.device, non_blocking=True)
         return PagedStep(self, batch, slots, self.block_tables.index_select(0, slots), mapping)
+
+    def decode_step(self, batch: PackedBatch, indices: Tensor) -> PagedStep:
+        """The forward of a decode batch from its `decode_indices`, on the device: work of the device alone."""
+        slots, lengths, mapping, _ = indices
+        tables = self.block_tables.index_select(0, slots.clamp_min(0))
+        return PagedStep(self, batch, slots, tables, mapping, lengths)
 
     def extend(self, batch: PackedBatch) -> None:
         """Give every segment blocks of its own for its new tokens, and tell the device of them."""

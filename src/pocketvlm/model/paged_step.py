@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pocketvlm.kernels.linear_attention_step import slot_causal_conv1d, slot_gated_delta_rule
 from pocketvlm.kernels.paged_attention import paged_attention, paged_chunk_attention, write_kv
+from pocketvlm.model.cache import Cache
 from pocketvlm.model.packing import PackedBatch
-
-if TYPE_CHECKING:
-    from pocketvlm.model.paged_cache import PagedCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,25 +21,19 @@ class PagedStep:
     """A `LayerCache`: one forward over a paged cache. In decode batches a negative place is padding.
 
     Attributes:
+        cache: its keys and values are blocks, its states stand by place.
         slots_B: int32, places.
         tables_BM: int32, their blocks.
         mapping_T: where new keys and values go.
         lengths_B: int32, in decode batches: tokens, the new one among them.
     """
 
-    cache: PagedCache
+    cache: Cache
     batch: PackedBatch
     slots_B: Tensor
     tables_BM: Tensor
     mapping_T: Tensor
     lengths_B: Tensor | None = None
-
-    @classmethod
-    def of(cls, cache: PagedCache, batch: PackedBatch, indices: Tensor) -> PagedStep:
-        """A decode batch from `PagedCache.decode_indices`, on the device."""
-        slots, lengths, mapping, _ = indices
-        tables = cache.block_tables.index_select(0, slots.clamp_min(0))
-        return cls(cache, batch, slots, tables, mapping, lengths)
 
     @cached_property
     def index(self) -> Tensor:
