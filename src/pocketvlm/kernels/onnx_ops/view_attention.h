@@ -3,7 +3,8 @@
 //
 // Input: queries, keys and values side by side, fp32 [V, N, 3 D]. Output: fp32 [V, N, D]. Attribute: heads.
 // Each query and key is rounded to 5,000 steps of its own largest value, each channel of the values to 1,023 of its own,
-// the exponentials to 16,383; what a query gives to all keys together is 1 after rounding.
+// the exponentials to 32,767 of the largest of a panel: a key that draws nearly all attention to itself costs only its
+// neighbours precision. What a query gives to all keys together is 1 after rounding.
 //
 // Shapes:  V views · N tokens of each · D width · E head dim · P panels of 64 keys · C columns of 16 channels
 #pragma once
@@ -62,9 +63,8 @@ class ViewAttention {
  private:
   static constexpr int64_t kTile = 5;                       // queries at once: 25 sums, 5 registers of keys or values
   static constexpr int64_t kKeys = 64, kMostDim = 80;       // of a panel; of a head
-  static constexpr int64_t kBetween = 128;                  // keys whose products are summed in 32 bits
   static constexpr float kSteps = 5000;                     // 80 products of two of them fit into 32 bits
-  static constexpr float kParts = 16383, kValueSteps = 1023;  // kBetween products of these do too
+  static constexpr float kParts = 32767, kValueSteps = 1023;  // kKeys products of these do too
 
   // Keys and values of one head as they are read, and room for a tile.
   struct Scratch {
@@ -72,6 +72,7 @@ class ViewAttention {
     std::vector<int16_t> keys;                   // [P, E / 2, 64, 2]
     std::vector<int32_t> values;                 // [N / 2, C * 16], two keys in each
     std::vector<float> key_scales, scores;       // [P * 64]; [5, P * 64]
+    std::vector<float> peaks;                    // [5, P]: the largest score of a panel, then its exponential
     std::vector<int16_t> parts;                  // [5, P * 64]
     float value_scales[kMostDim];
 
@@ -82,6 +83,7 @@ class ViewAttention {
       key_scales.assign(panels * kKeys, 0.0f);
       scores.resize(kTile * panels * kKeys);
       parts.resize(kTile * panels * kKeys);
+      peaks.resize(kTile * panels);
       return true;
     } catch (const std::bad_alloc&) {
       return false;
@@ -181,14 +183,13 @@ class ViewAttention {
     alignas(64) int32_t sums[kTile * kMostDim];
     constexpr int64_t row_stride = kMostDim + kLanes;
     float factors[kTile];
-    __m512 most[kTile];
-    for (int64_t t = 0; t < count; ++t) {
+    for (int64_t t = 0; t < count; ++t)
       factors[t] = round_row(q + t * stride, s.dim, rows + t * row_stride) / std::sqrt(static_cast<float>(s.dim));
-      most[t] = _mm512_set1_ps(-INFINITY);
-    }
     const int64_t length = s.panels * kKeys;
     for (int64_t p = 0; p < s.panels; ++p) {
       multiply<4>(kRows, rows, row_stride, s.keys.data() + p * kKeys * s.dim, s.dim / 2, sums);
+      __m512 most[kTile];
+      std::fill_n(most, count, _mm512_set1_ps(-INFINITY));
       for (int64_t j = 0; j < kKeys; j += kLanes) {
         const int64_t key = p * kKeys + j;
         const __m512 scale = _mm512_loadu_ps(s.key_scales.data() + key);
@@ -199,28 +200,41 @@ class ViewAttention {
           most[t] = _mm512_mask_max_ps(most[t], known, most[t], score);
         }
       }
+      for (int64_t t = 0; t < count; ++t) s.peaks[t * s.panels + p] = _mm512_reduce_max_ps(most[t]);
     }
     float shares[kTile];
     for (int64_t t = 0; t < count; ++t) {
-      const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most[t])), factor = _mm512_set1_ps(factors[t]);
-      __m512i sum = _mm512_setzero_si512();
-      for (int64_t j = 0; j < length; j += kLanes) {
-        const __m512 score = _mm512_sub_ps(_mm512_loadu_ps(s.scores.data() + t * length + j), largest);
-        const __m512 part = _mm512_mul_ps(exponential(_mm512_mul_ps(score, factor)), _mm512_set1_ps(kParts));
-        const __m512i rounded = _mm512_maskz_cvtps_epi32(lanes(s.tokens - j), part);
-        sum = _mm512_add_epi32(sum, rounded);
-        auto* to = reinterpret_cast<__m256i*>(s.parts.data() + t * length + j);
-        _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(rounded));
+      float* peaks = s.peaks.data() + t * s.panels;
+      const float largest = *std::max_element(peaks, peaks + s.panels);
+      const __m512 factor = _mm512_set1_ps(factors[t]);
+      float total = 0;
+      for (int64_t p = 0; p < s.panels; ++p) {
+        const __m512 peak = _mm512_set1_ps(peaks[p]);
+        __m512i sum = _mm512_setzero_si512();
+        for (int64_t j = p * kKeys; j < (p + 1) * kKeys; j += kLanes) {
+          const __m512 score = _mm512_sub_ps(_mm512_loadu_ps(s.scores.data() + t * length + j), peak);
+          const __m512 part = _mm512_mul_ps(exponential(_mm512_mul_ps(score, factor)), _mm512_set1_ps(kParts));
+          const __m512i rounded = _mm512_maskz_cvtps_epi32(lanes(s.tokens - j), part);
+          sum = _mm512_add_epi32(sum, rounded);
+          auto* to = reinterpret_cast<__m256i*>(s.parts.data() + t * length + j);
+          _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(rounded));
+        }
+        peaks[p] = std::exp((peaks[p] - largest) * factors[t]);
+        total += peaks[p] * _mm512_reduce_add_epi32(sum);
       }
-      shares[t] = 1.0f / _mm512_reduce_add_epi32(sum);
+      shares[t] = 1.0f / total;
     }
     alignas(64) float totals[kTile * kColumns * kLanes] = {};
-    for (int64_t j = 0; j < length; j += kBetween) {
-      const int32_t* values = s.values.data() + j / 2 * kColumns * kLanes;
-      multiply<kColumns>(kRows, s.parts.data() + j, length, values, std::min(kBetween, length - j) / 2, sums);
-      for (int64_t i = 0; i < count * kColumns * kLanes; i += kLanes)
-        _mm512_store_ps(totals + i, _mm512_add_ps(_mm512_load_ps(totals + i),
-                                                  _mm512_cvtepi32_ps(_mm512_load_si512(sums + i))));
+    for (int64_t p = 0; p < s.panels; ++p) {
+      const int32_t* values = s.values.data() + p * kKeys / 2 * kColumns * kLanes;
+      multiply<kColumns>(kRows, s.parts.data() + p * kKeys, length, values, kKeys / 2, sums);
+      for (int64_t t = 0; t < count; ++t) {
+        const __m512 weight = _mm512_set1_ps(s.peaks[t * s.panels + p]);
+        for (int64_t i = t * kColumns * kLanes; i < (t + 1) * kColumns * kLanes; i += kLanes) {
+          const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i));
+          _mm512_store_ps(totals + i, _mm512_fmadd_ps(sum, weight, _mm512_load_ps(totals + i)));
+        }
+      }
     }
     for (int64_t t = 0; t < count; ++t)
       for (int64_t c = 0; c < kColumns; ++c) {
