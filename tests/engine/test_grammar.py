@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import sys
@@ -152,6 +153,22 @@ def test_text_before_tool_calls_cannot_spell_one(tiny: Setting) -> None:
     grammar, encode = tiny.compile(tools=TOOLS), tiny.tokenizer.encode_plain
     assert accepts(tiny, grammar, encode("Not <tool_call or </tool_call>."))
     assert not accepts(tiny, grammar, encode("Not <tool_call>."))
+
+
+def test_json_is_compact_or_printed_and_white_space_ends(tiny: Setting) -> None:
+    """Trap: small models fall into repeating white space, and never come to the next key."""
+    value, encode = {"a": [1, {"b": "c  d"}], "e": {}}, tiny.tokenizer.encode_plain
+    grammar = tiny.compile(json={"type": "object"})
+    for text in (
+        json.dumps(value),
+        json.dumps(value, separators=(",", ":")),
+        *(json.dumps(value, indent=n) for n in (2, 4)),
+    ):
+        assert accepts(tiny, grammar, encode(text))
+        assert accepts(tiny, grammar, encode(text.replace("\n", "\r\n")))
+    for text in ('{ \n "a": 1}', '{"a":  1}', '{"a":\n\n1}', '{"a":\t1}', '{"a":\n' + 33 * " " + "1}"):
+        assert json.loads(text) == {"a": 1}
+        assert not accepts(tiny, grammar, encode(text))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ MAX_GRAMMAR = 2 * 1024 * 1024  # characters of what is compiled
 
 # Nothing is forced: a mask then holds every token that may follow, and a long constant is not walked for each token.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-# A model that repeats white space would never end.
-_SPACE = {"whitespace_pattern": r"[ \t\r\n]{1,64}"}
+# One space, or one line's end and its indentation, as printed JSON has it: small models fall into repeating white space.
+_SPACE = {"whitespace_pattern": r"(?: |\r?\n[ \t]{0,32})"}
 # What a user's grammar may not do, looked for outside its strings, regular expressions and comments.
 _LARK_PIECES = re.compile(
     r"""(?://|\#).*|"(?:\\.|[^"\\\n])*"|/(?![*/])(?:\\.|[^/\\\n])+/|(?P<token><)|(?P<option>%llguidance)"""
