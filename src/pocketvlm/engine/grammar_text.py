@@ -15,7 +15,7 @@ MAX_GRAMMAR = 2 * 1024 * 1024  # characters of what is compiled
 
 # Nothing is forced: a mask then holds every token that may follow, and a long constant is not walked for each token.
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-# One space, or one line's end and its indentation, as printed JSON has it: small models fall into repeating white space.
+# One space, or one line's end and its indentation, as in printed JSON: small models fall into repeating white space.
 _SPACE = {"whitespace_pattern": r"(?: |\r?\n[ \t]{0,32})"}
 # What a user's grammar may not do, looked for outside its strings, regular expressions and comments.
 _LARK_PIECES = re.compile(
