@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +123,11 @@ def main() -> None:
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 2))
                 assert told == [args.tokens] * args.requests, (name, told)
     found = {
-        name: {"seconds": times, "ratio": round(statistics.median(map(_by, times, seconds["pocketvlm"])), 2)}
+        name: {"seconds": times, "ratio": round(statistics.median(map(truediv, times, seconds["pocketvlm"])), 2)}
         for name, times in seconds.items()
     }
     facts = {"engine": vlm.engine.describe(), "requests": args.requests, "tokens": args.tokens}
     print(json.dumps(facts | {"threads": usable_cores()} | found))
-
-
-def _by(theirs: float, ours: float) -> float:
-    return theirs / ours
 
 
 if __name__ == "__main__":

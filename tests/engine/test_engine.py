@@ -221,3 +221,10 @@ def test_beams_end_at_the_context() -> None:
     one = with_beams(request(small, 0, 20, 50), 3)
     assert len(run(small, [one])[0]) == 4
     assert one.sequences[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_sequence_may_fill_a_context_that_is_no_whole_number_of_blocks(layout: str) -> None:
+    small = torch_runner(tiny_model(0, with_text(max_position_embeddings=50)), layout)
+    one = request(small, 0, 40, 50)
+    assert len(run(small, [one], max_num_seqs=1)[0]) == 10

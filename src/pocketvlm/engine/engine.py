@@ -138,6 +138,7 @@ class Engine:
         try:
             self._encode_views(plan.views)
         except Exception:
+            logger.warning("pictures could not be encoded together; one by one now", exc_info=True)
             lost = [output for view in plan.views for output in self._encode_alone(view, plan)]
         else:
             lost = []

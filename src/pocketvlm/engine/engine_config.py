@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self, get_args
 
 import torch
 
 from pocketvlm.engine.runner import CacheLayout, Runner
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.block_pool import BLOCK
+from pocketvlm.model.block_pool import BLOCK, blocks_for
 from pocketvlm.model.cache import state_bytes, token_bytes
 
 MAX_SEQS = {"cpu": 16, "cuda": 256}
@@ -18,6 +18,14 @@ ROWS_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free me
 PREFIX_SHARE, MOST_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
 ENCODER_SHARE, MOST_ENCODER = 0.01, 2**28
 MIB = 2**20
+LEAST = {  # what each budget may be at least
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "cache_memory": 1,
+    "prefix_cache_memory": 0,
+    "encoder_cache_memory": 0,
+    "max_waiting": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +60,10 @@ class EngineConfig:
             raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
         if not isinstance(self.enforce_eager, bool):
             raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
-        for field in fields(self):
-            if field.name in ("cache_layout", "enforce_eager"):
-                continue
-            value, least = (
-                getattr(self, field.name),
-                0 if field.name.endswith(("prefix_cache_memory", "encoder_cache_memory")) else 1,
-            )
+        for name, least in LEAST.items():
+            value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"{field.name}={value!r:.40} is not an integer of at least {least}")
+                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ class Sizes:
         # States come first, one for each sequence; half of the budget is for tokens all the same.
         seqs = max(1, min(most, rows // 2 // max(state, 1)))
         tokens = (rows - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
-        if layout == "paged":
-            tokens = tokens // BLOCK * BLOCK
+        most_tokens = seqs * text.max_position_embeddings
+        if layout == "paged":  # whole blocks, also for the last tokens of a context
+            tokens, most_tokens = tokens // BLOCK * BLOCK, seqs * blocks_for(text.max_position_embeddings) * BLOCK
         if tokens < 2:
             raise ConfigError(
                 f"cache_memory={rows} holds no sequence: the states of one take {state} bytes, a token {token}",
@@ -108,7 +112,7 @@ class Sizes:
             max_num_seqs=seqs,
             batched_tokens=config.max_num_batched_tokens or runner.prefill_chunk,
             patches=runner.encode_patches,
-            cache_tokens=min(tokens, seqs * text.max_position_embeddings),
+            cache_tokens=min(tokens, most_tokens),
             cache_bytes=rows,
             prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX[kind]) if prefix is None else prefix,
             encoder_bytes=min(int(memory * ENCODER_SHARE), MOST_ENCODER) if encoder is None else encoder,

@@ -1,16 +1,7 @@
 """A grammar of tool calls: OpenAI tool definitions → text in llguidance's variant of Lark's notation.
 
-Calls have the form that the chat template shows and `processing/tool_calls` reads:
-
-    <tool_call>
-    <function=NAME>
-    <parameter=P>
-    VALUE
-    </parameter>
-    </function>
-    </tool_call>
-
-Both outer tags are single control tokens. Parameters come in the order of the schema; `tool_values` has their values.
+Calls have the form that `processing/tool_calls` shows and reads. Both outer tags are single control tokens. Parameters
+come in the order of the schema; `tool_values` has their values.
 """
 
 from __future__ import annotations
