@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 import pocketvlm
-from pocketvlm.engine.threads import usable_cores
+from pocketvlm.machine import usable_cores
 
 SIDE = 448
 PATIENCE = 600  # seconds for a server to start, and for an answer

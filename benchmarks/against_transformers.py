@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from parity.reference import transformers
 
 from pocketvlm.config import ImageConfig
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.processing.image import encode_image, to_reference_layout
-from pocketvlm.processing.media import load_image
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.processing.patches.image import encode_image, to_reference_layout
 
 CASES = ("preprocess", "view", "image", "prefill", "decode1", "decode8")
 LABELS = {
@@ -162,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         checkpoint = args.checkpoint
         if checkpoint is None:
-            from checkpoints import write_true_size_checkpoint
+            from helpers.checkpoints import write_true_size_checkpoint
 
             checkpoint = Path(folder)
             write_true_size_checkpoint(checkpoint)

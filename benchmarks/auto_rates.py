@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketvlm.config import ImageConfig
-from pocketvlm.processing.image import CutImage, cut_image
-from pocketvlm.processing.rates import choose_rates, count_fine_patches
+from pocketvlm.processing.patches.image import CutImage, cut_image
+from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches
 from pocketvlm.synthetic import Split
-from pocketvlm.synthetic.drawing import blend, draw_background, draw_colours, print_line, set_line, wear
-from pocketvlm.synthetic.fonts import families, load_face
-from pocketvlm.synthetic.pages import PAGE_LEVELS, Page, draw_page, plan_page
+from pocketvlm.synthetic.documents.pages import PAGE_LEVELS, Page, draw_page, plan_page
+from pocketvlm.synthetic.drawing.fonts import families, load_face
+from pocketvlm.synthetic.drawing.lines import blend, draw_background, draw_colours, print_line, set_line, wear
 from pocketvlm.synthetic.sample import Picture
-from pocketvlm.synthetic.words import draw_text
+from pocketvlm.synthetic.words.vocabulary import draw_text
 
 SIDE, PATCH = 448, 14
 Patches = NDArray[np.uint8]

@@ -35,7 +35,7 @@ import torch
 import pocketvlm
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Request
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
 
 GREEDY = {"temperature": 0.0, "ignore_eos": True}
 PROMPT = 300  # tokens of a prompt of text
@@ -237,7 +237,7 @@ def main() -> None:
         model = args.model
         if model is None:
             sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-            from checkpoints import write_true_size_checkpoint
+            from helpers.checkpoints import write_true_size_checkpoint
 
             model = str(write_true_size_checkpoint(Path(folder) / "random"))
         bench = Bench(args, model)

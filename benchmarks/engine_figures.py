@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 import pocketvlm
-from pocketvlm.engine.threads import usable_cores
+from pocketvlm.machine import usable_cores
 
 GREEDY = {"temperature": 0.0}
 
@@ -227,7 +227,7 @@ def soak(vlm: pocketvlm.VLM, args: argparse.Namespace) -> dict[str, Any]:
 
 def structured(vlm: pocketvlm.VLM, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds a token at batch 1, in turns: free text, and text within a schema that has no end."""
-    from pocketvlm.engine.structured_outputs import StructuredOutputs
+    from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
     schema = {
         "type": "array",

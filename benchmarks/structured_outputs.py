@@ -23,12 +23,12 @@ from jsonschema import Draft202012Validator, ValidationError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from checkpoints import NAMES, build_tokenizer
-from random_structures import Walker, random_schema, random_tool, read_json
+from helpers.checkpoints import NAMES, build_tokenizer
+from helpers.random_structures import Walker, random_schema, random_tool, read_json
 
-from pocketvlm.engine.grammar import GrammarCompiler
-from pocketvlm.engine.structured_outputs import StructuredOutputs
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.grammar.compiler import GrammarCompiler
+from pocketvlm.grammar.structured_outputs import StructuredOutputs
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
 PUBLISHED = 248_044  # words before the control tokens
 LETTERS = "etaoinshrdlucmfwypvbgkqjxz"

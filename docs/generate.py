@@ -46,8 +46,12 @@ def tree() -> Iterator[str]:
             yield f"  {module.name:<16} {docstring(module)}"
     for package in sorted(PACKAGE.glob("*/__init__.py")):
         yield f"  {package.parent.name + '/':<16} {docstring(package)}".rstrip()
-        names = sorted(m.stem for m in package.parent.glob("*.py") if not m.stem.startswith("__"))
-        yield from textwrap.wrap(" · ".join(names), 100, initial_indent=" " * 4, subsequent_indent=" " * 4)
+        inner = sorted(package.parent.glob("*/__init__.py"))
+        width = max((len(room.parent.name) for room in inner), default=0) + 3
+        for where in (package, *inner):
+            names = " · ".join(sorted(m.stem for m in where.parent.glob("*.py") if not m.stem.startswith("__")))
+            first = " " * 4 + ("" if where == package else f"{where.parent.name + '/':<{width}}")
+            yield from textwrap.wrap(names, 100, initial_indent=first, subsequent_indent=" " * len(first))
     for asset in sorted(p for p in (PACKAGE / "assets").iterdir() if p.is_dir()):
         yield f"  {'assets/' + asset.name + '/':<16} the embedded model"
     for folder, what in FOLDERS.items():

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pocketvlm.config import DOWNSAMPLE_MODES, DownsampleMode, ImageConfig, ModelConfig
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 SIDE, TEXT = 448, 36  # pixels of the picture; tokens of the prompt besides the visual ones

@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocketvlm.synthetic.canvas import Canvas
-from pocketvlm.synthetic.chart_drawing import Axis, Chart, paint_chart
-from pocketvlm.synthetic.chart_drawing import Style as ChartStyle
-from pocketvlm.synthetic.charts import COLOURS
-from pocketvlm.synthetic.drawing import BLACK, WHITE, Colour, blend, print_line, set_line
-from pocketvlm.synthetic.figures import Figure, Look
-from pocketvlm.synthetic.files import to_mp4
-from pocketvlm.synthetic.fonts import FontFile, load_face
-from pocketvlm.synthetic.paper import Fonts, fit_sheet, print_sheet
-from pocketvlm.synthetic.receipts import Item, Receipt, Style, lay_out
+from pocketvlm.synthetic.charts.drawing import Axis, Chart, paint_chart
+from pocketvlm.synthetic.charts.drawing import Style as ChartStyle
+from pocketvlm.synthetic.charts.samples import COLOURS
+from pocketvlm.synthetic.documents.receipts import Item, Receipt, Style, lay_out
+from pocketvlm.synthetic.drawing.canvas import Canvas
+from pocketvlm.synthetic.drawing.figures import Figure, Look
+from pocketvlm.synthetic.drawing.files import to_mp4
+from pocketvlm.synthetic.drawing.fonts import FontFile, load_face
+from pocketvlm.synthetic.drawing.lines import BLACK, WHITE, Colour, blend, print_line, set_line
+from pocketvlm.synthetic.drawing.paper import Fonts, fit_sheet, print_sheet
 from pocketvlm.synthetic.sample import Picture
 
 BUILT_IN = FontFile(path=None, style="Regular")

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
+from helpers.checkpoints import write_checkpoint
 from hypothesis import settings
 
 from pocketvlm.bundle import Operators
-from pocketvlm.kernels import compiled_operators
+from pocketvlm.kernels.onnx_ops import library as compiled_operators
 
 # The same examples on every run, and no clock: these tests run on slow shared machines.
 settings.register_profile("pocketvlm", deadline=None, derandomize=True)

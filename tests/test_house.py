@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
+from helpers.checkpoints import write_checkpoint
 from importlinter.cli import lint_imports
 
 import pocketvlm

@@ -34,7 +34,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pocketvlm.api import VLM
+from pocketvlm.api.vlm import VLM
 from pocketvlm.config import ModelConfig
 from pocketvlm.evaluation.answerers import LocalModel
 from pocketvlm.evaluation.harness import evaluate
@@ -42,10 +42,10 @@ from pocketvlm.evaluation.report import summarise
 from pocketvlm.evaluation.results import Record
 from pocketvlm.evaluation.scoring import character_error_rate
 from pocketvlm.evaluation.suite import Row, SyntheticTask
-from pocketvlm.model.early_compression import WINDOW
 from pocketvlm.model.flops import vision_flops
+from pocketvlm.model.vision.early_compression import WINDOW
+from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.model.warm_start import warm_start_compression
 from pocketvlm.processing.processor import Processor
 from pocketvlm.views import Size, View
 from recipes.nano.curriculum import CURRICULUM, Share, Stage, stage_number

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pocketvlm.processing.slicing import SlicePlan
+from pocketvlm.processing.patches.slicing import SlicePlan
 from pocketvlm.synthetic import CharacterBox
-from pocketvlm.synthetic.figures import COLOURS, SHAPES
+from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES
 from pocketvlm.synthetic.sample import ObjectBox
 
 SLOTS = 8  # characters of one visual token that are asked for

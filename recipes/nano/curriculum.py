@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pocketvlm.synthetic import LEVELS
-from pocketvlm.synthetic.screens import SCREEN_LEVELS
-from pocketvlm.synthetic.shapes import SHAPE_LEVELS
+from pocketvlm.synthetic.documents.screens import SCREEN_LEVELS
+from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS
 from recipes.nano.views import Rates
 
 

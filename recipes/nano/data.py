@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.views import View
 from recipes.nano.cells import CellTargets, cell_targets

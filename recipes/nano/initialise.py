@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.model.warm_start import warm_start_compression
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
 WAVES = 2.0  # of each wave: all of them are then a ninth of the patches
 RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj", "fc2")

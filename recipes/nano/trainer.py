@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.model.checkpoint import save_model
+from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.model.warm_start import warm_start_compression
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from recipes.nano import loader
 from recipes.nano.cells import CellReader
 from recipes.nano.curriculum import CURRICULUM, Stage

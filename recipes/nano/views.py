@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import DownsampleMode, ImageConfig
-from pocketvlm.processing.image import cut_patches
-from pocketvlm.processing.slicing import SlicePlan, plan_views
+from pocketvlm.processing.patches.image import cut_patches
+from pocketvlm.processing.patches.slicing import SlicePlan, plan_views
 from pocketvlm.synthetic.sample import Picture
 from pocketvlm.views import Size, View
 

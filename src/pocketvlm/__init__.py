@@ -20,12 +20,12 @@ from pocketvlm.errors import (
 )
 
 if TYPE_CHECKING:
-    from pocketvlm.answers import Answer, EngineError, TokenLogprob, Usage
-    from pocketvlm.api import VLM, load
-    from pocketvlm.engine.engine_config import EngineConfig
-    from pocketvlm.engine.sampling_params import SamplingParams
-    from pocketvlm.engine.structured_outputs import StructuredOutputs
-    from pocketvlm.view_plan import ViewPlan, plan, plan_image
+    from pocketvlm.api.answers import Answer, EngineError, TokenLogprob, Usage
+    from pocketvlm.api.view_plan import ViewPlan, plan, plan_image
+    from pocketvlm.api.vlm import VLM, load
+    from pocketvlm.engine.config import EngineConfig
+    from pocketvlm.engine.sampling.params import SamplingParams
+    from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -53,12 +53,12 @@ __all__ = [
 
 # Imported on first use: torch takes seconds, and `pocketvlm --help` needs none of it.
 _LAZY = {
-    **dict.fromkeys(("VLM", "load"), "pocketvlm.api"),
-    **dict.fromkeys(("ViewPlan", "plan", "plan_image"), "pocketvlm.view_plan"),
-    **dict.fromkeys(("Answer", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.answers"),
-    "EngineConfig": "pocketvlm.engine.engine_config",
-    "SamplingParams": "pocketvlm.engine.sampling_params",
-    "StructuredOutputs": "pocketvlm.engine.structured_outputs",
+    **dict.fromkeys(("VLM", "load"), "pocketvlm.api.vlm"),
+    **dict.fromkeys(("ViewPlan", "plan", "plan_image"), "pocketvlm.api.view_plan"),
+    **dict.fromkeys(("Answer", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.api.answers"),
+    "EngineConfig": "pocketvlm.engine.config",
+    "SamplingParams": "pocketvlm.engine.sampling.params",
+    "StructuredOutputs": "pocketvlm.grammar.structured_outputs",
 }
 
 

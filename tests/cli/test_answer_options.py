@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import run
+from helpers.command import run
 from jsonschema import Draft202012Validator
 
 import pocketvlm

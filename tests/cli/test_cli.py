@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import run
+from helpers.command import run
 from PIL import Image
 
 import pocketvlm
 from pocketvlm.cli import COMMANDS
 from pocketvlm.cli.common import loaded
-from pocketvlm.kernels import compiled_operators
+from pocketvlm.kernels.onnx_ops import library as compiled_operators
 
 
 @pytest.fixture(scope="module")

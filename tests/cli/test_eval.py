@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_server import Server, completion, serving
-from public_layouts import docvqa_published
+from helpers.endpoint_server import Server, completion, serving
+from helpers.public_layouts import docvqa_published
 
 from pocketvlm.cli import main
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.engine.beam_search import BeamSearch, Hypothesis
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling.beam_search import BeamSearch, Hypothesis
+from pocketvlm.engine.sampling.params import SamplingParams
 
 V = 5
 STOP = 4

@@ -12,22 +12,22 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from engine_runs import make_request, run, torch_runner
+from helpers.engine_runs import make_request, run, torch_runner
+from helpers.invariants import assert_close, assert_same_decoding, packed_logits, prefill, relative_error
+from helpers.tiny_models import CONFIG, random_patches, random_text, tiny_model, view, with_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import assert_close, assert_same_decoding, packed_logits, prefill, relative_error
-from tiny_models import CONFIG, random_patches, random_text, tiny_model, view, with_text
 
-from pocketvlm.engine.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
+from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.engine_config import EngineConfig
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.kernels import linear_attention_step, paged_attention
-from pocketvlm.model.cache import Cache
-from pocketvlm.model.decoder import to_dtype
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.paged_cache import PagedCache
+from pocketvlm.model.text.decoder import to_dtype
 from pocketvlm.model.vlm import MiniCPMV
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pocketvlm.engine.embedding_table import EmbeddingTable
+from pocketvlm.engine.runners.embedding_table import EmbeddingTable
 from pocketvlm.errors import CheckpointError
 
 

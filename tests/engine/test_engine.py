@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import LAYOUTS, drive, make_request, run, torch_runner
+from helpers.engine_runs import LAYOUTS, drive, make_request, run, torch_runner
+from helpers.invariants import prefill
+from helpers.tiny_models import tiny_model, with_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import prefill
-from tiny_models import tiny_model, with_text
 from torch import Tensor
 
 from pocketvlm.config import DOWNSAMPLE_MODES
+from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.request import Output, Request
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.views import Size, View
 

@@ -13,18 +13,18 @@ from functools import cache
 
 import pytest
 import torch
-from engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
+from helpers.engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
+from helpers.invariants import prefill
+from helpers.tiny_models import random_patches, random_text, tiny_model, view
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from invariants import prefill
-from tiny_models import random_patches, random_text, tiny_model, view
 
+from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.request import Request
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.views import View
 
 RUNS = int(os.environ.get("POCKETVLM_RUNS", "40"))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketvlm.engine.exact_scores import CANDIDATES, GROUP, candidates, rescore_best
+from pocketvlm.engine.runners.exact_scores import CANDIDATES, GROUP, candidates, rescore_best
 
 
 @given(st.integers(1, 3), st.integers(1, 3 * GROUP * 8), st.integers(1, 8), st.integers(0, 99))

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_runs import make_request
-from engine_runs import run as run_engine
+from helpers.engine_runs import make_request
+from helpers.engine_runs import run as run_engine
+from helpers.invariants import DECODER_TOLERANCE, assert_close, relative_error, same_cache
+from helpers.tiny_models import MODES, prompt_with_views, random_patches, random_text, view, view_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import DECODER_TOLERANCE, assert_close, relative_error, same_cache
-from tiny_models import MODES, prompt_with_views, random_patches, random_text, view, view_lists
 
 from pocketvlm.bundle import PRESETS, Operators
-from pocketvlm.engine.onnx_runner import ONNXRunner
 from pocketvlm.engine.request import Request
-from pocketvlm.engine.runner import Runner
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.base import Runner
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import PromptError
-from pocketvlm.export.bundle import write_bundle
-from pocketvlm.model.cache import Cache
+from pocketvlm.export.onnx.bundle import write_bundle
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment
@@ -73,7 +73,7 @@ def test_features_of_views_of_any_shapes_and_rates(
 def test_many_views_are_encoded_a_few_at_a_time(
     plain: TorchRunner, onnx: ONNXRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pocketvlm.engine.onnx_runner.PATCHES_AT_ONCE", 100)
+    monkeypatch.setattr("pocketvlm.engine.runners.onnx_runner.PATCHES_AT_ONCE", 100)
     views = [view(8, 8, mode) for mode in ("4x", "16x", "4x", "4x", "16x")]
     patches = random_patches(views)
     assert_close(onnx.encode_views(patches, views), plain.encode_views(patches, views))

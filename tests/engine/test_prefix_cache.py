@@ -9,23 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import LAYOUTS, drive, make_request, torch_runner
+from helpers.engine_runs import LAYOUTS, drive, make_request, torch_runner
+from helpers.tiny_models import CONFIG, random_patches, random_text, tiny_model, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, random_patches, random_text, tiny_model, view
 
-from pocketvlm.engine.encoder_cache import EncoderCache
+from pocketvlm.engine.caches.encoder_cache import EncoderCache
+from pocketvlm.engine.caches.prefix_cache import PrefixCache
+from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.engine_config import EngineConfig
-from pocketvlm.engine.prefix_cache import PrefixCache
-from pocketvlm.engine.prefix_digests import prefix_digests
+from pocketvlm.engine.prompt_layout import prefix_digests
 from pocketvlm.engine.request import Request, view_key
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
-from pocketvlm.model.block_pool import BLOCK, BlockPool, blocks_for
-from pocketvlm.model.cache import Cache
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, blocks_for
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.paged_cache import PagedCache
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=2)
 

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_runs import drive, make_request
+from helpers.engine_runs import drive, make_request
+from helpers.tiny_models import prompt_with_views, random_patches, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import prompt_with_views, random_patches, view
 
 from pocketvlm.bundle import PRESETS
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.onnx_runner import ONNXRunner
-from pocketvlm.engine.prompt_lookup import PromptLookup
 from pocketvlm.engine.request import Output, Request
-from pocketvlm.engine.runner import Runner
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.base import Runner
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.engine.sampling.prompt_lookup import PromptLookup
 from pocketvlm.errors import ConfigError
-from pocketvlm.export.bundle import write_bundle
+from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.checkpoint import load_model
 
 TOKENS = 20

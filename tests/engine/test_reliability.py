@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 import torch
-from engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
-from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view
+from helpers.engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
+from helpers.tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view
 from torch import Tensor
 
 from pocketvlm.engine.async_engine import AsyncEngine
+from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.engine_config import EngineConfig
 from pocketvlm.engine.request import Output, Request
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.engine import draws
-from pocketvlm.engine.draws import draw, draw_batch, weights_buffer
-from pocketvlm.engine.sampler import Sampled, Sampler, SamplingState, _with_logprobs_on_device
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling import draw as draws
+from pocketvlm.engine.sampling.draw import draw, draw_batch, weights_buffer
+from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState, _with_logprobs_on_device
 
 V = 50
 WIDE = 5000  # enough for groups and for more than one partial sort

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
 
 BEAMS = {"num_beams": 2, "temperature": 0}
@@ -113,7 +113,7 @@ def test_structured_outputs_are_of_their_own_type_and_without_beams(monkeypatch:
 
     module = ModuleType("structured_outputs")
     module.StructuredOutputs = StructuredOutputs  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pocketvlm.engine.structured_outputs", module)
+    monkeypatch.setitem(sys.modules, "pocketvlm.grammar.structured_outputs", module)
     asked = StructuredOutputs("a+")
     assert SamplingParams(structured_outputs=asked).structured_outputs is asked  # type: ignore[arg-type]
     for options in ({"structured_outputs": {"regex": "a+"}}, {"structured_outputs": asked, **BEAMS}):
@@ -138,7 +138,7 @@ def test_defaults_of_a_checkpoint_are_greedy_unless_it_samples() -> None:
 
 def test_options_are_checked_without_torch() -> None:
     code = (
-        "import sys; from pocketvlm.engine.sampling_params import SamplingParams as P;"
+        "import sys; from pocketvlm.engine.sampling.params import SamplingParams as P;"
         "P(logit_bias={1: 2.0}, logprobs=3); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint_server import Server, completion, serving
+from helpers.endpoint_server import Server, completion, serving
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.evaluation.answerers import Reply
 from pocketvlm.evaluation.endpoint import Endpoint, EndpointError
 from pocketvlm.evaluation.tasks import Clip, Example
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.media import load_image
-from pocketvlm.processing.video_reader import open_video
-from pocketvlm.synthetic.files import to_mp4, to_png
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.processing.media.video_reader import open_video
+from pocketvlm.synthetic.drawing.files import to_mp4, to_png
 
 FRAME = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 

@@ -247,7 +247,7 @@ class Batches:
         self.calls: list[tuple[int, int]] = []
 
     def batch(self, conversations: list[list[dict]], **options: int) -> list[object]:
-        from pocketvlm.answers import Answer, Usage
+        from pocketvlm.api.answers import Answer, Usage
 
         self.calls.append((len(conversations), options["max_tokens"]))
         texts = [messages[0]["content"][-1]["text"] for messages in conversations]

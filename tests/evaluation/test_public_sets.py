@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from public_layouts import (
+from helpers.public_layouts import (
     IDS,
     LAYOUTS,
     OCR_TYPES,
@@ -37,6 +35,8 @@ from public_layouts import (
     video_mme_json,
     video_row,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MediaError, MissingExtraError
 from pocketvlm.evaluation.public_sets import PUBLIC_SETS, circular_accuracy, load, public_set
@@ -44,7 +44,7 @@ from pocketvlm.evaluation.public_sets.mmbench import examples as mmbench
 from pocketvlm.evaluation.public_sets.refcoco import read_plain_pickle
 from pocketvlm.evaluation.scoring import parse_box, score
 from pocketvlm.evaluation.tasks import Example
-from pocketvlm.processing.media import load_image
+from pocketvlm.processing.media.load_image import load_image
 
 
 def shade(example: Example) -> int:

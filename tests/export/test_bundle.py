@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-import pocketvlm.engine.onnx_runner as onnx_runner
+import pocketvlm.engine.runners.onnx_runner as onnx_runner
 from pocketvlm.bundle import FORMAT, MANIFEST, PRESETS, Manifest, Quantization, is_bundle, parse_quantization
-from pocketvlm.engine.onnx_runner import ONNXRunner
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
-from pocketvlm.export import bundle
-from pocketvlm.export.bundle import cached_bundle, write_bundle
+from pocketvlm.export.onnx import bundle
+from pocketvlm.export.onnx.bundle import cached_bundle, write_bundle
+from pocketvlm.machine import CACHE_VARIABLE
 from pocketvlm.model.fingerprint import fingerprint
-from pocketvlm.user_cache import CACHE_VARIABLE
 
 INT8 = PRESETS["int8"]
 
@@ -177,7 +177,8 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, seeded_checkpoin
 def test_two_processes_at_once_make_one_whole_bundle(cache: Path, seeded_checkpoint: Callable) -> None:
     code = (
         "import sys; from pathlib import Path; from pocketvlm.bundle import PRESETS;"
-        "from pocketvlm.export.bundle import cached_bundle; print(cached_bundle(Path(sys.argv[1]), PRESETS['int8']))"
+        "from pocketvlm.export.onnx.bundle import cached_bundle;"
+        "print(cached_bundle(Path(sys.argv[1]), PRESETS['int8']))"
     )
     command = [sys.executable, "-c", code, str(seeded_checkpoint(0))]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

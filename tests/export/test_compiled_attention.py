@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from pocketvlm.engine.onnx_runner import product_session
-from pocketvlm.export.onnx_graphs.graph import GraphBuilder
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx.graph import GraphBuilder
 
 FLOAT = ir.DataType.FLOAT
 # Heads that fill registers of 16 channels and that do not; tokens that fill tiles of 5 and panels of 64.

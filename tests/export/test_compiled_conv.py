@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import conv1d, silu
 
-from pocketvlm.engine.onnx_runner import product_session
-from pocketvlm.export.onnx_graphs.graph import GraphBuilder
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx.graph import GraphBuilder
 
 FLOAT = ir.DataType.FLOAT
 HEAD, BEHIND, EPSILON = 16, 5, 1e-6  # of a row of x, `BEHIND` values are another's

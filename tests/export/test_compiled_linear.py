@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, silu
 
 from pocketvlm.bundle import Scheme
-from pocketvlm.engine.onnx_runner import product_session
-from pocketvlm.export.onnx_graphs import panels
-from pocketvlm.export.onnx_graphs.graph import GraphBuilder
-from pocketvlm.export.onnx_graphs.linear import Gate, compiled_linear, token_linear
-from pocketvlm.export.onnx_graphs.quantization import as_int4, as_int8, block_of
-from pocketvlm.kernels.compiled_operators import library
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx import panels
+from pocketvlm.export.onnx.graph import GraphBuilder
+from pocketvlm.export.onnx.linear import Gate, compiled_linear, token_linear
+from pocketvlm.export.onnx.quantization import as_int4, as_int8, block_of
+from pocketvlm.kernels.onnx_ops.library import library
 
 FLOAT = ir.DataType.FLOAT
 pytestmark = pytest.mark.usefixtures("compiled_library")

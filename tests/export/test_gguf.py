@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pocketvlm.cli import main
 from pocketvlm.config import DownsampleMode
 from pocketvlm.errors import CheckpointError, ConfigError
-from pocketvlm.export.gguf import GGUFType, write_gguf
+from pocketvlm.export.gguf.files import GGUFType, write_gguf
 
 BLOCK = {"attn_norm", "post_attention_norm", "ffn_gate", "ffn_up", "ffn_down"}
 FULL = {"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"}

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.engine.onnx_runner import product_session
-from pocketvlm.export.onnx_graphs.graph import GraphBuilder
-from pocketvlm.export.onnx_graphs.linear import token_linear
-from pocketvlm.export.onnx_graphs.quantization import MIXED, as_int8, from_int8, rotation
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx.graph import GraphBuilder
+from pocketvlm.export.onnx.linear import token_linear
+from pocketvlm.export.onnx.quantization import MIXED, as_int8, from_int8, rotation
 
 OUTPUTS = 24
 

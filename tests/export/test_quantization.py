@@ -8,17 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketvlm.export.onnx_graphs import quantization
-from pocketvlm.export.onnx_graphs.quantization import (
-    BLOCKS,
-    Once,
-    as_fp32,
-    as_int4,
-    as_int8,
-    block_of,
-    from_int4,
-    from_int8,
-)
+from pocketvlm.export.onnx import quantization
+from pocketvlm.export.onnx.quantization import BLOCKS, Once, as_fp32, as_int4, as_int8, block_of, from_int4, from_int8
 
 
 def weights(outputs: int, blocks: int, seed: int) -> torch.Tensor:

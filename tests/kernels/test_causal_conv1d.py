@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.invariants import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from invariants import assert_close
 from torch import Tensor
 
 from pocketvlm.kernels.causal_conv1d import naive_causal_conv1d, packed_causal_conv1d, plan_conv, step_causal_conv1d

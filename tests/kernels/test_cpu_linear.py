@@ -8,22 +8,22 @@ from typing import TypeVar
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from invariants import (
+from helpers.invariants import (
     assert_close,
     assert_same_decoding,
     cached_decode_equals_full_forward,
     packed_equals_separate,
     prefill,
 )
-from tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
+from helpers.tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pocketvlm.kernels import fp16_linear
-from pocketvlm.kernels.cpu_kernels import is_suitable, pack, use_cpu_linears
-from pocketvlm.kernels.cpu_linear import CPULinear, linear_add, linear_gelu_tanh, linear_mul, linear_silu
-from pocketvlm.kernels.fp16_linear import FP16Linear
-from pocketvlm.kernels.onednn_linear import OneDNNLinear
+from pocketvlm.kernels.linear import fp16_linear
+from pocketvlm.kernels.linear.cpu_linear import CPULinear, linear_add, linear_gelu_tanh, linear_mul, linear_silu
+from pocketvlm.kernels.linear.fp16_linear import FP16Linear
+from pocketvlm.kernels.linear.onednn_linear import OneDNNLinear
+from pocketvlm.kernels.linear.replace import is_suitable, pack, use_cpu_linears
 from pocketvlm.model.checkpoint import load_model, save_model
 from pocketvlm.model.vlm import MiniCPMV
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.invariants import assert_close, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import assert_close, relative_error
 from torch import Tensor
 
 from pocketvlm.kernels.gated_delta_rule import (

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.invariants import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from invariants import assert_close
 
 from pocketvlm.kernels import linear_attention_step as module
 from pocketvlm.kernels.causal_conv1d import naive_causal_conv1d

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.invariants import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from invariants import assert_close
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from invariants import assert_close
+from helpers.invariants import assert_close
 from torch import Tensor
 
 from pocketvlm.kernels import prompt_delta_rule as module

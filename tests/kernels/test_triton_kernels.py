@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from invariants import relative_error
+from helpers.invariants import relative_error
 from torch import Tensor
 
 from pocketvlm.kernels.gated_delta_rule import naive_gated_delta_rule

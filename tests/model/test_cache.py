@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.invariants import assert_same_decoding, packed_logits, prefill, relative_error, same_cache
+from helpers.tiny_models import CONFIG, random_text, tiny_model, with_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import assert_same_decoding, packed_logits, prefill, relative_error, same_cache
-from tiny_models import CONFIG, random_text, tiny_model, with_text
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.packing import PackedBatch, Segment
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from invariants import prefill
+from helpers.invariants import prefill
+from helpers.tiny_models import random_text
 from parity import reference
 from safetensors.torch import load_file, save_file
-from tiny_models import random_text
 from torch import Tensor
 
 from pocketvlm.errors import CheckpointError, ConfigError, PocketVLMError
 from pocketvlm.model.checkpoint import INDEX, WEIGHTS, load_model, our_name, published_names, save_model
-from pocketvlm.model.decoder import fp32_parameters
+from pocketvlm.model.text.decoder import fp32_parameters
 
 Tensors = dict[str, Tensor]
 

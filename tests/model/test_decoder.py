@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from invariants import (
+from helpers.invariants import (
     assert_close,
     assert_same_decoding,
     batch_of_one_equals_inside_a_batch,
@@ -17,7 +15,7 @@ from invariants import (
     prefill_in_chunks_equals_one_forward,
     relative_error,
 )
-from tiny_models import (
+from helpers.tiny_models import (
     CONFIG,
     prompt_with_views,
     random_patches,
@@ -27,12 +25,14 @@ from tiny_models import (
     view_lists,
     with_text,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pocketvlm.model.cache import Cache
-from pocketvlm.model.norm import GatedRMSNorm, ZeroCentredRMSNorm
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.rotary import apply_rotary, rotary_cos_sin
+from pocketvlm.model.text.norm import GatedRMSNorm, ZeroCentredRMSNorm
+from pocketvlm.model.text.rotary import apply_rotary, rotary_cos_sin
 from pocketvlm.views import View
 
 LENGTHS = st.lists(st.sampled_from([1, 2, 3, 5, 17, 63, 64, 65, 80]), min_size=1, max_size=4)

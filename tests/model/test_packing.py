@@ -6,16 +6,16 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.tiny_models import MODES, view, view_lists
 from hypothesis import given
 from hypothesis import strategies as st
 from parity import reference  # noqa: F401  (makes transformers importable)
-from tiny_models import MODES, view, view_lists
 from transformers.vision_utils import get_vision_nearest_position_ids
 
 from pocketvlm.config import DownsampleMode
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.view_packing import nearest_positions, pack_views, window_order
+from pocketvlm.model.vision.view_packing import nearest_positions, pack_views, window_order
 from pocketvlm.views import View
 
 BUCKETS = 70

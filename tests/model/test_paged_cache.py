@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.invariants import assert_same_decoding, packed_logits, prefill
+from helpers.tiny_models import CONFIG, random_text, tiny_model
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from invariants import assert_same_decoding, packed_logits, prefill
-from tiny_models import CONFIG, random_text, tiny_model
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.block_pool import BLOCK, blocks_for
-from pocketvlm.model.cache import Cache
+from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.paged_cache import PagedCache
 
 SLOTS, TOKENS = 4, 3 * BLOCK
 SLOT = st.integers(0, SLOTS - 1)

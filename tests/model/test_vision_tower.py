@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.invariants import assert_close, order_of_views_is_irrelevant, relative_error, views_together_equal_separate
+from helpers.tiny_models import CONFIG, random_patches, tiny_model, view, view_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import assert_close, order_of_views_is_irrelevant, relative_error, views_together_equal_separate
-from tiny_models import CONFIG, random_patches, tiny_model, view, view_lists
 from torch.nn import functional as F
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.model.view_packing import ViewGroup, nearest_positions, pack_views
-from pocketvlm.processing.image import normalise
+from pocketvlm.model.vision.view_packing import ViewGroup, nearest_positions, pack_views
+from pocketvlm.processing.patches.image import normalise
 from pocketvlm.views import View
 
 

@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from invariants import assert_close, relative_error
-from tiny_models import CONFIG, tiny_model, view
+from helpers.invariants import assert_close, relative_error
+from helpers.tiny_models import CONFIG, tiny_model, view
 
 from pocketvlm.config import DownsampleMode
-from pocketvlm.model.early_compression import WINDOW
-from pocketvlm.model.view_packing import ViewGroup, pack_views, window_order
-from pocketvlm.model.vision_tower import VisionLayer, VisionTower
-from pocketvlm.model.warm_start import warm_start_compression
+from pocketvlm.model.vision.early_compression import WINDOW
+from pocketvlm.model.vision.tower import VisionLayer, VisionTower
+from pocketvlm.model.vision.view_packing import ViewGroup, pack_views, window_order
+from pocketvlm.model.vision.warm_start import warm_start_compression
 
 
 @pytest.fixture

@@ -16,21 +16,21 @@ from typing import Any
 import pytest
 import reference
 import torch
-from engine_runs import make_request, run
-from invariants import relative_error
-from tiny_models import random_patches, random_text, view
+from helpers.engine_runs import make_request, run
+from helpers.invariants import relative_error
+from helpers.tiny_models import random_patches, random_text, view
 from torch import Tensor, nn
 
 from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.engine.request import Request
-from pocketvlm.engine.sampling_params import SamplingParams
-from pocketvlm.engine.torch_runner import TorchRunner
-from pocketvlm.model.cache import Cache
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.view_packing import pack_views
+from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.image import to_reference_layout
+from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.views import View
 
 SEEDS = range(5)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from pocketvlm.config import DownsampleMode, ImageConfig
-from pocketvlm.processing.image import encode_image, normalise, resize, to_reference_layout
-from pocketvlm.processing.media import load_image
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.processing.patches.image import encode_image, normalise, resize, to_reference_layout
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig()

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from checkpoints import NAMES
+from helpers.checkpoints import NAMES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.processing.image import to_reference_layout
 from pocketvlm.processing.inputs import ModelInputs
+from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
 
 Messages = list[dict[str, Any]]

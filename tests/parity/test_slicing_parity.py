@@ -8,7 +8,7 @@ import pytest
 import reference
 
 from pocketvlm.config import DownsampleMode, ImageConfig
-from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 PRIMES = (2, 3, 5, 7, 13, 31, 127, 449, 897, 1009, 1343, 1777, 3137, 4801, 6007, 7919)

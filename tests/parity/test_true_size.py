@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from invariants import relative_error
+from helpers.invariants import relative_error
 
 TOLERANCE = 1e-4  # of the largest value
 TIE = 1e-5

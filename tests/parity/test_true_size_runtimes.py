@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import write_true_size_checkpoint
-from invariants import relative_error
+from helpers.checkpoints import write_true_size_checkpoint
+from helpers.invariants import relative_error
 from torch import Tensor
 from torch.nn import functional as F
 

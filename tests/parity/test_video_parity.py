@@ -12,8 +12,8 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from pocketvlm.config import DownsampleMode, ImageConfig
-from pocketvlm.processing.image import to_reference_layout
-from pocketvlm.processing.video import encode_video, sample_frame_indices, stack_composite
+from pocketvlm.processing.patches.image import to_reference_layout
+from pocketvlm.processing.patches.video import encode_video, sample_frame_indices, stack_composite
 
 CONFIG = ImageConfig()
 

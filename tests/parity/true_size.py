@@ -18,7 +18,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pocketvlm.config import ImageConfig, ModelConfig
-from pocketvlm.processing.image import encode_image, to_reference_layout
+from pocketvlm.processing.patches.image import encode_image, to_reference_layout
 from pocketvlm.views import View
 
 SIDES = (448, 1344)
@@ -64,7 +64,7 @@ def load_reference(checkpoint: Path) -> Answerer:
 
 def load_pocketvlm(checkpoint: Path) -> Answerer:
     """The same from our model, loaded as `pocketvlm.load` does."""
-    from pocketvlm.model.cache import Cache
+    from pocketvlm.model.cache.contiguous import Cache
     from pocketvlm.model.checkpoint import load_model
     from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -92,7 +92,7 @@ def _answer(features: Tensor, hidden: Tensor, history: list[Tensor]) -> Answer:
 @torch.inference_mode()
 def main(side: str, checkpoint: Path, result: Path | None = None) -> None:
     if result is None:
-        from checkpoints import write_true_size_checkpoint
+        from helpers.checkpoints import write_true_size_checkpoint
 
         write_true_size_checkpoint(checkpoint)
         return

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from parity.true_size import question
 
-from pocketvlm.loading import load_runner
+from pocketvlm.api.loading import load_runner
 from pocketvlm.model.packing import PackedBatch, Segment
 
 TOKENS = 64

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
+from helpers.checkpoints import write_checkpoint
 
 from pocketvlm.model.hub import resolve
-from pocketvlm.processing.branch_points import branch_points
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.branch_points import branch_points
 
 
 @pytest.fixture(scope="module", params=["bytes", "merges", "nano"])

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import NAMES, chat_template, write_checkpoint
+from helpers.checkpoints import NAMES, chat_template, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import CheckpointError, PromptError
-from pocketvlm.processing import chat as chat_module
-from pocketvlm.processing.chat import ChatTemplate, RenderedPrompt, check_template_kwargs
+from pocketvlm.processing.prompt import template as chat_module
+from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt, check_template_kwargs
 
 CHAT = ChatTemplate(chat_template(), NAMES)
 Messages = list[dict[str, Any]]

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import NAMES, build_tokenizer, chat_template
+from helpers.checkpoints import NAMES, build_tokenizer, chat_template
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.processing.chat import ChatTemplate
-from pocketvlm.processing.expansion import EncodedMedium, expand_prompt
-from pocketvlm.processing.image import ImageViews
 from pocketvlm.processing.inputs import ModelInputs
-from pocketvlm.processing.slicing import plan_views
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.processing.patches.image import ImageViews
+from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.processing.prompt.expansion import EncodedMedium, expand_prompt
+from pocketvlm.processing.prompt.template import ChatTemplate
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.views import Size, View
 
 TOKENIZER = Tokenizer(build_tokenizer())

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.fetch import fetch, is_public
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.media import load_image, probe_size
+from pocketvlm.processing.media.fetch import fetch, is_public
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import load_image, probe_size
 from pocketvlm.views import Size
 
 LOCAL = MediaLimits(max_bytes=50_000, connect_seconds=0.3, total_seconds=0.6, private_hosts=("127.0.0.1", "localhost"))

@@ -6,8 +6,8 @@ import torch
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.image import encode_image, encode_images, normalise, resize
-from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.patches.image import encode_image, encode_images, normalise, resize
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig(scale_resolution=112)

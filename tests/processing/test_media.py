@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.media import MediaLimits, draw_grid, is_video, load_image, probe_size
+from pocketvlm.processing.media.load_image import MediaLimits, draw_grid, is_video, load_image, probe_size
 from pocketvlm.views import Size
 
 RNG = np.random.default_rng(5)

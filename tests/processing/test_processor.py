@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import NAMES, write_checkpoint
+from helpers.checkpoints import NAMES, write_checkpoint
 from PIL import Image
 
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptError
 from pocketvlm.processing import processor as module
-from pocketvlm.processing.image import ImageViews
 from pocketvlm.processing.inputs import ModelInputs
-from pocketvlm.processing.limits import MediaLimits
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.processor import Processor
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.printed import printed_page
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from printed import printed_page
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError
-from pocketvlm.processing.image import encode_image, encode_images
+from pocketvlm.processing.patches.image import encode_image, encode_images
+from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches, most_tokens
+from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.processing.patches.video import encode_video
 from pocketvlm.processing.processor import Processor
-from pocketvlm.processing.rates import choose_rates, count_fine_patches, most_tokens
-from pocketvlm.processing.slicing import plan_views
-from pocketvlm.processing.video import encode_video
 from pocketvlm.views import Size, View
 
 CONFIG = ImageConfig(scale_resolution=112)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.slicing import MAX_VIEW_PATCHES, plan_views
+from pocketvlm.processing.patches.slicing import MAX_VIEW_PATCHES, plan_views
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig()

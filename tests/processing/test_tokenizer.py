@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from checkpoints import NAMES, build_tokenizer, write_checkpoint
+from helpers.checkpoints import NAMES, build_tokenizer, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import CheckpointError, ConfigError, PromptError
-from pocketvlm.processing.tokenizer import IncrementalDetokenizer, Tokenizer
+from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer, Tokenizer
 
 BACKEND = build_tokenizer()
 TOKENIZER = Tokenizer(build_tokenizer())

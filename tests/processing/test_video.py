@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import clips
 import numpy as np
 import pytest
 import torch
+from helpers import clips
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.image import encode_image
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.video import encode_video, sample_frame_indices, stack_composite
-from pocketvlm.processing.video_reader import FileReader, open_video
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.video_reader import FileReader, open_video
+from pocketvlm.processing.patches.image import encode_image
+from pocketvlm.processing.patches.video import encode_video, sample_frame_indices, stack_composite
 
 CONFIG = ImageConfig(scale_resolution=56)
 LIMITS = MediaLimits()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pocketvlm.evaluation.results import Record
-from pocketvlm.model.early_compression import WINDOW
+from pocketvlm.model.vision.early_compression import WINDOW
 from recipes.nano.ablation import SIDE, VARIANTS, VIEW, MeanPool, flops_of, make, score_of, seconds_of, variant_config
 from recipes.nano.settings import ASSETS
 from recipes.nano.train import train

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.processing.chat import ChatTemplate
 from pocketvlm.processing.processor import Processor
-from pocketvlm.processing.tokenizer import Tokenizer
+from pocketvlm.processing.prompt.template import ChatTemplate
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from recipes.nano.cells import COLOUR_NAMES, KINDS, SLOTS, UNKNOWN, CellReader, CellTargets, cell_targets
 from recipes.nano.curriculum import CURRICULUM, Share, Stage

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.warm_start import warm_start_compression
+from pocketvlm.model.vision.warm_start import warm_start_compression
 from recipes.nano import curves
 from recipes.nano import trainer as trainer_module
 from recipes.nano.curriculum import COMPRESSED, CURRICULUM, Share, Stage, scaled, stage_number
@@ -131,7 +131,7 @@ def test_added_layers_change_nothing_at_first(tmp_path: Path) -> None:
 
 
 def test_tokens_keep_their_embeddings_by_their_text(tmp_path: Path) -> None:
-    from pocketvlm.processing.tokenizer import Tokenizer
+    from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
     t = trainer(tmp_path / "run")
     start_from(t.model, t.reader, ASSETS, t.tokenizer)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic import charts, make_sample
-from pocketvlm.synthetic.canvas import Canvas
-from pocketvlm.synthetic.chart_drawing import (
+from pocketvlm.synthetic import make_sample
+from pocketvlm.synthetic.charts import samples as charts
+from pocketvlm.synthetic.charts.drawing import (
     HELDOUT_LAYOUTS,
     MARKS,
     TRAIN_LAYOUTS,
@@ -23,11 +23,12 @@ from pocketvlm.synthetic.chart_drawing import (
     paint_chart,
     slice_ends,
 )
-from pocketvlm.synthetic.charts import CHART_LEVELS, COLOURS, ask_about, draw_chart, draw_contents
-from pocketvlm.synthetic.drawing import WHITE
-from pocketvlm.synthetic.fonts import FontFile
+from pocketvlm.synthetic.charts.samples import CHART_LEVELS, COLOURS, ask_about, draw_chart, draw_contents
+from pocketvlm.synthetic.drawing.canvas import Canvas
+from pocketvlm.synthetic.drawing.fonts import FontFile
+from pocketvlm.synthetic.drawing.lines import WHITE
 from pocketvlm.synthetic.sample import NOT_THERE
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 FONT = FontFile(None, "Regular")
 LEVELS = range(len(CHART_LEVELS))

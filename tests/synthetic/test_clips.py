@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from figure_checks import assert_same, assert_well_formed, blobs
+from helpers.figure_checks import assert_same, assert_well_formed, blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.arrangements import HELDOUT_LAYOUTS, MARGIN, TRAIN_LAYOUTS
-from pocketvlm.synthetic.clips import CLIP_LEVELS, ask_about_arrivals, ask_about_motion, draw_clip
-from pocketvlm.synthetic.figures import COLOURS, SHAPES
-from pocketvlm.synthetic.motions import (
+from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES
+from pocketvlm.synthetic.scenes.arrangements import HELDOUT_LAYOUTS, MARGIN, TRAIN_LAYOUTS
+from pocketvlm.synthetic.scenes.clips import CLIP_LEVELS, ask_about_arrivals, ask_about_motion, draw_clip
+from pocketvlm.synthetic.scenes.motions import (
     DIAGONALS,
     DIRECTIONS,
     HELDOUT_PATHS,

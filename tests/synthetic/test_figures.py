@@ -6,14 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-from figure_checks import blobs
+from helpers.figure_checks import blobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.synthetic.arrangements import GAP, HELDOUT_LAYOUTS, LAYOUTS, MARGIN, TRAIN_LAYOUTS, arrange
-from pocketvlm.synthetic.canvas import Canvas
-from pocketvlm.synthetic.drawing import WHITE
-from pocketvlm.synthetic.figures import (
+from pocketvlm.synthetic.drawing.canvas import Canvas
+from pocketvlm.synthetic.drawing.figures import (
     COLOURS,
     JITTER,
     SHAPES,
@@ -28,6 +26,8 @@ from pocketvlm.synthetic.figures import (
     plural,
     with_article,
 )
+from pocketvlm.synthetic.drawing.lines import WHITE
+from pocketvlm.synthetic.scenes.arrangements import GAP, HELDOUT_LAYOUTS, LAYOUTS, MARGIN, TRAIN_LAYOUTS, arrange
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.media import is_video, load_image
-from pocketvlm.processing.video_reader import open_video
-from pocketvlm.synthetic.files import to_mp4, to_png
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import is_video, load_image
+from pocketvlm.processing.media.video_reader import open_video
+from pocketvlm.synthetic.drawing.files import to_mp4, to_png
 
 
 def pictures(count: int, height: int, width: int) -> list[np.ndarray]:

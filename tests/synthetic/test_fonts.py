@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic.fonts import ASCII, BUILT_IN, FontFile, families, load_face, split_of
+from pocketvlm.synthetic.drawing.fonts import ASCII, BUILT_IN, FontFile, families, load_face, split_of
 
 BUILT_IN_FILE = FontFile(None, "Regular")
 

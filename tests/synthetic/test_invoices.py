@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic import NOT_THERE, make_sample
-from pocketvlm.synthetic.invoices import (
+from pocketvlm.synthetic.documents.invoices import (
     HELDOUT_LAYOUTS,
     INVOICE_LEVELS,
     TRAIN_LAYOUTS,
@@ -22,8 +22,8 @@ from pocketvlm.synthetic.invoices import (
     money,
 )
 from pocketvlm.synthetic.levels import exactly
-from pocketvlm.synthetic.values import DATE_FORMS
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.values import DATE_FORMS
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 SPLITS = ("train", "heldout")
 LEVELS = range(len(INVOICE_LEVELS))

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError
-from pocketvlm.processing.slicing import plan_views
-from pocketvlm.synthetic.drawing import BLACK
-from pocketvlm.synthetic.fonts import ASCII, FontFile
-from pocketvlm.synthetic.page_parts import Box, Entry, Print, draw_ink, print_block
-from pocketvlm.synthetic.pages import (
+from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.synthetic.documents.page_parts import Box, Entry, Print, draw_ink, print_block
+from pocketvlm.synthetic.documents.pages import (
     HELDOUT_LAYOUTS,
     LABELS,
     PAGE_LEVELS,
@@ -26,9 +24,11 @@ from pocketvlm.synthetic.pages import (
     plan_page,
     print_pixels,
 )
-from pocketvlm.synthetic.paper import Fonts, Row, set_sheet
+from pocketvlm.synthetic.drawing.fonts import ASCII, FontFile
+from pocketvlm.synthetic.drawing.lines import BLACK
+from pocketvlm.synthetic.drawing.paper import Fonts, Row, set_sheet
 from pocketvlm.synthetic.sample import NOT_THERE
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.vocabulary import in_split
 from pocketvlm.views import Size
 
 NANO = ImageConfig(scale_resolution=224)

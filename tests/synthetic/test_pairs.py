@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from figure_checks import assert_same, assert_well_formed, blobs, ink_of
+from helpers.figure_checks import assert_same, assert_well_formed, blobs, ink_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic.cards import FORMS, HELDOUT_FORMS, TRAIN_FORMS, draw_form
-from pocketvlm.synthetic.figures import COLOURS
-from pocketvlm.synthetic.pairs import (
+from pocketvlm.synthetic.drawing.figures import COLOURS
+from pocketvlm.synthetic.scenes.cards import FORMS, HELDOUT_FORMS, TRAIN_FORMS, draw_form
+from pocketvlm.synthetic.scenes.pairs import (
     CHANGES,
     DIFFERENCE_QUESTIONS,
     NOTHING,
@@ -23,8 +23,8 @@ from pocketvlm.synthetic.pairs import (
     SAME_QUESTIONS,
     draw_pair,
 )
-from pocketvlm.synthetic.values import ORDINALS
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.values import ORDINALS
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 CLEAN = replace(PAIR_LEVELS[0], variety=0.0, wear=0.0, sizes=((112, 112), (112, 168)))
 

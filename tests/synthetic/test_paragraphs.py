@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.fonts import ASCII
-from pocketvlm.synthetic.paragraphs import (
+from pocketvlm.synthetic.documents.paragraphs import (
     HELDOUT_LAYOUTS,
     PARAGRAPH_LEVELS,
     TRAIN_LAYOUTS,
@@ -20,7 +19,8 @@ from pocketvlm.synthetic.paragraphs import (
     draw_columns,
     draw_paragraph,
 )
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.drawing.fonts import ASCII
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 levels = pytest.mark.parametrize("level", PARAGRAPH_LEVELS, ids=range(len(PARAGRAPH_LEVELS)))
 #: Black on white, upright and clean, in one column.

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.synthetic import LEVELS, NOT_THERE, RECEIPT_LEVELS, REGISTRY, Difficulty, make_sample
-from pocketvlm.synthetic.drawing import WHITE, blend, print_line, rotate, set_line, tilt
-from pocketvlm.synthetic.fonts import ASCII, FontFile, families, load_face
-from pocketvlm.synthetic.receipts import (
+from pocketvlm.synthetic.documents.receipts import (
     HELDOUT_LAYOUTS,
     ITEM_QUESTIONS,
     TRAIN_LAYOUTS,
@@ -27,7 +25,9 @@ from pocketvlm.synthetic.receipts import (
     draw_contents,
     lay_out,
 )
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.drawing.fonts import ASCII, FontFile, families, load_face
+from pocketvlm.synthetic.drawing.lines import WHITE, blend, print_line, rotate, set_line, tilt
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 CASES = [("words", i) for i in range(len(LEVELS))] + [("receipt", i) for i in range(len(RECEIPT_LEVELS))]
 BUILT_IN_FILE = FontFile(None, "Regular")

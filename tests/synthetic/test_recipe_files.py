@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.video_reader import open_video
-from pocketvlm.synthetic.words import is_heldout
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.video_reader import open_video
+from pocketvlm.synthetic.words.vocabulary import is_heldout
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "src" / "pocketvlm" / "assets" / "nano"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.synthetic import NOT_THERE, make_sample
+from pocketvlm.synthetic.documents.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL, draw_screen
 from pocketvlm.synthetic.sample import BOX_STEP, Sample
-from pocketvlm.synthetic.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL, draw_screen
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 LEVELS = range(len(SCREEN_LEVELS))
 

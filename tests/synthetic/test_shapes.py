@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from figure_checks import assert_same, assert_well_formed, blobs, box_in_pixels
+from helpers.figure_checks import assert_same, assert_well_formed, blobs, box_in_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.arrangements import HELDOUT_LAYOUTS, LAYOUTS, TRAIN_LAYOUTS
-from pocketvlm.synthetic.figures import COLOURS, SHAPES, Figure, Look, plural
+from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES, Figure, Look, plural
 from pocketvlm.synthetic.sample import BOX_STEP, NOT_THERE
-from pocketvlm.synthetic.shapes import SHAPE_LEVELS, ask_about, corner_of, draw_figures, draw_shapes, relation
+from pocketvlm.synthetic.scenes.arrangements import HELDOUT_LAYOUTS, LAYOUTS, TRAIN_LAYOUTS
+from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS, ask_about, corner_of, draw_figures, draw_shapes, relation
 
 CLEAN = replace(SHAPE_LEVELS[0], variety=0.0, wear=0.0)
 PLURALS = {plural(shape): shape for shape in SHAPES}

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.synthetic import forms, tables
-from pocketvlm.synthetic.drawing import BLACK, WHITE
-from pocketvlm.synthetic.fonts import FontFile
-from pocketvlm.synthetic.forms import FORM_LEVELS, Field, Form, FormStyle, TickBox, draw_form, paint_form
+from pocketvlm.synthetic.documents import forms, tables
+from pocketvlm.synthetic.documents.forms import FORM_LEVELS, Field, Form, FormStyle, TickBox, draw_form, paint_form
+from pocketvlm.synthetic.documents.tables import TABLE_LEVELS, Column, Table, TableStyle, draw_table, paint_table
+from pocketvlm.synthetic.drawing.fonts import FontFile
+from pocketvlm.synthetic.drawing.lines import BLACK, WHITE
 from pocketvlm.synthetic.sample import NOT_THERE
-from pocketvlm.synthetic.tables import TABLE_LEVELS, Column, Table, TableStyle, draw_table, paint_table
-from pocketvlm.synthetic.values import NUMERIC, ORDINALS
-from pocketvlm.synthetic.words import in_split
+from pocketvlm.synthetic.words.values import NUMERIC, ORDINALS
+from pocketvlm.synthetic.words.vocabulary import in_split
 
 FONT = FontFile(None, "Regular")
 SPLITS = ("train", "heldout")

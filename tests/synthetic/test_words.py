@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.words import COMMON, common_words, draw_text, in_split, is_heldout
+from pocketvlm.synthetic.words.vocabulary import COMMON, common_words, draw_text, in_split, is_heldout
 
 KINDS = ("short", "word", "letters", "number", "code", "phrase")
 

@@ -36,8 +36,8 @@ def measure() -> dict[str, float]:
 
 def _int8_product() -> Callable[[], object]:
     """A product of int8 weights with activations that are quantised on the fly, as the bundles have them."""
-    from pocketvlm.engine.onnx_runner import product_session
-    from pocketvlm.export.onnx_graphs.product import int8_product
+    from pocketvlm.engine.runners.onnx_runner import product_session
+    from pocketvlm.export.onnx.product import int8_product
 
     session = product_session(int8_product(SIDE, SIDE))
     x = np.random.default_rng(0).standard_normal((SIDE, SIDE), np.float32)

@@ -11,22 +11,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pocketvlm.api.loading import load_runner
 from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of, timed
 from pocketvlm.benchmark.reference import import_transformers
 from pocketvlm.bundle import Quantization, Scheme
 from pocketvlm.config import ImageConfig, ModelConfig, load_configs
-from pocketvlm.engine.onnx_runner import ONNXRunner
-from pocketvlm.engine.runner import Runner
-from pocketvlm.engine.sampler import best_tokens
-from pocketvlm.kernels import fp16_linear
-from pocketvlm.loading import load_runner
-from pocketvlm.model.cache import Cache
+from pocketvlm.engine.runners.base import Runner
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner
+from pocketvlm.engine.sampling.sampler import best_tokens
+from pocketvlm.kernels.linear import fp16_linear
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.image import ImageViews, encode_image, to_reference_layout
-from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.patches.image import ImageViews, encode_image, to_reference_layout
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 BEFORE = 64  # tokens of each sequence before a decode line begins

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.engine.structured_outputs import MAX_TEXT, StructuredOutputs
 from pocketvlm.errors import ConfigError
+from pocketvlm.grammar.structured_outputs import MAX_TEXT, StructuredOutputs
 
 
 def add_structure(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pocketvlm.benchmark.lines import LINES, line_of
 from pocketvlm.cli.common import add_json, print_json, progress_bars
-from pocketvlm.engine.threads import usable_cores
 from pocketvlm.errors import ConfigError, MissingExtraError
+from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
 
 WHAT = {
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _make_bundles(specs: list[tuple[str, tuple[Any, ...]]]) -> None:
     """Here, so that the memory of making them is not taken for that of running them."""
-    from pocketvlm.loading import ready_bundle
+    from pocketvlm.api.loading import ready_bundle
 
     for kind, arguments in specs:
         if kind == "pocketvlm" and arguments[1] == "onnx":

@@ -24,7 +24,7 @@ from pocketvlm.cli.common import (
 from pocketvlm.errors import PocketVLMError
 
 if TYPE_CHECKING:
-    from pocketvlm.api import VLM
+    from pocketvlm.api.vlm import VLM
 
 HELP = "Type a question. /image PATH adds a picture to the next question, /reset starts anew, /quit ends."
 
@@ -88,7 +88,7 @@ def _turn(
     as_json: bool,
 ) -> list[dict[str, Any]]:
     """One question and its answer; returns the longer conversation."""
-    from pocketvlm.api import question_messages
+    from pocketvlm.api.vlm import question_messages
 
     messages = [*messages, *question_messages(pending, line)]
     stream = vlm.stream(messages, **options)

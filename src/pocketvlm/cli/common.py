@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.completions import logprobs_of
 from pocketvlm.config import (
     check_auto_token_budget,
     check_device_name,
@@ -19,13 +18,14 @@ from pocketvlm.config import (
     check_dtype_name,
     load_configs,
 )
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.hub import resolve
+from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
-    from pocketvlm.answers import Answer
-    from pocketvlm.api import VLM
+    from pocketvlm.api.answers import Answer
+    from pocketvlm.api.vlm import VLM
 
 # Option → (type, help). Types are checked here, values where they are used.
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -109,8 +109,8 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     Returns:
         decoded pictures (videos stay what they were), and the seconds that took.
     """
-    from pocketvlm.processing.media import is_video, load_image
-    from pocketvlm.processing.slicing import plan_views
+    from pocketvlm.processing.media.load_image import is_video, load_image
+    from pocketvlm.processing.patches.slicing import plan_views
 
     began = time.perf_counter()
     check_device_name(getattr(args, "device", "auto"))
@@ -170,7 +170,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 @contextmanager
 def loaded(args: argparse.Namespace) -> Iterator[VLM]:
     """The model, with progress bars on a terminal while it loads and while it reads long prompts."""
-    from pocketvlm.api import load
+    from pocketvlm.api.vlm import load
 
     with progress_bars() as report:
         vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)

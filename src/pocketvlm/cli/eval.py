@@ -25,7 +25,7 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.config import check_downsample_mode
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
 from pocketvlm.evaluation.results import open_results
 from pocketvlm.evaluation.tasks import Task

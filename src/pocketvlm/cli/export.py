@@ -62,7 +62,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
     operators: Operators = args.operators or "standard"
     if operators == "compiled":
         _check_compiled(quantization)
-    from pocketvlm.export.bundle import write_bundle  # imports torch: after everything that can be wrong
+    from pocketvlm.export.onnx.bundle import write_bundle  # imports torch: after everything that can be wrong
 
     manifest = write_bundle(checkpoint, args.out, quantization, progress, operators)
     return {"quantization": str(quantization), "operators": f"{operators} operators"}, manifest.files
@@ -70,7 +70,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
 
 def _check_compiled(quantization: Quantization) -> None:
     """Refuses what no bundle of compiled operators could do here."""
-    from pocketvlm.kernels import compiled_operators
+    from pocketvlm.kernels.onnx_ops import library as compiled_operators
 
     if not quantization.suits_compiled:
         raise ConfigError("there are no compiled operators for fp32", hint="Choose --quantization int8 or int4.")
@@ -83,7 +83,7 @@ def _check_compiled(quantization: Quantization) -> None:
 
 def _gguf(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str, str], dict[str, int]]:
     checkpoint = resolve(args.model)
-    from pocketvlm.export.gguf import write_gguf
+    from pocketvlm.export.gguf.files import write_gguf
 
     kind: Any = args.type or "bf16"
     mode: Any = args.downsample_mode or "16x"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pocketvlm.cli.common import add_json, print_json
 from pocketvlm.config import load_configs
-from pocketvlm.engine.threads import usable_cores
+from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
 
 
@@ -39,8 +39,8 @@ def gather(model: str) -> dict[str, Any]:
     import torch  # takes seconds: after everything that can be wrong without it
 
     from pocketvlm import __version__
+    from pocketvlm.api.loading import describe_choice
     from pocketvlm.bundle import Manifest, is_bundle
-    from pocketvlm.loading import describe_choice
     from pocketvlm.model.checkpoint import count_parameters, weight_files
 
     if is_bundle(directory):

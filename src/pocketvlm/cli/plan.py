@@ -12,14 +12,14 @@ from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, pr
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode, load_configs
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
-from pocketvlm.processing.slicing import plan_views
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pocketvlm.view_plan import ViewPlan
+    from pocketvlm.api.view_plan import ViewPlan
 
 PUBLISHED = "openbmb/MiniCPM-V-4.6"
 _SIZE = re.compile(r"(\d{1,7})x(\d{1,7})")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         plan_views(Size(height=height, width=width), image_config, mode, options["max_slice_nums"])
     # Only auto looks at pixels. Read, as all that can be wrong without torch is found, before it is imported.
     pictures = [_pixels(text) if mode == "auto" else None for text in given]
-    from pocketvlm.view_plan import plan, plan_image
+    from pocketvlm.api.view_plan import plan, plan_image
 
     options |= {"model_config": model_config, "image_config": image_config}
     plans = [
@@ -70,7 +70,7 @@ def _size(text: str) -> tuple[int, int]:
         if not height or not width:
             raise ConfigError(f"{text!r} has no area", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
         return height, width
-    from pocketvlm.processing.media import probe_size
+    from pocketvlm.processing.media.load_image import probe_size
 
     if re.fullmatch(r"[\d.x-]+", text) and (len(text) > 100 or not Path(text).exists()):
         raise ConfigError(f"{text!r:.40} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
@@ -82,7 +82,7 @@ def _pixels(text: str) -> NDArray[np.uint8] | None:
     """Of a picture file; None of a size."""
     if _SIZE.fullmatch(text):
         return None
-    from pocketvlm.processing.media import load_image
+    from pocketvlm.processing.media.load_image import load_image
 
     return load_image(Path(text))
 
@@ -130,6 +130,6 @@ def _draw(given: list[str], plans: list[ViewPlan], out: Path, *, mark_rates: boo
     if len(given) != 1 or _SIZE.fullmatch(given[0]):
         raise ConfigError("--draw needs exactly one picture file")
     rates = (plans[0].rates or ())[1:] if mark_rates else ()
-    from pocketvlm.processing.media import draw_grid
+    from pocketvlm.processing.media.load_image import draw_grid
 
     draw_grid(Path(given[0]), plans[0].grid, out, fine=[rate == "4x" for rate in rates])

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--save {args.save} is a folder, or in one that does not exist", hint="Name a file.")
     options = options_of(args, PICTURES)
     media, _ = read_media(args, [*args.image, *args.images], {**options, "max_tokens": args.max_tokens})
-    from pocketvlm.api import load, question_messages, trace  # imports torch: after everything that can be wrong
+    from pocketvlm.api.trace import trace  # imports torch: after everything that can be wrong
+    from pocketvlm.api.vlm import load, question_messages
 
     with load(args.model, device="cpu", dtype="float32", runtime="torch") as vlm:
         result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)

@@ -15,20 +15,22 @@ from collections.abc import Sequence as Series
 import torch
 from torch import Tensor
 
-from pocketvlm.engine import heap
-from pocketvlm.engine.answering import Answering, Scored
-from pocketvlm.engine.cache_pool import CachePool, make_pool
-from pocketvlm.engine.encoder_cache import EncoderCache
-from pocketvlm.engine.engine_config import EngineConfig, Sizes
+from pocketvlm.engine.caches.encoder_cache import EncoderCache
+from pocketvlm.engine.caches.pool import CachePool, make_pool
+from pocketvlm.engine.caches.prefix_cache import PrefixCache
+from pocketvlm.engine.config import EngineConfig, Sizes
 from pocketvlm.engine.metrics import Metrics
-from pocketvlm.engine.prefix_cache import PrefixCache
 from pocketvlm.engine.request import Output, Request, Sequence
-from pocketvlm.engine.runner import Runner
+from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.scheduler import Chunk, Plan, Scheduler, SchedulerConfig
+from pocketvlm.engine.updater import Answering, Scored
 from pocketvlm.errors import ConfigError, QueueFullError
+from pocketvlm.machine import release_free_memory
 from pocketvlm.model.packing import PackedBatch, Segment
 
 logger = logging.getLogger(__name__)
+
+REQUESTS_BETWEEN_TRIMS = 256  # giving free memory back takes some milliseconds
 
 
 class Engine:
@@ -119,9 +121,9 @@ class Engine:
         except BaseException:  # an interrupt in the middle: rows and caches may disagree
             self._lost += outputs + self._fail_running(None)
             raise
-        if self.answering.closed >= heap.REQUESTS_BETWEEN:
+        if self.answering.closed >= REQUESTS_BETWEEN_TRIMS:
             self.answering.closed = 0
-            heap.release_free_memory()
+            release_free_memory()
         self.metrics.stepped(
             running=len({sequence.request for sequence in self.pool.rows}),
             waiting=len(self.scheduler.waiting),

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from pocketvlm.engine.sampling_params import SamplingParams
+from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.views import View
 
 if TYPE_CHECKING:
-    from pocketvlm.engine.beam_search import BeamSearch
-    from pocketvlm.engine.grammar import Grammar, GrammarState
-    from pocketvlm.engine.prefix_cache import Prefix
-    from pocketvlm.engine.prompt_lookup import PromptLookup
-    from pocketvlm.engine.sampler import SamplingState
+    from pocketvlm.engine.caches.prefix_cache import Prefix
+    from pocketvlm.engine.sampling.beam_search import BeamSearch
+    from pocketvlm.engine.sampling.prompt_lookup import PromptLookup
+    from pocketvlm.engine.sampling.sampler import SamplingState
+    from pocketvlm.grammar.compiler import Grammar, GrammarState
 
 # "stop": a stop id or string; "length": max_tokens or the context; "abort": its reader or its deadline; "error": see
 # `Output.error`.

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pocketvlm.engine.cache_pool import CachePool
-from pocketvlm.engine.encoder_cache import EncoderCache
+from pocketvlm.engine.caches.encoder_cache import EncoderCache
+from pocketvlm.engine.caches.pool import CachePool
+from pocketvlm.engine.caches.prefix_cache import Digest, PrefixCache
 from pocketvlm.engine.metrics import Metrics
-from pocketvlm.engine.prefix_cache import Digest, PrefixCache
-from pocketvlm.engine.prefix_digests import prefix_digests, view_starts
+from pocketvlm.engine.prompt_layout import prefix_digests, view_starts
 from pocketvlm.engine.request import Request, Sequence
 
 

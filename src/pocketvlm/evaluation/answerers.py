@@ -12,7 +12,7 @@ from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 
 if TYPE_CHECKING:
-    from pocketvlm.api import VLM
+    from pocketvlm.api.vlm import VLM
 
 Numbered = tuple[int, Example]
 
@@ -94,7 +94,7 @@ def _batches(examples: Iterable[Numbered], size: int) -> Iterator[list[Numbered]
 
 def messages_of(example: Example, media: Sequence[Media]) -> list[dict[str, Any]]:
     """The example as a conversation for `VLM.chat`: its `media` first, then the question."""
-    from pocketvlm.processing.media import is_video
+    from pocketvlm.processing.media.load_image import is_video
 
     content: list[dict[str, Any]] = []
     for medium in media:

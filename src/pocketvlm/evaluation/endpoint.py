@@ -25,8 +25,8 @@ from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import Numbered, Reply
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
-from pocketvlm.processing.media import is_video, load_image
-from pocketvlm.synthetic.files import to_mp4, to_png
+from pocketvlm.processing.media.load_image import is_video, load_image
+from pocketvlm.synthetic.drawing.files import to_mp4, to_png
 
 _MAX_BODY = 16 * 2**20
 _MOST_WAIT = 60.0  # seconds, whatever Retry-After says

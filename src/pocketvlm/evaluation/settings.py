@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from pocketvlm.config import DownsampleMode, FourXRounding, ImageConfig
 from pocketvlm.evaluation.tasks import Clip, Example, Media
-from pocketvlm.processing.image import resize
-from pocketvlm.processing.media import ImageSource, load_image
+from pocketvlm.processing.media.load_image import ImageSource, load_image
+from pocketvlm.processing.patches.image import resize
 from pocketvlm.views import Size
 
 UPSIZE_AREA = 1344 * 1344

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError
-from pocketvlm.kernels import fp16_linear
-from pocketvlm.kernels.cpu_linear import CPULinear
-from pocketvlm.model.decoder import fp32_parameters
+from pocketvlm.kernels.linear import fp16_linear
+from pocketvlm.kernels.linear.cpu_linear import CPULinear
+from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.kernels.cpu_kernels import cpu_linears, is_available, pack, use_cpu_linears
-from pocketvlm.model.cache import Cache
-from pocketvlm.model.decoder import Decoder
-from pocketvlm.model.merger import Merger
+from pocketvlm.kernels.linear.replace import cpu_linears, is_available, pack, use_cpu_linears
+from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.packing import PackedBatch
-from pocketvlm.model.view_packing import ViewPacking, pack_views
-from pocketvlm.model.vision_tower import VisionTower
+from pocketvlm.model.text.decoder import Decoder
+from pocketvlm.model.vision.merger import Merger
+from pocketvlm.model.vision.tower import VisionTower
+from pocketvlm.model.vision.view_packing import ViewPacking, pack_views
 from pocketvlm.views import View
 
 

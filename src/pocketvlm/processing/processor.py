@@ -21,15 +21,15 @@ from pocketvlm.config import (
     read_json,
 )
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
-from pocketvlm.processing.chat import ChatTemplate, RenderedPrompt
-from pocketvlm.processing.expansion import EncodedMedium, expand_prompt
-from pocketvlm.processing.image import Pixels, encode_images
 from pocketvlm.processing.inputs import ModelInputs
-from pocketvlm.processing.limits import MediaLimits
-from pocketvlm.processing.media import load_image
-from pocketvlm.processing.messages import MediaPart
-from pocketvlm.processing.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
-from pocketvlm.processing.video import check_positive, check_sampling, encode_video
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.processing.patches.image import Pixels, encode_images
+from pocketvlm.processing.patches.video import check_positive, check_sampling, encode_video
+from pocketvlm.processing.prompt.expansion import EncodedMedium, expand_prompt
+from pocketvlm.processing.prompt.messages import MediaPart
+from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
+from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 
 
 class Processor:
@@ -119,7 +119,7 @@ class Processor:
         """Process one conversation.
 
         Args:
-            messages: OpenAI-style messages, see `pocketvlm.processing.messages`.
+            messages: OpenAI-style messages, see `pocketvlm.processing.prompt.messages`.
             downsample_mode: "16x" or "4x" for all views; "auto": the pixels of each view decide; or one of these for
                 each picture and video in prompt order; the checkpoint's when None.
             auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x,

@@ -13,23 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic import (
-    charts,
-    clips,
-    forms,
-    invoices,
-    pages,
-    pairs,
-    paragraphs,
-    receipts,
-    screens,
-    shapes,
-    tables,
-    text,
-)
-from pocketvlm.synthetic.receipts import RECEIPT_LEVELS, ReceiptLevel
+from pocketvlm.synthetic.charts import samples as charts
+from pocketvlm.synthetic.documents import forms, invoices, pages, paragraphs, receipts, screens, tables, text
+from pocketvlm.synthetic.documents.receipts import RECEIPT_LEVELS, ReceiptLevel
+from pocketvlm.synthetic.documents.text import LEVELS, Difficulty
 from pocketvlm.synthetic.sample import NOT_THERE, CharacterBox, Question, QuestionKind, Sample, Split, check_split
-from pocketvlm.synthetic.text import LEVELS, Difficulty
+from pocketvlm.synthetic.scenes import clips, pairs, shapes
 
 __all__ = [
     "LEVELS",

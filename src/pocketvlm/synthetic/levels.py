@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.synthetic.values import integer_in, one_of
+from pocketvlm.synthetic.words.values import integer_in, one_of
 
 #: Lowest and highest, both included.
 Range = tuple[int, int]

@@ -34,7 +34,7 @@ from pocketvlm.evaluation.public_sets.files import (
 from pocketvlm.evaluation.public_sets.prompts import BOX
 from pocketvlm.evaluation.public_sets.tables import ParquetTable, parquet_files
 from pocketvlm.evaluation.tasks import Example, Media
-from pocketvlm.processing.media import probe_size
+from pocketvlm.processing.media.load_image import probe_size
 from pocketvlm.synthetic.sample import box_answer
 from pocketvlm.views import Size
 

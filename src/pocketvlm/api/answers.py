@@ -1,0 +1,68 @@
+"""From tokens to text: one request together with its words, and the `Answer` it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer.
+
+    Attributes:
+        visual_tokens: the part of the prompt that is pictures.
+        cached_tokens: the part of the prompt that was computed before; two usages that differ in it alone are equal.
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, as the model gives it: natural logarithms.
+
+    Attributes:
+        top: the most likely tokens in its place, best first, as (id, text, log probability).
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        text: the answer, without reasoning, control tokens or stop string.
+        usage: tokens in and out.
+        timing: seconds a stage: preprocess, queue, encode, prefill, decode (of the steps it took part in), total (wall
+            time of this answer).
+        finish_reason: "stop" (end of turn or a stop string) or "length" (max_tokens or the context).
+        reasoning: what the model thought first, with `enable_thinking=True`; else None.
+        token_ids: the generated ids.
+        logprobs: of each generated token, where they were asked for.
+        alternatives: the other answers, with `n` above 1.
+    """
+
+    text: str
+    usage: Usage
+    timing: Mapping[str, float]
+    finish_reason: str
+    reasoning: str | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    alternatives: tuple[Answer, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class EngineError(RuntimeError):
+    """An answer was lost to a fault that is not its user's."""

@@ -1,0 +1,85 @@
+"""The Python face for event loops: many conversations at once on one engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self
+
+from pocketvlm.api.answers import Answer
+from pocketvlm.api.job import Job
+from pocketvlm.api.vlm import VLM
+from pocketvlm.engine.async_engine import AsyncEngine
+from pocketvlm.machine import usable_cores
+
+
+class AsyncVLM:
+    """A loaded model behind an event loop: `async with AsyncVLM(pocketvlm.load()) as vlm`.
+
+    Pictures and prompts are prepared in threads of their own, ahead of the engine and never on its thread. The options
+    are those of `VLM`.
+
+    Args:
+        vlm: the model; it is used through this object alone from now on.
+        max_in_flight: requests running and waiting; one more is refused at once (`QueueFullError`).
+        workers: threads that prepare.
+    """
+
+    def __init__(self, vlm: VLM, *, max_in_flight: int = 1024, workers: int | None = None) -> None:
+        self.vlm = vlm
+        self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
+        self._workers = ThreadPoolExecutor(workers or max(1, min(4, usable_cores())), "pocketvlm-prepare")
+
+    async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
+        """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""
+        if not self.engine.is_alive:
+            raise RuntimeError("the engine is closed")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self.vlm.prepare, messages, options)
+
+    async def run(self, job: Job) -> AsyncGenerator[tuple[int, str], None]:
+        """Answer what was prepared: (index of the choice, new text), text possibly empty at an end."""
+        async with aclosing(self.engine.generate(job.request)) as news:
+            async for output in news:
+                stopped, new = job.take(output)
+                if stopped:
+                    self.engine.finish(job.request, output.index)
+                if job.error is not None:
+                    raise job.error
+                yield output.index, new
+                if job.is_done:
+                    return
+
+    async def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> AsyncGenerator[str, None]:
+        """Text of the first answer, piece by piece. One that is closed early is given up."""
+        async with aclosing(self.run(await self.prepare(messages, **options))) as pieces:
+            async for index, text in pieces:
+                if text and index == 0:
+                    yield text
+
+    async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
+        """The whole answer."""
+        job = await self.prepare(messages, **options)
+        async with aclosing(self.run(job)) as pieces:
+            async for _ in pieces:
+                pass
+        return job.answer()
+
+    async def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, and end, the model as well: with `drain` when those in flight are done, else now."""
+        try:
+            await asyncio.to_thread(self.engine.close, drain=drain)
+        finally:
+            self._workers.shutdown(wait=False, cancel_futures=True)
+            await asyncio.to_thread(self.vlm.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close(drain=error is None)

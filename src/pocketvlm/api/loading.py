@@ -1,0 +1,114 @@
+"""Which runtime a model gets, with which numbers, and how it is made ready there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from pocketvlm.bundle import PRESETS, Manifest, Operators, is_bundle, parse_quantization
+from pocketvlm.config import check_device_name, check_dtype_name
+from pocketvlm.engine.runners.base import Runner
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.errors import ConfigError
+from pocketvlm.export.onnx.bundle import cached_bundle
+from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.model.checkpoint import count_parameters, load_model
+
+Progress = Callable[[str, int, int], None]
+
+RUNTIMES = ("auto", "torch", "onnx")
+# On a CPU, models from this size on are made into a bundle; smaller ones answer at once as they are.
+LARGE = 100_000_000
+AUTO_QUANTIZATION = "int8"  # the one that keeps the answers; 4 bits are a choice
+
+
+def load_runner(
+    directory: Path,
+    *,
+    device: str = "auto",
+    runtime: str = "auto",
+    quantization: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Runner:
+    """Make the model in `directory` (a checkpoint or a bundle) ready; the options are those of `pocketvlm.load`."""
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime={runtime!r} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
+    if quantization != "auto":
+        parse_quantization(quantization)
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
+    if _is_for_onnx(directory, target, runtime, quantization, dtype):
+        if target.type != "cpu" or number_type != torch.float32:
+            raise ConfigError(
+                f"runtime='onnx' runs on the CPU in float32 between its products, not with device={device!r}, "
+                f"dtype={dtype!r}",
+                hint="Leave both at auto, or use runtime='torch'.",
+            )
+        return ONNXRunner(ready_bundle(directory, quantization, progress))
+    if is_bundle(directory):
+        raise ConfigError(f"{directory} is a bundle, which only runtime='onnx' runs")
+    if quantization not in ("auto", "none"):
+        raise ConfigError(
+            f"quantization={quantization!r} is for runtime='onnx' on the CPU", hint="Leave it at auto here."
+        )
+    report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
+    return TorchRunner(load_model(directory, dtype=number_type, device=target, cpu_kernels=True, progress=report))
+
+
+def describe_choice(directory: Path) -> str:
+    """What `load` makes of the model when every option is left at auto."""
+    device = choose_device("auto")
+    if is_bundle(directory):
+        manifest = Manifest.read(directory)
+        return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
+    if _is_for_onnx(directory, device, "auto", "auto", "auto"):
+        operators = "compiled" if compiled_operators.is_possible() else "standard"
+        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators} operators"
+    return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
+
+
+def _is_for_onnx(directory: Path, device: torch.device, runtime: str, quantization: str, dtype: str) -> bool:
+    if runtime != "auto":
+        return runtime == "onnx"
+    if is_bundle(directory) or quantization not in ("auto", "none"):
+        return True
+    is_free = quantization == "auto" and dtype == "auto" and device.type == "cpu"
+    return is_free and find_spec("onnxruntime") is not None and count_parameters(directory) >= LARGE
+
+
+def ready_bundle(directory: Path, quantization: str, progress: Progress | None = None) -> Path:
+    """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
+    import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
+    if is_bundle(directory):
+        made = Manifest.read(directory).quantization
+        if quantization != "auto" and parse_quantization(quantization) != made:
+            raise ConfigError(f"the bundle {directory} has {made}, not quantization={quantization!r}")
+        return directory
+    chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
+    what = f"Preparing {directory.name} for this CPU (once)"
+    report = (lambda done, total: progress(what, done, total)) if progress else None
+    operators: Operators = "compiled" if chosen.suits_compiled and compiled_operators.library() else "standard"
+    return cached_bundle(directory, chosen, report, operators)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one."""
+    if check_device_name(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of that name; "auto" is float32 on a CPU, bfloat16 elsewhere."""
+    if check_dtype_name(name) == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

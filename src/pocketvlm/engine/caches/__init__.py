@@ -1,0 +1,1 @@
+"""What is kept between steps and requests: slots, prefixes, features of pictures."""

@@ -1,0 +1,129 @@
+"""How much an engine may take, and what that comes to on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self, get_args
+
+import torch
+
+from pocketvlm.engine.runners.base import CacheLayout, Runner
+from pocketvlm.errors import ConfigError
+from pocketvlm.machine import memory_bytes
+from pocketvlm.model.cache.base import state_bytes, token_bytes
+from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
+
+MAX_SEQS = {"cpu": 16, "cuda": 256}
+ROWS_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
+PREFIX_SHARE, MOST_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
+ENCODER_SHARE, MOST_ENCODER = 0.01, 2**28
+MIB = 2**20
+LEAST = {  # what each budget may be at least
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "cache_memory": 1,
+    "prefix_cache_memory": 0,
+    "encoder_cache_memory": 0,
+    "max_waiting": 1,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Budgets of an engine, by vLLM's names where it has one; None chooses.
+
+    Attributes:
+        max_num_seqs: sequences that run at the same time; 16 on a CPU, 256 on CUDA.
+        max_num_batched_tokens: of prompts in one step; the runner's own chunk.
+        cache_memory: bytes for keys, values and states of sequences that run; a quarter of a CPU's memory, half of
+            what is free on a GPU. Taken as it is needed.
+        prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
+            keeps none.
+        encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
+        max_waiting: requests in the queue; one more is refused.
+        cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a row of one buffer for
+            each. On CUDA paged; ONNX Runtime has the other only.
+        enforce_eager: no CUDA graphs.
+    """
+
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    cache_memory: int | None = None
+    prefix_cache_memory: int | None = None
+    encoder_cache_memory: int | None = None
+    max_waiting: int = 10_000
+    cache_layout: CacheLayout | None = None
+    enforce_eager: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cache_layout not in (None, *get_args(CacheLayout)):
+            raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
+        if not isinstance(self.enforce_eager, bool):
+            raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {least}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a configuration comes to for one runner."""
+
+    max_num_seqs: int
+    batched_tokens: int
+    patches: int
+    cache_tokens: int
+    cache_bytes: int
+    prefix_bytes: int
+    encoder_bytes: int
+    dtype: torch.dtype
+    layout: CacheLayout
+
+    @classmethod
+    def of(cls, runner: Runner, config: EngineConfig) -> Self:
+        """`ConfigError` when the cache would not hold one short sequence, or is not of a layout that the runner has."""
+        text, kind = runner.config.text, runner.device.type
+        layout = config.cache_layout or runner.cache_layouts[0]
+        if layout not in runner.cache_layouts:
+            raise ConfigError(
+                f"cache_layout={layout!r}, this runtime has {' and '.join(map(repr, runner.cache_layouts))}",
+                hint="Leave it out.",
+            )
+        dtype = runner.make_cache(1, 1).dtype
+        memory = memory_bytes(runner.device)
+        most = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
+        rows = config.cache_memory if config.cache_memory is not None else int(memory * ROWS_SHARE.get(kind, 0.25))
+        state, token = state_bytes(text, dtype), token_bytes(text, dtype)
+        # States come first, one for each sequence; half of the budget is for tokens all the same.
+        seqs = max(1, min(most, rows // 2 // max(state, 1)))
+        tokens = (rows - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
+        most_tokens = seqs * text.max_position_embeddings
+        if layout == "paged":  # whole blocks, also for the last tokens of a context
+            tokens, most_tokens = tokens // BLOCK * BLOCK, seqs * blocks_for(text.max_position_embeddings) * BLOCK
+        if tokens < 2:
+            raise ConfigError(
+                f"cache_memory={rows} holds no sequence: the states of one take {state} bytes, a token {token}",
+                hint=f"Give at least {state + 1024 * token} bytes.",
+            )
+        prefix = config.prefix_cache_memory
+        encoder = config.encoder_cache_memory
+        return cls(
+            max_num_seqs=seqs,
+            batched_tokens=config.max_num_batched_tokens or runner.prefill_chunk,
+            patches=runner.encode_patches,
+            cache_tokens=min(tokens, most_tokens),
+            cache_bytes=rows,
+            prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX[kind]) if prefix is None else prefix,
+            encoder_bytes=min(int(memory * ENCODER_SHARE), MOST_ENCODER) if encoder is None else encoder,
+            dtype=dtype,
+            layout=layout,
+        )
+
+    def describe(self) -> str:
+        blocks = f", in blocks of {BLOCK}" if self.layout == "paged" else ""
+        return (
+            f"{self.max_num_seqs} sequences and {self.cache_tokens:,} tokens in {self.cache_bytes // MIB:,} MiB "
+            f"at most{blocks}, beginnings of prompts in {self.prefix_bytes // MIB:,}, "
+            f"features in {self.encoder_bytes // MIB:,}"
+        )

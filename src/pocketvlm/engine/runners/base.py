@@ -1,0 +1,73 @@
+"""What the engine asks of a runtime: pictures to features, tokens to scores. `torch_runner` and `onnx_runner` do it.
+
+Shapes:  P patches of all views · N visual tokens · T tokens of all sequences, packed · D hidden · R rows · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pocketvlm.config import ModelConfig
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.views import View
+
+CacheLayout = Literal["contiguous", "paged"]
+
+
+class Runner(Protocol):
+    """A model that is ready to run.
+
+    Attributes:
+        config: all shapes.
+        prefill_chunk: most prompt tokens of one forward that pay.
+        encode_patches: most patches of one call of `encode_views` that pay.
+        cache_layouts: that `forward` takes (`Cache`, `PagedCache`), the better one first.
+    """
+
+    config: ModelConfig
+    prefill_chunk: int
+    encode_patches: int
+    cache_layouts: tuple[CacheLayout, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go in and come out."""
+        ...
+
+    def working(self) -> AbstractContextManager[None]:
+        """Held during each step: PyTorch's own work in it must not get in the runtime's way."""
+        ...
+
+    def describe(self) -> str:
+        """Runtime and number formats, for people."""
+        ...
+
+    def make_cache(self, slots: int, capacity: int) -> Cache:
+        """An empty cache for `slots` sequences of `capacity` tokens (it grows)."""
+        ...
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        """uint8 patches [P, patch, patch, 3] of these views to [N, D], in the order of the views."""
+        ...
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        """Token ids [T] and the features they hold places for, to [T, D]."""
+        ...
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+        """Scores [R, V] of the packed `rows`; `cache` goes on to the end of each segment and must hold it."""
+        ...
+
+    def prepare_batches(self) -> None:
+        """Called when several sequences first decode together."""
+        ...
+
+    def enforce_eager(self) -> None:
+        """Launch all work anew from now on: no CUDA graphs."""
+        ...

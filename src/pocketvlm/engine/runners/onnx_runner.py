@@ -1,0 +1,242 @@
+"""A bundle behind the engine's interface: ONNX Runtime for every product, our cache bound to its inputs and outputs.
+
+Prompts run one sequence at a time, steps all sequences at once. Caches are written where they lie: keys and values
+behind those of before, states over the old ones; nothing is copied from one step to the next.
+
+Shapes:  P patches of all views · N visual tokens · T tokens of all sequences, packed · D hidden · R rows · V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
+from pocketvlm.config import ModelConfig, read_json
+from pocketvlm.engine.runners.base import CacheLayout
+from pocketvlm.engine.runners.embedding_table import EmbeddingTable
+from pocketvlm.engine.runners.exact_scores import rescore_best
+from pocketvlm.engine.runners.onnx_binding import DecoderBinding
+from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
+from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.machine import usable_cores
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.vision.view_packing import nearest_positions, window_order
+from pocketvlm.views import View
+
+PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps
+
+
+def import_onnxruntime() -> ModuleType:
+    """ONNX Runtime, if it is there and new enough."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "onnx") from None
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < OLDEST_RUNTIME:
+        needed = ".".join(map(str, OLDEST_RUNTIME))
+        raise ConfigError(
+            f"onnxruntime {onnxruntime.__version__} is installed, {needed} or newer is needed",
+            hint="Install it with: pip install -U 'pocketvlm[onnx]'",
+        )
+    return onnxruntime
+
+
+@cache
+def _share_arena(runtime: ModuleType) -> None:
+    """Register the arena of all sessions, once in a process. It grows by doubling: growing by what is asked for takes
+    more in the end, since prompts of other lengths find no place in what was left."""
+    place = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    by_doubling = {"max_mem": 0, "arena_extend_strategy": 0, "initial_chunk_size_bytes": -1}
+    runtime.create_and_register_allocator(place, runtime.OrtArenaCfg(by_doubling | {"max_dead_bytes_per_chunk": -1}))
+
+
+def product_session(graph: bytes, operators: Path | None = None) -> Any:
+    """A session of a graph in memory, with as many threads as a runner has.
+
+    Args:
+        operators: the library of compiled ones, if there are any in it.
+    """
+    runtime = import_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    if operators:
+        options.register_custom_ops_library(str(operators))
+    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+class ONNXRunner:
+    """Runs the bundle in `directory` on the CPU.
+
+    Args:
+        threads: of each product; None is one for each core that this process may use.
+    """
+
+    prefill_chunk = 256  # 512 tokens at once are no faster, and take 0.2 GB more
+    encode_patches = PATCHES_AT_ONCE
+    cache_layouts: tuple[CacheLayout, ...] = ("contiguous",)
+
+    def __init__(self, directory: Path, *, threads: int | None = None) -> None:
+        self.runtime = import_onnxruntime()
+        self.manifest = Manifest.read(directory)
+        self.config = ModelConfig.from_dict(read_json(directory / "config.json"))
+        self.directory = directory
+        self.threads = threads or usable_cores()
+        self.operators = self._compiled_operators()
+        self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
+        # The table is the only weight of its graph: no session for that.
+        kind = np.float32 if self.manifest.quantization.head == "fp32" else np.float16
+        text = self.config.text
+        self.embeddings = EmbeddingTable(directory / "embedding.data", kind, text.vocab_size, text.hidden_size)
+        # An int8 tower has one scale for all that it is given: a view's features would depend on those beside it.
+        self.views_together = self.manifest.quantization.vision == "fp32"
+        self.rescores = self.manifest.quantization.head == "int4" and text.tie_word_embeddings
+
+    def _compiled_operators(self) -> Path | None:
+        if self.manifest.operators == "standard":
+            return None
+        found = compiled_operators.library()
+        if found is None:
+            raise ConfigError(
+                f"the bundle {self.directory} needs compiled operators, which cannot be made on this machine",
+                hint="Export it again, with --operators standard.",
+            )
+        return found
+
+    def _session(self, name: str) -> Any:
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        # Tower and decoder take turns, so they share an arena; and a plan of memory for every length of prompt would be
+        # kept for good. Together a fifth of a gigabyte.
+        _share_arena(self.runtime)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False
+        if self.operators:
+            options.register_custom_ops_library(str(self.operators))
+        try:
+            return self.runtime.InferenceSession(
+                str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no base of their own
+            reason = str(error).splitlines()[0][:200]
+            raise CheckpointError(
+                f"ONNX Runtime cannot load {self.directory / name}.onnx: {reason}", hint="Export the bundle again."
+            ) from None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """One thread for PyTorch's small operations: its others would wait for work on the cores where ONNX Runtime's
+        threads wait for theirs, and a step of 21 ms becomes one of 31."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def describe(self) -> str:
+        made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators"
+        return f"ONNX Runtime on {self.threads} threads, {made_of}"
+
+    def make_cache(self, slots: int, capacity: int) -> Cache:
+        return Cache(self.config.text, slots, capacity)
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        if len(patches) != sum(v.patches for v in views):
+            raise PromptError(f"{len(patches)} patches were given for views of {sum(v.patches for v in views)}")
+        pieces = patches.flatten(1).split([v.patches for v in views])
+        by_shape: dict[tuple[str, int, int], list[int]] = {}
+        for i, view in enumerate(views):
+            by_shape.setdefault((view.downsample_mode, view.size.height, view.size.width), []).append(i)
+        features: list[Tensor] = [torch.empty(0)] * len(views)
+        for members in by_shape.values():
+            at_once = max(1, PATCHES_AT_ONCE // views[members[0]].patches) if self.views_together else 1
+            for first in range(0, len(members), at_once):
+                some = members[first : first + at_once]
+                for i, out in zip(some, self._encode_alike([pieces[i] for i in some], views[some[0]]), strict=True):
+                    features[i] = out
+        return torch.cat(features) if features else torch.empty(0, self.config.text.hidden_size)
+
+    def _encode_alike(self, pieces: Sequence[Tensor], view: View) -> Tensor:
+        """Views of one shape and rate: [V, visual tokens, D]."""
+        height, width = view.size.height, view.size.width
+        order = window_order(height, width, view.downsample_mode)
+        buckets = self.config.vision.positions_per_side
+        feeds = {
+            "patches": torch.stack([piece[order] for piece in pieces]).numpy(),
+            "position_ids": nearest_positions(height, width, buckets)[order].numpy(),
+            "compress": np.array(view.downsample_mode == "16x"),
+        }
+        return torch.from_numpy(self.vision.run(["features"], feeds)[0])
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        x_TD = self.embeddings(input_ids)
+        if features is None or not len(features):
+            return x_TD
+        places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+        return x_TD.masked_scatter(places.unsqueeze(-1), features)
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+        scores = torch.empty(len(rows), self.config.text.vocab_size)
+        hidden = torch.empty(len(rows), self.config.text.hidden_size)
+        if batch.is_decode and isinstance(batch.slots, slice):
+            starts = [s.start for s in batch.segments]
+            self._run(x_TD.unsqueeze(1), starts, batch.slots, cache, rows, (scores, hidden))
+        else:
+            wanted = rows.tolist()
+            for first, s in zip(batch.firsts, batch.segments, strict=True):
+                mine = [i for i, row in enumerate(wanted) if first <= row < first + s.length]
+                own = torch.tensor([wanted[i] - first for i in mine], dtype=torch.int64)
+                out = torch.empty(len(mine), scores.shape[1]), torch.empty(len(mine), hidden.shape[1])
+                x = x_TD[first : first + s.length].unsqueeze(0)
+                self._run(x, [s.start], slice(s.slot, s.slot + 1), cache, own, out)
+                scores[mine], hidden[mine] = out
+        for s in batch.segments:
+            cache.lengths[s.slot] = s.start + s.length
+        if self.rescores:
+            rescore_best(scores, hidden, self.embeddings)
+        return scores
+
+    def _run(
+        self,
+        x_BSD: Tensor,
+        starts: list[int],
+        slots: slice,
+        cache: Cache,
+        rows: Tensor,
+        out: tuple[Tensor, Tensor],
+    ) -> None:
+        """The new tokens of the sequences in `slots`, behind their first `starts` tokens; `out` is what becomes of
+        `rows`: scores [R, V] and hidden states [R, D]."""
+        new = x_BSD.shape[1]
+        begins = torch.tensor(starts)
+        inputs = {
+            "embeddings": x_BSD.contiguous(),
+            "positions": begins[:, None] + torch.arange(new),
+            "rows": rows,
+            "seqlens_k": (begins + new - 1).int(),
+            "total_sequence_length": torch.tensor(max(starts) + new, dtype=torch.int32),
+        }
+        scores_RV, hidden_RD = out
+        self.decoder.run(inputs, {"logits": scores_RV, "hidden": hidden_RD}, cache, slots)
+
+    def prepare_batches(self) -> None:
+        pass
+
+    def enforce_eager(self) -> None:
+        pass

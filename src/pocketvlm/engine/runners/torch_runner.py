@@ -1,0 +1,80 @@
+"""The PyTorch model behind the engine's interface (`runner.Runner`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from pocketvlm.engine.runners.base import CacheLayout
+from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.paged import PagedCache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.views import View
+
+
+class TorchRunner:
+    """Runs `model` where it is.
+
+    Args:
+        graphs: record decode steps and small calls of the tower (`cuda_graphs`); on CUDA when None.
+    """
+
+    def __init__(self, model: MiniCPMV, *, graphs: bool | None = None) -> None:
+        self.model, self.config = model, model.config
+        on_gpu = model.device.type == "cuda"
+        # On a GPU so much that the work outlasts its launches; answers beside it wait for some tens of milliseconds.
+        self.prefill_chunk = 4096 if on_gpu else 1024
+        self.encode_patches = 16384 if on_gpu else 10240
+        # On a CPU a step reads the rows of a contiguous cache where they are; blocks it would have to gather.
+        self.decode_graphs: DecodeGraphs | None = None
+        self.tower_graphs: TowerGraphs | None = None
+        if on_gpu if graphs is None else graphs:
+            recorder = Recorder(model.device)
+            self.decode_graphs, self.tower_graphs = DecodeGraphs(model, recorder), TowerGraphs(model, recorder)
+        self.cache_layouts: tuple[CacheLayout, ...] = ("paged", "contiguous") if on_gpu else ("contiguous", "paged")
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def describe(self) -> str:
+        return f"PyTorch on {self.device}, {str(self.model.dtype).removeprefix('torch.')}"
+
+    def make_cache(self, slots: int, capacity: int) -> Cache:
+        return Cache(self.config.text, slots, capacity, dtype=self.model.dtype, device=self.device)
+
+    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+        if self.tower_graphs is not None and (found := self.tower_graphs.encode_views(patches, views)) is not None:
+            return found
+        return self.model.encode_views(patches, views)
+
+    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        return self.model.embed(input_ids.to(self.device), features)
+
+    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+        if (
+            self.decode_graphs is not None
+            and isinstance(cache, PagedCache)
+            and batch.is_decode
+            and len(rows) == len(batch.segments)
+            and (scores := self.decode_graphs.forward(x_TD, batch, cache)) is not None
+        ):
+            return scores
+        hidden = self.model.language_model(x_TD, batch.positions, batch, cache)
+        if not len(rows):  # a chunk in the middle of a prompt
+            return hidden.new_empty(0, self.config.text.vocab_size)
+        return self.model.logits(hidden.index_select(0, rows.to(self.device)))
+
+    def enforce_eager(self) -> None:
+        self.decode_graphs = self.tower_graphs = None
+
+    def prepare_batches(self) -> None:
+        self.model.prepare_batches()

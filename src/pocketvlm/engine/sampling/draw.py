@@ -1,0 +1,206 @@
+"""Scores and a uniform number in, a token out: temperature, top-k, top-p, min-p, then the inverse of what is left.
+
+`draw` is one row on a CPU, in numpy: it sorts only what may be kept, and other rows change nothing. `draw_batch` is
+many rows on any device, and the plain twin. In both the token is the first, by id, at which the running sum of the kept
+probabilities exceeds the uniform number. Of equal scores, top-k keeps all that tie with its last; for top-p the lower
+id comes first.
+Shapes:  G rows · V vocabulary · P vocabulary rounded up to blocks · N some tokens, ascending · K tokens, best first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pocketvlm.engine.sampling.params import SamplingParams
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+NO_TOKEN = -1
+BLOCK = 512  # numbers that are summed before the search looks inside
+LIKELY = 256  # top-p first looks whether so many tokens reach its sum
+STEPS = 1024  # of scores, when more tokens than that come into question
+_COLDEST = 1e-30  # its inverse is a float32
+_LOWEST = np.finfo(np.float32).min
+
+
+def weights_buffer(vocab_size: int) -> Floats:
+    """What `draw` works in, float32 [P]."""
+    return np.zeros(-(-vocab_size // BLOCK) * BLOCK, np.float32)
+
+
+def _rate(temperature: float) -> float:
+    return float(np.float32(1 / max(temperature, _COLDEST)))
+
+
+def best_first(scores_V: Floats, count: int) -> Ids:
+    """The `count` best tokens, best first, the lower id first of equals; fewer where fewer scores are above -inf."""
+    tokens_N = _best(scores_V, count)
+    best_N: Ids = tokens_N[np.argsort(-scores_V[tokens_N], kind="stable")]
+    return best_N[:count]
+
+
+def _best(scores_V: Floats, count: int) -> Ids:
+    """Tokens [N] with scores no lower than the `count`-th best one, without those of -inf."""
+    floor, groups = _LOWEST, max(1024, 4 * count)
+    if 2 * groups <= len(scores_V):
+        # The best of each group: `count` different tokens are at or above the `count`-th of these.
+        best = scores_V[: len(scores_V) // groups * groups].reshape(-1, groups).max(0)
+        floor = max(floor, np.partition(best, groups - count)[groups - count])
+    tokens_N = np.flatnonzero(scores_V >= floor)
+    if len(tokens_N) <= count:
+        return tokens_N
+    scores_N = scores_V[tokens_N]
+    best_N: Ids = tokens_N[scores_N >= np.partition(scores_N, len(scores_N) - count)[len(scores_N) - count]]
+    return best_N
+
+
+def draw(scores_V: Floats, params: SamplingParams, uniform: float, weights_P: Floats) -> int:
+    """A token drawn by the parameters' temperature (above 0), top_k, top_p and min_p.
+
+    Args:
+        uniform: in [0, 1).
+        weights_P: `weights_buffer`; its first V numbers are overwritten.
+
+    Returns:
+        `NO_TOKEN` when a score is NaN or the best one is infinite.
+    """
+    best = scores_V.max()
+    if not np.isfinite(best):
+        return NO_TOKEN
+    weights_V = weights_P[: len(scores_V)]
+    with np.errstate(over="ignore"):
+        np.subtract(scores_V, best, out=weights_V)  # the best stays at 0, however low the temperature
+        np.multiply(weights_V, np.float32(_rate(params.temperature)), out=weights_V)
+        np.exp(weights_V, out=weights_V)
+    kept_N = _kept(scores_V, weights_P, params)
+    if kept_N is None:
+        return _search(weights_P, uniform)
+    sums_N = weights_V[kept_N].cumsum(dtype=np.float64)
+    return int(kept_N[np.searchsorted(sums_N, uniform * sums_N[-1], side="right")])
+
+
+def _kept(scores_V: Floats, weights_P: Floats, params: SamplingParams) -> Ids | None:
+    """Tokens [N] that top-k, top-p and min-p keep; None for all."""
+    kept_N = None
+    if 0 < params.top_k < len(scores_V):
+        kept_N = _best(scores_V, params.top_k)
+    if params.top_p < 1:
+        kept_N = _nucleus(scores_V, weights_P, kept_N, params.top_p)
+    if params.min_p > 0:
+        enough = weights_P[: len(scores_V)] >= np.float32(params.min_p)  # the best token's weight is 1
+        kept_N = np.flatnonzero(enough) if kept_N is None else kept_N[enough[kept_N]]
+    return kept_N
+
+
+def _nucleus(scores_V: Floats, weights_P: Floats, among_N: Ids | None, top_p: float) -> Ids:
+    """The fewest best tokens of `among_N` (None: of all) whose weights reach `top_p` of its sum."""
+    if among_N is not None:
+        return _reaching(top_p * weights_P[among_N].sum(dtype=np.float64), among_N, scores_V, weights_P)
+    total = _block_sums(weights_P).sum()
+    likely_N = _best(scores_V, LIKELY)
+    if weights_P[likely_N].sum(dtype=np.float64) < top_p * total:
+        # All tokens below this weight together are half of what top_p leaves out, so the sum is reached without them.
+        floor = np.float32(total * (1 - top_p) / (2 * len(scores_V)))
+        likely_N = np.flatnonzero(weights_P[: len(scores_V)] >= floor)
+    return _reaching(top_p * total, likely_N, scores_V, weights_P)
+
+
+def _reaching(wanted: float, among_N: Ids, scores_V: Floats, weights_P: Floats) -> Ids:
+    """The fewest best tokens of `among_N` whose weights add up to `wanted`; all where they do not."""
+    sure_N = among_N[:0]
+    if len(among_N) > STEPS:
+        # Many are first put on coarse steps of their scores, so that only those on the last step need a sort.
+        scores_N = scores_V[among_N]
+        depth_N = scores_N.max() - scores_N
+        step_N = (depth_N * ((STEPS - 1) / max(float(depth_N.max()), _COLDEST))).astype(np.int32)
+        sums = np.bincount(step_N, weights_P[among_N]).cumsum()
+        last = min(int(np.searchsorted(sums, wanted, side="left")), len(sums) - 1)
+        wanted -= sums[last - 1] if last else 0.0
+        sure_N, among_N = among_N[step_N < last], among_N[step_N == last]
+    best_K = among_N[np.argsort(-scores_V[among_N], kind="stable")]
+    before = int(np.searchsorted(weights_P[best_K].cumsum(dtype=np.float64), wanted, side="left"))
+    return np.sort(np.concatenate([sure_N, np.sort(best_K[: before + 1])]), kind="stable")  # merges the two
+
+
+def _block_sums(weights_P: Floats) -> npt.NDArray[np.float64]:
+    sums: npt.NDArray[np.float64] = weights_P.reshape(-1, BLOCK).sum(-1, dtype=np.float64)
+    return sums
+
+
+def _search(weights_P: Floats, uniform: float) -> int:
+    """The first token at which the running sum exceeds `uniform` of the whole."""
+    ends = _block_sums(weights_P).cumsum()
+    wanted = uniform * ends[-1]
+    block = int(np.searchsorted(ends, wanted, side="right"))
+    weights = weights_P[block * BLOCK : (block + 1) * BLOCK]
+    inside = weights.cumsum(dtype=np.float64)
+    place = int(np.searchsorted(inside, wanted - (ends[block - 1] if block else 0.0), side="right"))
+    if place == BLOCK:  # the two sums were rounded differently
+        place = int(np.flatnonzero(weights)[-1])
+    return block * BLOCK + place
+
+
+def draw_batch(
+    scores_GV: Tensor, params: Sequence[SamplingParams], uniform: Sequence[float], width: int = 2 * LIKELY
+) -> Tensor:
+    """`draw` for rows on any device.
+
+    Args:
+        scores_GV: float32.
+        params, uniform: one a row.
+        width: sort so many of the best tokens first; all of them follow where these do not settle what is kept.
+
+    Returns:
+        int64 [G], with `NO_TOKEN` for rows without an answer.
+    """
+    vocab_size = scores_GV.shape[1]
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=scores_GV.device).unsqueeze(1)
+
+    best_G1 = scores_GV.amax(-1, keepdim=True)
+    weights_GV = ((scores_GV - best_G1) * column([_rate(p.temperature) for p in params]).float()).exp().double()
+    top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
+    is_cut = [k < vocab_size or p.top_p < 1 for k, p in zip(top_k, params, strict=True)]
+    if any(is_cut):
+        top_p = column([p.top_p if p.top_p < 1 else torch.inf for p in params])
+        most = max([2 * k for k in top_k if k < vocab_size], default=0)
+        kept_GV = _kept_weights(scores_GV, weights_GV, column(top_k).long(), top_p, max(width, most))
+        weights_GV = torch.where(column(is_cut).bool(), kept_GV, weights_GV)
+    weights_GV = weights_GV * (weights_GV >= column([float(np.float32(p.min_p)) for p in params]))
+    sums_GV = weights_GV.cumsum(-1)
+    tokens_G1 = torch.searchsorted(sums_GV, column(uniform) * sums_GV[:, -1:], right=True).clamp(max=vocab_size - 1)
+    return torch.where(best_G1.isfinite(), tokens_G1, NO_TOKEN).squeeze(1)
+
+
+def _kept_weights(scores_GV: Tensor, weights_GV: Tensor, top_k_G1: Tensor, top_p_G1: Tensor, width: int) -> Tensor:
+    """Weights [G, V] with 0 for what top-k (V keeps all) and top-p (inf keeps all) leave out."""
+    vocab_size = scores_GV.shape[1]
+    if width < vocab_size:
+        tokens_GK = scores_GV.topk(width).indices.sort().values
+        scores_GK, order = scores_GV.gather(1, tokens_GK).sort(descending=True, stable=True)
+        tokens_GK = tokens_GK.gather(1, order)
+    else:
+        width = vocab_size
+        scores_GK, tokens_GK = scores_GV.sort(descending=True, stable=True)
+    is_top_k = top_k_G1 < vocab_size
+    last_G1 = scores_GK.gather(1, top_k_G1.clamp(max=width) - 1)
+    kept_GK = weights_GV.gather(1, tokens_GK) * ((scores_GK >= last_G1) | ~is_top_k)
+    sums_GK = kept_GK.cumsum(-1)
+    wanted_G1 = top_p_G1 * torch.where(is_top_k, sums_GK[:, -1:], weights_GV.sum(-1, keepdim=True))
+    if width < vocab_size:
+        # Of tokens that tie with the last one here, some may be missing.
+        lowest_G1 = scores_GK[:, -1:]
+        reached_G1 = (kept_GK * (scores_GK > lowest_G1)).sum(-1, keepdim=True) >= wanted_G1
+        is_settled = torch.where(is_top_k, last_G1 > lowest_G1, reached_G1 | top_p_G1.isinf())
+        is_settled |= lowest_G1.isneginf() | ~scores_GK[:, :1].isfinite()
+        if not is_settled.all():
+            return _kept_weights(scores_GV, weights_GV, top_k_G1, top_p_G1, vocab_size)
+    before_GK = torch.nn.functional.pad(sums_GK[:, :-1], (1, 0))
+    return torch.zeros_like(weights_GV).scatter_(1, tokens_GK, kept_GK * (before_GK < wanted_G1))

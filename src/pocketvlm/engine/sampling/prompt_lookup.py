@@ -1,0 +1,91 @@
+"""Prompt-lookup decoding: what followed these tokens before may follow them again.
+
+The newest tokens are looked up among the earlier ones, of the prompt and of the answer; what followed there is the
+draft. One forward scores the whole draft, and tokens are chosen from the scores as ever; as long as they are those of
+the draft, the next scores hold too. The answer is that of plain decoding, only its steps are fewer and wider.
+
+A forward moves the recurrent states, which remember one place only, so they are kept before a draft. When a token is
+not the drafted one, the states go back, and the tokens that stood go through the decoder once more, with the next step.
+
+Source: prompt lookup decoding (Saxena 2023), in transformers as `prompt_lookup_num_tokens`.  Shapes: V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pocketvlm.engine.runners.base import Runner
+from pocketvlm.model.cache.base import State
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.packing import PackedBatch, Segment
+
+NGRAMS = (3, 2)  # newest tokens that must have stood together before; the longer is looked for first
+
+
+class PromptLookup:
+    """Drafts for the sequence in slot 0 of a cache, and the way back.
+
+    Each step: `forward`, then `add` tokens as they are chosen from the scores, up to the first that was not drafted,
+    then `settle`.
+
+    Args:
+        prompt: ids of the prompt.
+        most: tokens of a draft.
+    """
+
+    def __init__(self, prompt: Sequence[int], most: int) -> None:
+        self.ids = np.array(prompt, np.int64)
+        self.most = most
+        # Chosen tokens that the cache does not hold yet, the newest last. More than one after a draft that failed.
+        self.pending: list[int] = []
+        self._scored = self._start = 0
+        self._before: State | None = None
+
+    def add(self, token: int) -> None:
+        """Take a token that was chosen."""
+        self.ids = np.append(self.ids, token)
+        self.pending.append(token)
+
+    def draft(self, most: int) -> list[int]:
+        """What may come next, `most` tokens or fewer; nothing right after a draft that failed."""
+        if len(self.pending) > 1:
+            return []
+        return next((found for n in NGRAMS if (found := self._following(n, min(most, self.most)))), [])
+
+    def _following(self, n: int, most: int) -> list[int]:
+        """The tokens that followed when the newest `n` stood together the last time before."""
+        if most <= 0 or len(self.ids) <= n:
+            return []
+        windows = np.lib.stride_tricks.sliding_window_view(self.ids[:-1], n)
+        places = (windows == self.ids[-n:]).all(1).nonzero()[0]
+        if not len(places):
+            return []
+        first = int(places[-1]) + n
+        following: list[int] = self.ids[first : first + most].tolist()
+        return following
+
+    def forward(self, runner: Runner, cache: Cache, most: int) -> tuple[Tensor, list[int]]:
+        """Scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
+
+        Args:
+            most: tokens of a draft.
+        """
+        drafted = self.draft(most)
+        self._start, self._before = cache.lengths[0], cache.save_state(0) if drafted else None
+        ids = torch.tensor(self.pending + drafted)
+        self._scored = len(ids)
+        cache.reserve(self._start + len(ids))
+        batch = PackedBatch.of([Segment(len(ids), self._start)], runner.device)
+        rows = torch.arange(len(self.pending) - 1, len(ids))
+        return runner.forward(runner.embed(ids, None), batch, cache, rows), drafted
+
+    def settle(self, cache: Cache) -> None:
+        """Keep the states when all of the draft was chosen and one token more, else go back."""
+        if len(self.pending) > self._scored:
+            del self.pending[: self._scored]
+        elif self._before is not None:
+            cache.restore_state(0, self._before, self._start)

@@ -1,0 +1,1 @@
+"""A checkpoint → files for llama.cpp."""

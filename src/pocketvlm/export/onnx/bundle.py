@@ -1,0 +1,176 @@
+"""Checkpoints → bundles: written beside their place and moved there when complete, or kept in the user's cache.
+
+Weights are read from a memory map and quantised while they are written, a tensor at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
+from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.machine import CACHE_VARIABLE, cache_directory
+from pocketvlm.model.checkpoint import load_model, stored_dtype
+from pocketvlm.model.fingerprint import fingerprint
+from pocketvlm.model.vlm import MiniCPMV
+
+Progress = Callable[[int, int], None]
+
+# Everything of a checkpoint but its weights: a bundle is a model directory of its own.
+TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
+_NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
+_PARTIAL = ".partial-"
+# Bytes a weight takes in a bundle, scales included; for the free space and the progress bar.
+_BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
+
+
+def cached_bundle(
+    checkpoint: Path,
+    quantization: Quantization,
+    progress: Progress | None = None,
+    operators: Operators = "standard",
+) -> Path:
+    """The bundle of this checkpoint in the cache, made now if it is not there, or is damaged or old.
+
+    Processes that want the same one wait for the first.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or there is no room for the bundle.
+    """
+    source = fingerprint(checkpoint)
+    parts = (quantization.vision, quantization.decoder, quantization.head)
+    root = cache_directory() / "onnx"
+    place = root / f"{source}-{'-'.join(parts)}-{operators}-f{FORMAT}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{place.name}.lock"):
+            if _is_whole(place, source):
+                return place
+            for left in root.glob(f"{place.name}{_PARTIAL}*"):  # of a process that was killed: the lock is ours
+                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
+            write_bundle(checkpoint, place, quantization, progress, operators)
+    except OSError as error:
+        raise CheckpointError(
+            f"no bundle can be kept in {root} ({error.strerror or error})",
+            hint=f"Make room there, or name another folder in {CACHE_VARIABLE}.",
+        ) from None
+    return place
+
+
+def _is_whole(place: Path, source: str) -> bool:
+    try:
+        return Manifest.read(place).source == source
+    except (CheckpointError, ConfigError):
+        return False
+
+
+def write_bundle(
+    checkpoint: Path,
+    out: Path,
+    quantization: Quantization,
+    progress: Progress | None = None,
+    operators: Operators = "standard",
+) -> Manifest:
+    """Write the bundle of `checkpoint` to the new directory `out`, complete or not at all.
+
+    Args:
+        progress: called with (done, in all), in thousandths.
+
+    Raises:
+        ConfigError: `out` exists and is not an empty directory.
+        CheckpointError: the checkpoint cannot be read, or the disk is full.
+    """
+    importlib.import_module("pocketvlm.export.onnx")  # or a clear error, before anything is written
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}{_PARTIAL}", dir=out.parent))
+    try:
+        model = load_model(checkpoint, dtype=stored_dtype(checkpoint), progress=_between(progress, 0, 0.25))
+        needed = _expected_size(model, quantization)
+        if shutil.disk_usage(partial).free < needed:
+            raise CheckpointError(
+                f"the bundle takes {needed / 1e9:.1f} GB, {partial.parent} has "
+                f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
+                hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
+            )
+        graphs = _graphs(model, quantization, operators)
+        del model  # from here on each graph holds its own weights, and lets them go when it is written
+        _write_graphs(graphs, partial, _between(progress, 0.25, 1))
+        for pattern in TEXT_FILES:
+            for file in sorted(checkpoint.glob(pattern)):
+                if file.name not in _NOT_COPIED:
+                    shutil.copyfile(file, partial / file.name)
+        files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        manifest = Manifest(quantization, fingerprint(checkpoint), files, operators)
+        manifest.write(partial)
+        partial.chmod(0o755)
+        partial.replace(out)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if progress:
+        progress(1000, 1000)  # small tensors stand in the graphs and are not counted
+    return manifest
+
+
+def _between(progress: Progress | None, start: float, end: float) -> Progress | None:
+    """A part of the work, as thousandths of all of it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
+
+
+def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -> dict[str, Any]:
+    from pocketvlm.export.onnx.compiled_decoder import CompiledDecoderGraph
+    from pocketvlm.export.onnx.compiled_vision import CompiledVisionGraph
+    from pocketvlm.export.onnx.decoder import DecoderGraph
+    from pocketvlm.export.onnx.embedding import embedding_graph
+    from pocketvlm.export.onnx.vision import VisionGraph
+
+    is_compiled = operators == "compiled"
+    vision = CompiledVisionGraph if is_compiled else VisionGraph
+    decoder = CompiledDecoderGraph if is_compiled else DecoderGraph
+    return {
+        "vision": vision(model, quantization.vision).build(),
+        "embedding": embedding_graph(model, half=quantization.head != "fp32"),
+        "decoder": decoder(model, quantization.decoder, quantization.head).build(),
+    }
+
+
+def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
+    eyes = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
+    table = model.language_model.embed_tokens.weight.numel()
+    layers = sum(p.numel() for p in model.language_model.parameters()) - table
+    embedding = 4 if quantization.head == "fp32" else 2
+    parts = ((eyes, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
+    return int(sum(count * _BYTES[scheme] for count, scheme in parts) + table * embedding)
+
+
+def _write_graphs(graphs: dict[str, Any], directory: Path, progress: Progress | None) -> None:
+    import onnx_ir as ir
+
+    initializers = (value.const_value for graph in graphs.values() for value in graph.graph.initializers.values())
+    total, done = sum(tensor.nbytes for tensor in initializers), 0
+    for name in GRAPHS:
+        graph = graphs.pop(name)
+
+        def count(tensor: Any, _: Any) -> None:
+            nonlocal done
+            done += tensor.nbytes
+            if progress:
+                progress(done, total)
+
+        ir.save(graph, directory / f"{name}.onnx", external_data=f"{name}.data", callback=count, max_workers=1)
+        del graph
+        gc.collect()  # nodes and values point at each other, and at the weights that they were made from

@@ -1,0 +1,277 @@
+"""The decoder as one graph for prompts and for steps: S new tokens of each of B sequences, behind what caches hold.
+
+A prompt is one sequence of many tokens, a step many sequences of one. Keys and values live in preallocated buffers that
+are input and output at once (`GroupQueryAttention` writes the new rows only); conv and recurrent states likewise.
+
+Shapes:  B sequences · S new tokens of each · T = B * S · D hidden · V vocabulary · R rows of wanted logits
+         H query heads · Hk KV heads · E head dim · L capacity of the KV buffers
+         C conv channels · Hv value heads · K key dim · W taps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from pocketvlm.bundle import Scheme
+from pocketvlm.export.onnx.graph import Array, GraphBuilder
+from pocketvlm.export.onnx.linear import linear, token_linear
+from pocketvlm.model.text.decoder import DecoderLayer, SwiGLU
+from pocketvlm.model.text.gated_attention import GatedAttention
+from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
+from pocketvlm.model.vlm import MiniCPMV
+
+FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+L2_EPS = 1e-6  # of the normalised queries and keys of linear attention
+TO_THE_END = 2**62
+
+
+class DecoderGraph:
+    """Writes the graph of `model`'s language model.
+
+    Args:
+        scheme: of the layers' products.
+        head_scheme: of the head.
+        compiled: whether products may be operators of our own.
+    """
+
+    def __init__(self, model: MiniCPMV, scheme: Scheme, head_scheme: Scheme, *, compiled: bool = False) -> None:
+        self.decoder, self.config = model.language_model, model.config.text
+        self.scheme, self.head_scheme = scheme, head_scheme
+        self.splits: dict[tuple[ir.Value, tuple[int, ...]], Sequence[ir.Value]] = {}
+        self.graph = GraphBuilder("decoder", compiled=compiled)
+
+    def build(self) -> ir.Model:
+        """Inputs: `embeddings` fp32 [B, S, D], `positions` int64 [B, S], `rows` int64 [R] of the T tokens whose logits
+        are wanted, `seqlens_k` int32 [B] (tokens of each sequence with the new ones, less one), `total_sequence_length`
+        int32 [] (of the longest), and the caches of each layer i: `past_key.i`, `past_value.i` [B, Hk, L, E], or
+        `past_conv.i` [B, W - 1, C] and `past_recurrent.i` [B, Hv, K, V].
+
+        Outputs: `logits` fp32 [R, V], `hidden` fp32 [R, D] that they were made of, and every cache as `present_…`.
+        """
+        g, config = self.graph, self.config
+        x = g.input("embeddings", FLOAT, ("batch", "new", config.hidden_size))
+        positions = g.input("positions", INT64, ("batch", "new"))
+        rows = g.input("rows", INT64, ("rows",))
+        self.seqlens_k = g.input("seqlens_k", INT32, ("batch",))
+        self.total = g.input("total_sequence_length", INT32, ())
+        self.rotary = self._rotary_tables(positions)
+        self.windows = self._windows(positions)
+        normed = self._rms(x, "layers.0.input_layernorm", self._layer(0).input_layernorm.weight, offset=1.0)
+        for i in range(config.num_hidden_layers):
+            layer = self._layer(i)
+            name = f"layers.{i}"
+            mixed = self._delta_net(i, layer.linear_attn, normed) if layer.is_linear else self._attention(i, normed)
+            weight = layer.post_attention_layernorm.weight
+            normed, x = self._add_rms(x, mixed, f"{name}.post_attention_layernorm", weight)
+            fed = self._mlp(f"{name}.mlp", layer.mlp, normed)
+            after = self._layer(i + 1).input_layernorm if i + 1 < config.num_hidden_layers else self.decoder.norm
+            normed, x = self._add_rms(x, fed, f"{name}.next_norm", after.weight)
+        wanted = g.op("Gather", g.op("Reshape", normed, g.constant([-1, config.hidden_size])), rows, axis=0)
+        logits = token_linear(g, "lm_head", wanted, [self._head()], self.head_scheme)
+        # These come first, caches after them in the order of the layers.
+        caches, g.outputs = g.outputs, []
+        g.output("logits", logits, FLOAT, ("rows", config.vocab_size))
+        g.output("hidden", wanted, FLOAT, ("rows", config.hidden_size))
+        g.outputs += caches
+        return g.model()
+
+    def _layer(self, i: int) -> DecoderLayer:
+        layer = self.decoder.layers[i]
+        assert isinstance(layer, DecoderLayer)
+        return layer
+
+    def _head(self) -> Tensor:
+        head = self.decoder.lm_head
+        weight = self.decoder.embed_tokens.weight if head is None else head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _small(self, name: str, shape: Sequence[int], make: Callable[[], Tensor]) -> ir.Value:
+        """A small fp32 weight."""
+
+        def array() -> Array:
+            return make().detach().float().numpy()
+
+        return self.graph.weight(name, FLOAT, shape, array)
+
+    def _rms(self, x: ir.Value, name: str, weight: Tensor, offset: float = 0.0) -> ir.Value:
+        scale = self._small(f"{name}.weight", tuple(weight.shape), lambda: weight.float() + offset)
+        return self.graph.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def _add_rms(self, x: ir.Value, y: ir.Value, name: str, weight: Tensor) -> tuple[ir.Value, ir.Value]:
+        """(norm of x + y, x + y)."""
+        scale = self._small(f"{name}.weight", tuple(weight.shape), lambda: weight.float() + 1.0)
+        attributes = {"epsilon": self.config.rms_norm_eps}
+        out = self.graph.contrib("SkipSimplifiedLayerNormalization", x, y, scale, outputs=4, **attributes)
+        return out[0], out[3]
+
+    def _heads(self, x: ir.Value, heads: int, dim: int) -> ir.Value:
+        """[B, S, heads * dim] to [B, S, heads, dim]."""
+        return self.graph.op("Reshape", x, self.graph.constant([0, 0, heads, dim]))
+
+    def _flat(self, x: ir.Value) -> ir.Value:
+        """[B, S, heads, dim] to [B, S, heads * dim]."""
+        return self.graph.op("Reshape", x, self.graph.constant([0, 0, -1]))
+
+    def _silu(self, x: ir.Value) -> ir.Value:
+        return self.graph.contrib("QuickGelu", x, alpha=1.0)
+
+    def _split(self, x: ir.Value, *widths: int) -> Sequence[ir.Value]:
+        """Parts of the last dimension; the same parts of the same value are made once."""
+        if (x, widths) not in self.splits:
+            self.splits[x, widths] = self.graph.ops("Split", len(widths), x, self.graph.constant(widths), axis=-1)
+        return self.splits[x, widths]
+
+    def _out(self, name: str, gated: ir.Value, layer: nn.Linear) -> ir.Value:
+        """The product of gated values that goes back to the hidden width."""
+        return token_linear(self.graph, name, gated, [layer.weight], self.scheme, rotated=True)
+
+    def _mlp(self, name: str, mlp: SwiGLU, x: ir.Value) -> ir.Value:
+        g = self.graph
+        joined = token_linear(g, f"{name}.gate_up_proj", x, [mlp.gate_proj.weight, mlp.up_proj.weight], self.scheme)
+        return self._mlp_out(f"{name}.down_proj", joined, mlp.down_proj)
+
+    def _mlp_out(self, name: str, joined: ir.Value, layer: nn.Linear) -> ir.Value:
+        """From gate and up projections, side by side."""
+        gate, up = self._split(joined, layer.in_features, layer.in_features)
+        return self._out(name, self.graph.op("Mul", self._silu(gate), up), layer)
+
+    def _rotary_tables(self, positions: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Row numbers [B, S] and the cosines and sines [T, rotary dim / 2] that they point at."""
+        g, config = self.graph, self.config
+        exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+        frequency = (1.0 / config.rope_theta**exponent).numpy()
+        column = g.op("Reshape", g.op("Cast", positions, to=FLOAT), g.constant([-1, 1]))
+        angles = g.op("Mul", column, g.constant(frequency, np.float32))
+        batch_and_new = g.op("Shape", positions)
+        count = g.op("ReduceProd", batch_and_new, keepdims=0)
+        numbers = g.op("Range", g.constant(0), count, g.constant(1))
+        return g.op("Reshape", numbers, batch_and_new), g.op("Cos", angles), g.op("Sin", angles)
+
+    def _windows(self, positions: ir.Value) -> ir.Value:
+        """[S, W]: the rows that the convolution reads for each new token, of those kept and the new ones together."""
+        g = self.graph
+        new = g.op("Squeeze", g.op("Shape", positions, start=1), g.constant([0]))
+        firsts = g.op("Range", g.constant(0), new, g.constant(1))
+        taps = g.constant(np.arange(self.config.linear_conv_kernel_dim))
+        return g.op("Add", g.op("Unsqueeze", firsts, g.constant([1])), taps)
+
+    def _attention(self, i: int, x: ir.Value) -> ir.Value:
+        g, attention = self.graph, self._layer(i).self_attn
+        assert isinstance(attention, GatedAttention)
+        name, heads, kv_heads, dim = f"layers.{i}.self_attn", attention.heads, attention.kv_heads, attention.head_dim
+        # Query and gate stand side by side in each head; here all queries, then all gates.
+        q_gate = attention.q_proj.weight.unflatten(0, (heads, 2, dim))
+        queries, gates = (q_gate[:, part].flatten(0, 1) for part in (0, 1))
+        parts = [queries, gates, attention.k_proj.weight, attention.v_proj.weight]
+        joined = token_linear(g, f"{name}.qkv_proj", x, parts, self.scheme)
+        q, _, k, v = self._split(joined, *_attention_widths(attention))
+        q = self._rms(self._heads(q, heads, dim), f"{name}.q_norm", attention.q_norm.weight, 1.0)
+        k = self._rms(self._heads(k, kv_heads, dim), f"{name}.k_norm", attention.k_norm.weight, 1.0)
+        q, k = self._rotate(self._flat(q), heads), self._rotate(self._flat(k), kv_heads)
+        shape = ("batch", kv_heads, "capacity", dim)
+        past = [g.input(f"past_{kind}.{i}", FLOAT, shape) for kind in ("key", "value")]
+        out, *present = g.contrib(
+            "GroupQueryAttention",
+            q,
+            k,
+            v,
+            *past,
+            self.seqlens_k,
+            self.total,
+            outputs=3,
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+        )
+        for kind, value in zip(("key", "value"), present, strict=True):
+            g.output(f"present_{kind}.{i}", value, FLOAT, shape)
+        return self._attention_out(f"{name}.o_proj", out, joined, attention)
+
+    def _attention_out(self, name: str, out: ir.Value, joined: ir.Value, attention: GatedAttention) -> ir.Value:
+        gate = self._split(joined, *_attention_widths(attention))[1]
+        return self._out(name, self.graph.op("Mul", out, self.graph.op("Sigmoid", gate)), attention.o_proj)
+
+    def _rotate(self, x: ir.Value, heads: int) -> ir.Value:
+        attributes = {"num_heads": heads, "rotary_embedding_dim": self.config.rotary_dim}
+        return self.graph.contrib("RotaryEmbedding", x, *self.rotary, **attributes)
+
+    def _delta_net(self, i: int, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
+        g, name = self.graph, f"layers.{i}.linear_attn"
+        heads, value_dim = net.value_heads, net.value_dim
+        joined = token_linear(g, f"{name}.in_proj", x, [net.in_proj_qkv.weight, net.in_proj_z.weight], self.scheme)
+        # Decay and update rate steer a state that lasts for the whole sequence: 2 * Hv rows, always in fp32.
+        gates = linear(g, f"{name}.gates", x, [net.in_proj_b.weight, net.in_proj_a.weight], "fp32")
+        b, a = self._split(gates, heads, heads)
+        beta = g.op("Sigmoid", b)
+        biased = g.op("Add", a, self._small(f"{name}.dt_bias", (heads,), lambda: net.dt_bias))
+        rate = self._small(f"{name}.decay", (heads,), lambda: -net.A_log.float().exp())
+        decay = g.op("Mul", g.op("Softplus", biased), rate)
+        q, k, v = self._convolve(i, net, joined)
+        state_shape = ("batch", heads, net.key_dim, value_dim)
+        past = g.input(f"past_recurrent.{i}", FLOAT, state_shape)
+        out, present = g.contrib(
+            "LinearAttention",
+            q,
+            k,
+            v,
+            past,
+            decay,
+            beta,
+            outputs=2,
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=net.key_dim**-0.5,
+            update_rule="gated_delta",
+        )
+        g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
+        return self._delta_net_out(name, out, joined, net)
+
+    def _delta_net_out(self, name: str, out: ir.Value, joined: ir.Value, net: GatedDeltaNet) -> ir.Value:
+        z = self._split(joined, net.channels, net.value_heads * net.value_dim)[1]
+        normed = self._rms(self._heads(out, net.value_heads, net.value_dim), f"{name}.norm", net.norm.weight)
+        gated = self.graph.op("Mul", self._flat(normed), self._silu(z))
+        return self._out(f"{name}.out_proj", gated, net.out_proj)
+
+    def _convolve(self, i: int, net: GatedDeltaNet, joined: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """[B, S, C] to queries, keys (both normalised) and values [B, S, …], by products of gathered windows: ONNX
+        Runtime's convolutions take four times as long at a step of one sequence, and fifteen times at one of eight."""
+        g, keep = self.graph, net.taps - 1
+        mixed = self._split(joined, net.channels, net.value_heads * net.value_dim)[0]
+        shape = ("batch", keep, net.channels)
+        past = g.input(f"past_conv.{i}", FLOAT, shape)
+        extended = g.op("Concat", past, mixed, axis=1)
+        newest = g.op("Slice", extended, g.constant([-keep]), g.constant([TO_THE_END]), g.constant([1]))
+        g.output(f"present_conv.{i}", newest, FLOAT, shape)
+        taps = self._taps(i, net)
+        terms = g.op("Mul", g.op("Gather", extended, self.windows, axis=1), taps)  # [B, S, W, C]
+        total = g.op("ReduceSum", terms, g.constant([2]), keepdims=0)
+        width, dim = net.key_heads * net.key_dim, net.key_dim
+        both, v = self._split(self._silu(total), 2 * width, net.value_heads * net.value_dim)
+        # Each head at length one: an RMS norm whose weight undoes the square root of the dimension.
+        scale = g.constant(np.full(dim, dim**-0.5), np.float32)
+        heads = self._heads(both, 2 * net.key_heads, dim)
+        normed = g.op("SimplifiedLayerNormalization", heads, scale, axis=-1, epsilon=L2_EPS / dim)
+        q, k = self._split(self._flat(normed), width, width)
+        return self._repeated(net, q), self._repeated(net, k), v
+
+    def _taps(self, i: int, net: GatedDeltaNet) -> ir.Value:
+        return self._small(f"layers.{i}.conv", (net.taps, net.channels), lambda: net.conv1d.weight[:, 0].T)
+
+    def _repeated(self, net: GatedDeltaNet, x: ir.Value) -> ir.Value:
+        """Each key head as often as it has value heads."""
+        g, copies = self.graph, net.value_heads // net.key_heads
+        if copies == 1:
+            return x
+        wide = g.op("Reshape", x, g.constant([0, 0, net.key_heads, 1, net.key_dim]))
+        return self._flat(g.op("Expand", wide, g.constant([1, 1, 1, copies, 1])))
+
+
+def _attention_widths(attention: GatedAttention) -> tuple[int, int, int, int]:
+    """Of queries, gates, keys and values as they stand side by side."""
+    queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return queries, queries, keys, keys

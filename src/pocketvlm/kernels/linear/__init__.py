@@ -1,0 +1,1 @@
+"""Linear layers of a CPU: weights packed once, products by the fastest library that is there."""

@@ -1,0 +1,92 @@
+"""Which kind of linear layer a model gets for fp32 inference on a CPU.
+
+Layers that see many rows at once (the tower) go through oneDNN, which fuses what follows. Those of the decoder see one
+row a sequence and step, where only the bytes of the weights count: they go to fp16 where nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from pocketvlm.kernels.linear import fp16_linear, onednn_linear
+from pocketvlm.kernels.linear.cpu_linear import CPULinear
+from pocketvlm.kernels.linear.fp16_linear import FP16Linear, pack_part
+from pocketvlm.kernels.linear.onednn_linear import OneDNNLinear
+
+is_available = onednn_linear.is_available
+
+
+def is_suitable(linear: nn.Linear) -> bool:
+    """On the CPU, and large enough for the product to matter."""
+    return linear.weight.device.type == "cpu" and min(linear.weight.shape) >= 64
+
+
+def for_decoding(weight: Tensor, *, keep_plain: bool = False) -> CPULinear:
+    """The layer of these fp32 or bfloat16 [N, K] weights that decodes fastest; `keep_plain` as in `OneDNNLinear`."""
+    if fp16_linear.is_available() and fp16_linear.is_lossless(weight):
+        return FP16Linear(weight)
+    return OneDNNLinear(weight.float(), None, keep_plain=keep_plain)
+
+
+def join(*linears: nn.Linear) -> CPULinear:
+    """One product with the outputs of all side by side: products of one input read it, and start, once.
+
+    The linears must have no biases.
+    """
+    return for_decoding(torch.cat([linear.weight for linear in linears]))
+
+
+def use_cpu_linears(module: nn.Module, *, decoding: bool = False) -> None:
+    """Replace every suitable linear layer below `module`; all others become fp32.
+
+    A module that has a method `join_projections` gets to join its own first, one after the other, so that no second
+    copy of all of them exists.
+
+    Args:
+        decoding: choose for one row a sequence.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and is_suitable(child):
+            narrow = decoding and child.bias is None
+            setattr(module, name, for_decoding(child.weight) if narrow else OneDNNLinear(child.weight, child.bias))
+            continue
+        if isinstance(child, nn.Linear):
+            child.float()
+        if callable(join_projections := getattr(child, "join_projections", None)):
+            join_projections()
+        use_cpu_linears(child, decoding=decoding)
+
+
+def pack(module: nn.Module, progress: Callable[[int, int], None] | None = None) -> None:
+    """Pack every `FP16Linear` below `module`, as many at a time as torch has threads.
+
+    Args:
+        progress: called with (layers done, layers in all).
+    """
+    layers = [child for child in module.modules() if isinstance(child, FP16Linear)]
+    threads = torch.get_num_threads()
+    waiting: deque[tuple[FP16Linear, Future[torch.ScriptObject]]] = deque()
+
+    def settle(most: int) -> None:
+        while len(waiting) > most:
+            layer, packed = waiting.popleft()
+            layer.parts.append(packed.result())
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done, layer in enumerate(layers, 1):
+            for part in layer.take():
+                waiting.append((layer, pool.submit(pack_part, part)))
+                settle(threads)
+            if progress is not None:
+                progress(done, len(layers))
+        settle(0)
+
+
+def cpu_linears(module: nn.Module) -> Iterator[CPULinear]:
+    """Every layer of this kind below `module`."""
+    return (child for child in module.modules() if isinstance(child, CPULinear))

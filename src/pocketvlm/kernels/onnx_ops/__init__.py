@@ -1,0 +1,1 @@
+"""Operators of our own for ONNX Runtime: C++ sources, and the library they become."""

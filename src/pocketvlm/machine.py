@@ -1,0 +1,81 @@
+"""This machine: its processors and their instruction sets, its memory, and where things are kept for this user."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+CACHE_VARIABLE = "POCKETVLM_CACHE"
+
+
+def cache_directory() -> Path:
+    """Where things are kept that were made once for this user: $POCKETVLM_CACHE, else pocketvlm in the user's cache."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pocketvlm"
+
+
+def usable_processors() -> int:
+    """Processors this process may run on (fewer than the machine has, in a container or under taskset)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, within its affinity and its container's quota: the threads a product is worth.
+
+    Two threads of one core share its arithmetic, so they are counted once. `LOKY_MAX_CPU_COUNT` sets a limit. Without
+    the extra `onnx`, the processors of the affinity.
+    """
+    try:
+        from loky import cpu_count
+    except ImportError:
+        return usable_processors()
+    return int(cpu_count(only_physical_cores=True))
+
+
+def processor_flags() -> frozenset[str]:
+    """The instruction sets of this processor, as Linux names them; empty on other systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Bytes: of this machine, or free on its GPU."""
+    if device.type == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Of glibc; other C libraries have none, and Windows and macOS give memory back by themselves."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def release_free_memory() -> None:
+    """Give pages that hold nothing back to the system, where the C library can.
+
+    Pictures of all sizes are made in some threads and let go of in others. glibc keeps the gaps between them for
+    itself: no object is lost, but a process that serves for days grows.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)

@@ -1,0 +1,1 @@
+"""What sequences leave behind between forwards, contiguous or in blocks."""

@@ -1,0 +1,170 @@
+"""Blocks of keys and values with reference counts, which sequences and kept beginnings of prompts share.
+
+Shapes:  N blocks of BLOCK tokens · Hk KV heads · E head dim · n tokens
+         keys, values [N, Hk, BLOCK, E] of each full-attention layer
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pocketvlm.config import TextConfig
+from pocketvlm.model.cache.contiguous import Cache
+
+BLOCK = 32
+FIRST_BLOCKS = 16  # made at once; then as many again, up to the limit
+
+
+def blocks_for(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // BLOCK)
+
+
+class BlockPool:
+    """Up to `limit` blocks; memory is taken as they are needed.
+
+    Args:
+        config: shapes of the decoder.
+        limit: most blocks.
+
+    Attributes:
+        keys, values: by full-attention layer; empty until the first block is taken.
+        references: of each block, by those that hold it.
+    """
+
+    def __init__(
+        self, config: TextConfig, limit: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.config, self.limit, self.dtype, self.device = config, limit, dtype, torch.device(device)
+        self.layers = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
+        self.references: list[int] = []
+        self.free: list[int] = []
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    @property
+    def used(self) -> int:
+        return len(self.references) - len(self.free)
+
+    @staticmethod
+    def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+        """Of one block in all layers."""
+        layers = sum(kind == "full_attention" for kind in config.layer_types)
+        return 2 * layers * config.num_key_value_heads * BLOCK * config.head_dim * dtype.itemsize
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks with one reference each; None where there are not as many."""
+        if count > self.limit - self.used:
+            return None
+        while len(self.free) < count:
+            self.grow()
+        blocks = [self.free.pop() for _ in range(count)]
+        for block in blocks:
+            self.references[block] = 1
+        return blocks
+
+    def retain(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            assert self.references[block] > 0, f"block {block} is free"
+            self.references[block] += 1
+
+    def release(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            assert self.references[block] > 0, f"block {block} is free"
+            self.references[block] -= 1
+            if not self.references[block]:
+                self.free.append(block)
+
+    def write(self, blocks: Sequence[int], cache: Cache, row: int, start: int, end: int) -> None:
+        """Keep tokens `start` (a multiple of BLOCK) to `end` of a row; the last block may stay part empty."""
+        if start == end:
+            return
+        index = torch.tensor(blocks, device=self.device)
+        missing = len(blocks) * BLOCK - (end - start)
+        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
+            for layer, store in own.items():
+                source = other[layer][row, :, start:end]
+                if missing:
+                    source = torch.nn.functional.pad(source, (0, 0, 0, missing))
+                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+
+    def read(self, blocks: Sequence[int], cache: Cache, row: int, length: int) -> None:
+        """The first `length` tokens of these blocks, into a row."""
+        if not length:
+            return
+        index = torch.tensor(blocks, device=self.device)
+        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
+            for layer, store in own.items():
+                other[layer][row, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """The first block of each pair over the second; all are read before any is written."""
+        if not pairs:
+            return
+        source, target = torch.tensor(pairs).T.to(self.device, non_blocking=True)
+        for own in (self.keys, self.values):
+            for store in own.values():
+                store[target] = store[source]
+
+    def check_integrity(self) -> None:
+        """Every block is free once, or referenced."""
+        assert len(set(self.free)) == len(self.free), "a block is free twice"
+        assert all(self.references[block] == 0 for block in self.free), "a free block is referenced"
+        assert sum(count > 0 for count in self.references) == self.used, "a block is neither free nor used"
+
+    def reset(self) -> None:
+        """Nobody holds anything: after a failure, when nobody knows what is held."""
+        self.references = [0] * len(self.references)
+        self.free = list(range(len(self.references) - 1, -1, -1))
+
+    def grow(self, wanted: int | None = None) -> None:
+        """Memory for more blocks: twice as many, or `wanted` in all."""
+        old = len(self.references)
+        new = min(max(2 * old, FIRST_BLOCKS) if wanted is None else wanted, self.limit)
+        shape = (new, self.config.num_key_value_heads, BLOCK, self.config.head_dim)
+        for own in (self.keys, self.values):
+            for layer in self.layers:
+                store = torch.empty(shape, dtype=self.dtype, device=self.device)
+                if old:
+                    store[:old] = own[layer][:old]
+                own[layer] = store
+        self.free += range(new - 1, old - 1, -1)
+        self.references += [0] * (new - old)
+
+
+class Holding:
+    """What one party holds of a pool.
+
+    Attributes:
+        counts: how often it holds each block; a block that it does not hold is not in it.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.counts: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        """Blocks, each counted once."""
+        return len(self.counts)
+
+    def allocate(self, count: int) -> list[int] | None:
+        """As `BlockPool.allocate`."""
+        blocks = self.pool.allocate(count)
+        if blocks is not None:
+            self.counts.update(blocks)
+        return blocks
+
+    def retain(self, blocks: Sequence[int]) -> None:
+        self.pool.retain(blocks)
+        self.counts.update(blocks)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        self.pool.release(blocks)
+        for block in blocks:
+            self.counts[block] -= 1
+            if not self.counts[block]:
+                del self.counts[block]

@@ -1,0 +1,1 @@
+"""The decoder: full and linear attention, norms, rotary positions."""

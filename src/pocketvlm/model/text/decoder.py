@@ -1,0 +1,122 @@
+"""The language model: token embeddings, layers of linear or full attention with SwiGLU, final norm, tied head.
+
+Source of the architecture: Qwen3.5 (text). Shapes:  T tokens of all sequences, packed · D hidden · V vocabulary
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.config import TextConfig
+from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_mul, linear_silu
+from pocketvlm.kernels.linear.fp16_linear import FP16Linear
+from pocketvlm.kernels.linear.replace import for_decoding
+from pocketvlm.model.cache.base import LayerCache
+from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.text.gated_attention import GatedAttention
+from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
+from pocketvlm.model.text.norm import ZeroCentredRMSNorm
+from pocketvlm.model.text.rotary import rotary_cos_sin
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        gated = linear_mul(self.up_proj, x_TD, linear_silu(self.gate_proj, x_TD))
+        return linear_add(self.down_proj, gated, residual_TD)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm residual block around one token mixer and one SwiGLU."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.is_linear = config.layer_types[layer] == "linear_attention"
+        if self.is_linear:
+            self.linear_attn = GatedDeltaNet(config, layer)
+        else:
+            self.self_attn = GatedAttention(config, layer)
+        self.mlp = SwiGLU(config)
+        self.input_layernorm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], batch: PackedBatch, cache: LayerCache | None
+    ) -> Tensor:
+        normed = self.input_layernorm(x_TD)
+        if self.is_linear:
+            x_TD = self.linear_attn(normed, batch, cache, x_TD)
+        else:
+            x_TD = self.self_attn(normed, rotary, batch, cache, x_TD)
+        return self.mlp(self.post_attention_layernorm(x_TD), x_TD)
+
+
+class Decoder(nn.Module):
+    """Embeddings in, normalised hidden states out; `logits` applies the (tied) head."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head: nn.Module | None = None
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, x_TD: Tensor, positions_T: Tensor, batch: PackedBatch, cache: Cache | None = None) -> Tensor:
+        """[T, D] embeddings to [T, D] hidden states.
+
+        Args:
+            positions_T: rotary positions, an input because later models of the family count differently.
+            cache: continued and updated in place; its capacity must already hold every segment's end.
+        """
+        x_TD = self.run_layers(x_TD, positions_T, batch, None if cache is None else cache.at(batch))
+        if cache is not None:
+            cache.advance(batch)
+        return x_TD
+
+    def run_layers(self, x_TD: Tensor, positions_T: Tensor, batch: PackedBatch, cache: LayerCache | None) -> Tensor:
+        """The part of `forward` that is work of the device alone: a CUDA graph can hold it where the cache's can."""
+        rotary = rotary_cos_sin(positions_T, self.config.rotary_dim, self.config.rope_theta)
+        for layer in self.layers:
+            x_TD = layer(x_TD, rotary, batch, cache)
+        return self.norm(x_TD)
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """[T, D] hidden states to [T, V]."""
+        if self.lm_head is None:
+            return F.linear(x_TD, self.embed_tokens.weight)
+        return self.lm_head(x_TD)
+
+    def join_projections(self) -> None:
+        """Give the tied head a product of its own (`kernels.cpu_kernels`)."""
+        if self.lm_head is None:
+            self.lm_head = for_decoding(self.embed_tokens.weight, keep_plain=True)
+            if isinstance(self.lm_head, FP16Linear):
+                # The fp32 table, the largest tensor of all, is then for looking rows up only: bfloat16 holds it too.
+                self.embed_tokens.weight.data = self.embed_tokens.weight.data.bfloat16()
+
+
+def fp32_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that stay in fp32 in a half-precision model."""
+    return {name for name, _ in model.named_parameters() if name.endswith((".A_log", ".dt_bias"))}
+
+
+def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert in place, leaving `fp32_parameters` alone."""
+    keep = fp32_parameters(model)
+    for name, parameter in model.named_parameters():
+        if name not in keep:
+            parameter.data = parameter.data.to(dtype)
+    return model

@@ -1,0 +1,1 @@
+"""The vision tower, early compression and the merger."""

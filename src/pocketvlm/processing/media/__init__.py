@@ -1,0 +1,1 @@
+"""A path, bytes or URL → RGB pixels, within limits."""

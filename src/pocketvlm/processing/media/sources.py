@@ -1,0 +1,108 @@
+"""Where bytes come from: a file, bytes at hand, a data: or http(s) URL; and what to call each in a message."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import stat
+from pathlib import Path
+from typing import IO
+from urllib.parse import unquote_to_bytes
+
+from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.fetch import fetch, is_url
+from pocketvlm.processing.media.limits import MediaLimits
+
+
+def open_source(source: object, name: str, limits: MediaLimits, files: bool, what: str, others: str) -> IO[bytes]:
+    """A stream of a path, bytes, a data: or http(s) URL.
+
+    Args:
+        files: False refuses paths, for callers whose sources come from strangers.
+        what, others: for messages: what is expected in it, and what else the caller takes.
+
+    Raises:
+        MediaError: it is none of these, is missing, may not be read, or is over a limit.
+    """
+    if isinstance(source, bytes) or (isinstance(source, str) and (is_url(source) or source[:5].lower() == "data:")):
+        return io.BytesIO(read_bytes(source, limits))
+    if not isinstance(source, (str, Path)):
+        raise MediaError(
+            f"Expected {what}, got {type(source).__name__}",
+            hint=f"Give a path, bytes, a data: or http(s) URL, {others}.",
+        )
+    if not files:
+        raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
+    try:
+        return existing_file(source, name).open("rb")
+    except OSError:
+        raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
+
+
+def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
+    """The body of bytes, a data: URL or an http(s) URL, within `limits.max_bytes`.
+
+    Raises:
+        MediaError: as `fetch`; or a data: URL that is malformed.
+    """
+    name = describe(source)
+    if isinstance(source, bytes):
+        body = source
+    elif is_url(source):
+        return fetch(source, limits)
+    else:
+        body = _read_data_url(source, name, limits)
+    limits.check_bytes(len(body), name)
+    if not body:
+        raise MediaError(f"{name} is empty")
+    return body
+
+
+def describe(source: object) -> str:
+    """A short name of a source for messages; never its content."""
+    if isinstance(source, bytes):
+        return "The given data"
+    text = str(source)
+    if text[:5].lower() == "data:":
+        return "The data: URL"
+    if is_url(text):
+        text = text.partition("?")[0]
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def existing_file(source: str | Path, name: str) -> Path:
+    """The path of a regular, non-empty file; `MediaError` says what it is instead."""
+    try:
+        path = Path(source)
+        status = path.stat()
+    except FileNotFoundError:
+        raise MediaError(f"{name} does not exist", hint="Check the path.") from None
+    except PermissionError:
+        raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
+    except (OSError, ValueError):
+        raise MediaError(f"{name} is no path to a file", hint="Check the path.") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{name} is a directory, expected a file", hint="Give the path of one file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{name} is a device or a pipe, expected a file", hint="Give the path of one file.")
+    if status.st_size == 0:
+        raise MediaError(f"{name} is empty", hint="Check how it was written.")
+    return path
+
+
+def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:
+    header, comma, payload = url.partition(",")
+    if header[:5].lower() != "data:" or not comma:
+        raise MediaError(f"{name} is malformed", hint="Expected data:image/png;base64,... ")
+    # Three characters a byte is the longest honest encoding (percent), with room for line ends in base64.
+    limits.check_bytes(len(payload) // 3, name)
+    if not header.lower().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    try:
+        compact = re.sub(r"\s|%0[aAdD]|%20", "", payload)
+        return base64.b64decode(unquote_to_bytes(compact), validate=True)
+    except (binascii.Error, ValueError):
+        raise MediaError(f"{name} is not valid base64", hint="Expected data:image/png;base64,...") from None

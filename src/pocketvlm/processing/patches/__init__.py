@@ -1,0 +1,1 @@
+"""RGB pixels → views, and views → uint8 patches."""

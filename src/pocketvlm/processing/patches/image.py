@@ -1,0 +1,284 @@
+"""Pixels of one picture → its uint8 patches, cut as `slicing` planned.
+
+Shapes: H, W pixels of the picture; P patches of all its views; p patch_size.
+
+The pixels are resized in uint8, channels last, by torch's antialiased bicubic kernel, which gives the reference's
+values bit for bit at a third of the time of channels first; views and patches are then one strided copy. Patches stay
+uint8 (a quarter of fp32) until the device normalises them.
+
+Threads: the uint8 kernel runs on its calling thread where torch has its AVX2 form (measured: CPU time = wall time with
+two intra-op threads), and the copies are numpy's, also single-threaded. So one thread a picture holds without
+`torch.set_num_threads`, which would leak: it is per-thread in OpenMP builds, but threads born later inherit the value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.machine import usable_processors
+from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches
+from pocketvlm.processing.patches.slicing import SlicePlan, plan_views
+from pocketvlm.views import Size, View
+
+Pixels = Tensor | NDArray[np.uint8]
+Source = TypeVar("Source")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageViews:
+    """One picture (or video frame), ready for the tower.
+
+    Attributes:
+        patches: uint8 [P, p, p, 3]: row, column and channel inside a patch; patches row by row inside a view; views
+            one after the other, overview first.
+        views: sizes (in patches) and compression, in that order.
+        grid: (rows, columns) of slices, or None.
+        content_hash: hex digest of everything that decides features and placeholders; a key for caches.
+    """
+
+    patches: Tensor
+    views: tuple[View, ...]
+    grid: tuple[int, int] | None
+    content_hash: str
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of all views together."""
+        return sum(view.visual_tokens for view in self.views)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CutImage:
+    """One picture cut into patches (as those of `ImageViews`) by a plan; with "auto" its rates are still open."""
+
+    patches: Tensor
+    plan: SlicePlan
+
+
+def encode_image(
+    pixels: Pixels,
+    config: ImageConfig,
+    downsample_mode: DownsampleOption = "16x",
+    max_slice_nums: int | None = None,
+    *,
+    auto_token_budget: float | None = None,
+) -> ImageViews:
+    """Resize and cut one picture.
+
+    Args:
+        pixels: uint8 RGB [H, W, 3], a tensor or an array; never written to.
+        config, downsample_mode, max_slice_nums: as for `plan_views`; with "auto" the pixels decide the rate of each
+            view, see `processing.rates`.
+        auto_token_budget: most visual tokens with "auto", as a multiple of those of 16x; 1.5 when None.
+
+    Raises:
+        MediaError: pixels of another type or shape, or a size that `plan_views` refuses.
+        ConfigError: an option that `plan_views` refuses, or a budget that cannot be honoured.
+    """
+    is_auto = downsample_mode == "auto"
+    budget = check_auto_token_budget(auto_token_budget, is_auto)
+    cut = cut_image(pixels, config, downsample_mode, max_slice_nums)
+    (views,) = finish_images([cut], config, budget if is_auto else None)
+    return views
+
+
+def cut_image(
+    pixels: Pixels, config: ImageConfig, downsample_mode: DownsampleOption, max_slice_nums: int | None
+) -> CutImage:
+    """The first half of `encode_image`: resize and cut."""
+    picture = _as_tensor(pixels)
+    size = Size(height=int(picture.shape[0]), width=int(picture.shape[1]))
+    plan = plan_views(size, config, downsample_mode, max_slice_nums)
+    return CutImage(cut_patches(picture, plan, config.patch_size), plan)
+
+
+def finish_images(
+    images: Sequence[CutImage], config: ImageConfig, auto_token_budget: float | None = None
+) -> list[ImageViews]:
+    """The second half: rates and hash.
+
+    Args:
+        images: one picture, or all units of a video.
+        config: as for `encode_image`.
+        auto_token_budget: of all `images` together, whose views are then raised to 4x by their pixels; None leaves the
+            rates as they were planned.
+    """
+    views: Sequence[tuple[View, ...]] = [image.plan.views for image in images]
+    if auto_token_budget is not None and auto_token_budget > 1:
+        views = choose_rates(views, [_scores(image) for image in images], auto_token_budget)
+    finished = []
+    for image, chosen in zip(images, views, strict=True):
+        plan = replace(image.plan, views=chosen)
+        finished.append(ImageViews(image.patches, chosen, plan.grid, _content_hash(image.patches, plan, config)))
+    return finished
+
+
+def _scores(image: CutImage) -> list[int]:
+    """The fine print of each view."""
+    sizes = [view.patches for view in image.plan.views]
+    return [count_fine_patches(patches.numpy()) for patches in image.patches.split(sizes)]
+
+
+def _same(source: Any) -> Any:
+    return source
+
+
+def encode_images(
+    sources: Sequence[Source],
+    config: ImageConfig,
+    downsample_mode: DownsampleOption = "16x",
+    max_slice_nums: int | None = None,
+    *,
+    auto_token_budget: float | None = None,
+    load: Callable[[Source], Pixels] = _same,
+    workers: int | None = None,
+) -> list[ImageViews]:
+    """`encode_image` for several pictures, one thread a picture, results in order.
+
+    Args:
+        sources: the pictures, or whatever `load` turns into pixels (decoding takes longer than the rest, so it belongs
+            into the same thread; with `load_image` of `processing.media` these are paths, URLs or bytes).
+        config, downsample_mode, max_slice_nums: as for `encode_image`.
+        auto_token_budget: as for `encode_image`: each picture has it to itself.
+        load: called once a source, in a worker.
+        workers: threads; by default as many as this process may use processors.
+
+    Raises:
+        ConfigError: `workers` below 1, and what `encode_image` and `load` raise, for the first picture at fault.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers={workers!r} is not a positive integer")
+
+    def encode(source: Source) -> ImageViews:
+        return encode_image(load(source), config, downsample_mode, max_slice_nums, auto_token_budget=auto_token_budget)
+
+    count = min(workers or usable_processors(), len(sources))
+    if count <= 1:
+        return [encode(source) for source in sources]
+    with ThreadPoolExecutor(count, thread_name_prefix="pocketvlm-image") as pool:
+        return list(pool.map(encode, sources))
+
+
+def normalise(patches: Tensor, config: ImageConfig) -> Tensor:
+    """uint8 [P, p, p, 3] → float32 [P, p*p*3], on the same device: the tower's input.
+
+    The values inside a patch keep the order row, column, channel. Arithmetic in the reference's order: rescaling folded
+    into mean and standard deviation, then subtract, then divide.
+    """
+    mean, std = _mean_and_std(config, patches.device)
+    return patches.to(torch.float32).sub_(mean).div_(std).flatten(1)
+
+
+def to_reference_layout(patches: Tensor, config: ImageConfig) -> Tensor:
+    """uint8 [P, p, p, 3] → float32 [1, 3, p, P*p]: the reference's `pixel_values`, patches side by side."""
+    count, size = patches.shape[0], config.patch_size
+    values = normalise(patches, config).view(count, size, size, 3)
+    return values.permute(3, 1, 0, 2).reshape(1, 3, size, count * size)
+
+
+def cut_patches(picture: Tensor, plan: SlicePlan, patch_size: int) -> Tensor:
+    """uint8 [H, W, 3] → uint8 [P, p, p, 3] by `plan`, which must be made for this size."""
+    patches = np.empty((plan.patches, patch_size, patch_size, 3), np.uint8)
+    first = plan.views[0].patches
+    _write_views(resize(picture, plan.overview), (1, 1), patches[:first])
+    if plan.grid is not None and plan.refined is not None:
+        _write_views(resize(picture, plan.refined), plan.grid, patches[first:])
+    return torch.from_numpy(patches)
+
+
+def resize(picture: Tensor, size: Size) -> Tensor:
+    """uint8 [H, W, 3] → uint8 [height, width, 3], contiguous; the very same tensor if it has that size already."""
+    if (picture.shape[0], picture.shape[1]) == (size.height, size.width):
+        return picture
+    # Batch axis first, then permute: these strides are unambiguously channels last, so torch keeps them in the result
+    # and spares two copies.
+    channels_last = picture[None].permute(0, 3, 1, 2)
+    resized = interpolate(
+        channels_last, size=[size.height, size.width], mode="bicubic", align_corners=False, antialias=True
+    )
+    return resized.permute(0, 2, 3, 1)[0].contiguous()
+
+
+def _write_views(picture: Tensor, grid: tuple[int, int], patches: NDArray[np.uint8]) -> None:
+    """Cut a picture into rows x columns views and these into patches, in place: patches [P, p, p, 3]."""
+    rows, columns = grid
+    patch = patches.shape[1]
+    high, wide = picture.shape[0] // rows // patch, picture.shape[1] // columns // patch
+    # One row of a patch (p * 3 bytes) is one element: nothing inside it moves, and copying is 1.5 times faster.
+    element = np.dtype((np.void, patch * 3))
+    source = picture.numpy().reshape(rows, high, patch, columns, wide, patch * 3).view(element)
+    target = patches.reshape(rows, columns, high, wide, patch, patch * 3).view(element)
+    target[...] = source.transpose(0, 3, 1, 4, 2, 5)
+
+
+def _as_tensor(pixels: Pixels) -> Tensor:
+    """A contiguous CPU tensor over the pixels, without a copy where that is possible."""
+    if not isinstance(pixels, (Tensor, np.ndarray)):
+        raise MediaError(
+            f"Expected pixels as a tensor or an array, got {type(pixels).__name__}",
+            hint="Use processing.media.load_image.",
+        )
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or str(pixels.dtype).removeprefix("torch.") != "uint8":
+        raise MediaError(
+            f"Expected uint8 RGB pixels [height, width, 3], got {pixels.dtype} {list(pixels.shape)}",
+            hint="Use processing.media.load_image, which accepts other layouts.",
+        )
+    if isinstance(pixels, Tensor):
+        return pixels.detach().cpu().contiguous()
+    return torch.from_numpy(_writeable(np.ascontiguousarray(pixels)))
+
+
+class _Unlocked:
+    """Presents a read-only array as writeable: torch warns about read-only memory, which is only ever read here."""
+
+    def __init__(self, array: NDArray[np.uint8]) -> None:
+        self._array = array  # keeps the memory alive
+        self.__array_interface__ = dict(array.__array_interface__) | {"data": (array.ctypes.data, False)}
+
+
+def _writeable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return array if array.flags.writeable else np.asarray(_Unlocked(array))
+
+
+def _mean_and_std(config: ImageConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation on the scale 0..255, float32 [3], rounded as the reference rounds them."""
+    scale = 1.0 / (1 / 255)
+    return (
+        torch.tensor(config.image_mean, device=device) * scale,
+        torch.tensor(config.image_std, device=device) * scale,
+    )
+
+
+def _content_hash(patches: Tensor, plan: SlicePlan, config: ImageConfig) -> str:
+    """Digest of what the model gets: patches, views, grid and normalisation.
+
+    Options enter through their effect on the views, so two ways to the same views share a cache entry. Hashing patches
+    also costs a fifth of hashing the pixels of a large picture. Each part is preceded by its length.
+    """
+    grid = plan.grid or (0, 0)
+    sizes = [number for view in plan.views for number in (view.size.height, view.size.width)]
+    modes = ",".join(view.downsample_mode for view in plan.views)
+    digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-image")
+    for part in (
+        struct.pack("<3Q", config.patch_size, *grid),
+        struct.pack(f"<{len(sizes)}Q", *sizes),
+        modes.encode(),
+        struct.pack("<6d", *config.image_mean, *config.image_std),
+        patches.numpy().data.cast("B"),
+    ):
+        digest.update(struct.pack("<Q", len(part)))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""Video → visual units: one frame a second, and between them composites of the frames in between, if asked for.
+
+Up to `max_num_frames` seconds: the first frame of each second. Longer: that many frames, evenly chosen. `stack_frames`
+N > 1 adds for each second one composite of N - 1 further frames side by side, after the second's main frame. Every unit
+is then treated as a picture. Sampling and layout are those of `MiniCPMV4_6VideoProcessor` in transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget, check_downsample_mode
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.video_reader import FrameReader, check_rate, open_video
+from pocketvlm.processing.patches.image import CutImage, ImageViews, cut_image, finish_images
+
+_DEFAULT_LIMITS = MediaLimits()
+_GAP = 6  # pixels between the frames of a composite
+MAX_STACK_FRAMES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSamples:
+    """Which frames of a video are looked at.
+
+    Attributes:
+        main: indices of the frames that are units of their own.
+        sub: indices of all frames in between, in order.
+        groups: the same by second, one entry a main frame; empty where nothing falls into that second, and leaving out
+            seconds beyond the number of main frames, which nothing is paired with.
+    """
+
+    main: tuple[int, ...]
+    sub: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+
+    @property
+    def units(self) -> tuple[tuple[int, ...], ...]:
+        """Frame indices of each unit in prompt order: a main frame, the composite after it if any, the next main."""
+        paired = zip(self.main, self.groups, strict=True)
+        return tuple(unit for index, group in paired for unit in ((index,), group) if unit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoViews:
+    """One video, ready for the tower.
+
+    Attributes:
+        units: one entry a frame or composite, in prompt order.
+        samples: the frames they came from.
+        fps: frames a second of the source.
+        duration: seconds.
+        content_hash: hex digest of the units' hashes.
+    """
+
+    units: tuple[ImageViews, ...]
+    samples: FrameSamples
+    fps: float
+    duration: float
+    content_hash: str
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of all units together."""
+        return sum(unit.visual_tokens for unit in self.units)
+
+
+def encode_video(
+    source: object,
+    config: ImageConfig,
+    downsample_mode: DownsampleOption = "16x",
+    max_slice_nums: int | None = 1,
+    *,
+    auto_token_budget: float | None = None,
+    max_num_frames: int | None = None,
+    stack_frames: int | None = None,
+    fps: float | None = None,
+    limits: MediaLimits = _DEFAULT_LIMITS,
+    files: bool = True,
+) -> VideoViews:
+    """Decode, sample and cut one video.
+
+    Args:
+        source: a path; the bytes of a file; a data: or http(s) URL; or frames: uint8 [T, H, W, 3] as array or tensor,
+            or a sequence of pictures as `load_image` takes them.
+        config, downsample_mode: as for `encode_image`.
+        max_slice_nums: most slices of a unit; 1, no slices, is recommended; None takes `config`'s.
+        auto_token_budget: as for `encode_image`, but for all units together: the frames with the most fine print are
+            raised to 4x.
+        max_num_frames, stack_frames: `config`'s when None.
+        fps: frames a second; needed for frames, refused for files.
+        limits: what is refused.
+        files: False refuses paths, for callers whose sources come from strangers.
+
+    Raises:
+        MediaError: the source is missing, no video, damaged, without frames or their rate, or over a limit.
+        ConfigError: an option with a value that cannot be honoured.
+    """
+    is_auto = check_downsample_mode(downsample_mode) == "auto"
+    budget = check_auto_token_budget(auto_token_budget, is_auto)
+    most, stack = check_sampling(config, max_num_frames, stack_frames, limits)
+    with open_video(source, fps, limits, files) as reader:
+        samples = sample_frame_indices(reader.total, reader.fps, reader.duration, most, stack)
+        cut = _cut_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
+        rate, duration = reader.fps, reader.duration
+    units = finish_images(cut, config, budget if is_auto else None)
+    digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-video")
+    for unit in units:  # hex digests of one length each: framed by nature
+        digest.update(unit.content_hash.encode())
+    return VideoViews(tuple(units), samples, rate, duration, digest.hexdigest())
+
+
+def check_sampling(
+    config: ImageConfig, max_num_frames: int | None, stack_frames: int | None, limits: MediaLimits
+) -> tuple[int, int]:
+    """`max_num_frames` and `stack_frames`, `config`'s when None; refused if they cannot be honoured."""
+    most = check_positive("max_num_frames", config.max_num_frames if max_num_frames is None else max_num_frames)
+    stack = _check_stack(config.stack_frames if stack_frames is None else stack_frames)
+    limits.check_frames(most, stack)
+    return most, stack
+
+
+def _cut_units(
+    reader: FrameReader,
+    units: Sequence[tuple[int, ...]],
+    config: ImageConfig,
+    downsample_mode: DownsampleOption,
+    max_slice_nums: int | None,
+    limits: MediaLimits,
+) -> list[CutImage]:
+    """Cut each unit as soon as its frames are there; keep no frame longer than a unit still needs it."""
+    finished: dict[int, CutImage] = {}
+    last_use: dict[int, int] = {}
+    ends_at: dict[int, list[int]] = {}
+    for number, unit in enumerate(units):
+        ends_at.setdefault(max(unit), []).append(number)
+        for index in unit:
+            last_use[index] = max(last_use.get(index, 0), max(unit))
+    kept: dict[int, NDArray[np.uint8]] = {}
+    widest = max(map(len, units))
+    for index, pixels in reader.read(sorted(last_use)):
+        kept[index] = pixels
+        if not finished:  # before the frames of a large composite have been gathered
+            limits.check_pixels(*_canvas_size(pixels.shape, widest), "A composite of frames")
+        for number in ends_at.get(index, ()):
+            frames = [kept[i] for i in units[number]]
+            height, width = _canvas_size(frames[0].shape, len(frames))
+            limits.check_pixels(height, width, "A composite of frames")
+            finished[number] = cut_image(stack_composite(frames), config, downsample_mode, max_slice_nums)
+        kept = {i: frame for i, frame in kept.items() if last_use[i] > index}
+    return [finished[number] for number in range(len(units))]
+
+
+def sample_frame_indices(
+    total_num_frames: int, fps: float, duration: float, max_num_frames: int = 128, stack_frames: int = 1
+) -> FrameSamples:
+    """Choose frames.
+
+    Args:
+        total_num_frames: of the video; no index reaches it, however `fps` and `duration` are rounded.
+        fps: frames a second.
+        duration: seconds.
+        max_num_frames: most main frames, and most seconds with one frame each.
+        stack_frames: frames looked at a second; all beyond the first go into a composite.
+
+    Raises:
+        MediaError: a video without frames, duration or rate.
+        ConfigError: `max_num_frames` or `stack_frames` is out of range.
+    """
+    most, stack = check_positive("max_num_frames", max_num_frames), _check_stack(stack_frames)
+    rate = check_rate(fps)
+    if total_num_frames < 1 or not 0 < duration < math.inf:
+        raise MediaError(
+            f"The video has {total_num_frames} frames in {duration} seconds", hint="Expected at least one."
+        )
+
+    def index_at(time: float) -> int:
+        return min(int(time * rate), total_num_frames - 1)
+
+    # Times are computed where they are wanted, not listed: a header may promise years.
+    seconds = math.ceil(duration)
+    if duration > most:
+        tenths = _spread(int(duration / 0.1), most)
+        main = tuple(index_at(round(tenth * 0.1, 1)) for tenth in tenths)
+    else:
+        main = tuple(index_at(second) for second in range(seconds))
+    if stack == 1:
+        return FrameSamples(main, (), ((),) * len(main))
+
+    per_second = stack - 1
+
+    def sub_time(number: int) -> float:
+        return number // per_second + (number % per_second + 1) / stack
+
+    available = (seconds - 1) * per_second
+    available += sum(sub_time(available + j) < duration for j in range(per_second))
+    times = [sub_time(number) for number in _spread(available, most * per_second)]
+    by_second: dict[int, list[int]] = {}
+    for time in times:
+        by_second.setdefault(int(time), []).append(index_at(time))
+    groups = tuple(tuple(by_second.get(second, ())) for second in range(len(main)))
+    return FrameSamples(main, tuple(index_at(time) for time in times), groups)
+
+
+def _spread(count: int, most: int) -> Sequence[int]:
+    """0 .. count - 1, or `most` of them, evenly, first and last included."""
+    if count <= most:
+        return range(count)
+    chosen: list[int] = np.linspace(0, count - 1, most, dtype=int).tolist()
+    return chosen
+
+
+def stack_composite(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Frames of one size side by side on black, 6 pixels apart: uint8 [H, W, 3] each → one such picture.
+
+    Two and three frames stand in a row or a column, whichever is nearer to a square; four in a square; others in a row.
+
+    Raises:
+        MediaError: no frames, or frames of different sizes.
+    """
+    if not frames or any(frame.shape != frames[0].shape for frame in frames):
+        raise MediaError("The frames of a composite differ in size, or there are none", hint="Use stack_frames=1.")
+    if len(frames) == 1:
+        return frames[0]
+    height, width = frames[0].shape[:2]
+    _, columns = _layout(height, width, len(frames))
+    canvas = np.zeros((*_canvas_size(frames[0].shape, len(frames)), 3), np.uint8)
+    for number, frame in enumerate(frames):
+        top, left = (number // columns) * (height + _GAP), (number % columns) * (width + _GAP)
+        canvas[top : top + height, left : left + width] = frame
+    return canvas
+
+
+def _layout(height: int, width: int, count: int) -> tuple[int, int]:
+    """(rows, columns) of a composite."""
+    if count == 4:
+        return 2, 2
+    if count not in (2, 3):
+        return 1, count
+
+    def distance(rows: int, columns: int) -> float:
+        wide, high = columns * width + (columns - 1) * _GAP, rows * height + (rows - 1) * _GAP
+        return abs(wide / high - 1.0)
+
+    in_a_row, in_a_column = distance(1, count), distance(count, 1)
+    if in_a_row == in_a_column:
+        return (1, count) if count == 3 or width >= height else (count, 1)
+    return (1, count) if in_a_row < in_a_column else (count, 1)
+
+
+def _canvas_size(shape: tuple[int, ...], count: int) -> tuple[int, int]:
+    """Height and width in pixels of a composite of `count` frames of that shape."""
+    rows, columns = _layout(shape[0], shape[1], count)
+    return rows * (shape[0] + _GAP) - _GAP, columns * (shape[1] + _GAP) - _GAP
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return `value` if it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r:.40} is not a positive integer")
+    return value
+
+
+def _check_stack(value: int) -> int:
+    if check_positive("stack_frames", value) > MAX_STACK_FRAMES:
+        raise ConfigError(f"stack_frames={value} is too many", hint=f"At most {MAX_STACK_FRAMES} are possible.")
+    return value

@@ -1,0 +1,1 @@
+"""Messages → the prompt and its token ids."""

@@ -1,0 +1,1 @@
+"""OpenAI's bodies ↔ messages, options and answers."""

@@ -1,0 +1,249 @@
+"""OpenAI's chat completions: the body of a request → messages and options, answers → the body of the response.
+
+Takes the JSON of POST /v1/chat/completions, with vLLM's additions; gives the arguments of `VLM.chat`, and back. A field
+that is null was not given. Each field is checked, and one that could not be honoured is refused by its name. Accepted
+without effect are only labels (`user`, `safety_identifier`, `prompt_cache_key`, `metadata`) and values that ask for
+nothing but what happens anyway: `store` false, `service_tier` auto or default, `modalities` ["text"],
+`parallel_tool_calls` true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pocketvlm.engine.sampling.params import MAX_LOGPROBS
+from pocketvlm.errors import ConfigError
+from pocketvlm.processing.prompt.messages import check_tools
+from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value, show
+
+# What each option of a processor is, in one word of `check`. vLLM's field for them is mm_processor_kwargs.
+MM_PROCESSOR_KWARGS = {
+    "downsample_mode": "string or list of strings",
+    "auto_token_budget": "number",
+    "max_slice_nums": "integer",
+    "max_num_frames": "integer",
+    "stack_frames": "integer",
+    "use_image_id": "boolean",
+    "use_video_id": "boolean",
+    "video_max_slice_nums": "integer",
+}
+# Fields that are options of the same name and type.
+_OPTIONS = {
+    **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), "number"),
+    **dict.fromkeys(("top_k", "n", "seed", "min_tokens"), "integer"),
+    "ignore_eos": "boolean",
+    "stop": "string or list of strings",
+    "stop_token_ids": "list of integers",
+}
+# Fields without an effect: what they are, and the values they may have where only these ask for nothing.
+_WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
+    **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), ("string", ())),
+    "metadata": ("object of strings", ()),
+    "store": ("boolean", (False,)),
+    "service_tier": ("string", ("auto", "default")),
+    "modalities": ("list of strings", (["text"],)),
+    "parallel_tool_calls": ("boolean", (True,)),
+}
+_INSTEAD = {
+    "functions": "Use tools.",
+    "function_call": "Use tool_choice.",
+    "reasoning_effort": 'Use chat_template_kwargs {"enable_thinking": true}.',
+    "enable_thinking": 'Use chat_template_kwargs {"enable_thinking": true}.',
+    "best_of": "Use n.",
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "Use structured_outputs."),
+    **dict.fromkeys(MM_PROCESSOR_KWARGS, "Use mm_processor_kwargs."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a body asks for.
+
+    Attributes:
+        model: the name it gives, or None.
+        messages: in OpenAI's format; their parts are checked by the processor.
+        options: arguments of `VLM.chat`, only those that were given. `tools` are those the model may call.
+        stream: the answer should come piece by piece.
+        include_usage: the stream should end with the tokens used.
+    """
+
+    model: str | None
+    messages: list[Any]
+    options: dict[str, Any]
+    stream: bool = False
+    include_usage: bool = False
+
+
+def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
+    """Check a body and translate it.
+
+    Raises:
+        ConfigError: a field that is missing, unknown, of another type, or cannot be honoured; the message names it.
+        PromptError: tools or template options that no prompt can be made with.
+        MissingExtraError: what structured outputs need is not installed.
+    """
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"the body is {show(body)}, expected a JSON object")
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in given:
+        if name not in FIELDS:
+            raise ConfigError(f"the field {show(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
+    for name, (kind, allowed) in _WITHOUT_EFFECT.items():
+        if name in given:
+            check(name, given[name], kind)
+            if allowed and given[name] not in allowed:
+                refuse_value(name, given[name], *allowed)
+    if "messages" not in given:
+        raise ConfigError("the field 'messages' is missing", hint="Give at least one user message.")
+    options = {name: check(name, given[name], kind) for name, kind in _OPTIONS.items() if name in given}
+    for parse in (_max_tokens, _logprobs, _logit_bias, _structured_outputs, _tools, _template, _processor):
+        options |= parse(given)
+    stream, include_usage = _stream(given)
+    return ChatRequest(
+        model=check("model", given["model"], "string") if "model" in given else None,
+        messages=[_as_system(message) for message in check("messages", given["messages"], "list")],
+        options=options,
+        stream=stream,
+        include_usage=include_usage,
+    )
+
+
+def _max_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name for name in ("max_completion_tokens", "max_tokens") if name in given]
+    values = [check(name, given[name], "integer") for name in names]
+    if len(set(values)) > 1:
+        raise ConfigError(f"max_completion_tokens={values[0]} and max_tokens={values[1]} differ", hint="Give one.")
+    return {"max_tokens": values[0]} if values else {}
+
+
+def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's flag and number as vLLM's one number: how many beside the token itself."""
+    wanted = check("logprobs", given.get("logprobs", False), "boolean")
+    if "top_logprobs" not in given:
+        return {"logprobs": 0} if wanted else {}
+    count = check("top_logprobs", given["top_logprobs"], "integer")
+    if not 0 <= count <= MAX_LOGPROBS:
+        raise ConfigError(f"top_logprobs={count} is not an integer of 0 to {MAX_LOGPROBS}")
+    if not wanted:
+        raise ConfigError(f"top_logprobs={count} means nothing without logprobs", hint="Set logprobs to true.")
+    return {"logprobs": count}
+
+
+def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
+    if "logit_bias" not in given:
+        return {}
+    biases: dict[int, float] = {}
+    for key, bias in check("logit_bias", given["logit_bias"], "object").items():
+        if not (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10):
+            raise ConfigError(f"logit_bias has the key {show(key)}, expected a token id such as '151645'")
+        biases[int(key)] = check(f"logit_bias[{key!r}]", bias, "number")
+    return {"logit_bias": biases}
+
+
+def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`response_format` is OpenAI's way to ask for structure, `structured_outputs` vLLM's."""
+    wanted = not_null("response_format", given.get("response_format", {"type": "text"}))
+    structure = only_kinds(
+        "structured_outputs", given.get("structured_outputs"), ("json", "regex", "choice", "grammar")
+    )
+    if wanted.get("type") != "text":
+        if structure:
+            raise ConfigError("response_format and structured_outputs were both given", hint="Give one of them.")
+        from pocketvlm.grammar.structured_outputs import StructuredOutputs
+
+        return {"structured_outputs": StructuredOutputs.from_response_format(wanted)}
+    if set(wanted) != {"type"}:
+        raise ConfigError(f"response_format of type text has no field {show(next(k for k in wanted if k != 'type'))}")
+    if "structured_outputs" not in given:
+        return {}
+    if len(structure) != 1:
+        raise ConfigError(
+            f"structured_outputs has {len(structure)} kinds, expected one of json, regex, choice and grammar"
+        )
+    from pocketvlm.grammar.structured_outputs import StructuredOutputs
+
+    return {"structured_outputs": StructuredOutputs(**structure)}
+
+
+def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tools that may not be called are not shown to the model at all.
+
+    Calls that must be made, and those of strict tools, are held to a grammar.
+    """
+    tools = check_tools(given.get("tools"))
+    choice = given.get("tool_choice", "auto")
+    named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, Mapping) else choice
+    # A tool of the name of a mode could not be told from it further on.
+    if not isinstance(name, str) or (name in ("auto", "none", "required")) == isinstance(choice, Mapping):
+        hint = 'Use auto, none, required, or {"type": "function", "function": {"name": …}}.'
+        raise ConfigError(f"tool_choice={show(choice)} is unknown", hint=hint)
+    if tools is None:
+        if "tool_choice" in given and choice != "none":
+            raise ConfigError(f"tool_choice={show(choice)} means nothing without tools", hint="Leave it out.")
+        return {}
+    if choice == "none":
+        return {}
+    for field in ("response_format", "structured_outputs"):  # under either no tool could be called
+        if field in given and given[field].get("type") != "text":
+            raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
+    if choice == "auto" and not _any_strict(tools):
+        return {"tools": tools}
+    from pocketvlm.grammar.structured_outputs import StructuredOutputs
+
+    return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
+
+
+def _any_strict(tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether calls of a tool must keep to its schema, which only a grammar sees to."""
+    is_any = False
+    for index, tool in enumerate(tools):
+        if (strict := tool["function"].get("strict")) is not None:
+            is_any |= check(f"tools[{index}].function.strict", strict, "boolean")
+    return is_any
+
+
+def _template(given: Mapping[str, Any]) -> dict[str, Any]:
+    if "chat_template_kwargs" not in given:
+        return {}
+    from pocketvlm.processing.prompt.template import check_template_kwargs
+
+    return check_template_kwargs(not_null("chat_template_kwargs", given["chat_template_kwargs"]))
+
+
+def _processor(given: Mapping[str, Any]) -> dict[str, Any]:
+    field = "mm_processor_kwargs"
+    options = only_kinds(field, given.get(field), MM_PROCESSOR_KWARGS)
+    return {name: check(f"{field}.{name}", value, MM_PROCESSOR_KWARGS[name]) for name, value in options.items()}
+
+
+def _stream(given: Mapping[str, Any]) -> tuple[bool, bool]:
+    stream = check("stream", given.get("stream", False), "boolean")
+    options = only_kinds("stream_options", given.get("stream_options"), ("include_usage",))
+    if "stream_options" in given and not stream:
+        raise ConfigError("stream_options means nothing without stream", hint="Set stream to true.")
+    return stream, check("stream_options.include_usage", options.get("include_usage", False), "boolean")
+
+
+def _as_system(message: Any) -> Any:
+    """OpenAI's newer name for the system's role is developer."""
+    return (
+        {**message, "role": "system"}
+        if isinstance(message, Mapping) and message.get("role") == "developer"
+        else message
+    )
+
+
+# Every field that is read.
+FIELDS = (
+    frozenset(_OPTIONS)
+    | frozenset(_WITHOUT_EFFECT)
+    | {
+        *("model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "logit_bias"),
+        *("response_format", "structured_outputs", "tools", "tool_choice", "stream", "stream_options"),
+        *("chat_template_kwargs", "mm_processor_kwargs"),
+    }
+)

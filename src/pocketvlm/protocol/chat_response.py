@@ -1,0 +1,116 @@
+"""Answers → the body of OpenAI's chat completion, and errors → the body of its errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
+from pocketvlm.processing.prompt.tool_calls import parse_tool_calls
+
+if TYPE_CHECKING:
+    from pocketvlm.api.answers import Answer, TokenLogprob
+
+
+_LEAST_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
+
+
+def chat_completion(
+    answers: Sequence[Answer],
+    *,
+    id: str,
+    created: int,
+    model: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The body of a response.
+
+    Args:
+        answers: the `n` answers of one request.
+        id: such as "chatcmpl-…"; ids of tool calls are made of it.
+        created: seconds since 1970.
+        model: the name to state.
+        tools: those of the request, `options["tools"]`; without them nothing in a text is a call.
+    """
+    first, completion = answers[0].usage, sum(answer.usage.completion_tokens for answer in answers)
+    usage = {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": first.prompt_tokens + completion,
+        "visual_tokens": first.visual_tokens,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+    }
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": [_choice(answer, index, id, tools) for index, answer in enumerate(answers)],
+        "usage": usage,
+    }
+
+
+def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body for a request that failed.
+
+    400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
+    """
+    if isinstance(error, QueueFullError):
+        return 429, _error(str(error), "rate_limit_error", "queue_full")
+    if isinstance(error, PocketVLMError):
+        codes = ((MediaError, "invalid_media"), (PromptError, "invalid_prompt"), (ConfigError, "invalid_value"))
+        code = next((name for kind, name in codes if isinstance(error, kind)), "invalid_request")
+        return 400, _error(str(error), "invalid_request_error", code)
+    message = f"this request failed inside pocketvlm ({type(error).__name__})"
+    return 500, _error(message, "server_error", "internal_error")
+
+
+def _error(message: str, kind: str, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    content, calls = parse_tool_calls(answer.text, tools) if tools else (answer.text, ())
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if calls and not content else content,
+        "refusal": None,
+    }
+    if answer.reasoning is not None:
+        message["reasoning_content"] = answer.reasoning
+    if calls:
+        stem = f"call_{id.removeprefix('chatcmpl-')}_{index}"
+        message["tool_calls"] = [
+            {
+                "id": f"{stem}_{number}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            }
+            for number, call in enumerate(calls)
+        ]
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs_of(answer),
+        "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
+    }
+
+
+def logprobs_of(answer: Answer) -> dict[str, Any] | None:
+    """How likely each token of an answer was; None where that was not asked for."""
+    if answer.logprobs is None:
+        return None
+    return {"content": [_token(token) for token in answer.logprobs], "refusal": None}
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    """One generated token with the best ones at its place."""
+    best = [_logprob(text, logprob) for _, text, logprob in token.top]
+    return {**_logprob(token.token, token.logprob), "top_logprobs": best}
+
+
+def _logprob(token: str, logprob: float) -> dict[str, Any]:
+    # U+FFFD stands for a piece of a character: its bytes are not known here, and OpenAI's null says just that.
+    known = None if "\ufffd" in token else list(token.encode())
+    return {"token": token, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": known}

@@ -1,0 +1,73 @@
+"""Checks of single fields of a request's body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pocketvlm.errors import ConfigError
+
+
+def not_null(field: str, value: Any) -> dict[str, Any]:
+    return {name: item for name, item in check(field, value, "object").items() if item is not None}
+
+
+def only_kinds(field: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
+    """The entries of an object of options, each of them known; empty where it was not given."""
+    if value is None:
+        return {}
+    found, names = not_null(field, value), tuple(known)
+    for name in found:
+        if name not in names:
+            raise ConfigError(f"{field}: {show(name)} is unknown, expected one of {', '.join(names)}")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_list_of(kind: Callable[[Any], bool], value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(kind, value))
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "string": is_string,
+    "number": is_number,
+    "integer": is_integer,
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, Mapping),
+    "object of strings": lambda value: isinstance(value, Mapping) and all(map(is_string, value.values())),
+    "list": lambda value: isinstance(value, list | tuple),
+    "list of strings": lambda value: is_list_of(is_string, value),
+    "list of integers": lambda value: is_list_of(is_integer, value),
+    "string or list of strings": lambda value: is_string(value) or is_list_of(is_string, value),
+}
+
+
+def check(name: str, value: Any, kind: str) -> Any:
+    """`value` if it is of a kind of `_KINDS`."""
+    if not _KINDS[kind](value):
+        raise ConfigError(f"{name} is {show(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
+    return value
+
+
+def refuse_value(name: str, value: Any, *allowed: Any) -> None:
+    raise ConfigError(f"{name}={show(value)} is not supported, expected {' or '.join(map(repr, allowed))}")
+
+
+def show(value: Any) -> str:
+    """`value` for a message, in at most 60 characters of ASCII."""
+    if isinstance(value, str):
+        value = value[:60]
+    text = ascii(value) if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

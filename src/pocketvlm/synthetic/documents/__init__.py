@@ -1,0 +1,1 @@
+"""Printed matter: receipts, invoices, forms, tables, pages, screens, paragraphs, words."""

@@ -1,0 +1,1 @@
+"""Shapes, pairs of pictures and clips."""

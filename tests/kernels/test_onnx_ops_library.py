@@ -1,0 +1,122 @@
+"""The library of compiled operators: made once, whole or not at all, and nothing is lost where it cannot be made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pocketvlm.api.loading import ready_bundle
+from pocketvlm.bundle import PRESETS, Manifest
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner
+from pocketvlm.errors import ConfigError
+from pocketvlm.export.onnx.bundle import write_bundle
+from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.machine import CACHE_VARIABLE
+from pocketvlm.model.hub import resolve
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own, and a processor that has what is needed."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset(compiled_operators.NEEDED))
+    library = compiled_operators.library
+    library.cache_clear()
+    yield tmp_path / "operators"
+    library.cache_clear()
+
+
+def compiler(folder: Path, script: str) -> str:
+    """A program that a C++ compiler is taken for."""
+    program = folder / "c++"
+    program.write_text(f"#!/bin/sh\necho run >> {folder}/runs\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+LAST = 'for out; do :; done; echo library > "$out"'  # the output is the last argument
+
+
+def test_it_is_compiled_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
+    first = compiled_operators.library()
+    assert first is not None
+    assert first.read_text() == "library\n"
+    compiled_operators.library.cache_clear()  # as another process
+    assert compiled_operators.library() == first
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert list(place.iterdir()) == [first]
+
+
+@pytest.mark.usefixtures("place")
+def test_another_source_or_processor_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
+    found = {compiled_operators.library()}
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "operators.cpp").write_text("// other")
+    monkeypatch.setattr(compiled_operators, "SOURCES", sources)
+    compiled_operators.library.cache_clear()
+    found.add(compiled_operators.library())
+    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset({*compiled_operators.NEEDED, "new"}))
+    compiled_operators.library.cache_clear()
+    found.add(compiled_operators.library())
+    assert len(found) == 3
+    assert None not in found
+
+
+@pytest.mark.parametrize("script", ["echo 'error: no such instruction' >&2; exit 1", "kill -9 $$", "exit 0"])
+def test_a_compiler_that_fails_leaves_nothing_but_a_line(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, script))
+    assert compiled_operators.library() is None
+    assert list(place.iterdir()) == []
+    (record,) = caplog.records
+    assert "standard ones are used" in record.message
+    assert "\n" not in record.message
+
+
+@pytest.mark.usefixtures("place")
+def test_without_a_compiler_or_the_instructions_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiled_operators.shutil, "which", lambda _: None)
+    assert compiled_operators.library() is None
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
+    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset({"avx2"}))
+    compiled_operators.library.cache_clear()
+    assert compiled_operators.library() is None
+
+
+def test_two_that_compile_at_once_do_not_meet(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, f"sleep 0.2; {LAST}"))
+    one = compiled_operators.library.__wrapped__
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.submit(one), pool.submit(one)
+        assert first.result() == second.result() is not None
+    assert list(place.iterdir()) == [first.result()]
+
+
+@pytest.mark.usefixtures("place")
+def test_bundles_are_made_of_what_this_machine_has(monkeypatch: pytest.MonkeyPatch, compiled_library: Path) -> None:
+    made = {}
+    for library in (None, compiled_library):
+        monkeypatch.setattr(compiled_operators, "library", lambda library=library: library)
+        for quantization in ("int8", "none"):
+            made[library, quantization] = ready_bundle(resolve("nano"), quantization)
+    assert len(set(made.values())) == 3  # fp32 has no operators of ours
+    operators = {key: Manifest.read(directory).operators for key, directory in made.items()}
+    assert [key for key, kind in operators.items() if kind == "compiled"] == [(compiled_library, "int8")]
+    assert "compiled operators" in ONNXRunner(made[compiled_library, "int8"], threads=1).describe()
+
+
+def test_a_compiled_bundle_elsewhere_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(resolve("nano"), tmp_path / "bundle", PRESETS["int8"], operators="compiled")
+    monkeypatch.setattr(compiled_operators, "library", lambda: None)
+    with pytest.raises(ConfigError, match="needs compiled operators") as caught:
+        ONNXRunner(tmp_path / "bundle")
+    assert "--operators standard" in str(caught.value)
