@@ -25,7 +25,8 @@ from pocketvlm.config import ImageConfig
 from pocketvlm.processing.patches.image import CutImage, cut_image
 from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches
 from pocketvlm.synthetic import Split
-from pocketvlm.synthetic.documents.pages import PAGE_LEVELS, Page, draw_page, plan_page
+from pocketvlm.synthetic.documents.page_places import Page
+from pocketvlm.synthetic.documents.pages import PAGE_LEVELS, draw_page, plan_page
 from pocketvlm.synthetic.drawing.fonts import families, load_face
 from pocketvlm.synthetic.drawing.lines import blend, draw_background, draw_colours, print_line, set_line, wear
 from pocketvlm.synthetic.sample import Picture

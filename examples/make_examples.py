@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pocketvlm.synthetic.charts.drawing import Axis, Chart, paint_chart
 from pocketvlm.synthetic.charts.drawing import Style as ChartStyle
+from pocketvlm.synthetic.charts.drawing import paint_chart
+from pocketvlm.synthetic.charts.parts import Axis, Chart
 from pocketvlm.synthetic.charts.samples import COLOURS
 from pocketvlm.synthetic.documents.receipts import Item, Receipt, Style, lay_out
 from pocketvlm.synthetic.drawing.canvas import Canvas

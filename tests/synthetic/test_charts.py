@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.synthetic import make_sample
 from pocketvlm.synthetic.charts import samples as charts
-from pocketvlm.synthetic.charts.drawing import (
-    HELDOUT_LAYOUTS,
-    MARKS,
-    TRAIN_LAYOUTS,
-    Axis,
-    Chart,
-    Style,
-    paint_chart,
-    slice_ends,
-)
+from pocketvlm.synthetic.charts.drawing import paint_chart
+from pocketvlm.synthetic.charts.parts import HELDOUT_LAYOUTS, MARKS, TRAIN_LAYOUTS, Axis, Chart, Style
+from pocketvlm.synthetic.charts.pies import slice_ends
 from pocketvlm.synthetic.charts.samples import CHART_LEVELS, COLOURS, ask_about, draw_chart, draw_contents
 from pocketvlm.synthetic.drawing.canvas import Canvas
 from pocketvlm.synthetic.drawing.fonts import FontFile

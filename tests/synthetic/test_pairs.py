@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.synthetic.drawing.figures import COLOURS
 from pocketvlm.synthetic.scenes.cards import FORMS, HELDOUT_FORMS, TRAIN_FORMS, draw_form
-from pocketvlm.synthetic.scenes.pairs import (
-    CHANGES,
-    DIFFERENCE_QUESTIONS,
-    NOTHING,
-    PAIR_LEVELS,
-    SAME_QUESTIONS,
-    draw_pair,
-)
+from pocketvlm.synthetic.scenes.pair_scenes import CHANGES, NOTHING, PAIR_LEVELS
+from pocketvlm.synthetic.scenes.pairs import DIFFERENCE_QUESTIONS, SAME_QUESTIONS, draw_pair
 from pocketvlm.synthetic.words.values import ORDINALS
 from pocketvlm.synthetic.words.vocabulary import in_split
 

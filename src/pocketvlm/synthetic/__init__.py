@@ -19,6 +19,7 @@ from pocketvlm.synthetic.documents.receipts import RECEIPT_LEVELS, ReceiptLevel
 from pocketvlm.synthetic.documents.text import LEVELS, Difficulty
 from pocketvlm.synthetic.sample import NOT_THERE, CharacterBox, Question, QuestionKind, Sample, Split, check_split
 from pocketvlm.synthetic.scenes import clips, pairs, shapes
+from pocketvlm.synthetic.scenes.pair_scenes import PAIR_LEVELS
 
 __all__ = [
     "LEVELS",
@@ -58,7 +59,7 @@ REGISTRY: dict[str, Task] = {
     "chart": Task(charts.draw_chart, charts.CHART_LEVELS),
     "shapes": Task(shapes.draw_shapes, shapes.SHAPE_LEVELS),
     "screen": Task(screens.draw_screen, screens.SCREEN_LEVELS),
-    "pair": Task(pairs.draw_pair, pairs.PAIR_LEVELS),
+    "pair": Task(pairs.draw_pair, PAIR_LEVELS),
     "clip": Task(clips.draw_clip, clips.CLIP_LEVELS),
     "paragraph": Task(paragraphs.draw_paragraph, paragraphs.PARAGRAPH_LEVELS),
     "page": Task(pages.draw_page, pages.PAGE_LEVELS),

@@ -11,16 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from pocketvlm.synthetic.charts.drawing import (
-    HELDOUT_LAYOUTS,
-    MARKS,
-    TRAIN_LAYOUTS,
-    Axis,
-    Chart,
-    Side,
-    Style,
-    paint_chart,
-)
+from pocketvlm.synthetic.charts.drawing import paint_chart
+from pocketvlm.synthetic.charts.parts import HELDOUT_LAYOUTS, MARKS, TRAIN_LAYOUTS, Axis, Chart, Side, Style
 from pocketvlm.synthetic.drawing.canvas import Canvas, draw_paper
 from pocketvlm.synthetic.drawing.figures import COLOURS as FIGURE_COLOURS
 from pocketvlm.synthetic.drawing.fonts import families

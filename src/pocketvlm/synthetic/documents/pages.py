@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.documents.page_parts import (
-    Box,
     Entry,
     Print,
     draw_ink,
@@ -23,8 +22,9 @@ from pocketvlm.synthetic.documents.page_parts import (
     paint_panel,
     print_block,
 )
+from pocketvlm.synthetic.documents.page_places import VIEW, Page, at, fits, place_large, place_small
 from pocketvlm.synthetic.drawing.fonts import families
-from pocketvlm.synthetic.drawing.lines import Colour, draw_colours, wear
+from pocketvlm.synthetic.drawing.lines import draw_colours, wear
 from pocketvlm.synthetic.drawing.paper import Fonts, Row, set_sheet
 from pocketvlm.synthetic.levels import Range, SizeRange, draw_size, exactly
 from pocketvlm.synthetic.sample import (
@@ -44,7 +44,6 @@ from pocketvlm.synthetic.words.vocabulary import draw_text
 TRAIN_LAYOUTS = ("footer", "corner", "stamp", "caption", "box", "header")
 HELDOUT_LAYOUTS = ("side note", "between")
 
-VIEW = 224
 #: Pixels an em in an overview of 224 x 224: smallest and largest.
 TITLE_PRINT = (18, 28)
 HEADING_PRINT = (13, 16)
@@ -116,50 +115,6 @@ class Label:
     draw: Callable[[np.random.Generator, Split], str]
 
 
-@dataclass(slots=True)
-class Page:
-    """What stands where on a page of `height` x `width` pixels.
-
-    Attributes:
-        side: about the side of a slice, in pixels.
-        layout: the layout family, which says where the first block of small print stands.
-        paper, ink: colours of the page and of the print on it.
-        small: blocks of small print, each with its place.
-        large: the title and the headings, each with its place; the title first.
-        panels: pictures; a block of small print may lie on one.
-    """
-
-    height: int
-    width: int
-    side: float
-    layout: str
-    paper: Colour
-    ink: Colour
-    small: list[tuple[Print, Box]] = field(default_factory=list)
-    large: list[tuple[Print, Box]] = field(default_factory=list)
-    panels: list[Box] = field(default_factory=list)
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """(rows, columns) of the slices of a page of this shape, as good as whole pixels tell."""
-        return max(1, round(self.height / self.side)), max(1, round(self.width / self.side))
-
-    @property
-    def margin(self) -> int:
-        return round(0.05 * math.sqrt(self.height * self.width))
-
-    @property
-    def edge(self) -> Box:
-        """The page without half of its margin."""
-        inset = self.margin // 2
-        return Box(inset, inset, self.width - inset, self.height - inset)
-
-    def is_free(self, box: Box, gap: int = 0) -> bool:
-        """Whether `box` lies on the page and meets nothing there, not even within `gap` pixels."""
-        taken = (*(place for _, place in self.small), *(place for _, place in self.large), *self.panels)
-        return self.edge.holds(box) and not any(box.grown(gap).meets(other) for other in taken)
-
-
 def draw_page(rng: np.random.Generator, level: PageLevel, split: Split, task: str = "page") -> Sample:
     """A page of `level`. Questions about small print come before those about large print; the first one's answer is
     printed. Fonts, printed words and asked values are from `split`.
@@ -203,22 +158,22 @@ def _fill_page(rng: np.random.Generator, page: Page, level: PageLevel, split: Sp
     for i in range(blocks):
         # "The small print" is ambiguous where there are two blocks, so there every line has a name to ask for.
         block = _set_small(rng, page, level, split, labels, named=blocks > 1)
-        placed = block is not None and _place_small(rng, page, block, level.degrees)
+        placed = block is not None and place_small(rng, page, block, level.degrees)
         if i == 0 and not placed:
             return False
     family = one_of(rng, families(split))
     fonts = Fonts(family.regular, family.bold)
     title = _set_large(rng, page, split, fonts, TITLE_PRINT)
-    if title is None or not _place_large(rng, page, title, 60):
+    if title is None or not place_large(rng, page, title, 60):
         return False
     for _ in range(int(rng.integers(level.headings[0], level.headings[1] + 1))):
         heading = _set_large(rng, page, split, fonts, HEADING_PRINT)
         if heading is not None:
-            _place_large(rng, page, heading, 12)
+            place_large(rng, page, heading, 12)
     for _ in range(int(rng.integers(level.panels[0], level.panels[1] + 1))):
         for _ in range(8):
             width, height = (round(float(share) * page.side) for share in rng.uniform(0.3, 0.9, 2))
-            panel = _at(int(rng.integers(page.width - width)), int(rng.integers(page.height - height)), width, height)
+            panel = at(int(rng.integers(page.width - width)), int(rng.integers(page.height - height)), width, height)
             if page.is_free(panel, page.margin // 3):
                 page.panels.append(panel)
                 break
@@ -309,7 +264,7 @@ def _set_small(
     sheet = set_sheet(rows, Fonts(family.regular, family.bold), pixels, float(rng.uniform(1.2, 1.5)))
     padding = round((0.8 if page.layout == "stamp" else 0.45) * pixels)
     block = Print(sheet, entries, padding)
-    return block if block.width < 0.95 * page.width / page.cells[1] and _fits(page, block) else None
+    return block if block.width < 0.95 * page.width / page.cells[1] and fits(page, block) else None
 
 
 def _set_large(rng: np.random.Generator, page: Page, split: Split, fonts: Fonts, share: Range) -> Print | None:
@@ -320,115 +275,7 @@ def _set_large(rng: np.random.Generator, page: Page, split: Split, fonts: Fonts,
     sheet = set_sheet([Row(text, bold=True)], fonts, pixels, 1.25)
     ink = page.ink if rng.random() < 0.6 else draw_ink(rng, page.paper)
     block = Print(sheet, (Entry(text),), round(0.35 * pixels), ink)
-    return block if _fits(page, block) else None
+    return block if fits(page, block) else None
 
 
 # Where it stands.
-
-
-def _fits(page: Page, block: Print) -> bool:
-    edge = page.edge
-    return block.width <= edge.right - edge.left and block.height <= edge.bottom - edge.top
-
-
-def _at(left: int, top: int, width: int, height: int) -> Box:
-    return Box(left, top, left + width, top + height)
-
-
-def _place_large(rng: np.random.Generator, page: Page, block: Print, tries: int) -> bool:
-    """Put the title at a free place near the top, or a heading somewhere below it; False where none was found."""
-    edge = page.edge
-    top, power = (page.large[0][1].bottom, 1) if page.large else (edge.top, 3)
-    right, bottom = edge.right - block.width, edge.bottom - block.height
-    for _ in range(tries):
-        x = one_of(rng, (edge.left, edge.left, (edge.left + right) // 2, right))
-        y = top + round((bottom - top) * float(rng.random()) ** power)
-        if page.is_free(place := _at(x, y, block.width, block.height)):
-            page.large.append((block, place))
-            return True
-    return False
-
-
-def _place_small(rng: np.random.Generator, page: Page, block: Print, degrees: float) -> bool:
-    """Put a block of small print and the panels that go with it on the page; False where no place was found."""
-    block = _dress(rng, page, block, degrees)
-    for _ in range(30):
-        place = _draw_place(rng, page, block)
-        panels = _panels_around(rng, page, place)
-        if page.is_free(place) and all(page.is_free(panel) for panel in panels):
-            page.small.append((block, place))
-            page.panels += panels
-            return True
-    return False
-
-
-def _dress(rng: np.random.Generator, page: Page, block: Print, degrees: float) -> Print:
-    """Colours, frame and rotation of small print, as the layout wants them."""
-    layout, ink = page.layout, page.ink
-    if layout == "box" or (layout in ("corner", "between") and rng.random() < 0.5):
-        paper, ink = draw_colours(rng, 1.0)
-        return replace(block, ink=ink, paper=paper)
-    if layout == "stamp":
-        turn = float(rng.uniform(-degrees, degrees)) if rng.random() < 0.5 else 0.0
-        return replace(block, ink=draw_ink(rng, page.paper), frame="border", degrees=turn)
-    frame = {"footer": "above", "side note": "left"}.get(layout, "")
-    return replace(block, ink=ink, frame=frame if rng.random() < 0.6 else "")
-
-
-def _draw_place(rng: np.random.Generator, page: Page, block: Print) -> Box:
-    """Where small print of the page's layout could stand: mostly inside one of the thirds (halves of a small page) that
-    page designs are built on, and that are about the slices; now and then across their borders."""
-    edge, layout = page.edge, page.layout
-    right, bottom = edge.right - block.width, edge.bottom - block.height
-    near = int(rng.integers(page.margin // 2 + 1))
-    if rng.random() < 0.12:
-        x, y = int(rng.integers(edge.left, right + 1)), int(rng.integers(edge.top, bottom + 1))
-    else:
-        rows, columns = page.cells
-        x = _inside(rng, page.width / columns, int(rng.integers(columns)), edge.left, right, block.width)
-        y = _inside(rng, page.height / rows, int(rng.integers(rows)), edge.top, bottom, block.height)
-    if layout == "footer":
-        y = bottom - near
-    elif layout == "header":
-        y = edge.top + near
-    elif layout == "corner":
-        x, y = one_of(rng, (edge.left + near, right - near)), one_of(rng, (edge.top + near, bottom - near))
-    return _at(x, y, block.width, block.height)
-
-
-def _inside(rng: np.random.Generator, size: float, cell: int, first: int, last: int, length: int) -> int:
-    """A start between `first` and `last` of something `length` long, inside the cell of that number where it fits."""
-    low, high = math.ceil(cell * size) + 2, math.floor((cell + 1) * size) - 2 - length
-    start = int(rng.integers(low, high + 1)) if low <= high else (low + high) // 2
-    return min(max(start, first), last)
-
-
-def _panels_around(rng: np.random.Generator, page: Page, place: Box) -> list[Box]:
-    """The pictures that small print of the page's layout belongs to."""
-    width, height = (round(float(share) * page.side) for share in rng.uniform((0.3, 0.3), (1.0, 0.8)))
-    own_width, own_height = place.right - place.left, place.bottom - place.top
-    if page.layout == "caption":
-        width = max(width, own_width)
-        left = one_of(rng, (place.left, place.left + (own_width - width) // 2, place.right - width))
-        return [_at(left, place.top - height, width, height)]
-    if page.layout == "box":
-        around = [int(v) for v in rng.integers(page.margin // 3, max(page.margin, round(0.4 * page.side)), 4)]
-        edge = page.edge
-        return [
-            Box(
-                max(edge.left, place.left - around[0]),
-                max(edge.top, place.top - around[1]),
-                min(edge.right, place.right + around[2]),
-                min(edge.bottom, place.bottom + around[3]),
-            )
-        ]
-    if page.layout == "side note":
-        left = place.right if place.left + place.right < page.width else place.left - width
-        return [_at(left, place.top + (own_height - height) // 2, width, height)]
-    if page.layout == "between":
-        below = round(height * float(rng.uniform(0.5, 1.0)))
-        return [
-            _at(place.left, place.top - height // 2, own_width, height // 2),
-            _at(place.left, place.bottom, own_width, below // 2),
-        ]
-    return []
