@@ -27,7 +27,7 @@ from pocketvlm.kernels import linear_attention_step, paged_attention
 from pocketvlm.model.cache.contiguous import Cache
 from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
-from pocketvlm.model.text.decoder import to_dtype
+from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV
 
 CPU = torch.device("cpu")
@@ -65,7 +65,9 @@ def test_recorded_steps_equal_plain_forwards(lengths: list[int], steps: int, pre
 
 def test_half_precision_goes_through_blocks_and_recordings_too() -> None:
     model = copy.deepcopy(tiny_model())
-    to_dtype(model, torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if name not in fp32_parameters(model):
+            parameter.data = parameter.data.bfloat16()
     paged = PagedCache(CONFIG.text, 2, 8, dtype=torch.bfloat16)
     plain = Cache(CONFIG.text, 2, 64, dtype=torch.bfloat16)
     graphs, prompts = DecodeGraphs(model, Recorder(CPU), SIZES), [random_text(40), random_text(7, 1)]

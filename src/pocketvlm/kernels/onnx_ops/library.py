@@ -19,7 +19,6 @@ from pocketvlm.machine import cache_directory, processor_flags
 
 logger = logging.getLogger(__name__)
 
-DOMAIN = "pocketvlm"
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")  # after $CXX
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden")

@@ -5,7 +5,6 @@ Source of the architecture: Qwen3.5 (text). Shapes:  T tokens of all sequences, 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,12 +110,3 @@ class Decoder(nn.Module):
 def fp32_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters that stay in fp32 in a half-precision model."""
     return {name for name, _ in model.named_parameters() if name.endswith((".A_log", ".dt_bias"))}
-
-
-def to_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert in place, leaving `fp32_parameters` alone."""
-    keep = fp32_parameters(model)
-    for name, parameter in model.named_parameters():
-        if name not in keep:
-            parameter.data = parameter.data.to(dtype)
-    return model

@@ -71,12 +71,6 @@ class Family:
     files: tuple[FontFile, ...]
 
     @property
-    def is_mono(self) -> bool:
-        """All letters equally wide."""
-        face = load_face(self.regular, 32)
-        return face.font.getlength("i") == face.font.getlength("W")
-
-    @property
     def regular(self) -> FontFile:
         """The plainest file: Regular, Roman, Book or Medium, else the first."""
         for wanted in ("regular", "roman", "book", "medium"):
