@@ -6,8 +6,8 @@
 //
 // Why the official header is not here: it is 8,000 lines of which 16 functions and one struct are used, its C++ wrapper
 // needs exceptions and 3,000 lines more, and a copy would tie the sources to one release while this table holds for
-// every release from 1.17 on. ONNX Runtime refuses a library that asks for a version it does not have (`ApiBase::get`
-// returns null), and every operator is compared with its standard twin in tests/export/test_compiled_*.py.
+// every release from 1.17 on (an older one has no table of that version to give). Every operator
+// is compared with its standard twin in tests/export/test_compiled_*.py.
 #pragma once
 
 #include <cstddef>

@@ -46,6 +46,7 @@ const ort::Operator* operator_of() {
 extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(ort::Options* options,
                                                                                 const ort::ApiBase* base) {
   const ort::Api* api = base->get(ort::kVersion);
+  if (api == nullptr) return nullptr;  // an older release: the session then names the operator that it misses
   ort::Domain* domain = nullptr;  // lives as long as the process, as its operators do
   if (auto status = api->create_domain("pocketvlm", &domain)) return status;
   for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
