@@ -14,10 +14,10 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test test-slow bench format clean
+.PHONY: help demo test test-slow bench wheel check-wheel format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and a clip, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
@@ -36,6 +36,12 @@ test-slow: $(VENV)/.installed-dev ## the tests at the published model's true siz
 
 bench: $(VENV)/.installed-dev ## speed against transformers, true size, on this CPU: many minutes, 13 GB of memory
 	$(bin)/python benchmarks/against_transformers.py
+
+wheel: $(VENV)/.installed-dev ## dist/: the sdist and the wheel
+	$(bin)/python -m hatchling build -d dist
+
+check-wheel: $(VENV)/.installed-dev ## build, install into an empty environment, run every command there: minutes, and a download of PyTorch
+	$(bin)/python .ci/check_wheel.py
 
 format: $(VENV)/.installed-dev ## mend what ruff can, and write the generated parts of the docs
 	$(bin)/ruff check --fix .

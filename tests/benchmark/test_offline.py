@@ -37,6 +37,12 @@ def test_runtimes_take_turns_on_every_line(seeded_checkpoint: Callable[[int], Pa
     assert seen == [(LINES[name].label, i, 2) for name in ("view", "prompt", "decode1", "decode8") for i in (1, 2)]
 
 
+def test_the_peak_of_memory_is_known_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = offline.peak_bytes()
+    monkeypatch.setattr(offline, "Path", lambda _name: tmp_path / "status")
+    assert shown / 2 < offline.peak_bytes() < 100e9
+
+
 def test_transformers_is_a_contender(seeded_checkpoint: Callable[[int], Path]) -> None:
     (result,) = compete([("transformers", (str(seeded_checkpoint(0)),))], ["prompt", "decode1"], 1)
     assert set(result.seconds) == {"prompt", "decode1"}

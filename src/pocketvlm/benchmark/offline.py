@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -60,11 +61,15 @@ def make(spec: Spec) -> Contender:
 def peak_bytes() -> int:
     """The largest memory of this process since it began, or of a program it ran.
 
-    Not from getrusage for itself: there a new process starts with the peak of the one that started it.
+    On Linux not from getrusage for itself: there a new process starts with the peak of the one that started it.
     """
-    status = Path("/proc/self/status").read_text()
-    own = int(status.split("VmHWM:")[1].split()[0])
-    return 1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    status = Path("/proc/self/status")
+    if status.is_file():
+        own = int(status.read_text().split("VmHWM:")[1].split()[0])
+    else:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return unit * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def _work(pipe: Connection, spec: Spec) -> None:

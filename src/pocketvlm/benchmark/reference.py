@@ -50,6 +50,6 @@ def import_transformers() -> ModuleType:
             import torchvision  # noqa: F401  # here, or transformers would import it by itself
             import transformers
     except ImportError:
-        raise MissingExtraError("transformers with torchvision", "dev") from None
+        raise MissingExtraError("transformers with torchvision", "reference") from None
     transformers.logging.set_verbosity_error()
     return transformers

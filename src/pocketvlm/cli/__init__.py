@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--version", action="store_true", help="print the version with its commit, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
     for name, help_text in COMMANDS.items():
         commands.add_parser(name, help=help_text)
@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         args = parser.parse_args(arguments)
     if args.version:
-        from pocketvlm import __version__
+        from pocketvlm.cli.version import version_text
 
-        print(__version__)
+        print(f"pocketvlm {version_text()}")
         return 0
     if args.command is None:
         parser.print_help()

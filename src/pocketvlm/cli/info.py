@@ -38,9 +38,9 @@ def gather(model: str) -> dict[str, Any]:
     config, image = load_configs(directory)
     import torch  # takes seconds: after everything that can be wrong without it
 
-    from pocketvlm import __version__
     from pocketvlm.api.loading import describe_choice
     from pocketvlm.bundle import Manifest, is_bundle
+    from pocketvlm.cli.version import version_text
     from pocketvlm.model.checkpoint import count_parameters, weight_files
 
     if is_bundle(directory):
@@ -64,7 +64,7 @@ def gather(model: str) -> dict[str, Any]:
         "context": config.text.max_position_embeddings,
         "scale_resolution": image.scale_resolution,
         "max_slice_nums": image.max_slice_nums,
-        "pocketvlm": __version__,
+        "pocketvlm": version_text(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processors": usable_cores(),
