@@ -13,8 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers.engine_runs import LAYOUTS, drive, limit_cache, make_request, run, torch_runner
-from helpers.invariants import prefill
+from helpers.engine_runs import LAYOUTS, assert_same_answers, drive, limit_cache, make_request, run, torch_runner
 from helpers.tiny_models import random_patches, random_text, tiny_model, view
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -28,7 +27,6 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.views import View
 
 RUNS = int(os.environ.get("POCKETVLM_RUNS", "40"))
-TIE = 1e-4  # of the largest score: two orders of the same fp32 sums
 PICTURES = (view(8, 8), view(8, 12, "4x"), view(4, 8))
 counted = {"answers": 0, "ties": 0, "preemptions": 0, "prefix hits": 0, "aborted": 0}
 
@@ -106,18 +104,6 @@ def alone(asked: Asked) -> tuple[int, ...]:
     return tuple(answer)
 
 
-def is_tie(asked: Asked, told: list[int], expected: tuple[int, ...]) -> bool:
-    """Whether the first difference is between two scores that lie within rounding of each other."""
-    at = next(
-        (i for i, (a, b) in enumerate(zip(told, expected, strict=False)) if a != b), min(len(told), len(expected))
-    )
-    request, model = asked.make(), runner().model
-    features = model.encode_views(request.patches, request.views) if request.patches is not None else None
-    scores = prefill(model, [*request.input_ids.tolist(), *expected[:at]], features)[-1]
-    best = scores.topk(2).values
-    return bool(best[0] - best[1] <= TIE * scores.abs().max())
-
-
 class AnyOrder(RuleBasedStateMachine):
     @initialize(
         rows=st.integers(2, 4),
@@ -182,7 +168,7 @@ class AnyOrder(RuleBasedStateMachine):
                 counted["answers"] += 1
                 if tuple(told) != alone(asked):
                     assert asked.beams == 1, (told, alone(asked))
-                    assert is_tie(asked, told, alone(asked)), (asked, told, alone(asked))
+                    assert_same_answers(runner().model, [asked.make()], [told], [alone(asked)])
                     counted["ties"] += 1
         assert not self.engine.pool.rows
         assert not self.engine.features.pins

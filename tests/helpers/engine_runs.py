@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers.invariants import is_tie, prefill
 from pocketvlm.engine.caches.pool import ContiguousPool, PagedPool
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
@@ -16,6 +17,7 @@ from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.engine.sampling.sampler import penalise_repetition, seen_tokens
 from pocketvlm.model.cache.block_pool import blocks_for
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
@@ -74,6 +76,31 @@ def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list
         engine.add(request)
     told = drive(engine)
     return [told.get(request, [[]])[0] for request in requests]
+
+
+def assert_same_answers(
+    model: MiniCPMV, requests: Sequence[Request], got: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]
+) -> None:
+    """Greedy answers are equal, or the first token that differs is a tie: where two scores lie within rounding of each
+    other, a processor may choose one of them in one shape of a batch and the other in another.
+
+    Args:
+        requests: as they were asked, not the ones that ran: those have given up their pictures.
+    """
+    for request, one, other in zip(requests, got, expected, strict=True):
+        if list(one) != list(other):
+            assert is_tie(_scores_where_they_part(model, request, one, other)), (list(one), list(other))
+
+
+def _scores_where_they_part(model: MiniCPMV, request: Request, one: Sequence[int], other: Sequence[int]) -> Tensor:
+    """Scores [V] of the first token that two answers do not share, or that one of them does not have."""
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    ids = [*request.input_ids.tolist(), *other[:at]]
+    with torch.inference_mode():
+        features = model.encode_views(request.patches, request.views) if request.patches is not None else None
+        scores_V = prefill(model, ids, features)[-1]
+        penalty_1 = scores_V.new_full((1,), request.params.repetition_penalty)
+        return penalise_repetition(scores_V[None], seen_tokens([torch.tensor(ids)], len(scores_V)), penalty_1)[0]
 
 
 def limit_cache(engine: Engine, tokens: int) -> None:

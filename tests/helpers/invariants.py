@@ -16,11 +16,28 @@ from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
+# Every bound on fp32 numbers in the tests comes from here. Processors add in other orders and round in other places, so
+# a bound is what any of them may do, with room, and still far under what a mistake makes.
+
 # Of the largest value. Two orders of the same fp32 sums differ by about 1e-6 over a kernel or a tower of a few layers.
 TOLERANCE = 1e-5
 # Linear attention ends in a norm: where query and key of a first token are nearly at right angles, its output is nearly
-# zero and the norm magnifies the last digits. A leak or a lost state is off by 1e-3 and more.
-DECODER_TOLERANCE = 5e-5
+# zero and the norm magnifies the last digits of that token, to 1e-4 on some processors. A leak or a lost state is off
+# by 1e-3 and more. All but such tokens are near, so what is wrong everywhere by a little shows in the mean square.
+DECODER_TOLERANCE = 5e-4
+DECODER_RMS = 5e-5
+# Two best scores as near as this, in units of the largest, may swap: each may be off by what rounding makes of it.
+TIE = DECODER_TOLERANCE
+
+
+def rounding(additions: int, dtype: torch.dtype = torch.float32) -> float:
+    """What rounding may make of a sum of so many products in fp32, kept in `dtype`, in units of the largest value.
+
+    Each addition is off by up to half an eps, up as often as down: together the root of their number. Twice two of
+    them, for the order of another processor and for the largest of many sums.
+    """
+    kept = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    return 2 * torch.finfo(torch.float32).eps * additions**0.5 + kept
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -41,6 +58,28 @@ def assert_close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) ->
 def assert_same_decoding(got: Tensor, expected: Tensor) -> None:
     """Logits, hidden states or states of the decoder are equal but for rounding."""
     assert_close(got, expected, DECODER_TOLERANCE)
+    got, expected = got.detach().double(), expected.detach().double()
+    typical = (got - expected).square().mean().sqrt() / expected.abs().max().clamp_min(1e-30)
+    assert typical <= DECODER_RMS, f"relative error {typical:.2e} in the mean square is over {DECODER_RMS:.0e}"
+
+
+def assert_as_exact(got: Tensor, twin: Tensor, truth: Tensor, additions: int) -> None:
+    """A fast path has at most twice the error of its plain twin, and what rounding makes of it: where the twin happens
+    to be right to the last bit, twice its error would ask for more than fp32 has.
+
+    Args:
+        truth: in fp64.
+        additions: in the longest sum of one result.
+    """
+    assert got.dtype == twin.dtype
+    error, limit = relative_error(got, truth), 2 * relative_error(twin, truth) + rounding(additions, got.dtype)
+    assert error <= limit, f"relative error {error:.2e} is over {limit:.2e}"
+
+
+def is_tie(scores: Tensor) -> bool:
+    """Whether rounding may decide which of the scores [V] is the best."""
+    best = scores.topk(2).values
+    return bool(best[0] - best[1] <= TIE * scores.abs().max())
 
 
 def prefill(model: MiniCPMV, ids: Sequence[int], features: Tensor | None = None) -> Tensor:
@@ -121,12 +160,15 @@ def cached_decode_equals_full_forward(
 
 
 def batch_of_one_equals_inside_a_batch(model: MiniCPMV, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-    """A sequence gets the same greedy tokens alone as beside others, and logits that differ by rounding only."""
+    """A sequence gets the same greedy tokens alone as beside others, up to a tie, and logits that differ by rounding
+    only."""
     together = _greedy(model, prompts, tokens)
     for b, prompt in enumerate(prompts):
         alone = _greedy(model, [prompt], tokens)
-        assert_same_decoding(together[1][b], alone[1][0])
-        assert together[0][b] == alone[0][0]
+        differs = (i for i, (one, other) in enumerate(zip(together[0][b], alone[0][0], strict=True)) if one != other)
+        same = next(differs, tokens)
+        assert_same_decoding(together[1][b][: same + 1], alone[1][0][: same + 1])
+        assert same == tokens or is_tie(alone[1][0][same]), f"token {same} differs and is no tie"
 
 
 def _greedy(model: MiniCPMV, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], list[Tensor]]:

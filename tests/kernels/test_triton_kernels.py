@@ -19,15 +19,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.invariants import relative_error
+from helpers.invariants import assert_as_exact, relative_error
 from torch import Tensor
 
 from pocketvlm.kernels.gated_delta_rule import naive_gated_delta_rule
 from pocketvlm.kernels.linear_attention_step import naive_slot_causal_conv1d, naive_slot_delta_rule
 from pocketvlm.kernels.paged_attention import naive_paged_attention, naive_write_kv
 
-# What rounding of the result alone may add. The interpreter cuts bfloat16 off where a GPU rounds to the nearest.
-TINY = {torch.float32: 1e-6, torch.bfloat16: 2.0**-7}
 BLOCK = 8
 Run = Callable[..., Any]
 
@@ -62,13 +60,6 @@ def run() -> Iterator[Run]:
 
         pool.submit(os.getpid).result()  # the process starts at the first call, and takes the environment of then
         yield call
-
-
-def assert_as_good(got: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice the error of the plain twin, and what rounding adds."""
-    assert got.dtype == plain.dtype
-    error = relative_error(got.double(), exact)
-    assert error <= 2 * relative_error(plain.double(), exact) + TINY[got.dtype], error
 
 
 def paged(lengths: list[int], dtype: torch.dtype, dim: int, heads: int = 4, kv_heads: int = 2) -> tuple[Tensor, ...]:
@@ -107,7 +98,7 @@ def test_paged_attention_is_as_exact_as_its_twin(
     plain = naive_paged_attention(*inputs)
     for row, twin, truth, length in zip(got, plain, exact, lengths, strict=True):
         if length:
-            assert_as_good(row, twin, truth)
+            assert_as_exact(row, twin, truth, additions=length)
         else:
             assert torch.equal(row, torch.zeros_like(row))
 
@@ -117,7 +108,7 @@ def test_one_query_head_a_key_head_and_many_are_both_right(run: Run) -> None:
         inputs = paged([20, 3], torch.float32, 32, heads, kv_heads)
         got = run("paged_attention_triton", "triton_paged_attention", *inputs)
         exact = naive_paged_attention(*(x.double() for x in inputs[:3]), *inputs[3:])
-        assert_as_good(got, naive_paged_attention(*inputs), exact)
+        assert_as_exact(got, naive_paged_attention(*inputs), exact, additions=32)
 
 
 def test_large_scores_do_not_overflow(run: Run) -> None:
@@ -172,8 +163,8 @@ def test_delta_rule_steps_are_as_exact_as_their_twin(
         rows = torch.tensor([0, 2])
         inputs = [x[rows] for x in (q64, k64, v.double(), g.double(), beta.double())]
         truth, exact[[4, 0]] = naive_gated_delta_rule(*inputs, [1, 1], exact[[4, 0]])
-        assert_as_good(got[rows], twin[rows], truth)
-        assert_as_good(state, plain, exact)
+        assert_as_exact(got[rows], twin[rows], truth, additions=key)
+        assert_as_exact(state, plain, exact, additions=key)
         assert torch.equal(got[1], torch.zeros_like(got[1]))
     assert torch.equal(state[1:4], before[1:4])
 
@@ -191,7 +182,7 @@ def test_convolution_steps_are_as_exact_as_their_twin(run: Run, taps: int, dtype
         truth = naive_slot_causal_conv1d(x.double(), weight.double(), slots, plain.double())
         got = run("causal_conv1d_triton", "triton_slot_causal_conv1d", x, weight, slots, state)
         twin = naive_slot_causal_conv1d(x, weight, slots, plain)
-        assert_as_good(got[rows], twin[rows], truth[rows])
+        assert_as_exact(got[rows], twin[rows], truth[rows], additions=taps)
         assert torch.equal(got[2], torch.zeros_like(got[2]))
         assert torch.equal(state, plain)
 

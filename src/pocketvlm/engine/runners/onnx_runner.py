@@ -61,6 +61,16 @@ def _share_arena(runtime: ModuleType) -> None:
     runtime.create_and_register_allocator(place, runtime.OrtArenaCfg(by_doubling | {"max_dead_bytes_per_chunk": -1}))
 
 
+def _options(runtime: ModuleType, threads: int) -> Any:
+    """Options of every session."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # On x86 without VNNI the fast product of uint8 and int8 adds pairs in 16 bits, which overflow: errors of 4 % where
+    # rounding to int8 makes 1 %. The exact one takes a tenth longer; elsewhere this changes nothing.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 def product_session(graph: bytes, operators: Path | None = None) -> Any:
     """A session of a graph in memory, with as many threads as a runner has.
 
@@ -68,8 +78,7 @@ def product_session(graph: bytes, operators: Path | None = None) -> Any:
         operators: the library of compiled ones, if there are any in it.
     """
     runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = usable_cores()
+    options = _options(runtime, usable_cores())
     if operators:
         options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -114,8 +123,7 @@ class ONNXRunner:
         return found
 
     def _session(self, name: str) -> Any:
-        options = self.runtime.SessionOptions()
-        options.intra_op_num_threads = self.threads
+        options = _options(self.runtime, self.threads)
         options.log_severity_level = 3
         # Tower and decoder take turns, so they share an arena; and a plan of memory for every length of prompt would be
         # kept for good. Together a fifth of a gigabyte.
