@@ -40,7 +40,7 @@ def runner(layout: str = "contiguous") -> TorchRunner:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request in words that can be repeated: few beginnings and pictures, so that caches have something to find."""
+    """A request in words that can be repeated: few prefixes and pictures, so that caches have something to find."""
 
     system: int
     pictures: tuple[int, ...]
@@ -120,16 +120,16 @@ def is_tie(asked: Asked, told: list[int], expected: tuple[int, ...]) -> bool:
 
 class AnyOrder(RuleBasedStateMachine):
     @initialize(
-        rows=st.integers(2, 4),
+        slots=st.integers(2, 4),
         tokens=st.sampled_from([260, 400, 4000]),
         chunk=st.sampled_from([7, 40, 256]),
         prefixes=st.sampled_from([0, 300_000, 10**8]),
         features=st.sampled_from([0, 10_000, 10**7]),
         layout=st.sampled_from(LAYOUTS),
     )
-    def begin(self, rows: int, tokens: int, chunk: int, prefixes: int, features: int, layout: str) -> None:
+    def begin(self, slots: int, tokens: int, chunk: int, prefixes: int, features: int, layout: str) -> None:
         config = EngineConfig(
-            max_num_seqs=rows,
+            max_num_seqs=slots,
             max_num_batched_tokens=chunk,
             prefix_cache_memory=prefixes,
             encoder_cache_memory=features,
@@ -184,14 +184,13 @@ class AnyOrder(RuleBasedStateMachine):
                     assert asked.beams == 1, (told, alone(asked))
                     assert is_tie(asked, told, alone(asked)), (asked, told, alone(asked))
                     counted["ties"] += 1
-        assert not self.engine.pool.rows
+        assert not self.engine.pool.sequences
         assert not self.engine.features.pins
-        assert not self.engine.scheduler.outlines
         counted["preemptions"] += int(self.engine.metrics.value("num_preemptions_total"))
         counted["prefix hits"] += int(self.engine.metrics.value("prefix_cache_hits_total"))
         self.engine.prefixes.clear()
         self.engine.check_integrity()
-        assert self.engine.prefixes.blocks.used == 0
+        assert self.engine.pool.cache.blocks.used == 0
 
 
 AnyOrder.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=12, deadline=None)

@@ -102,7 +102,7 @@ def test_right_drafts_save_forwards(runner: Runner, monkeypatch: pytest.MonkeyPa
     expected, prompt = run(runner, ask(runner, 3, 0)), len(ask(runner, 3, 0).input_ids)
     counted = Counted(runner, monkeypatch)
     monkeypatch.setattr(
-        PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, self.most)]
+        PromptLookup, "draft", lambda self, room: expected[len(self.ids) - prompt :][: min(room, self.max_tokens)]
     )
     assert run(runner, ask(runner, 3, 4)) == expected
     assert counted.forwards == 1 + -(-(TOKENS - 1) // 5)  # the prompt, and five tokens a step

@@ -27,7 +27,7 @@ from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 
@@ -54,7 +54,7 @@ def picture(runner: TorchRunner, seed: int, tokens: int = 8, mode: Any = "16x") 
 def is_empty(engine: Engine) -> bool:
     engine.check_integrity()
     pool = engine.pool
-    return not (engine.requests or pool.rows or engine.scheduler.waiting or engine.features.pins)
+    return not (engine.requests or pool.sequences or engine.scheduler.waiting or engine.features.pins)
 
 
 async def read(engine: AsyncEngine, request: Request, stop_after: int | None = None) -> list[int]:
@@ -107,7 +107,7 @@ def test_a_reader_that_leaves_frees_its_row_within_two_steps(runner: TorchRunner
     real = engine.step
 
     def counted() -> list[Output]:
-        steps.append(len(engine.pool.rows))
+        steps.append(len(engine.pool.sequences))
         return real()
 
     engine.step = counted  # type: ignore[method-assign]

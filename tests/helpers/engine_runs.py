@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketvlm.engine.caches.pool import ContiguousPool, PagedPool
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.model.cache.block_pool import blocks_for
+from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
@@ -78,8 +77,4 @@ def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list
 
 def limit_cache(engine: Engine, tokens: int) -> None:
     """Leave room for so many tokens of all that run together, whole blocks of them."""
-    if isinstance(engine.pool, PagedPool):
-        engine.pool.max_blocks = blocks_for(tokens)
-    else:
-        assert isinstance(engine.pool, ContiguousPool)
-        engine.pool.max_tokens = tokens
+    engine.pool.cache.max_tokens = blocks_for(tokens) * BLOCK if engine.sizes.layout == "paged" else tokens

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
 from pocketvlm.kernels.linear.replace import cpu_linears, is_available, pack, use_cpu_linears
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.decoder import Decoder
 from pocketvlm.model.vision.merger import Merger

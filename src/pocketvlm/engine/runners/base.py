@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import ModelConfig
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 
@@ -25,9 +25,9 @@ class Runner(Protocol):
 
     Attributes:
         config: all shapes.
-        prefill_chunk: most prompt tokens of one forward that pay.
-        encode_patches: most patches of one call of `encode_views` that pay.
-        cache_layouts: that `forward` takes (`Cache`, `PagedCache`), the better one first.
+        prefill_chunk: prompt tokens of one forward at most; more would not pay.
+        encode_patches: patches of one call of `encode_views` at most; more would not pay.
+        cache_layouts: layouts of the caches that `forward` takes, the better one first.
     """
 
     config: ModelConfig
@@ -49,7 +49,7 @@ class Runner(Protocol):
         ...
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        """An empty cache for `slots` sequences of `capacity` tokens (it grows)."""
+        """An empty contiguous cache for `slots` sequences of `capacity` tokens (it grows)."""
         ...
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Blocks of keys and values with reference counts, which sequences and kept beginnings of prompts share.
+"""Blocks of keys and values with reference counts, which sequences and kept prefixes share.
 
 Shapes:  N blocks of BLOCK tokens · Hk KV heads · E head dim · n tokens
          keys, values [N, Hk, BLOCK, E] of each full-attention layer
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import TextConfig
-from pocketvlm.model.cache.contiguous import Cache
 
 BLOCK = 32
 FIRST_BLOCKS = 16  # made at once; then as many again, up to the limit
@@ -29,7 +28,7 @@ class BlockPool:
 
     Args:
         config: shapes of the decoder.
-        limit: most blocks.
+        limit: blocks at most.
 
     Attributes:
         keys, values: by full-attention layer; empty until the first block is taken.
@@ -52,7 +51,7 @@ class BlockPool:
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-        """Of one block in all layers."""
+        """Bytes of one block in all layers."""
         layers = sum(kind == "full_attention" for kind in config.layer_types)
         return 2 * layers * config.num_key_value_heads * BLOCK * config.head_dim * dtype.itemsize
 
@@ -78,28 +77,6 @@ class BlockPool:
             self.references[block] -= 1
             if not self.references[block]:
                 self.free.append(block)
-
-    def write(self, blocks: Sequence[int], cache: Cache, row: int, start: int, end: int) -> None:
-        """Keep tokens `start` (a multiple of BLOCK) to `end` of a row; the last block may stay part empty."""
-        if start == end:
-            return
-        index = torch.tensor(blocks, device=self.device)
-        missing = len(blocks) * BLOCK - (end - start)
-        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
-            for layer, store in own.items():
-                source = other[layer][row, :, start:end]
-                if missing:
-                    source = torch.nn.functional.pad(source, (0, 0, 0, missing))
-                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
-
-    def read(self, blocks: Sequence[int], cache: Cache, row: int, length: int) -> None:
-        """The first `length` tokens of these blocks, into a row."""
-        if not length:
-            return
-        index = torch.tensor(blocks, device=self.device)
-        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
-            for layer, store in own.items():
-                other[layer][row, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """The first block of each pair over the second; all are read before any is written."""
