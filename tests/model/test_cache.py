@@ -90,7 +90,7 @@ def test_a_copied_slot_continues_on_its_own() -> None:
     assert cache.lengths == [22, 0, 22]
 
 
-def test_a_slot_that_holds_the_beginning_already_is_copied_from_there_on() -> None:
+def test_a_slot_that_holds_the_prefix_already_is_copied_from_there_on() -> None:
     prompt, tails = random_text(20), (random_text(5, seed=1), random_text(5, seed=2))
     cache, expected = (ContiguousCache(CONFIG.text, 2, 64) for _ in range(2))
     for store in (cache, expected):

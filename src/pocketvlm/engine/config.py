@@ -30,7 +30,7 @@ MIN_BUDGET = {  # what each budget may be at least
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Budgets of an engine, by vLLM's names where it has one; None chooses.
+    """The budgets of an engine, by vLLM's names where it has one; None means that the engine chooses.
 
     Attributes:
         max_num_seqs: sequences that run at the same time; 16 on a CPU, 256 on CUDA.
@@ -68,7 +68,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a configuration comes to for one runner."""
+    """Says what a configuration comes to for one runner."""
 
     max_num_seqs: int
     batched_tokens: int
@@ -82,7 +82,7 @@ class Sizes:
 
     @classmethod
     def of(cls, runner: Runner, config: EngineConfig) -> Self:
-        """`ConfigError` when the cache would not hold one short sequence, or is not of a layout that the runner has."""
+        """Work them out; `ConfigError` for a cache of no short sequence, or of a layout that the runner has not."""
         text, kind = runner.config.text, runner.device.type
         layout = config.cache_layout or runner.cache_layouts[0]
         if layout not in runner.cache_layouts:

@@ -62,7 +62,7 @@ class Engine:
         return bool(self.requests or self._late)
 
     def check(self, request: Request) -> None:
-        """The request's user's mistakes, as an error: a prompt that cannot fit, or more beams than there are slots."""
+        """Raise the user's mistakes: a prompt that cannot fit, more beams than slots, a token that does not exist."""
         params = request.params
         if params.num_beams > self.sizes.max_num_seqs:
             raise ConfigError(
@@ -132,7 +132,7 @@ class Engine:
         )
 
     def _expire(self) -> list[Output]:
-        """Requests whose time is over."""
+        """End the requests whose time is over."""
         now, outputs = time.monotonic(), []
         for request in list(self.requests.values()):
             if request.deadline is not None and now >= request.deadline:
@@ -144,7 +144,7 @@ class Engine:
         return outputs
 
     def _fail_running(self, error: Exception | None) -> list[Output]:
-        """Everything that has a slot is lost, and what is in the caches too: nobody knows what is in it."""
+        """End everything that has a slot and empty the caches: nobody knows what is in them."""
         why = f"the engine failed: {reason(error)}" if error is not None else "interrupted"
         lost = list(dict.fromkeys(sequence.request for sequence in self.pool.sequences))
         if not lost and self.scheduler.waiting:  # it was not even admitted, and would fail for ever
@@ -157,11 +157,11 @@ class Engine:
         return outputs
 
     def describe(self) -> str:
-        """Sizes, for people."""
+        """Describe the runtime and the sizes, for people."""
         return f"{self.runner.describe()}; {self.sizes.describe()}"
 
     def check_integrity(self) -> None:
-        """Everything that is counted, counted again; after each step of tests."""
+        """Count everything that is counted again; tests call it after each step."""
         self.scheduler.check_integrity()
         for sequence in self.pool.sequences:
             assert self.requests.get(sequence.request.request_id) is sequence.request, "a slot of an unknown request"

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class StepScores:
-    """What became of a plan.
+    """Says what became of a plan.
 
     Attributes:
         sequences: those that have scores for their next token, one for each row.
@@ -46,12 +46,14 @@ class StepScores:
 
 
 class Executor:
-    """Args:
-    runner: the model.
-    cache: of the sequences that run.
-    prefixes: keeps prefixes that have been read.
-    features: of views, filled here.
-    metrics: what is counted.
+    """Carries out plans on a model.
+
+    Args:
+        runner: the model.
+        cache: of the sequences that run.
+        prefixes: keeps prefixes that have been read.
+        features: of views, filled here.
+        metrics: what is counted.
     """
 
     def __init__(
@@ -81,14 +83,14 @@ class Executor:
         return result
 
     def _can_read(self, chunk: Chunk, failed: abc.Container[Request]) -> bool:
-        """Whether the features of a chunk are there. Another request's failure may have left them out; then the next
-        step tries again."""
+        """Say whether the features of a chunk are there. Another request's failure may have left them out; then the
+        next step tries again."""
         request = chunk.sequence.request
         keys = (request.view_keys[i] for i in request.layout.views_in(chunk.start, chunk.end))
         return request not in failed and all(key in self.features for key in keys)
 
     def _encode(self, views: abc.Sequence[tuple[Request, int]]) -> dict[Request, str]:
-        """Views to features, all in one call; where that fails, one by one, so that only whose own fails is lost.
+        """Encode views, all in one call; where that fails, one by one, so that only whose own fails is lost.
 
         Returns:
             the requests that are lost, and why.
@@ -126,7 +128,7 @@ class Executor:
         self.metrics.encoded_views.inc(len(views))
 
     def _decode(self, sequences: abc.Sequence[Sequence]) -> Tensor:
-        """Scores [B, V] after each sequence's newest token; they are in the first slots."""
+        """Return scores [B, V] after each sequence's newest token; the sequences are in the first slots."""
         if len(sequences) > 1:
             self.runner.prepare_batches()
         segments = [Segment(1, sequence.computed, slot) for slot, sequence in enumerate(sequences)]
@@ -138,7 +140,7 @@ class Executor:
         return scores
 
     def _try_draft(self, sequence: Sequence, max_tokens: int) -> StepScores:
-        """The only sequence and what `prompt_lookup` expects it to say, in one forward."""
+        """Read what `prompt_lookup` expects the only sequence to say, in one forward with its newest token."""
         assert sequence.lookup is not None
         with _timed("decode", [sequence.request]):
             scores, drafted = sequence.lookup.forward(self.runner, self.cache, max_tokens)
@@ -166,11 +168,11 @@ class Executor:
         return [chunks[i].sequence for i in ended], scores
 
     def _embed(self, chunk: Chunk) -> Tensor:
-        """[T, D] of a chunk's tokens, visual ones in their places."""
+        """Return the embeddings [T, D] of a chunk's tokens, features where its placeholders are."""
         sequence, request = chunk.sequence, chunk.sequence.request
         prompt = request.input_ids[chunk.start : chunk.end]
         x_TD = self.runner.embed(prompt, self._visual_tokens(chunk)) if len(prompt) else None
-        # What was generated holds no places for features, even where it spells them.
+        # What was generated holds no placeholders, even where it spells them.
         answer = sequence.output_ids[
             max(0, chunk.start - request.prompt_tokens) : max(0, chunk.end - request.prompt_tokens)
         ]
@@ -181,7 +183,7 @@ class Executor:
         return more if x_TD is None else torch.cat([x_TD, more])
 
     def _visual_tokens(self, chunk: Chunk) -> Tensor | None:
-        """[N, D]: features of the placeholders among a chunk's tokens, in order; None where there are none."""
+        """Return the features [N, D] of a chunk's placeholders, in order; None where it has none."""
         request = chunk.sequence.request
         parts = []
         for i in request.layout.views_in(chunk.start, chunk.end):
@@ -201,5 +203,5 @@ def _timed(stage: str, requests: Iterable[Request]) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """In one line, for a log or a user: what kind of failure, without insides of a library."""
+    """Say in one line, for a log or a user, what kind of failure it was, without insides of a library."""
     return "out of memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else type(error).__name__

@@ -17,7 +17,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """What has happened in an engine so far. Times are seconds."""
+    """Counts what has happened in an engine so far. Times are seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -54,7 +54,7 @@ class Metrics:
         return Histogram(f"{PREFIX}:{name}", text, buckets=SECONDS, registry=self.registry)
 
     def value(self, name: str, **labels: str) -> float:
-        """One number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet."""
+        """Read one number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet."""
         found = self.registry.get_sample_value(f"{PREFIX}:{name}", labels)
         return 0.0 if found is None else found
 
@@ -63,7 +63,7 @@ class Metrics:
         self.prompt_tokens.inc(request.prompt_tokens)
 
     def started(self, request: Request, views: int, views_found: int) -> None:
-        """A request has its first slot."""
+        """Count a request that has its first slot."""
         self.queue_seconds.observe(request.timing["queue"])
         self.prefix_queries.inc(request.prompt_tokens)
         self.prefix_hits.inc(request.cached_tokens)
@@ -71,7 +71,7 @@ class Metrics:
         self.encoder_hits.inc(views_found)
 
     def token(self, sequence: Sequence, now: float) -> None:
-        """An answer has a new token."""
+        """Count a new token of an answer."""
         request = sequence.request
         self.generation_tokens.inc()
         if sequence.last_token_at is not None:
@@ -82,17 +82,17 @@ class Metrics:
         sequence.last_token_at = now
 
     def finished(self, reason: FinishReason) -> None:
-        """An answer has ended."""
+        """Count an answer that has ended."""
         self.success.labels(reason).inc()
 
     def closed(self, request: Request) -> None:
-        """All answers of a request have ended."""
+        """Count a request all of whose answers have ended."""
         self.e2e_seconds.observe(time.monotonic() - request.arrival)
         self.prefill_seconds.observe(request.timing["prefill"])
         self.decode_seconds.observe(request.timing["decode"])
 
     def stepped(self, *, running: int, waiting: int, cache_usage: float, prefix_bytes: int) -> None:
-        """A step is over."""
+        """Set the gauges after a step."""
         self.running.set(running)
         self.waiting.set(waiting)
         self.cache_usage.set(cache_usage)

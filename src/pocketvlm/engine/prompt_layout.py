@@ -25,7 +25,7 @@ _PICTURE = b"\xff" * 8  # no token has this id, so a picture's key cannot be tak
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """What is fixed about a prompt from the start.
+    """Says what is fixed about a prompt from the start.
 
     Attributes:
         starts, ends: of each view's run of placeholders, in tokens from the beginning of the prompt.
@@ -51,7 +51,7 @@ class PromptLayout:
         min_cut: int = 1,
         max_cuts: int = 8,
     ) -> Self:
-        """Find it out; the arguments are `Request`'s and `SchedulerConfig`'s.
+        """Find out what a prompt looks like; the arguments are `Request`'s and `SchedulerConfig`'s.
 
         Args:
             input_ids: int64 [S].
@@ -65,17 +65,17 @@ class PromptLayout:
         return cls(starts, ends, digests, _choose_cuts(points, digests, distance))
 
     def views_in(self, start: int, end: int) -> list[int]:
-        """Indices of the views that have placeholders among the tokens from `start` to `end`."""
+        """Return the indices of the views that have placeholders among the tokens from `start` to `end`."""
         spans = enumerate(zip(self.starts, self.ends, strict=True))
         return [i for i, (first, last) in spans if first < end and last > start]
 
     def next_cut(self, start: int, end: int) -> int:
-        """The first cut between `start` and `end`, or `end`."""
+        """Return the first cut between `start` and `end`, or `end`."""
         return next((cut for cut in self.cuts if start < cut < end), end)
 
 
 def view_starts(input_ids: Tensor, views: Sequence[View], placeholder_ids: Sequence[int]) -> list[int]:
-    """Where each view's run of placeholders begins."""
+    """Return where each view's run of placeholders begins."""
     if not views:
         return []
     positions = torch.isin(input_ids, torch.tensor(placeholder_ids)).nonzero()[:, 0].tolist()
@@ -89,8 +89,8 @@ def view_starts(input_ids: Tensor, views: Sequence[View], placeholder_ids: Seque
 def prefix_digests(
     input_ids: Tensor, points: Sequence[int], starts: Sequence[int], view_keys: Sequence[bytes], salt: bytes
 ) -> list[Digest]:
-    """A hash of the first n tokens, for each n of `points` (rising): of the tokens, and of each picture that begins
-    among them. A point inside a picture's tokens covers all of it."""
+    """Hash the first n tokens, for each n of `points` (rising): the tokens, and each picture that begins among them.
+    A point inside a picture's tokens covers all of it."""
     digest = hashlib.blake2b(len(salt).to_bytes(8, "little") + salt, digest_size=32)
     digests, done, view = [], 0, 0
     for point in points:
@@ -110,7 +110,7 @@ def prefix_digests(
 
 
 def _choose_cuts(points: Sequence[int], digests: Sequence[Digest], distance: int) -> dict[int, Digest]:
-    """The prefixes that are kept: the longest always, others at some distance from each other."""
+    """Choose the prefixes that are kept: the longest always, others at some distance from each other."""
     cuts: dict[int, Digest] = {}
     last = 0
     for point, digest in zip(points, digests, strict=True):

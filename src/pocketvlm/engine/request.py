@@ -38,7 +38,7 @@ class Request:
         params: how answers are drawn, and how many.
         stop_ids: tokens that end an answer and are not part of it.
         patches, views: uint8 [P, patch, patch, 3], the pictures in order of their placeholders.
-        placeholder_ids: ids that hold the places of visual tokens.
+        placeholder_ids: ids that stand in the prompt where visual tokens will be.
         branch_points: lengths of prefixes of the prompt that other prompts are likely to share, rising.
         salt: whatever else decides an answer (an adapter's name): prefixes are shared between equal ones only.
         grammar: what answers must match.
@@ -93,7 +93,7 @@ class Request:
 
     @property
     def width(self) -> int:
-        """Slots of the cache that it will need at once."""
+        """How many slots of the cache it will need at once."""
         return max(self.params.num_beams, 1)
 
 
@@ -126,18 +126,18 @@ class Sequence:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt and the answer so far."""
+        """How many tokens the prompt and the answer so far have."""
         return self.request.prompt_tokens + len(self.output_ids)
 
     @property
     def pending(self) -> int:
-        """Tokens that must go through the decoder before the next can be chosen."""
+        """How many tokens must go through the decoder before the next can be chosen."""
         return self.tokens - self.computed
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is new of one answer.
+    """Says what is new of one answer.
 
     Attributes:
         tokens: new ones; none when it ended on a stop id; with beams the whole answer at its end.

@@ -24,7 +24,7 @@ from pocketvlm.engine.sampling.prompt_lookup import PromptLookup
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Budgets of a step.
+    """Limits what one step may take up.
 
     Attributes:
         max_num_batched_tokens: tokens of prompts in one step.
@@ -43,7 +43,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`length` tokens of a sequence behind its first `start`."""
+    """Stands for `length` tokens of a sequence behind its first `start`."""
 
     sequence: Sequence
     start: int
@@ -56,7 +56,7 @@ class Chunk:
 
 @dataclass
 class Plan:
-    """One step.
+    """Says what one step does.
 
     Attributes:
         views: to encode, as (request, index of its view).
@@ -96,7 +96,7 @@ class Scheduler:
         self._ticket = itertools.count()
 
     def add_request(self, request: Request) -> None:
-        """Queue a new request; here, and only here, is found out what its prompt looks like."""
+        """Find out what a new request's prompt looks like, which is done here only, and queue its first sequence."""
         request.layout = PromptLayout.of(
             request.input_ids,
             request.views,
@@ -110,15 +110,15 @@ class Scheduler:
         self.add(request.sequences[0])
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence: a new request's first one, or one that must be computed (again)."""
+        """Queue a sequence that must be computed, for the first time or again."""
         heapq.heappush(self.waiting, (self._precedence(sequence), next(self._ticket), sequence))
 
     def in_order(self) -> Iterator[Sequence]:
-        """Those that wait, first come first."""
+        """Iterate over those that wait, in the order in which they will be taken."""
         return (sequence for *_, sequence in sorted(self.waiting, key=lambda entry: entry[:2]))
 
     def forget(self, sequence: Sequence, *, erase: bool = False) -> None:
-        """A sequence has ended: its slot, its pins and its place in the queue are free."""
+        """Let go of a sequence that has ended: its slot, its pins, its entry in the queue."""
         if sequence.slot is not None:
             self.pool.remove(sequence, erase=erase)
         elif any(entry[2] is sequence for entry in self.waiting):
@@ -127,12 +127,12 @@ class Scheduler:
         self.unpin(sequence)
 
     def unpin(self, sequence: Sequence) -> None:
-        """A sequence needs the features of its views no more."""
+        """Release the features of a sequence's views, which it needs no more."""
         self.features.unpin(sequence.pins)
         sequence.pins = ()
 
     def schedule(self) -> Plan:
-        """What the next step does; admitted sequences have their slots afterwards."""
+        """Plan the next step; admitted sequences have their slots afterwards."""
         if (alone := self._alone()) is not None:
             return self._plan_draft(alone)
         self._make_room()
@@ -155,7 +155,7 @@ class Scheduler:
         return request.arrival + request.priority * self.config.aging_seconds
 
     def _alone(self) -> Sequence | None:
-        """The only sequence there is, where it drafts tokens from what was there before."""
+        """Return the only sequence there is, where it drafts tokens from what was there before."""
         pool = self.pool
         if len(pool.sequences) != 1 or pool.decoding != 1:
             return None
@@ -173,14 +173,14 @@ class Scheduler:
         return sequence
 
     def _plan_draft(self, sequence: Sequence) -> Plan:
-        """One step of the only sequence: its next token, and more as long as they were drafted."""
+        """Plan a step of the only sequence: its next token, and more as long as they were drafted."""
         assert sequence.lookup is not None
         left = self.pool.max_new_tokens(sequence.request) - len(sequence.output_ids) - 1
         self.pool.cache.make_room([sequence.tokens + min(left, sequence.lookup.max_tokens)])
         return Plan(decode=[sequence], draft=0 if self.waiting else left)
 
     def _admitted(self) -> Iterator[Sequence]:
-        """Sequences from the queue, each given a slot, as long as there is room."""
+        """Take sequences from the queue and give each a slot, as long as there is room."""
         while self.waiting:
             sequence = self.waiting[0][2]
             more = self.promised() + [sequence.tokens + 1] * sequence.request.width
@@ -193,7 +193,7 @@ class Scheduler:
             yield sequence
 
     def promised(self) -> list[int]:
-        """Tokens of each slot that requests with beams do not have yet but will need."""
+        """Return the tokens of each slot that requests with beams do not have yet but will need."""
         held: dict[Request, list[int]] = {}
         for sequence in self.pool.sequences:
             if sequence.request.width > 1:
@@ -232,15 +232,15 @@ class Scheduler:
         return spent
 
     def _chunk(self, sequence: Sequence, tokens: int, planned: set[bytes]) -> int:
-        """Tokens of a prompt that can go next: up to a cut, and only where all views among them are encoded. A part of
-        what would fit is not worth a forward of its own."""
+        """Return how many tokens of a prompt can go next: up to a cut, and only where all views among them are encoded.
+        A part of what would fit is not worth a forward of its own."""
         request, start = sequence.request, sequence.computed
         end = request.layout.next_cut(start, min(sequence.tokens, start + tokens))
         keys = (request.view_keys[i] for i in request.layout.views_in(start, end))
         return end - start if all(key in planned or key in self.features for key in keys) else 0
 
     def _make_room(self) -> None:
-        """Every sequence that runs has room for its next token, or the last of them give up their slots."""
+        """Make room for the next token of every sequence that runs, or let the last of them give up their slots."""
         while self.pool.sequences:
             promised = self.promised()
             if self.pool.fits(promised):
@@ -267,7 +267,7 @@ class Scheduler:
         self.add(losers[0])
 
     def check_integrity(self) -> None:
-        """Slots, blocks, pins and the queue agree with each other."""
+        """Check that slots, blocks, pins and the queue agree with each other."""
         self.pool.check_integrity()
         self.prefixes.check_integrity()
         self.features.check_integrity()

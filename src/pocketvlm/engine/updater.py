@@ -24,7 +24,7 @@ from pocketvlm.engine.scheduler import Scheduler
 
 
 class Scored(NamedTuple):
-    """A sequence and the row of the scores that it goes on from."""
+    """Pairs a sequence with the row of the scores that it goes on from."""
 
     sequence: Sequence
     row: int
@@ -46,7 +46,7 @@ class Updater:
         self.closed = 0
 
     def update(self, step: StepScores, outputs: list[Output]) -> None:
-        """A token for every sequence that has scores, and an end for every request that failed.
+        """Give every sequence that has scores a token, and every request that failed its end.
 
         Args:
             outputs: what is new goes here, one by one: what was said before a fault is not lost with it.
@@ -77,19 +77,19 @@ class Updater:
             outputs += self._search(request, scored, step.scores_RV)
 
     def _begin_decoding(self, sequence: Sequence) -> None:
-        """The prompt is read: the sequence joins those that decode, and its pictures are needed no more."""
+        """Let a sequence whose prompt has been read join those that decode; its pictures are needed no more."""
         if sequence.slot is not None and sequence.slot >= self.pool.decoding:
             self.pool.promote(sequence)
             self.scheduler.unpin(sequence)
 
     def _branch_choices(self, request: Request) -> list[Sequence]:
-        """The other answers to a prompt that has just been read."""
+        """Return the other answers to a prompt that has just been read."""
         others = [Sequence(request, index) for index in range(1, request.params.n)]
         request.sequences += others
         return others
 
     def _choose(self, scored: abc.Sequence[Scored], scores_RV: Tensor, outputs: list[Output]) -> None:
-        """Draw a token for each; failures are outputs too."""
+        """Draw a token for each of these; failures are outputs too."""
         rows = [each.row for each in scored]
         chosen_BV = scores_RV if rows == list(range(len(scores_RV))) else scores_RV[rows]
         sequences = [each.sequence for each in scored]
@@ -104,7 +104,7 @@ class Updater:
         return sequence.sampling
 
     def _masks(self, sequences: abc.Sequence[Sequence]) -> Tensor | None:
-        """int32 [B, W] of what each may say next; None where nobody is restricted."""
+        """Return int32 [B, W], what each may say next; None where nobody is restricted."""
         if all(sequence.request.grammar is None for sequence in sequences):
             return None
         words = -(-self.vocab_size // 32)
@@ -118,7 +118,7 @@ class Updater:
         return masks_BW
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> Output:
-        """One more token of an answer, or its end."""
+        """Add one more token to an answer, or end it."""
         request, token = sequence.request, sampled.token
         if token < 0:
             return self.fail_sequence(sequence, "the model gave no usable scores", erase=True)
@@ -146,7 +146,7 @@ class Updater:
         return Output(request, sequence.index, shown, logprobs, reason)
 
     def _find_slot(self, sequence: Sequence) -> None:
-        """A further answer to a prompt goes on from a copy of the first one, or is computed when there is room."""
+        """Let a further answer go on from a copy of the first one, or queue it until there is room."""
         first = next((s for s in sequence.request.sequences if s.slot is not None), None)
         if first is not None and first.computed == sequence.request.prompt_tokens:
             more = [*self.scheduler.promised(), self.pool.tokens_of_fork(first, sequence.tokens)]
@@ -157,7 +157,7 @@ class Updater:
         self.scheduler.add(sequence)
 
     def _search(self, request: Request, scored: abc.Sequence[Scored], scores_RV: Tensor) -> list[Output]:
-        """One token for each beam of a request, or its answer."""
+        """Take each beam of a request one token further, or give its answer."""
         if request.search is None:
             stop_ids, max_tokens = self._state(request.sequences[0]).stop_ids, self.pool.max_new_tokens(request)
             request.search = BeamSearch(request.params, request.input_ids, stop_ids, max_tokens, self.vocab_size)
@@ -203,7 +203,7 @@ class Updater:
     def _follow_draft(
         self, sequence: Sequence, drafted: abc.Sequence[int], scores_RV: Tensor, outputs: list[Output]
     ) -> None:
-        """The next token of the only sequence, and more as long as they are those that were drafted."""
+        """Take the next token of the only sequence, and more as long as they are those that were drafted."""
         lookup, cache = sequence.lookup, self.pool.cache
         assert lookup is not None
         for row, expected in enumerate([*drafted, None]):
@@ -215,7 +215,7 @@ class Updater:
             sequence.computed = cache.lengths[sequence.slot]
 
     def end(self, sequence: Sequence, reason: FinishReason, *, erase: bool = False) -> None:
-        """An answer is complete or given up; a request whose answers all are is forgotten."""
+        """End an answer that is complete or given up; a request whose answers all are is forgotten."""
         if sequence.finish_reason is not None:
             return
         sequence.finish_reason = reason

@@ -75,8 +75,8 @@ class MiniCPMV(nn.Module):
             progress: called with (layers packed, layers in all).
         """
         if can_use_cpu_kernels(self.device, self.dtype) and not any(cpu_linears(self)):
-            for eyes in (self.vision_tower, self.merger):
-                use_cpu_linears(eyes)
+            for vision in (self.vision_tower, self.merger):
+                use_cpu_linears(vision)
             self.language_model.join_projections()
             use_cpu_linears(self.language_model, decoding=True)
             pack(self.language_model, progress)

@@ -19,7 +19,7 @@ from pocketvlm.model.cache.paged import PagedCache
 
 
 def make_cache(runner: Runner, sizes: Sizes) -> Cache:
-    """An empty cache of the layout, for the sequences and tokens that `sizes` allows."""
+    """Make an empty cache of the layout, for the sequences and tokens that `sizes` allows."""
     text, on_gpu = runner.config.text, runner.device.type == "cuda"
     max_prefix_blocks = sizes.prefix_bytes // BlockPool.block_bytes(text, sizes.dtype)
     if sizes.layout == "paged":
@@ -46,8 +46,10 @@ def make_cache(runner: Runner, sizes: Sizes) -> Cache:
 
 
 class CachePool:
-    """Args:
-    cache: whose slots are given out.
+    """Gives the slots of a cache to sequences, and takes them back.
+
+    Args:
+        cache: whose slots are given out.
 
     Attributes:
         sequences: by slot; the first `decoding` of them decode.
@@ -60,11 +62,11 @@ class CachePool:
 
     @property
     def usage(self) -> float:
-        """Share of the budget that slots in use hold."""
+        """The share of the budget that slots in use hold, from 0 to 1."""
         return self.cache.usage(len(self.sequences))
 
     def fits(self, more: abc.Sequence[int] = ()) -> bool:
-        """Whether the budget holds all slots with all their tokens, and `more` slots of so many."""
+        """Say whether the budget holds all slots with all their tokens, and `more` slots of so many."""
         return self.cache.fits(self._tokens(more))
 
     def reserve(self, more: abc.Sequence[int] = ()) -> None:
@@ -75,7 +77,7 @@ class CachePool:
         return [*(sequence.tokens for sequence in self.sequences), *more]
 
     def max_new_tokens(self, request: Request) -> int:
-        """Tokens that an answer of this request may have, as its options and the cache's size allow."""
+        """Return how many tokens an answer of this request may have, by its options and the cache's size."""
         return min(request.params.max_tokens, self.cache.max_length(request.width) - request.prompt_tokens)
 
     def admit(self, sequence: Sequence) -> None:
@@ -87,14 +89,14 @@ class CachePool:
         self.sequences.append(sequence)
 
     def promote(self, sequence: Sequence) -> None:
-        """A sequence whose prompt has been read joins those that decode."""
+        """Let a sequence whose prompt has been read join those that decode."""
         assert sequence.slot is not None
         assert sequence.slot >= self.decoding
         self._swap(sequence.slot, self.decoding)
         self.decoding += 1
 
     def fork(self, source: Sequence, target: Sequence) -> None:
-        """A new slot, among those that decode, for a sequence that goes on from where `source` is."""
+        """Give `target` a slot among those that decode; it goes on from where `source` is."""
         self.admit(target)
         self.copy(source, target)
         self.promote(target)
@@ -107,7 +109,7 @@ class CachePool:
         target.computed = source.computed
 
     def tokens_of_fork(self, source: Sequence, tokens: int) -> int:
-        """Tokens to count for a fork of `source` that will have so many."""
+        """Return how many tokens `fits` must count for a fork of `source` that will have `tokens` of them."""
         assert source.slot is not None
         return self.cache.tokens_of_copy(source.slot, tokens)
 
@@ -132,7 +134,7 @@ class CachePool:
         sequence.slot, sequence.computed = None, 0
 
     def _move(self, source: int, target: int) -> None:
-        """Into a slot that nobody needs."""
+        """Move a sequence into a slot that nobody needs."""
         if source == target:
             return
         self.cache.move_slot(source, target)
@@ -147,7 +149,7 @@ class CachePool:
         self.sequences[one].slot, self.sequences[other].slot = one, other
 
     def check_fits(self, tokens: int, width: int) -> None:
-        """`PromptError` when a prompt of so many tokens, in so many slots, can never be answered."""
+        """Raise `PromptError` when a prompt of so many tokens, in so many slots, can never be answered."""
         if not tokens:
             raise PromptError("the prompt is empty")
         shorter = "Use a smaller picture, a lower max_slice_nums, downsample_mode='16x' or a shorter text."
@@ -161,7 +163,7 @@ class CachePool:
             )
 
     def check_integrity(self) -> None:
-        """Every slot in use has one sequence that knows its slot, and holds as many tokens as the sequence says."""
+        """Check that every slot in use has one sequence, which knows it, and holds as many tokens as that says."""
         self.cache.check_integrity()
         assert 0 <= self.decoding <= len(self.sequences), "more sequences decode than run"
         for slot, sequence in enumerate(self.sequences):

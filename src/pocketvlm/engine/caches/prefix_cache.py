@@ -29,7 +29,7 @@ class Prefix:
 
 
 class PrefixCache:
-    """Prefixes within `budget` bytes; the one that was not used for longest goes first.
+    """Keeps prefixes within `budget` bytes; the one that was not used for longest goes first.
 
     Args:
         cache: of the sequences that run. It knows how to keep a prefix of one and how to take it up again.
@@ -54,7 +54,7 @@ class PrefixCache:
         return blocks * self.block_bytes + prefixes * self.state_bytes
 
     def find(self, digests: Sequence[Digest]) -> Prefix | None:
-        """The longest prefix that is kept; `digests` from the shortest to the longest."""
+        """Return the longest prefix that is kept; `digests` go from the shortest to the longest."""
         for digest in reversed(digests):
             if (prefix := self.prefixes.get(digest)) is not None:
                 self.prefixes.move_to_end(digest)
@@ -66,7 +66,7 @@ class PrefixCache:
         self.cache.restore_prefix(slot, prefix.blocks, prefix.state, prefix.length)
 
     def store(self, digest: Digest, slot: int, parent: Prefix | None = None) -> Prefix | None:
-        """Keep what a slot holds now; None when the budget is too small for it.
+        """Keep what a slot holds now and return it; None when the budget is too small for it.
 
         Args:
             parent: a prefix of this one that is kept; whole blocks are shared with it.
@@ -89,7 +89,7 @@ class PrefixCache:
         return prefix
 
     def _make_room(self, blocks: int) -> bool:
-        """Evict others until one more prefix fits, with so many blocks that none holds yet; whether it does."""
+        """Evict others until one more prefix fits, with so many blocks that none holds yet; say whether it does."""
         while self.prefixes and not self._fits(blocks):
             self._evict()
         return self._fits(blocks)
@@ -102,7 +102,7 @@ class PrefixCache:
             self._evict()
 
     def forget(self) -> None:
-        """After a failure, with `Cache.clear`: whatever is held, nothing is."""
+        """Hold nothing any more, whatever was held: after a failure, together with `Cache.clear`."""
         self.prefixes.clear()
         self.holding.counts.clear()
 
@@ -111,7 +111,7 @@ class PrefixCache:
         self.holding.release(prefix.blocks)
 
     def check_integrity(self) -> None:
-        """Each block is counted as often as it is held, by prefixes and by slots; the budget is kept."""
+        """Check that each block is counted as often as prefixes and slots hold it, and that the budget is kept."""
         counts = Counter(block for prefix in self.prefixes.values() for block in prefix.blocks)
         assert counts == self.holding.counts, "blocks of prefixes are not counted right"
         references = {block: count for block, count in enumerate(self.cache.blocks.references) if count}

@@ -43,7 +43,7 @@ class Recorder:
         self._pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Something that does `work` again, and where its result then is. `work` runs a few times here."""
+        """Return what does `work` again, and where its result then is. `work` runs a few times here."""
         if self.device.type != "cuda":
             result = work()
 
@@ -81,7 +81,7 @@ class RecordedStep:
 
 
 class DecodeGraphs:
-    """Recorded decode steps of a model.
+    """Records and replays decode steps of a model.
 
     Args:
         sizes: batches that are recorded, when they are first needed; larger ones are not.
@@ -93,7 +93,7 @@ class DecodeGraphs:
         self._made_for: tuple[weakref.ref[RecordableCache], Any] | None = None
 
     def forward(self, x_BD: Tensor, batch: PackedBatch, cache: RecordableCache) -> Tensor | None:
-        """Scores [B, V] of a decode batch; None where it is too large."""
+        """Return scores [B, V] of a decode batch; None where it is too large."""
         count = len(batch.segments)
         size = next((size for size in self.sizes if size >= count), None)
         if size is None:
@@ -141,7 +141,7 @@ class RecordedTower:
 
 
 class TowerGraphs:
-    """Recorded calls of a model's tower, for small calls that come more than once.
+    """Records and replays small calls of a model's tower that come more than once.
 
     Args:
         max_towers: calls that are kept.
@@ -153,7 +153,7 @@ class TowerGraphs:
         self._seen: OrderedDict[tuple[View, ...], None] = OrderedDict()
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor | None:
-        """As `MiniCPMV.encode_views`, from uint8 patches; None where that call is not worth a recording (yet)."""
+        """Do as `MiniCPMV.encode_views` does, from uint8 patches; None where the call is not worth recording (yet)."""
         key = tuple(views)
         count = sum(view.patches for view in views)
         if not views or count > TOWER_PATCHES or len(patches) != count or patches.dtype != torch.uint8:

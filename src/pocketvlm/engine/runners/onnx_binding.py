@@ -29,7 +29,7 @@ class DecoderBinding:
         self.nowhere = torch.zeros(1)  # an empty tensor has no address, and one is asked for
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], cache: Cache, slots: slice) -> None:
-        """One forward of the sequences in `slots`: `outputs` and the caches are written."""
+        """Run one forward of the sequences in `slots`; `outputs` and the caches are written."""
         binding = self._binding(cache, slots)
         for name, tensor in inputs.items():
             binding.bind_input(name, *self._address(tensor))
@@ -38,7 +38,7 @@ class DecoderBinding:
         self.session.run_with_iobinding(binding)
 
     def _binding(self, cache: Cache, slots: slice) -> Any:
-        """With the caches of these slots as inputs and outputs."""
+        """Return a binding that has the caches of these slots as inputs and outputs."""
         stores = {"key": cache.keys, "value": cache.values, "conv": cache.conv, "recurrent": cache.recurrent}
         addresses = (tensor.data_ptr() for store in stores.values() for tensor in store.values())
         key = (slots.start, slots.stop, cache.slots, cache.capacity, *addresses)

@@ -189,8 +189,8 @@ class ONNXRunner:
         x_TD = self.embeddings(input_ids)
         if features is None or not len(features):
             return x_TD
-        places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
-        return x_TD.masked_scatter(places.unsqueeze(-1), features)
+        is_visual = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+        return x_TD.masked_scatter(is_visual.unsqueeze(-1), features)
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
         scores = torch.empty(len(rows), self.config.text.vocab_size)

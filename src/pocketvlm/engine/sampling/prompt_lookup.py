@@ -26,7 +26,7 @@ NGRAMS = (3, 2)  # newest tokens that must have stood together before; the longe
 
 
 class PromptLookup:
-    """Drafts for the sequence in slot 0 of a cache, and the way back.
+    """Drafts for the sequence in slot 0 of a cache, and goes back where a draft was wrong.
 
     Each step: `forward`, then `add` tokens as they are chosen from the scores, up to the first that was not drafted,
     then `settle`.
@@ -50,14 +50,14 @@ class PromptLookup:
         self.pending.append(token)
 
     def draft(self, max_tokens: int) -> list[int]:
-        """What may come next, `max_tokens` tokens or fewer; nothing right after a draft that failed."""
+        """Return what may come next, `max_tokens` tokens or fewer; nothing right after a draft that failed."""
         if len(self.pending) > 1:
             return []
         max_tokens = min(max_tokens, self.max_tokens)
         return next((found for n in NGRAMS if (found := self._following(n, max_tokens))), [])
 
     def _following(self, n: int, max_tokens: int) -> list[int]:
-        """The tokens that followed when the newest `n` stood together the last time before."""
+        """Return the tokens that followed when the newest `n` stood together the last time before."""
         if max_tokens <= 0 or len(self.ids) <= n:
             return []
         windows = np.lib.stride_tricks.sliding_window_view(self.ids[:-1], n)
@@ -69,7 +69,7 @@ class PromptLookup:
         return following
 
     def forward(self, runner: Runner, cache: Cache, max_tokens: int) -> tuple[Tensor, list[int]]:
-        """Scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
+        """Return scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
 
         Args:
             max_tokens: tokens of the draft, at most.

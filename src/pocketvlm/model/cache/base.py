@@ -24,13 +24,13 @@ State = list[Tensor]  # of one sequence: conv inputs and recurrent states of all
 
 
 def token_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values that one token leaves behind."""
+    """Return the bytes of the keys and values that one token leaves behind."""
     layers = sum(kind == "full_attention" for kind in config.layer_types)
     return 2 * layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
 def state_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-    """Bytes of one sequence's conv inputs and recurrent states."""
+    """Return the bytes of one sequence's conv inputs and recurrent states."""
     layers = sum(kind != "full_attention" for kind in config.layer_types)
     conv = (config.linear_conv_kernel_dim - 1) * config.linear_conv_dim * dtype.itemsize
     recurrent = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
@@ -38,26 +38,26 @@ def state_bytes(config: TextConfig, dtype: torch.dtype) -> int:
 
 
 class LayerCache(Protocol):
-    """What a layer asks of a cache during the forward of one batch, whichever way the cache is laid out."""
+    """Says what a layer asks of a cache during the forward of one batch, whichever way the cache is laid out."""
 
     def write(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> None:
         """Put new keys and values behind those of each segment's slot."""
         ...
 
     def attend(self, layer: int, q_THE: Tensor) -> Tensor:
-        """New tokens against all of their sequence up to themselves, which must be written; [T, heads, head dim]."""
+        """Attend from new tokens to their sequence up to themselves, which must be written; [T, heads, head dim]."""
         ...
 
     def step_conv(self, layer: int, x_BC: Tensor, weight_CW: Tensor) -> Tensor:
-        """One token of each sequence through the convolution and SiLU; its states move on."""
+        """Take one token of each sequence through the convolution and SiLU; its states move on."""
         ...
 
     def step_delta(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        """One token of each sequence through the delta rule, from q and k as the convolution left them; [B, H, V]."""
+        """Take one token of each sequence through the delta rule, q and k as the convolution left them; [B, H, V]."""
         ...
 
     def states(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Conv inputs and recurrent states that the segments continue from."""
+        """Return the conv inputs and recurrent states that the segments continue from."""
         ...
 
     def set_states(self, layer: int, conv: Tensor, recurrent: Tensor) -> None:
@@ -66,33 +66,33 @@ class LayerCache(Protocol):
 
 
 class RecordableCache(Protocol):
-    """What a recorded decode step (a CUDA graph) asks of a cache besides: a forward split into host and device."""
+    """Says what a recorded decode step (a CUDA graph) asks of a cache: a forward split into host and device."""
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def allocated(self) -> tuple[int, ...]:
-        """Changes whenever a tensor of the cache was replaced by a larger one."""
+        """A value that changes whenever a tensor of the cache is replaced by a larger one."""
         ...
 
     def extend(self, batch: PackedBatch) -> None:
-        """Make room for every segment's new tokens, and tell the device where it is."""
+        """Make room for every segment's new tokens, and let the device know where it is."""
         ...
 
     def decode_indices(self, batch: PackedBatch, size: int = 0) -> Tensor:
-        """Everything that a decode step reads of the host, int32 [4, max(B, size)]; `extend` goes first."""
+        """Return all that a decode step reads of the host, int32 [4, max(B, size)]; `extend` goes first."""
         ...
 
     def decode_step(self, batch: PackedBatch, indices: Tensor) -> LayerCache:
-        """The forward of a decode batch from its `decode_indices`, on the device: work of the device alone."""
+        """Begin the forward of a decode batch from its `decode_indices`, on the device: work of the device alone."""
         ...
 
     def advance(self, batch: PackedBatch) -> None: ...
 
 
 class Cache(ABC):
-    """State of up to `slots` sequences. A slot is a sequence's seat; slots are numbered from 0.
+    """Holds the state of up to `slots` sequences. A slot is a sequence's seat; slots are numbered from 0.
 
     Args:
         config: shapes of the decoder.
@@ -144,15 +144,15 @@ class Cache(ABC):
 
     @abstractmethod
     def max_length(self, slots: int = 1) -> int:
-        """Tokens that each of `slots` sequences can have when nothing else is held."""
+        """Return how many tokens each of `slots` sequences can have when nothing else is held."""
 
     @abstractmethod
     def fits(self, tokens: Sequence[int]) -> bool:
-        """Whether the limits allow slots 0, 1, … to hold so many tokens each."""
+        """Say whether the limits allow slots 0, 1, … to hold so many tokens each."""
 
     @abstractmethod
     def make_room(self, tokens: Sequence[int]) -> None:
-        """Make that room, which must fit."""
+        """Make room for that, which must fit."""
 
     @abstractmethod
     def shrink(self) -> None:
@@ -160,11 +160,11 @@ class Cache(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """After a failure: no slot and no prefix holds anything, whatever was held."""
+        """Let no slot and no prefix hold anything any more, whatever was held: after a failure."""
 
     @abstractmethod
     def usage(self, slots: int) -> float:
-        """Share of `max_tokens` that the first `slots` slots, those in use, take."""
+        """Return the share of `max_tokens` that the first `slots` slots, those in use, take."""
 
     # Slots.
 
@@ -178,11 +178,11 @@ class Cache(ABC):
 
     @abstractmethod
     def release_slot(self, slot: int) -> None:
-        """Nobody needs what is in `slot` any more."""
+        """Let go of what is in `slot`, which nobody needs any more."""
 
     @abstractmethod
     def move_slot(self, source: int, target: int) -> None:
-        """The sequence in `source` goes where nobody needs what is there; what `source` holds then is undefined."""
+        """Move a sequence to where nobody needs what is there; what `source` holds then is undefined."""
 
     @abstractmethod
     def swap_slots(self, one: int, other: int) -> None:
@@ -198,17 +198,17 @@ class Cache(ABC):
 
     @abstractmethod
     def tokens_of_copy(self, source: int, tokens: int) -> int:
-        """Tokens that `fits` must count for a copy of `source` that will hold `tokens` of them."""
+        """Return how many tokens `fits` must count for a copy of `source` that will hold `tokens` of them."""
 
     # States and prefixes.
 
     @abstractmethod
     def _own_states(self, slot: int) -> list[Tensor]:
-        """Views of the states of one sequence."""
+        """Return views of the states of one sequence."""
 
     def save_state(self, slot: int) -> State:
-        """A copy of what only the newest place of the sequence is known by. Keys and values need none: those of the
-        first tokens stay where they are."""
+        """Copy the states, which know the newest token only. Keys and values need no copy: those of the first tokens
+        stay where they are."""
         return [tensor.clone() for tensor in self._own_states(slot)]
 
     def restore_state(self, slot: int, state: State, length: int) -> None:
@@ -237,17 +237,17 @@ class Cache(ABC):
         """Make `slot` continue behind the first `length` tokens that `blocks` hold, from `state`."""
 
     def block_references(self) -> Mapping[int, int]:
-        """How often slots hold each of `blocks`; a block that none holds is not in it."""
+        """Return how often slots hold each of `blocks`; a block that none holds is not in it."""
         return {}
 
     # Forwards.
 
     @abstractmethod
     def at(self, batch: PackedBatch) -> LayerCache:
-        """What the layers work on in the forward of a batch."""
+        """Return what the layers work on in the forward of a batch."""
 
     def advance(self, batch: PackedBatch) -> None:
-        """The forward of a batch is over."""
+        """Count the new tokens, when the forward of a batch is over."""
         for s in batch.segments:
             self.lengths[s.slot] = s.start + s.length
 
@@ -257,6 +257,6 @@ class Cache(ABC):
         return None
 
     def check_integrity(self) -> None:
-        """Everything that is counted is counted right; for tests."""
+        """Check that everything is counted right; for tests."""
         self.blocks.check_integrity()
         assert len(self.lengths) == self.slots, "a slot without a length"

@@ -16,7 +16,7 @@ from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, Holding, blocks_f
 
 
 class BlockTables:
-    """A row for each sequence.
+    """Has a row for each sequence.
 
     Args:
         pool: whose blocks they are.
@@ -111,7 +111,7 @@ class BlockTables:
             self.on_device[index, columns] = blocks_N.int()
 
     def held_with(self, lengths: Mapping[int, tuple[int, int]]) -> int:
-        """Blocks that rows will have once they have grown, copies before writing counted.
+        """Return how many blocks rows will have once they have grown, copies before writing counted.
 
         Args:
             lengths: by row, the tokens that it holds and those that it will.
@@ -126,14 +126,14 @@ class BlockTables:
         return held + sum(count - (count == self.holding.counts[block]) for block, count in writers.items())
 
     def mapping(self, row: int, start: int, length: int) -> Tensor:
-        """[length] where each new token of a sequence is written: block * BLOCK + offset in the block."""
+        """Return [length], where each new token of a sequence is written: block * BLOCK + offset in the block."""
         positions = torch.arange(start, start + length)
         first = start // BLOCK
         blocks = torch.tensor(self.rows[row][first:])
         return blocks[positions // BLOCK - first] * BLOCK + positions % BLOCK
 
     def check_integrity(self, lengths: Sequence[int]) -> None:
-        """Rows are as long as what they hold (`lengths`, by row), and the device knows them."""
+        """Check that rows are as long as what they hold (`lengths`, by row), and that the device knows them."""
         counts = Counter(block for blocks in self.rows for block in blocks)
         assert counts == self.holding.counts, "blocks of rows are not counted right"
         on_device = self.on_device.tolist()

@@ -26,7 +26,7 @@ FIRST_CAPACITY = 256  # tokens of a slot after `shrink` and `clear`
 
 
 class ContiguousCache(Cache):
-    """Keys and values grow by doubling; the recurrent part never grows.
+    """Keeps each slot in one buffer; keys and values grow by doubling, the recurrent part never grows.
 
     Args:
         config: shapes of the decoder.
@@ -123,7 +123,7 @@ class ContiguousCache(Cache):
             tensor.zero_()
 
     def erase(self, slot: int) -> None:
-        """Keys and values too: a NaN behind a mask is a NaN all the same."""
+        """Zero its keys and values too: a NaN behind a mask is a NaN all the same."""
         self.reset(slot)
         for store in (self.keys, self.values):
             for tensor in store.values():

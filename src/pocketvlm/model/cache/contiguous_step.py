@@ -19,7 +19,7 @@ from pocketvlm.model.packing import PackedBatch
 
 @dataclass(frozen=True, eq=False)
 class ContiguousStep:
-    """A `LayerCache`: one forward over a contiguous cache."""
+    """Is the `LayerCache` of one forward over a contiguous cache."""
 
     cache: Cache
     batch: PackedBatch
@@ -33,7 +33,7 @@ class ContiguousStep:
         return self._decode(layer, q_THE) if self.batch.is_decode else self._continued(layer, q_THE)
 
     def _decode(self, layer: int, q: Tensor) -> Tensor:
-        """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""
+        """Attend with one token a sequence: the query heads of a KV head become its rows, so keys are read once."""
         longest = max(s.start for s in self.batch.segments) + 1
         keys = self.cache.keys[layer][self.batch.slots][:, :, :longest]
         values = self.cache.values[layer][self.batch.slots][:, :, :longest]
@@ -42,7 +42,7 @@ class ContiguousStep:
         return out.reshape(-1, *q.shape[1:])
 
     def _continued(self, layer: int, q: Tensor) -> Tensor:
-        """Chunks of prompts behind a cached part, each against its own slot."""
+        """Attend with chunks of prompts behind a cached part, each against its own slot."""
         outs = []
         for first, s in zip(self.batch.firsts, self.batch.segments, strict=True):
             end = s.start + s.length

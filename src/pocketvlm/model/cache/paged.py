@@ -26,7 +26,7 @@ FIRST_WIDTH = 8  # columns of the table at first
 
 
 class PagedCache(Cache):
-    """State of up to `slots` sequences, whose tokens together take `blocks` blocks at most.
+    """Holds up to `slots` sequences, whose tokens together take `blocks` blocks at most.
 
     Args:
         config: shapes of the decoder.
@@ -65,16 +65,16 @@ class PagedCache(Cache):
 
     @property
     def held(self) -> int:
-        """Blocks that any slot has."""
+        """How many blocks slots have, each counted once."""
         return len(self.tables.holding)
 
     @property
     def max_blocks(self) -> int:
-        """Blocks that all slots together may have."""
+        """How many blocks all slots together may have."""
         return self.max_tokens // BLOCK
 
     def table(self, slot: int) -> list[int]:
-        """Blocks of a slot, in order."""
+        """Return the blocks of a slot, in order."""
         return self.tables.rows[self.rows[slot]]
 
     @property
@@ -86,7 +86,7 @@ class PagedCache(Cache):
         return len(self.blocks.references), self.slots, self.tables.on_device.shape[1]
 
     def resize(self, slots: int, capacity: int, kept: int) -> None:
-        """Room for more slots. Any of them may have `capacity` tokens already."""
+        """Make room for more slots. Any of them may have `capacity` tokens already."""
         assert slots >= self.slots, (slots, self.slots)
         assert capacity <= self.capacity, (capacity, self.capacity)
         for slot in range(kept, self.slots):
@@ -112,19 +112,19 @@ class PagedCache(Cache):
         return held + sum(map(blocks_for, tokens[self.slots :])) <= self.max_blocks
 
     def held_with(self, tokens: Mapping[int, int]) -> int:
-        """Blocks that slots will have once each of these holds so many tokens, copies before writing counted."""
+        """Return how many blocks slots will have once these hold so many tokens, copies before writing counted."""
         return self.tables.held_with({self.rows[slot]: (self.lengths[slot], count) for slot, count in tokens.items()})
 
     def make_room(self, tokens: Sequence[int]) -> None:
-        """Slots only: blocks come with their tokens."""
+        """Make room for slots only: blocks come with their tokens."""
         if len(tokens) > self.slots:
             self.resize(min(max(len(tokens), 2 * self.slots), self.max_slots), 0, self.slots)
 
     def shrink(self) -> None:
-        """Blocks that nobody holds are anybody's: nothing to do."""
+        """Do nothing: blocks that nobody holds are anybody's."""
 
     def clear(self) -> None:
-        """Memory stays, and states until their slot is reset."""
+        """Free all blocks; memory stays, and states until their slot is reset."""
         self.blocks.reset()
         self.tables.clear()
         self.lengths, self.rows = [0] * self.slots, list(range(self.slots))
@@ -139,7 +139,7 @@ class PagedCache(Cache):
             tensor.zero_()
 
     def erase(self, slot: int) -> None:
-        """As `reset`: what a freed block holds is read by nobody before it is written again."""
+        """Do as `reset` does: what a freed block holds is read by nobody before it is written again."""
         self.reset(slot)
 
     def release_slot(self, slot: int) -> None:
@@ -150,12 +150,12 @@ class PagedCache(Cache):
         self.swap_slots(source, target)
 
     def swap_slots(self, one: int, other: int) -> None:
-        """Their names only."""
+        """Exchange their names only."""
         for by_slot in (self.rows, self.lengths):
             by_slot[one], by_slot[other] = by_slot[other], by_slot[one]
 
     def copy_slot(self, source: int, target: int, start: int = 0) -> None:
-        """All blocks are shared; whoever writes to the last one, partly filled, copies it first."""
+        """Share all blocks; whoever writes to the last one, partly filled, copies it first."""
         assert start <= self.lengths[source], (start, self.lengths[source])
         self.tables.set_row(self.rows[target], self.table(source))
         for own, other in zip(self._own_states(target), self._own_states(source), strict=True):
@@ -176,8 +176,7 @@ class PagedCache(Cache):
     def save_prefix(
         self, slot: int, holding: Holding, shared: Sequence[int], make_room: Callable[[int], bool]
     ) -> list[int] | None:
-        """The blocks of the slot, held once more. Its next token goes to a copy of the last one, if that is part
-        empty."""
+        """Hold the slot's blocks once more. Its next token goes to a copy of the last one, if that is part empty."""
         del shared  # they are among the slot's own
         blocks = list(self.table(slot))
         holding.retain(blocks)
@@ -194,7 +193,7 @@ class PagedCache(Cache):
         return self.tables.holding.counts
 
     def at(self, batch: PackedBatch) -> PagedStep:
-        """Blocks for all new tokens, and the indices of this forward on the device; nothing waits for the device."""
+        """Allocate blocks for all new tokens and put the indices on the device; nothing waits for the device."""
         self.extend(batch)
         if batch.is_decode:
             return self.decode_step(batch, self.decode_indices(batch).to(self.device, non_blocking=True))
@@ -210,7 +209,7 @@ class PagedCache(Cache):
         return PagedStep(self, batch, rows_B, tables_BM, mapping_T, lengths_B)
 
     def extend(self, batch: PackedBatch) -> None:
-        """Give every segment blocks of its own for its new tokens, and tell the device of them."""
+        """Give every segment blocks of its own for its new tokens, and write them to the device's table."""
         copies: list[tuple[int, int]] = []
         for s in batch.segments:
             copies += self.tables.extend(self.rows[s.slot], s.start, s.start + s.length)
@@ -218,8 +217,8 @@ class PagedCache(Cache):
         self.tables.sync([self.rows[s.slot] for s in batch.segments])
 
     def decode_indices(self, batch: PackedBatch, size: int = 0) -> Tensor:
-        """int32 [4, max(B, size)] on the host: rows, lengths, where the token is written, positions; behind those of
-        the batch's sequences stands padding. `extend` goes first."""
+        """Return int32 [4, max(B, size)] on the host: rows, lengths, where the token is written, positions; padding
+        stands behind those of the batch's sequences. `extend` goes first."""
         padding = [(-1, 0, -1, 0)] * (size - len(batch.segments))
         columns = [
             (self.rows[s.slot], s.start + 1, self.table(s.slot)[-1] * BLOCK + s.start % BLOCK, s.start)

@@ -18,7 +18,7 @@ from pocketvlm.model.packing import PackedBatch
 
 @dataclass(frozen=True, eq=False)
 class PagedStep:
-    """A `LayerCache`: one forward over a paged cache. In decode batches a negative row is padding.
+    """Is the `LayerCache` of one forward over a paged cache. In decode batches a negative row is padding.
 
     Attributes:
         cache: its keys and values are blocks, its states are ordered by row.
@@ -37,7 +37,7 @@ class PagedStep:
 
     @cached_property
     def index(self) -> Tensor:
-        """Rows as int64, as PyTorch's indexing takes them."""
+        """The rows as int64, as PyTorch's indexing takes them."""
         return self.rows_B.long()
 
     def write(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> None:
