@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from parity.reference import transformers
 
 from pocketvlm.config import ImageConfig
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.processing.media.load_image import load_image
@@ -73,7 +74,7 @@ class Pair:
         self.ids = torch.randint(0, 248000, (8, 700), generator=torch.Generator().manual_seed(0)).to(device)
 
     def cache(self, slots: int, capacity: int) -> Cache:
-        return Cache(self.ours.config.text, slots, capacity, dtype=self.dtype, device=self.device)
+        return ContiguousCache(self.ours.config.text, slots, capacity, dtype=self.dtype, device=self.device)
 
     def packed(self, segments: list[Segment]) -> PackedBatch:
         return PackedBatch.of(segments, self.device)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pocketvlm.config import DOWNSAMPLE_MODES, DownsampleMode, ImageConfig, ModelConfig
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
@@ -66,7 +67,7 @@ def run(model: MiniCPMV, mode: DownsampleMode) -> tuple[dict[str, str], Cache]:
     seen["patches"] = shape(patches) + " (uint8)"
     features = model.encode_views(patches, views.views)
     tokens = views.visual_tokens + TEXT
-    cache = Cache(model.config.text, slots=1, capacity=tokens, device="meta", dtype=torch.bfloat16)
+    cache = ContiguousCache(model.config.text, slots=1, capacity=tokens, device="meta", dtype=torch.bfloat16)
     batch = PackedBatch.of([Segment(tokens)], "meta")
     hidden = model(torch.empty(tokens, dtype=torch.long, device="meta"), batch, features, cache)
     seen["logits"] = shape(model.logits(hidden[-1:]))

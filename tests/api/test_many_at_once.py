@@ -35,7 +35,7 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 
 def is_idle(vlm: pocketvlm.VLM) -> bool:
     vlm.engine.check_integrity()
-    return not vlm.engine.has_work and not vlm.engine.pool.rows and not vlm.engine.features.pins
+    return not vlm.engine.has_work and not vlm.engine.pool.sequences and not vlm.engine.features.pins
 
 
 def test_streams_read_in_turns_and_in_threads_get_what_each_gets_alone(vlm: pocketvlm.VLM) -> None:

@@ -59,7 +59,7 @@ def whole_answers(max_tokens: int) -> list[tuple[int, ...]]:
 @given(
     st.integers(0, 10**4), st.integers(1, 3), st.sampled_from([-1.0, 0.0, 1.0, 2.5]), st.sampled_from([0.8, 1.0, 1.5])
 )
-def test_beams_for_every_beginning_find_the_best_of_all_answers(
+def test_beams_for_every_prefix_find_the_best_of_all_answers(
     seed: int, max_tokens: int, length_penalty: float, repetition_penalty: float
 ) -> None:
     options = params(64, length_penalty=length_penalty, repetition_penalty=repetition_penalty)

@@ -24,7 +24,7 @@ from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGr
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.kernels import linear_attention_step, paged_attention
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.text.decoder import fp32_parameters
@@ -69,7 +69,7 @@ def test_half_precision_goes_through_blocks_and_recordings_too() -> None:
         if name not in fp32_parameters(model):
             parameter.data = parameter.data.bfloat16()
     paged = PagedCache(CONFIG.text, 2, 8, dtype=torch.bfloat16)
-    plain = Cache(CONFIG.text, 2, 64, dtype=torch.bfloat16)
+    plain = ContiguousCache(CONFIG.text, 2, 64, dtype=torch.bfloat16)
     graphs, prompts = DecodeGraphs(model, Recorder(CPU), SIZES), [random_text(40), random_text(7, 1)]
     for got, expected in zip(packed_logits(model, prompts, paged), packed_logits(model, prompts, plain), strict=True):
         assert relative_error(got, expected) < ROUGH
@@ -129,7 +129,7 @@ def test_scores_are_kept_while_the_next_step_is_replayed() -> None:
 @pytest.mark.parametrize("modes", [("16x",), ("4x",), ("16x", "4x", "16x")])
 def test_towers_are_recorded_when_they_come_again(modes: tuple[str, ...]) -> None:
     views = [view(8, 8, mode) for mode in modes]  # type: ignore[arg-type]
-    graphs = TowerGraphs(tiny_model(), Recorder(CPU), most=2)
+    graphs = TowerGraphs(tiny_model(), Recorder(CPU), max_towers=2)
     assert graphs.encode_views(random_patches(views, 0), views) is None
     kept = []
     for seed in (1, 2):

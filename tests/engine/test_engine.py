@@ -95,9 +95,9 @@ def test_a_request_finished_by_its_reader_frees_its_row(runner: TorchRunner) -> 
         if output.request is not requests[2]:
             engine.finish(output.request, output.index)
 
-    told = drive(engine, read)
-    assert [len(told[one][0]) for one in requests] == [1, 1, 8]
-    assert_same_answers(runner.model, [request(runner, 2, 9, 8)], told[requests[2]], [expected])
+    answers = drive(engine, read)
+    assert [len(answers[one][0]) for one in requests] == [1, 1, 8]
+    assert_same_answers(runner.model, [request(runner, 2, 9, 8)], answers[requests[2]], [expected])
 
 
 def test_empty_and_too_long_prompts_are_refused(runner: TorchRunner) -> None:
@@ -211,10 +211,10 @@ def test_a_request_with_beams_that_its_reader_gave_up_frees_all_its_slots(runner
         if told_of.count(steady) == 3:
             engine.abort(given_up)
 
-    told = drive(engine, read)
+    answers = drive(engine, read)
     assert told_of == [steady] * 8 + [waiting]
-    assert_same_answers(runner.model, [request(runner, 1, 9, 8)], told[steady], expected[:1])
-    assert told[waiting][0] == expected[1]
+    assert_same_answers(runner.model, [request(runner, 1, 9, 8)], answers[steady], expected[:1])
+    assert answers[waiting][0] == expected[1]
     assert given_up.is_finished
 
 

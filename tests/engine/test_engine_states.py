@@ -38,7 +38,7 @@ def runner(layout: str = "contiguous") -> TorchRunner:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request in words that can be repeated: few beginnings and pictures, so that caches have something to find."""
+    """A request in words that can be repeated: few prefixes and pictures, so that caches have something to find."""
 
     system: int
     pictures: tuple[int, ...]
@@ -106,16 +106,16 @@ def alone(asked: Asked) -> tuple[int, ...]:
 
 class AnyOrder(RuleBasedStateMachine):
     @initialize(
-        rows=st.integers(2, 4),
+        slots=st.integers(2, 4),
         tokens=st.sampled_from([260, 400, 4000]),
         chunk=st.sampled_from([7, 40, 256]),
         prefixes=st.sampled_from([0, 300_000, 10**8]),
         features=st.sampled_from([0, 10_000, 10**7]),
         layout=st.sampled_from(LAYOUTS),
     )
-    def begin(self, rows: int, tokens: int, chunk: int, prefixes: int, features: int, layout: str) -> None:
+    def begin(self, slots: int, tokens: int, chunk: int, prefixes: int, features: int, layout: str) -> None:
         config = EngineConfig(
-            max_num_seqs=rows,
+            max_num_seqs=slots,
             max_num_batched_tokens=chunk,
             prefix_cache_memory=prefixes,
             encoder_cache_memory=features,
@@ -123,7 +123,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.engine = Engine(runner(layout), config)
         limit_cache(self.engine, tokens)
         self.asked: dict[Request, Asked] = {}
-        self.told: dict[Request, list[list[int]]] = {}
+        self.answers: dict[Request, list[list[int]]] = {}
         self.aborted: set[Request] = set()
 
     @rule(asked=ASKED)
@@ -131,14 +131,14 @@ class AnyOrder(RuleBasedStateMachine):
         request = asked.make()
         self.engine.add(request)
         self.asked[request] = asked
-        self.told[request] = [[] for _ in range(asked.n)]
+        self.answers[request] = [[] for _ in range(asked.n)]
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
             for output in self.engine.step():
                 assert output.error is None, output.error
-                self.told[output.request][output.index] += output.tokens
+                self.answers[output.request][output.index] += output.tokens
             self.engine.check_integrity()
 
     @rule(which=st.integers(0, 99))
@@ -158,26 +158,25 @@ class AnyOrder(RuleBasedStateMachine):
             return
         for request, choices in drive(self.engine).items():
             for index, tokens in enumerate(choices):
-                self.told[request][index] += tokens
+                self.answers[request][index] += tokens
         for request, asked in self.asked.items():
             if request in self.aborted:
                 counted["aborted"] += 1
                 continue
             assert request.is_finished
-            for told in self.told[request]:
+            for answer in self.answers[request]:
                 counted["answers"] += 1
-                if tuple(told) != alone(asked):
-                    assert asked.beams == 1, (told, alone(asked))
-                    assert_same_answers(runner().model, [asked.make()], [told], [alone(asked)])
+                if tuple(answer) != alone(asked):
+                    assert asked.beams == 1, (answer, alone(asked))
+                    assert_same_answers(runner().model, [asked.make()], [answer], [alone(asked)])
                     counted["ties"] += 1
-        assert not self.engine.pool.rows
+        assert not self.engine.pool.sequences
         assert not self.engine.features.pins
-        assert not self.engine.scheduler.outlines
         counted["preemptions"] += int(self.engine.metrics.value("num_preemptions_total"))
         counted["prefix hits"] += int(self.engine.metrics.value("prefix_cache_hits_total"))
         self.engine.prefixes.clear()
         self.engine.check_integrity()
-        assert self.engine.prefixes.blocks.used == 0
+        assert self.engine.pool.cache.blocks.used == 0
 
 
 AnyOrder.TestCase.settings = settings(max_examples=RUNS, stateful_step_count=12, deadline=None)

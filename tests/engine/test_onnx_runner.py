@@ -23,7 +23,7 @@ from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import PromptError
 from pocketvlm.export.onnx.bundle import write_bundle
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,12 +18,13 @@ from pocketvlm.engine.caches.encoder_cache import EncoderCache
 from pocketvlm.engine.caches.prefix_cache import PrefixCache
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.prompt_layout import prefix_digests
+from pocketvlm.engine.prompt_layout import PromptLayout
 from pocketvlm.engine.request import Request, view_key
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, blocks_for
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -67,9 +68,9 @@ def prompt(
 def answer(engine: Engine, request: Request) -> list[Any]:
     """Tokens and log probabilities, to the last bit."""
     engine.add(request)
-    news: list[Any] = []
-    drive(engine, lambda output: news.append((output.tokens, output.logprobs, output.finish_reason)))
-    return news
+    outputs: list[Any] = []
+    drive(engine, lambda output: outputs.append((output.tokens, output.logprobs, output.finish_reason)))
+    return outputs
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -148,23 +149,37 @@ def test_a_picture_in_two_requests_is_encoded_once_also_while_the_first_is_in_fl
     assert engine.metrics.value("encoded_views_total") == 2
 
 
+def digests(request: Request, points: tuple[int, ...] | None = None) -> Sequence[bytes]:
+    """Of prefixes of a request's prompt: of those where it may branch, or of others."""
+    return PromptLayout.of(
+        request.input_ids,
+        request.views,
+        request.view_keys,
+        placeholder_ids=request.placeholder_ids,
+        branch_points=request.branch_points if points is None else points,
+        salt=request.salt,
+    ).digests
+
+
 def test_digests_depend_on_what_is_before_the_point_only(runner: TorchRunner) -> None:
     one, other = prompt(runner, 0, ((1, "16x"), (2, "16x"))), prompt(runner, 5, ((1, "16x"), (3, "16x")))
-    points = one.branch_points
-    a, b = prefix_digests(one, points), prefix_digests(other, points)
+    a, b = digests(one), digests(other)
     assert a[:2] == b[:2]
     assert a[2] != b[2]
     # Whichever points are asked about, the digest of each is the same.
-    for point, digest in zip(points, a, strict=True):
-        assert prefix_digests(one, (point,)) == [digest]
-    assert len({*a, *prefix_digests(prompt(runner, salt=b"x"), (40,))}) == 4
+    for point, digest in zip(one.branch_points, a, strict=True):
+        assert digests(one, (point,)) == [digest]
+    assert len({*a, *digests(prompt(runner, salt=b"x"), (40,))}) == 4
 
 
 def small_cache(layout: str, tokens: int) -> Cache:
-    """Of two rows, the first with so many random tokens."""
+    """Of two slots, the first with so many random tokens; prefixes have more blocks than they may use."""
     text, generator = CONFIG.text, torch.Generator().manual_seed(0)
-    cache = Cache(text, 2, tokens) if layout == "contiguous" else PagedCache(text, 2, 2 * blocks_for(tokens))
-    if isinstance(cache, PagedCache):
+    cache: Cache
+    if layout == "contiguous":
+        cache = ContiguousCache(text, 2, tokens, max_prefix_blocks=100)
+    else:
+        cache = PagedCache(text, 2, 2 * blocks_for(tokens))
         cache.extend(PackedBatch.of([Segment(tokens)]))
     for store in (cache.keys, cache.values, cache.conv, cache.recurrent):
         for tensor in store.values():
@@ -172,18 +187,14 @@ def small_cache(layout: str, tokens: int) -> Cache:
     return cache
 
 
-def contents(cache: Cache, row: int, length: int) -> list[torch.Tensor]:
-    """Keys, values and states of a row."""
+def contents(cache: Cache, slot: int, length: int) -> list[torch.Tensor]:
+    """Keys, values and states of a slot."""
+    stores = [x for store in (cache.keys, cache.values) for x in store.values()]
     if isinstance(cache, PagedCache):
-        blocks = cache.tables[row]
-        kept = [
-            x[blocks].transpose(0, 1).flatten(1, 2)[:, :length]
-            for store in (cache.keys, cache.values)
-            for x in store.values()
-        ]
+        kept = [x[cache.table(slot)].transpose(0, 1).flatten(1, 2)[:, :length] for x in stores]
     else:
-        kept = [x[row, :, :length] for store in (cache.keys, cache.values) for x in store.values()]
-    return kept + cache.save_state(row)
+        kept = [x[slot, :, :length] for x in stores]
+    return kept + cache.save_state(slot)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "paged"])
@@ -194,30 +205,29 @@ def contents(cache: Cache, row: int, length: int) -> list[torch.Tensor]:
 )
 def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], budget: int) -> None:
     cache = small_cache(layout, 160)
-    sizes = SimpleNamespace(prefix_bytes=budget, dtype=torch.float32)
-    prefixes = PrefixCache(CONFIG.text, sizes, cache)  # type: ignore[arg-type]
+    prefixes = PrefixCache(cache, budget)
     parent = None
     expected = {length: contents(cache, 0, length) for length in cuts}
-    # From the longest: a row of blocks that is made shorter lets go of what is behind.
+    # From the longest: a slot of blocks that is made shorter lets go of what is behind.
     for length in sorted(cuts, reverse=layout == "paged"):
         cache.restore_state(0, cache.save_state(0), length)
-        parent = prefixes.store(length.to_bytes(4, "big"), cache, 0, parent)
-        prefixes.check_integrity(cache)
+        parent = prefixes.store(length.to_bytes(4, "big"), 0, parent)
+        prefixes.check_integrity()
     for length in cuts:
         if (found := prefixes.find([length.to_bytes(4, "big")])) is None:
             continue
-        prefixes.restore(found, cache, 1)
-        prefixes.check_integrity(cache)
+        prefixes.restore(found, 1)
+        prefixes.check_integrity()
         assert cache.lengths[1] == length
         assert all(torch.equal(a, b) for a, b in zip(contents(cache, 1, length), expected[length], strict=True))
     if budget == 10**7:
         assert len(prefixes.prefixes) == len(cuts)
         assert len(prefixes.holding) <= sum(-(-length // BLOCK) for length in cuts)
     prefixes.clear()
-    for row in range(2):
-        cache.release_slot(row)
-    prefixes.check_integrity(cache)
-    assert prefixes.blocks.used == 0
+    for slot in range(2):
+        cache.release_slot(slot)
+    prefixes.check_integrity()
+    assert cache.blocks.used == 0
 
 
 def test_trap_states_outlive_their_budget_in_requests_that_have_ended(runner: TorchRunner) -> None:

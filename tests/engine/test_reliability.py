@@ -27,7 +27,7 @@ from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 
@@ -54,16 +54,16 @@ def picture(runner: TorchRunner, seed: int, tokens: int = 8, mode: Any = "16x") 
 def is_empty(engine: Engine) -> bool:
     engine.check_integrity()
     pool = engine.pool
-    return not (engine.requests or pool.rows or engine.scheduler.waiting or engine.features.pins)
+    return not (engine.requests or pool.sequences or engine.scheduler.waiting or engine.features.pins)
 
 
 async def read(engine: AsyncEngine, request: Request, stop_after: int | None = None) -> list[int]:
     """Its tokens; its reader leaves after some of them."""
     tokens: list[int] = []
-    async with aclosing(engine.generate(request)) as news:
+    async with aclosing(engine.generate(request)) as outputs:
         if stop_after == 0:
             return tokens
-        async for output in news:
+        async for output in outputs:
             assert output.error is None, output.error
             tokens += output.tokens
             if stop_after is not None and len(tokens) >= stop_after:
@@ -103,12 +103,12 @@ def test_an_abort_storm_leaves_survivors_alone_and_nothing_behind(runner: TorchR
     print(f"\n{REQUESTS} requests, all free {freed:.3f} s after the last reader")
 
 
-def test_a_reader_that_leaves_frees_its_row_within_two_steps(runner: TorchRunner) -> None:
+def test_a_reader_that_leaves_frees_its_slot_within_two_steps(runner: TorchRunner) -> None:
     engine, steps = Engine(runner), list[int]()
     real = engine.step
 
     def counted() -> list[Output]:
-        steps.append(len(engine.pool.rows))
+        steps.append(len(engine.pool.sequences))
         return real()
 
     engine.step = counted  # type: ignore[method-assign]
@@ -121,7 +121,7 @@ def test_a_reader_that_leaves_frees_its_row_within_two_steps(runner: TorchRunner
                 before = len(steps)
                 while not steps[before:] or steps[-1] > 1:
                     await asyncio.sleep(0)
-                assert sum(rows > 1 for rows in steps[before:]) <= 2
+                assert sum(running > 1 for running in steps[before:]) <= 2
             steady.cancel()
 
     asyncio.run(leave())
@@ -135,9 +135,9 @@ def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: 
     requests = [text(runner, *one) for one in made]
     for request in requests:
         engine.add(request)
-    told = drive(engine)
+    answers = drive(engine)
     asked = [text(runner, *one) for one in made]
-    assert_same_answers(runner.model, asked, [told[request][0] for request in requests], expected)
+    assert_same_answers(runner.model, asked, [answers[request][0] for request in requests], expected)
     assert engine.metrics.value("num_preemptions_total") > 0
     assert is_empty(engine)
 
@@ -191,7 +191,7 @@ class Broken(TorchRunner):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean(layout: str) -> None:
+def test_a_nan_in_one_slot_fails_that_request_alone_and_leaves_its_slot_clean(layout: str) -> None:
     runner = Broken(layout)
     expected = [run(runner, [text(runner, seed, 10 + seed)])[0] for seed in range(12)]
     engine = Engine(runner, EngineConfig(max_num_seqs=6))
@@ -200,20 +200,20 @@ def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean(layo
     for request in requests:
         engine.add(request)
     failed: list[Output] = []
-    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
     assert [output.request for output in failed] == [requests[3]]
     assert failed[0].finish_reason == "error"
     fresh = [text(runner, seed, 10 + seed) for seed in range(12)]
     survivors = [seed for seed in range(12) if seed != 3]
-    answers = [told[requests[seed]][0] for seed in survivors]
+    kept = [answers[requests[seed]][0] for seed in survivors]
     runner.nan_of = ()
-    assert_same_answers(runner.model, [fresh[s] for s in survivors], answers, [expected[s] for s in survivors])
+    assert_same_answers(runner.model, [fresh[s] for s in survivors], kept, [expected[s] for s in survivors])
     assert is_empty(engine)
     again = [text(runner, seed, 10 + seed) for seed in range(12)]
     for request in again:
         engine.add(request)
-    told = drive(engine)
-    assert_same_answers(runner.model, fresh, [told[r][0] for r in again], expected)
+    answers = drive(engine)
+    assert_same_answers(runner.model, fresh, [answers[r][0] for r in again], expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -227,12 +227,12 @@ def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int, layout
     for request in requests:
         engine.add(request)
     errors: dict[Request, str | None] = {}
-    told = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
+    answers = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
     assert 1 <= len(errors) <= 3
     assert set(errors.values()) == {"the engine failed: RuntimeError"}
     left = [seed for seed, request in enumerate(requests) if request not in errors]
-    answers = [told[requests[seed]][0] for seed in left]
-    assert_same_answers(runner.model, [text(runner, s) for s in left], answers, [expected[s] for s in left])
+    kept = [answers[requests[seed]][0] for seed in left]
+    assert_same_answers(runner.model, [text(runner, s) for s in left], kept, [expected[s] for s in left])
     assert is_empty(engine)
 
 
@@ -246,16 +246,59 @@ def test_memory_that_runs_out_for_one_picture_costs_that_request_only(layout: st
     for request in requests:
         engine.add(request)
     failed: list[Output] = []
-    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
     assert [(o.request, o.error) for o in failed] == [(requests[2], "a picture could not be encoded: out of memory")]
     left = [seed for seed in range(6) if seed != 2]
-    answers = [told[requests[seed]][0] for seed in left]
-    assert_same_answers(runner.model, [picture(runner, s) for s in left], answers, [expected[s] for s in left])
+    kept = [answers[requests[seed]][0] for seed in left]
+    assert_same_answers(runner.model, [picture(runner, s) for s in left], kept, [expected[s] for s in left])
     assert is_empty(engine)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_interrupt_in_the_middle_of_a_step_is_told_to_whom_it_hit(layout: str) -> None:
+def test_no_memory_for_a_picture_of_two_requests_costs_those_two_only(layout: str) -> None:
+    runner = Broken(layout)
+    expected = [run(runner, [picture(runner, seed)])[0] for seed in range(4)]
+    engine = Engine(runner)
+    requests = [picture(runner, seed) for seed in (0, 1, 2, 2, 3)]
+    runner.bad_patches = requests[2].patches
+    for request in requests:
+        engine.add(request)
+    errors: dict[Request, str | None] = {}
+    answers = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
+    assert errors == dict.fromkeys(requests[2:4], "a picture could not be encoded: out of memory")
+    assert [answers[requests[i]][0] for i in (0, 1, 4)] == [expected[0], expected[1], expected[3]]
+    assert is_empty(engine)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_request_that_fails_while_it_decodes_leaves_the_others_in_their_slots(layout: str) -> None:
+    """Of two answers one is pre-empted, and its picture cannot be encoded again: both are lost, nobody else."""
+    runner = Broken(layout)
+    others = [text(runner, seed, tokens=12) for seed in range(3)]
+    expected = [run(runner, [text(runner, seed, tokens=12)])[0] for seed in range(3)]
+    engine = Engine(runner, EngineConfig(max_num_seqs=6, prefix_cache_memory=0, encoder_cache_memory=0))
+    views = [view(8, 8)]
+    patches, params = random_patches(views, 7), SamplingParams(temperature=0, max_tokens=12, n=2)
+    double = make_request(runner, prompt_with_views(views, seed=7), params, frozenset(), patches, views)
+    for request in (double, *others):
+        engine.add(request)
+    answers: dict[Request, list[int]] = {request: [] for request in others}
+    while engine.pool.decoding < 5:
+        for output in engine.step():
+            if output.request is not double:
+                answers[output.request] += output.tokens
+    engine.scheduler.preempt(double.sequences[1])
+    runner.bad_patches = patches
+    for request, choices in drive(engine, may_fail=True).items():
+        if request is not double:
+            answers[request] += choices[0]
+    assert [sequence.finish_reason for sequence in double.sequences] == ["error", "error"]
+    assert [answers[request] for request in others] == expected
+    assert is_empty(engine)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_interrupt_in_the_middle_of_a_step_reaches_whom_it_hit(layout: str) -> None:
     runner = Broken(layout)
     engine = Engine(runner)
     engine.add(text(runner, 0))
@@ -283,9 +326,9 @@ def test_a_deadline_ends_a_request_wherever_it_is(runner: TorchRunner) -> None:
     engine.step()
     running.deadline = waiting.deadline = time.monotonic()
     ends = {}
-    told = drive(engine, lambda output: ends.update({output.request: output.finish_reason}), may_fail=True)
+    answers = drive(engine, lambda output: ends.update({output.request: output.finish_reason}), may_fail=True)
     assert [ends[r] for r in (running, waiting, patient)] == ["abort", "abort", "length"]
-    assert_same_answers(runner.model, [text(runner, 2)], told[patient], run(runner, [text(runner, 2)]))
+    assert_same_answers(runner.model, [text(runner, 2)], answers[patient], run(runner, [text(runner, 2)]))
 
 
 def test_what_is_too_much_is_refused_at_once(runner: TorchRunner) -> None:

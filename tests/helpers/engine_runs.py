@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from helpers.invariants import is_tie, prefill
-from pocketvlm.engine.caches.pool import ContiguousPool, PagedPool
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
@@ -18,7 +17,7 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.engine.sampling.sampler import penalise_repetition, seen_tokens
-from pocketvlm.model.cache.block_pool import blocks_for
+from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
@@ -55,18 +54,18 @@ def make_request(
 def drive(
     engine: Engine, on_output: Callable[[Output], None] | None = None, *, may_fail: bool = False
 ) -> dict[Request, list[list[int]]]:
-    """Step until nothing is left; returns the tokens that were told, for each request and each of its choices."""
-    told: dict[Request, list[list[int]]] = {}
+    """Step until nothing is left; returns the tokens that came out, for each request and each of its choices."""
+    answers: dict[Request, list[list[int]]] = {}
     while engine.has_work:
         for output in engine.step():
             assert may_fail or output.error is None, output.error
-            choices = told.setdefault(output.request, [])
+            choices = answers.setdefault(output.request, [])
             choices += [[] for _ in range(output.index + 1 - len(choices))]
             choices[output.index] += output.tokens
             if on_output is not None:
                 on_output(output)
         engine.check_integrity()
-    return told
+    return answers
 
 
 def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list[int]]:
@@ -74,8 +73,8 @@ def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list
     engine = Engine(runner, EngineConfig(**config))
     for request in requests:
         engine.add(request)
-    told = drive(engine)
-    return [told.get(request, [[]])[0] for request in requests]
+    answers = drive(engine)
+    return [answers.get(request, [[]])[0] for request in requests]
 
 
 def assert_same_answers(
@@ -105,8 +104,4 @@ def _scores_where_they_part(model: MiniCPMV, request: Request, one: Sequence[int
 
 def limit_cache(engine: Engine, tokens: int) -> None:
     """Leave room for so many tokens of all that run together, whole blocks of them."""
-    if isinstance(engine.pool, PagedPool):
-        engine.pool.max_blocks = blocks_for(tokens)
-    else:
-        assert isinstance(engine.pool, ContiguousPool)
-        engine.pool.max_tokens = tokens
+    engine.pool.cache.max_tokens = blocks_for(tokens) * BLOCK if engine.sizes.layout == "paged" else tokens

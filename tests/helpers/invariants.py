@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
@@ -98,7 +99,7 @@ def packed_logits(
 
 def packed_equals_separate(model: MiniCPMV, sequences: Sequence[Sequence[int]]) -> None:
     """Sequences packed into one forward, with and without a cache, get what each gets alone."""
-    cache = Cache(model.config.text, len(sequences), max(map(len, sequences)))
+    cache = ContiguousCache(model.config.text, len(sequences), max(map(len, sequences)))
     for store in (None, cache):
         for got, ids in zip(packed_logits(model, sequences, store), sequences, strict=True):
             assert_same_decoding(got, prefill(model, ids))
@@ -114,7 +115,7 @@ def prefill_in_chunks_equals_one_forward(
     """
     x = model.embed(torch.tensor(ids)) if embeddings is None else embeddings
     edges = [0, *sorted(set(cuts)), len(ids)]
-    whole, pieces = (Cache(model.config.text, 2, 4) for _ in range(2))
+    whole, pieces = (ContiguousCache(model.config.text, 2, 4) for _ in range(2))
     for cache in (whole, pieces):
         cache.reserve(len(ids))
     outs = []
@@ -147,7 +148,7 @@ def cached_decode_equals_full_forward(
 
     Continuations are of equal length; the prompts need not be.
     """
-    cache = Cache(model.config.text, len(prompts), 1)
+    cache = ContiguousCache(model.config.text, len(prompts), 1)
     cache.reserve(max(map(len, prompts)))
     steps = [[row[-1] for row in packed_logits(model, prompts, cache)]]
     for tokens in zip(*continuations, strict=True):
@@ -172,7 +173,7 @@ def batch_of_one_equals_inside_a_batch(model: MiniCPMV, prompts: Sequence[Sequen
 
 
 def _greedy(model: MiniCPMV, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[list[list[int]], list[Tensor]]:
-    cache = Cache(model.config.text, len(prompts), max(map(len, prompts)) + tokens)
+    cache = ContiguousCache(model.config.text, len(prompts), max(map(len, prompts)) + tokens)
     logits = torch.stack([row[-1] for row in packed_logits(model, prompts, cache)])
     ids, history = [], []
     for _ in range(tokens):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch, Segment
 
 
@@ -24,7 +25,7 @@ def step(cache: Cache, tokens: list[int], slots: list[int]) -> torch.Tensor:
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12))
 def test_growing_keeps_what_was_there(length: int, capacity: int, more: int) -> None:
     ids, tail = random_text(length), random_text(more, seed=1)
-    cache = Cache(CONFIG.text, 1, capacity)
+    cache = ContiguousCache(CONFIG.text, 1, capacity)
     cache.reserve(length)
     packed_logits(tiny_model(), [ids], cache)
     for i, token in enumerate(tail):
@@ -36,7 +37,7 @@ def test_growing_keeps_what_was_there(length: int, capacity: int, more: int) -> 
 
 def test_capacity_grows_by_doubling_up_to_the_context() -> None:
     config = with_text(max_position_embeddings=50).text
-    cache = Cache(config, 1, 8)
+    cache = ContiguousCache(config, 1, 8)
     cache.reserve(8)
     assert cache.capacity == 8
     cache.reserve(9)
@@ -47,12 +48,12 @@ def test_capacity_grows_by_doubling_up_to_the_context() -> None:
     assert cache.capacity == 50
     with pytest.raises(ConfigError, match=r"51 tokens is over the model's context of 50"):
         cache.reserve(51)
-    assert Cache(config, 1, 1000).capacity == 50
+    assert ContiguousCache(config, 1, 1000).capacity == 50
 
 
 def test_a_slot_that_was_reset_equals_a_new_one() -> None:
     model, (old, new) = tiny_model(), (random_text(40), random_text(9, seed=3))
-    used, fresh = (Cache(CONFIG.text, 2, 64) for _ in range(2))
+    used, fresh = (ContiguousCache(CONFIG.text, 2, 64) for _ in range(2))
     packed_logits(model, [old, old], used)
     used.reset(0)
     used.reset(1)
@@ -66,7 +67,7 @@ def test_a_slot_that_was_reset_equals_a_new_one() -> None:
 
 def test_reset_leaves_the_other_slots_alone() -> None:
     prompts = [random_text(9), random_text(30, seed=1), random_text(4, seed=2)]
-    reset, kept = (Cache(CONFIG.text, 3, 64) for _ in range(2))
+    reset, kept = (ContiguousCache(CONFIG.text, 3, 64) for _ in range(2))
     for cache in (reset, kept):
         packed_logits(tiny_model(), prompts, cache)
     reset.reset(1)
@@ -77,7 +78,7 @@ def test_reset_leaves_the_other_slots_alone() -> None:
 
 def test_a_copied_slot_continues_on_its_own() -> None:
     prompt = random_text(20)
-    cache = Cache(CONFIG.text, 3, 64)
+    cache = ContiguousCache(CONFIG.text, 3, 64)
     packed_logits(tiny_model(), [prompt], cache)
     cache.copy_slot(0, 2)
     both = step(cache, [1, 2], [0, 2])
@@ -89,9 +90,9 @@ def test_a_copied_slot_continues_on_its_own() -> None:
     assert cache.lengths == [22, 0, 22]
 
 
-def test_a_slot_that_holds_the_beginning_already_is_copied_from_there_on() -> None:
+def test_a_slot_that_holds_the_prefix_already_is_copied_from_there_on() -> None:
     prompt, tails = random_text(20), (random_text(5, seed=1), random_text(5, seed=2))
-    cache, expected = (Cache(CONFIG.text, 2, 64) for _ in range(2))
+    cache, expected = (ContiguousCache(CONFIG.text, 2, 64) for _ in range(2))
     for store in (cache, expected):
         packed_logits(tiny_model(), [prompt], store)
         store.copy_slot(0, 1)
@@ -106,7 +107,7 @@ def test_a_slot_that_holds_the_beginning_already_is_copied_from_there_on() -> No
 
 def test_trap_cache_without_conv_and_recurrent_state_a_copy_holds_all_three() -> None:
     prompt = random_text(20)
-    cache = Cache(CONFIG.text, 2, 64)
+    cache = ContiguousCache(CONFIG.text, 2, 64)
     packed_logits(tiny_model(), [prompt], cache)
     cache.copy_slot(0, 1)
     for name in ("conv", "recurrent"):
@@ -122,7 +123,7 @@ def test_trap_cache_without_conv_and_recurrent_state_a_copy_holds_all_three() ->
 
 def test_a_step_of_some_slots_leaves_the_others_alone() -> None:
     prompts = [random_text(9), random_text(30, seed=1), random_text(4, seed=2)]
-    cache, before = (Cache(CONFIG.text, 3, 64) for _ in range(2))
+    cache, before = (ContiguousCache(CONFIG.text, 3, 64) for _ in range(2))
     for store in (cache, before):
         packed_logits(tiny_model(), prompts, store)
     step(cache, [1, 2], [2, 0])
@@ -131,13 +132,13 @@ def test_a_step_of_some_slots_leaves_the_others_alone() -> None:
 
 
 def test_recurrent_state_is_fp32_whatever_the_dtype() -> None:
-    cache = Cache(CONFIG.text, 1, 8, dtype=torch.bfloat16)
+    cache = ContiguousCache(CONFIG.text, 1, 8, dtype=torch.bfloat16)
     assert {t.dtype for t in cache.recurrent.values()} == {torch.float32}
     assert {t.dtype for s in (cache.keys, cache.values, cache.conv) for t in s.values()} == {torch.bfloat16}
 
 
 def test_every_layer_has_the_state_of_its_kind() -> None:
-    cache = Cache(CONFIG.text, 2, 8)
+    cache = ContiguousCache(CONFIG.text, 2, 8)
     kinds = CONFIG.text.layer_types
     assert sorted(cache.keys) == sorted(cache.values) == [i for i, k in enumerate(kinds) if k == "full_attention"]
     assert sorted(cache.conv) == sorted(cache.recurrent) == [i for i, k in enumerate(kinds) if k == "linear_attention"]

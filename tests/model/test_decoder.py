@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.text.norm import GatedRMSNorm, ZeroCentredRMSNorm
 from pocketvlm.model.text.rotary import apply_rotary, rotary_cos_sin
@@ -79,7 +79,7 @@ def test_trap_chunked_prefill_a_cut_inside_a_picture_changes_nothing(views: list
 
 def test_continued_and_fresh_segments_share_a_forward() -> None:
     model, (long, short) = tiny_model(), prompts_of([70, 9])
-    cache = Cache(CONFIG.text, 2, 128)
+    cache = ContiguousCache(CONFIG.text, 2, 128)
     model(torch.tensor(long[:66]), PackedBatch.of([Segment(66)]), None, cache)
     batch = PackedBatch.of([Segment(9, 0, 1), Segment(4, 66, 0)])
     logits = model.logits(model(torch.tensor(short + long[66:]), batch, None, cache))
@@ -89,7 +89,7 @@ def test_continued_and_fresh_segments_share_a_forward() -> None:
 
 def test_slots_in_any_order_and_with_gaps() -> None:
     model, prompts = tiny_model(), prompts_of([5, 30, 12])
-    cache, slots = Cache(CONFIG.text, 6, 64), [4, 0, 2]
+    cache, slots = ContiguousCache(CONFIG.text, 6, 64), [4, 0, 2]
     packed = PackedBatch.of([Segment(len(p), slot=s) for p, s in zip(prompts, slots, strict=True)])
     model(torch.tensor([i for p in prompts for i in p]), packed, None, cache)
     step = PackedBatch.of([Segment(1, len(p), s) for p, s in zip(prompts, slots, strict=True)])

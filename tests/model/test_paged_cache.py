@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.cache.paged import PagedCache
 from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -22,7 +22,7 @@ SLOT = st.integers(0, SLOTS - 1)
 
 def blocks(cache: PagedCache, slot: int) -> list[torch.Tensor]:
     """Keys and values of a slot, one after the other."""
-    table, length = cache.tables[slot], cache.lengths[slot]
+    table, length = cache.table(slot), cache.lengths[slot]
     stores = (*cache.keys.values(), *cache.values.values())
     return [store[table].transpose(0, 1).flatten(1, 2)[:, :length] for store in stores]
 
@@ -37,7 +37,7 @@ class SameAsContiguous(RuleBasedStateMachine):
             CONFIG.text, SLOTS if preallocate else first, limit, preallocate=preallocate, dtype=torch.float32
         )
         self.paged.resize(SLOTS, TOKENS, 0)
-        self.plain = Cache(CONFIG.text, SLOTS, TOKENS)
+        self.plain = ContiguousCache(CONFIG.text, SLOTS, TOKENS)
         self.ids: list[list[int]] = [[] for _ in range(SLOTS)]
         self.seed = 0
 

@@ -25,7 +25,8 @@ from pocketvlm.config import DownsampleMode, ImageConfig
 from pocketvlm.engine.request import Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vision.view_packing import pack_views
@@ -256,7 +257,7 @@ def test_logits_and_thirty_two_greedy_tokens_equal_the_reference(
 ) -> None:
     pair = pair_of(seed)
     length = len(pair.ids(prompt, mode))
-    store = Cache(pair.ours.config.text, 1, length + 32)
+    store = ContiguousCache(pair.ours.config.text, 1, length + 32)
     got = pair.our_forward(prompt, mode, store)
     answer = pair.their_forward(prompt, mode, use_cache=True)
     assert_same_decoding(got, answer.logits[0])

@@ -64,7 +64,7 @@ def load_reference(checkpoint: Path) -> Answerer:
 
 def load_pocketvlm(checkpoint: Path) -> Answerer:
     """The same from our model, loaded as `pocketvlm.load` does."""
-    from pocketvlm.model.cache.contiguous import Cache
+    from pocketvlm.model.cache.contiguous import ContiguousCache
     from pocketvlm.model.checkpoint import load_model
     from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -72,7 +72,7 @@ def load_pocketvlm(checkpoint: Path) -> Answerer:
 
     def answer(patches: Tensor, views: tuple[View, ...], ids: Tensor) -> Answer:
         features = model.encode_views(patches, views)
-        cache = Cache(model.config.text, 1, len(ids) + TOKENS)
+        cache = ContiguousCache(model.config.text, 1, len(ids) + TOKENS)
         last = hidden = model(ids, PackedBatch.of([Segment(len(ids))]), features, cache)
         history = []
         for step in range(TOKENS):

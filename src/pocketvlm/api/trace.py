@@ -20,7 +20,7 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.patches.image import to_reference_layout
@@ -65,7 +65,8 @@ def trace_forward(
 ) -> Trace:
     """Run the prompt, keep the intermediates, then continue greedily (a stop id is kept and ends it)."""
     features = model.encode_views(patches, views) if views else torch.zeros(0)
-    cache = Cache(model.config.text, 1, len(input_ids) + max_tokens, dtype=model.dtype, device=model.device)
+    tokens = len(input_ids) + max_tokens
+    cache = ContiguousCache(model.config.text, 1, tokens, dtype=model.dtype, device=model.device)
     batch = PackedBatch.of([Segment(len(input_ids))], model.device)
     hidden = model(input_ids.to(model.device), batch, features, cache)
     logits = model.logits(hidden[-1:])[0]

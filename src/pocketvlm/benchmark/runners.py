@@ -20,7 +20,7 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.engine.sampling.sampler import best_tokens
 from pocketvlm.kernels.linear import fp16_linear
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment

@@ -14,11 +14,11 @@ from pocketvlm.model.cache.base import state_bytes, token_bytes
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 
 MAX_SEQS = {"cpu": 16, "cuda": 256}
-ROWS_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
-PREFIX_SHARE, MOST_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
-ENCODER_SHARE, MOST_ENCODER = 0.01, 2**28
+CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
+PREFIX_SHARE, MAX_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
+ENCODER_SHARE, MAX_ENCODER = 0.01, 2**28
 MIB = 2**20
-LEAST = {  # what each budget may be at least
+MIN_BUDGET = {  # what each budget may be at least
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,
     "cache_memory": 1,
@@ -30,18 +30,18 @@ LEAST = {  # what each budget may be at least
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Budgets of an engine, by vLLM's names where it has one; None chooses.
+    """The budgets of an engine, by vLLM's names where it has one; None means that the engine chooses.
 
     Attributes:
         max_num_seqs: sequences that run at the same time; 16 on a CPU, 256 on CUDA.
-        max_num_batched_tokens: of prompts in one step; the runner's own chunk.
+        max_num_batched_tokens: tokens of prompts in one step; the runner's own chunk.
         cache_memory: bytes for keys, values and states of sequences that run; a quarter of a CPU's memory, half of
             what is free on a GPU. Taken as it is needed.
-        prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
+        prefix_cache_memory: bytes for prefixes of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
             keeps none.
         encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
         max_waiting: requests in the queue; one more is refused.
-        cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a row of one buffer for
+        cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a part of one buffer for
             each. On CUDA paged; ONNX Runtime has the other only.
         enforce_eager: no CUDA graphs.
     """
@@ -60,15 +60,15 @@ class EngineConfig:
             raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
         if not isinstance(self.enforce_eager, bool):
             raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
-        for name, least in LEAST.items():
+        for name, minimum in MIN_BUDGET.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {least}")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
+                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {minimum}")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a configuration comes to for one runner."""
+    """Says what a configuration comes to for one runner."""
 
     max_num_seqs: int
     batched_tokens: int
@@ -82,7 +82,7 @@ class Sizes:
 
     @classmethod
     def of(cls, runner: Runner, config: EngineConfig) -> Self:
-        """`ConfigError` when the cache would not hold one short sequence, or is not of a layout that the runner has."""
+        """Work them out; `ConfigError` for a cache of no short sequence, or of a layout that the runner has not."""
         text, kind = runner.config.text, runner.device.type
         layout = config.cache_layout or runner.cache_layouts[0]
         if layout not in runner.cache_layouts:
@@ -92,18 +92,18 @@ class Sizes:
             )
         dtype = runner.make_cache(1, 1).dtype
         memory = memory_bytes(runner.device)
-        most = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
-        rows = config.cache_memory if config.cache_memory is not None else int(memory * ROWS_SHARE.get(kind, 0.25))
+        max_seqs = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
+        budget = config.cache_memory if config.cache_memory is not None else int(memory * CACHE_SHARE.get(kind, 0.25))
         state, token = state_bytes(text, dtype), token_bytes(text, dtype)
         # States come first, one for each sequence; half of the budget is for tokens all the same.
-        seqs = max(1, min(most, rows // 2 // max(state, 1)))
-        tokens = (rows - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
-        most_tokens = seqs * text.max_position_embeddings
+        seqs = max(1, min(max_seqs, budget // 2 // max(state, 1)))
+        tokens = (budget - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
+        max_tokens = seqs * text.max_position_embeddings
         if layout == "paged":  # whole blocks, also for the last tokens of a context
-            tokens, most_tokens = tokens // BLOCK * BLOCK, seqs * blocks_for(text.max_position_embeddings) * BLOCK
+            tokens, max_tokens = tokens // BLOCK * BLOCK, seqs * blocks_for(text.max_position_embeddings) * BLOCK
         if tokens < 2:
             raise ConfigError(
-                f"cache_memory={rows} holds no sequence: the states of one take {state} bytes, a token {token}",
+                f"cache_memory={budget} holds no sequence: the states of one take {state} bytes, a token {token}",
                 hint=f"Give at least {state + 1024 * token} bytes.",
             )
         prefix = config.prefix_cache_memory
@@ -112,10 +112,10 @@ class Sizes:
             max_num_seqs=seqs,
             batched_tokens=config.max_num_batched_tokens or runner.prefill_chunk,
             patches=runner.encode_patches,
-            cache_tokens=min(tokens, most_tokens),
-            cache_bytes=rows,
-            prefix_bytes=min(int(memory * PREFIX_SHARE), MOST_PREFIX[kind]) if prefix is None else prefix,
-            encoder_bytes=min(int(memory * ENCODER_SHARE), MOST_ENCODER) if encoder is None else encoder,
+            cache_tokens=min(tokens, max_tokens),
+            cache_bytes=budget,
+            prefix_bytes=min(int(memory * PREFIX_SHARE), MAX_PREFIX[kind]) if prefix is None else prefix,
+            encoder_bytes=min(int(memory * ENCODER_SHARE), MAX_ENCODER) if encoder is None else encoder,
             dtype=dtype,
             layout=layout,
         )
@@ -124,6 +124,6 @@ class Sizes:
         blocks = f", in blocks of {BLOCK}" if self.layout == "paged" else ""
         return (
             f"{self.max_num_seqs} sequences and {self.cache_tokens:,} tokens in {self.cache_bytes // MIB:,} MiB "
-            f"at most{blocks}, beginnings of prompts in {self.prefix_bytes // MIB:,}, "
+            f"at most{blocks}, prefixes in {self.prefix_bytes // MIB:,}, "
             f"features in {self.encoder_bytes // MIB:,}"
         )

@@ -17,20 +17,20 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 
 
 class Metrics:
-    """What has happened in an engine so far. Times are seconds."""
+    """Counts what has happened in an engine so far. Times are seconds."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.running = self._gauge("num_requests_running", "Requests that have a row of the cache")
+        self.running = self._gauge("num_requests_running", "Requests that have a slot of the cache")
         self.waiting = self._gauge("num_requests_waiting", "Sequences in the queue")
-        self.cache_usage = self._gauge("kv_cache_usage_perc", "Share of the cache's tokens that rows in use hold")
-        self.prefix_bytes = self._gauge("prefix_cache_bytes", "Memory of the beginnings of prompts that are kept")
+        self.cache_usage = self._gauge("kv_cache_usage_perc", "Share of the cache's tokens that slots in use hold")
+        self.prefix_bytes = self._gauge("prefix_cache_bytes", "Memory of the prefixes of prompts that are kept")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens that were looked up")
         self.prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens that were found")
         self.encoder_queries = self._counter("encoder_cache_queries", "Views that were looked up")
         self.encoder_hits = self._counter("encoder_cache_hits", "Views that were found")
         self.encoded_views = self._counter("encoded_views", "Views that went through the tower")
-        self.preemptions = self._counter("num_preemptions", "Sequences that gave up their row")
+        self.preemptions = self._counter("num_preemptions", "Sequences that gave up their slot")
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts")
         self.prompt_tokens_computed = self._counter("prompt_tokens_computed", "Tokens that prefill has computed")
         self.generation_tokens = self._counter("generation_tokens", "Tokens of answers")
@@ -40,7 +40,7 @@ class Metrics:
         self.first_token_seconds = self._histogram("time_to_first_token_seconds", "From arrival to the first token")
         self.inter_token_seconds = self._histogram("inter_token_latency_seconds", "Between tokens of an answer")
         self.e2e_seconds = self._histogram("e2e_request_latency_seconds", "From arrival to the end")
-        self.queue_seconds = self._histogram("request_queue_time_seconds", "From arrival to a row")
+        self.queue_seconds = self._histogram("request_queue_time_seconds", "From arrival to a slot")
         self.prefill_seconds = self._histogram("request_prefill_time_seconds", "Steps that read the prompt")
         self.decode_seconds = self._histogram("request_decode_time_seconds", "Steps that made the answer")
 
@@ -54,7 +54,7 @@ class Metrics:
         return Histogram(f"{PREFIX}:{name}", text, buckets=SECONDS, registry=self.registry)
 
     def value(self, name: str, **labels: str) -> float:
-        """One number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet."""
+        """Read one number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet."""
         found = self.registry.get_sample_value(f"{PREFIX}:{name}", labels)
         return 0.0 if found is None else found
 
@@ -63,7 +63,7 @@ class Metrics:
         self.prompt_tokens.inc(request.prompt_tokens)
 
     def started(self, request: Request, views: int, views_found: int) -> None:
-        """A request has its first row."""
+        """Count a request that has its first slot."""
         self.queue_seconds.observe(request.timing["queue"])
         self.prefix_queries.inc(request.prompt_tokens)
         self.prefix_hits.inc(request.cached_tokens)
@@ -71,7 +71,7 @@ class Metrics:
         self.encoder_hits.inc(views_found)
 
     def token(self, sequence: Sequence, now: float) -> None:
-        """An answer has a new token."""
+        """Count a new token of an answer."""
         request = sequence.request
         self.generation_tokens.inc()
         if sequence.last_token_at is not None:
@@ -82,17 +82,17 @@ class Metrics:
         sequence.last_token_at = now
 
     def finished(self, reason: FinishReason) -> None:
-        """An answer has ended."""
+        """Count an answer that has ended."""
         self.success.labels(reason).inc()
 
     def closed(self, request: Request) -> None:
-        """All answers of a request have ended."""
+        """Count a request all of whose answers have ended."""
         self.e2e_seconds.observe(time.monotonic() - request.arrival)
         self.prefill_seconds.observe(request.timing["prefill"])
         self.decode_seconds.observe(request.timing["decode"])
 
     def stepped(self, *, running: int, waiting: int, cache_usage: float, prefix_bytes: int) -> None:
-        """A step is over."""
+        """Set the gauges after a step."""
         self.running.set(running)
         self.waiting.set(waiting)
         self.cache_usage.set(cache_usage)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence as Series
+from collections import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from pocketvlm.engine.prompt_layout import PromptLayout
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.views import View
 
@@ -37,14 +38,15 @@ class Request:
         params: how answers are drawn, and how many.
         stop_ids: tokens that end an answer and are not part of it.
         patches, views: uint8 [P, patch, patch, 3], the pictures in order of their placeholders.
-        placeholder_ids: ids that hold the places of visual tokens.
-        branch_points: lengths of beginnings of the prompt that other prompts are likely to share, rising.
-        salt: whatever else decides an answer (an adapter's name): beginnings are shared between equal ones only.
+        placeholder_ids: ids that stand in the prompt where visual tokens will be.
+        branch_points: lengths of prefixes of the prompt that other prompts are likely to share, rising.
+        salt: whatever else decides an answer (an adapter's name): prefixes are shared between equal ones only.
         grammar: what answers must match.
         priority: lower goes first; a step of one is worth `SchedulerConfig.aging_seconds` of waiting.
         deadline: `time.monotonic()` at which it is given up.
+        layout: what its prompt looks like, from the moment the scheduler takes it.
         timing: seconds by stage (queue, encode, prefill, decode), filled in on the way.
-        cached_tokens: of the prompt, that came from the prefix cache.
+        cached_tokens: tokens of the prompt that came from the prefix cache.
         score: of the answer among the beams (`beam_search.Hypothesis`); None without beams.
         sequences: its answers; with beams the beams, and at the end the best of them alone.
     """
@@ -54,7 +56,7 @@ class Request:
     params: SamplingParams
     stop_ids: frozenset[int]
     patches: Tensor | None = field(default=None, repr=False)
-    views: Series[View] = ()
+    views: abc.Sequence[View] = ()
     placeholder_ids: tuple[int, ...] = ()
     branch_points: tuple[int, ...] = ()
     salt: bytes = b""
@@ -69,6 +71,7 @@ class Request:
     score: float | None = None
     sequences: list[Sequence] = field(default_factory=list, repr=False)
     view_keys: tuple[bytes, ...] = ()
+    layout: PromptLayout = field(init=False, repr=False)
     first_token_at: float | None = None
     search: BeamSearch | None = None
 
@@ -90,7 +93,7 @@ class Request:
 
     @property
     def width(self) -> int:
-        """Rows of the cache that it will need at once."""
+        """How many slots of the cache it will need at once."""
         return max(self.params.num_beams, 1)
 
 
@@ -101,15 +104,17 @@ class Sequence:
     Attributes:
         index: among the request's.
         output_ids: tokens generated so far.
-        computed: tokens, of the prompt and the answer so far, that its row of the cache holds.
-        row: of the cache; None while it waits.
+        computed: tokens, of the prompt and the answer so far, that its slot of the cache holds.
+        slot: its seat in the cache; None while it waits.
+        pins: keys of the views whose features it still needs.
     """
 
     request: Request
     index: int
     output_ids: list[int] = field(default_factory=list)
     computed: int = 0
-    row: int | None = None
+    slot: int | None = None
+    pins: tuple[bytes, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
     sampling: SamplingState | None = None
@@ -121,18 +126,18 @@ class Sequence:
 
     @property
     def tokens(self) -> int:
-        """Of the prompt and the answer so far."""
+        """How many tokens the prompt and the answer so far have."""
         return self.request.prompt_tokens + len(self.output_ids)
 
     @property
     def pending(self) -> int:
-        """Tokens that must go through the decoder before the next can be chosen."""
+        """How many tokens must go through the decoder before the next can be chosen."""
         return self.tokens - self.computed
 
 
 @dataclass(frozen=True)
 class Output:
-    """News of one answer.
+    """Says what is new of one answer.
 
     Attributes:
         tokens: new ones; none when it ended on a stop id; with beams the whole answer at its end.

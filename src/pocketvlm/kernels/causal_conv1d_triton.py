@@ -26,7 +26,7 @@ CHANNELS = 256  # of one program
 def conv_kernel(
     x, weight, slots, state, out, x_row, channels, KEPT: tl.constexpr, TAPS: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Program (b, c): WIDTH channels of one sequence; its last inputs move up by one place."""
+    """Program (b, c): WIDTH channels of one sequence; its last inputs move up by one."""
     b = tl.program_id(0)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     mask = c < channels
@@ -34,15 +34,15 @@ def conv_kernel(
     if slot >= 0:
         x_C = tl.load(x + b * x_row + c, mask=mask, other=0.0)
         y_C = x_C.to(tl.float32) * tl.load(weight + c * TAPS + KEPT, mask=mask, other=0.0).to(tl.float32)
-        place = state + slot * KEPT * channels + c
+        at = state + slot * KEPT * channels + c
         for tap in tl.static_range(KEPT):
-            past_C = tl.load(place + tap * channels, mask=mask, other=0.0)
+            past_C = tl.load(at + tap * channels, mask=mask, other=0.0)
             y_C += past_C.to(tl.float32) * tl.load(weight + c * TAPS + tap, mask=mask, other=0.0).to(tl.float32)
-            # The compiler may give a load and a store different threads: all have read a place before any writes it.
+            # The compiler may give a load and a store different threads: all have read before any writes.
             tl.debug_barrier()
             if tap > 0:
-                tl.store(place + (tap - 1) * channels, past_C, mask=mask)
-        tl.store(place + (KEPT - 1) * channels, x_C.to(state.dtype.element_ty), mask=mask)
+                tl.store(at + (tap - 1) * channels, past_C, mask=mask)
+        tl.store(at + (KEPT - 1) * channels, x_C.to(state.dtype.element_ty), mask=mask)
         y_C = y_C / (1.0 + tl.exp(-y_C))
         tl.store(out + b * channels + c, y_C.to(out.dtype.element_ty), mask=mask)
     else:

@@ -68,12 +68,12 @@ def step_kernel(
         q_K = q_K / tl.sqrt(tl.sum(q_K * q_K, 0) + eps) * scale
         k_K = k_K / tl.sqrt(tl.sum(k_K * k_K, 0) + eps)
 
-        place = state + ((slot * heads + h) * KEY + i[:, None]) * VALUE + u[None, :]
+        at = state + ((slot * heads + h) * KEY + i[:, None]) * VALUE + u[None, :]
         mask = (i < KEY)[:, None] & columns[None, :]
-        state_KU = tl.load(place, mask=mask, other=0.0) * decay
+        state_KU = tl.load(at, mask=mask, other=0.0) * decay
         delta_U = rate * (v_U - tl.sum(state_KU * k_K[:, None], 0))
         result_U = tl.sum(state_KU * q_K[:, None], 0) + tl.sum(k_K * q_K, 0) * delta_U
-        tl.store(place, state_KU + k_K[:, None] * delta_U[None, :], mask=mask)
+        tl.store(at, state_KU + k_K[:, None] * delta_U[None, :], mask=mask)
         tl.store(out_U, result_U, mask=columns)
     else:
         tl.store(out_U, tl.zeros([COLUMNS], tl.float32), mask=columns)

@@ -4,9 +4,9 @@ A plain twin of each routine, and what runs: the kernels of `paged_attention_tri
 Chunks of prompts have the plain routine only.
 
 Shapes:  B sequences · T new tokens of all sequences, packed · H query heads · J KV heads · E head dim
-         N blocks of S places · M blocks in a row of the table
+         N blocks of S tokens · M blocks in a row of the table
          q_BHE · keys_NJSE values_NJSE · block_tables_BM int32 · lengths_B int32 (keys that the new token sees, its own
-         among them) · slot_mapping_T (block * S + place in the block; negative for padding)
+         among them) · slot_mapping_T (block * S + offset in the block; negative for padding)
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def naive_paged_attention(
 ) -> Tensor:
     """The plain twin: every table's blocks laid out one after the other, then the library's attention under a mask."""
     tables = block_tables_BM.long()
-    places = tables.shape[1] * keys_NJSE.shape[2]
-    seen_BL = torch.arange(places, device=q_BHE.device) < lengths_B[:, None]
-    # Places that nothing was written to may hold NaN, which a mask on the scores does not keep out.
+    longest = tables.shape[1] * keys_NJSE.shape[2]
+    seen_BL = torch.arange(longest, device=q_BHE.device) < lengths_B[:, None]
+    # What nothing was written to may hold NaN, which a mask on the scores does not keep out.
     hidden = ~seen_BL[:, None, :, None]
     keys, values = (
         x[tables.clamp(0, x.shape[0] - 1)].transpose(1, 2).flatten(2, 3).masked_fill(hidden, 0.0)
@@ -54,7 +54,7 @@ def naive_paged_attention(
 
 
 def write_kv(keys_NJSE: Tensor, values_NJSE: Tensor, k_TJE: Tensor, v_TJE: Tensor, slot_mapping_T: Tensor) -> None:
-    """Put new keys and values in their places; rows whose place is negative are padding and go nowhere."""
+    """Put new keys and values where `slot_mapping_T` says; negative ones are padding and go nowhere."""
     if runs_triton(k_TJE):
         from pocketvlm.kernels.paged_attention_triton import triton_write_kv
 
@@ -68,10 +68,10 @@ def naive_write_kv(
 ) -> None:
     """The plain twin; it waits for the host to leave out the padding."""
     rows = (slot_mapping_T >= 0).nonzero().squeeze(1)
-    slots, size = slot_mapping_T[rows].long(), keys_NJSE.shape[2]
-    block, place = slots // size, slots % size
-    keys_NJSE[block, :, place] = k_TJE[rows].to(keys_NJSE.dtype)
-    values_NJSE[block, :, place] = v_TJE[rows].to(values_NJSE.dtype)
+    written, size = slot_mapping_T[rows].long(), keys_NJSE.shape[2]
+    block, offset = written // size, written % size
+    keys_NJSE[block, :, offset] = k_TJE[rows].to(keys_NJSE.dtype)
+    values_NJSE[block, :, offset] = v_TJE[rows].to(values_NJSE.dtype)
 
 
 def paged_chunk_attention(

@@ -26,7 +26,7 @@ try:
 except ImportError:
     raise MissingExtraError("triton", "cuda") from None
 
-ROWS = 16  # the least that a tensor core takes
+ROWS = 16  # a tensor core takes no fewer
 TILE_BYTES = 16384  # of keys in one tile: two tiles of keys and values in flight fit the 64 KiB of the smallest GPUs
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
@@ -81,9 +81,9 @@ def decode_kernel(
         token = start + n
         seen = token < last
         block = tl.load(tables + b * table_row + token // BLOCK, mask=seen, other=0).to(tl.int64)
-        place = block * block_step + j * head_step + (token % BLOCK) * DIM
-        k_EL = tl.load(keys + place[None, :] + e[:, None], mask=seen[None, :] & (e < DIM)[:, None], other=0.0)
-        v_LE = tl.load(values + place[:, None] + e[None, :], mask=seen[:, None] & (e < DIM)[None, :], other=0.0)
+        at = block * block_step + j * head_step + (token % BLOCK) * DIM
+        k_EL = tl.load(keys + at[None, :] + e[:, None], mask=seen[None, :] & (e < DIM)[:, None], other=0.0)
+        v_LE = tl.load(values + at[:, None] + e[None, :], mask=seen[:, None] & (e < DIM)[None, :], other=0.0)
         score_RL = tl.dot(q_RE, k_EL.to(DOT), input_precision="ieee") * scale
         score_RL = tl.where(seen[None, :], score_RL, float("-inf"))
         top_R = tl.maximum(largest_R, tl.max(score_RL, 1))
@@ -98,7 +98,7 @@ def decode_kernel(
     if SPLITS == 1:
         tl.store(out + row[:, None] * DIM + e[None, :], out_RE.to(out.dtype.element_ty), mask=rows)
     else:
-        # Runs without a key are told by their lse alone; their part is neither written nor read.
+        # Runs without a key are known by their lse alone; their part is neither written nor read.
         tl.store(out + row[:, None] * DIM + e[None, :], out_RE, mask=rows & (sum_R > 0)[:, None])
         tl.store(lse + row, largest_R + tl.log2(tl.where(sum_R > 0, sum_R, 1.0)), mask=r < GROUP)
 
@@ -144,11 +144,11 @@ def write_kernel(
     slot = tl.load(slots + t).to(tl.int64)
     if slot >= 0:
         e = tl.arange(0, DIM_PAD)
-        place = (slot // BLOCK) * block_step + j * head_step + (slot % BLOCK) * DIM + e
+        at = (slot // BLOCK) * block_step + j * head_step + (slot % BLOCK) * DIM + e
         k_E = tl.load(k + t.to(tl.int64) * k_row + j * DIM + e, mask=e < DIM)
         v_E = tl.load(v + t.to(tl.int64) * v_row + j * DIM + e, mask=e < DIM)
-        tl.store(keys + place, k_E.to(keys.dtype.element_ty), mask=e < DIM)
-        tl.store(values + place, v_E.to(values.dtype.element_ty), mask=e < DIM)
+        tl.store(keys + at, k_E.to(keys.dtype.element_ty), mask=e < DIM)
+        tl.store(values + at, v_E.to(values.dtype.element_ty), mask=e < DIM)
 
 
 def triton_paged_attention(
@@ -269,7 +269,7 @@ def triton_write_kv(
 
 
 def _check_blocks(keys: Tensor, values: Tensor) -> None:
-    """The kernels take one set of strides for both, with the places of a head one after the other."""
+    """The kernels take one set of strides for both, with the tokens of a head one after the other."""
     assert keys.shape == values.shape, (keys.shape, values.shape)
     assert keys.stride() == values.stride(), (keys.stride(), values.stride())
     assert keys.stride()[2:] == (keys.shape[3], 1), keys.stride()

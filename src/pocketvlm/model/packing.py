@@ -66,11 +66,11 @@ class PackedBatch:
 
     @cached_property
     def slots(self) -> slice | Tensor:
-        """Cache rows, as a slice (a view, no copy) when they are consecutive."""
-        rows = [s.slot for s in self.segments]
-        if rows == list(range(rows[0], rows[0] + len(rows))):
-            return slice(rows[0], rows[0] + len(rows))
-        return torch.tensor(rows, device=self.device)
+        """The segments' cache slots, as a slice (a view, no copy) when they are consecutive."""
+        slots = [s.slot for s in self.segments]
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            return slice(slots[0], slots[0] + len(slots))
+        return torch.tensor(slots, device=self.device)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -93,7 +93,7 @@ class PackedBatch:
     @cached_property
     def padded_groups(self) -> tuple[list[tuple[int, Tensor]], Tensor]:
         """Sequences of like lengths, to be laid out as [count, longest of the group]: a (count, packed rows) for each
-        group; and, for each packed row, its place in all groups' rows one after the other.
+        group; and, for each packed row, its row in all groups one after the other.
 
         A group's longest sequence is at most a quarter longer than its shortest, so that one long prompt does not make
         all others as expensive as itself. Padding points at row 0: it sits behind every real token, where causal
@@ -106,15 +106,15 @@ class PackedBatch:
             else:
                 groups.append([b])
         back = torch.empty(self.tokens, dtype=torch.long)
-        laid_out, place = [], 0
+        laid_out, start = [], 0
         for group in groups:
             longest = self.lengths[group[0]]
             index = torch.zeros(len(group), longest, dtype=torch.long)
             for row, b in enumerate(group):
                 first, length = self.firsts[b], self.lengths[b]
                 index[row, :length] = torch.arange(first, first + length)
-                back[first : first + length] = torch.arange(place, place + length)
-                place += longest
+                back[first : first + length] = torch.arange(start, start + length)
+                start += longest
             laid_out.append((len(group), index.flatten().to(self.device)))
         return laid_out, back.to(self.device)
 

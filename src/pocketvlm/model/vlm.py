@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
 from pocketvlm.kernels.linear.replace import cpu_linears, is_available, pack, use_cpu_linears
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.decoder import Decoder
 from pocketvlm.model.vision.merger import Merger
@@ -75,8 +75,8 @@ class MiniCPMV(nn.Module):
             progress: called with (layers packed, layers in all).
         """
         if can_use_cpu_kernels(self.device, self.dtype) and not any(cpu_linears(self)):
-            for eyes in (self.vision_tower, self.merger):
-                use_cpu_linears(eyes)
+            for vision in (self.vision_tower, self.merger):
+                use_cpu_linears(vision)
             self.language_model.join_projections()
             use_cpu_linears(self.language_model, decoding=True)
             pack(self.language_model, progress)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class EncoderCache:
-    """Features within `budget` bytes; what was not used for longest goes first, what is pinned stays.
+    """Keeps features within `budget` bytes; what was not used for longest goes first, what is pinned stays.
 
     A request pins its views from its admission until their tokens have gone through the decoder. A view that two
     requests wait for is encoded for the first and there for the second.
@@ -27,7 +27,7 @@ class EncoderCache:
         return key in self.features
 
     def __getitem__(self, key: bytes) -> Tensor:
-        """[n, D]"""
+        """Return the features [n, D] of a view, which must be there."""
         self.features.move_to_end(key)
         return self.features[key]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import ModelConfig
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
 
@@ -25,9 +25,9 @@ class Runner(Protocol):
 
     Attributes:
         config: all shapes.
-        prefill_chunk: most prompt tokens of one forward that pay.
-        encode_patches: most patches of one call of `encode_views` that pay.
-        cache_layouts: that `forward` takes (`Cache`, `PagedCache`), the better one first.
+        prefill_chunk: prompt tokens of one forward at most; more would not pay.
+        encode_patches: patches of one call of `encode_views` at most; more would not pay.
+        cache_layouts: layouts of the caches that `forward` takes, the better one first.
     """
 
     config: ModelConfig
@@ -37,35 +37,35 @@ class Runner(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where tensors go in and come out."""
+        """The device on which tensors go in and come out."""
         ...
 
     def working(self) -> AbstractContextManager[None]:
-        """Held during each step: PyTorch's own work in it must not get in the runtime's way."""
+        """Return what is held during each step, so that PyTorch's own work does not get in the runtime's way."""
         ...
 
     def describe(self) -> str:
-        """Runtime and number formats, for people."""
+        """Name the runtime and its number formats, for people."""
         ...
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        """An empty cache for `slots` sequences of `capacity` tokens (it grows)."""
+        """Make an empty contiguous cache for `slots` sequences of `capacity` tokens (it grows)."""
         ...
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
-        """uint8 patches [P, patch, patch, 3] of these views to [N, D], in the order of the views."""
+        """Turn uint8 patches [P, patch, patch, 3] of these views into features [N, D], in the order of the views."""
         ...
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        """Token ids [T] and the features they hold places for, to [T, D]."""
+        """Turn token ids [T] into embeddings [T, D], with the features where the placeholders are."""
         ...
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
-        """Scores [R, V] of the packed `rows`; `cache` goes on to the end of each segment and must hold it."""
+        """Return scores [R, V] of the packed `rows`; `cache` goes on to the end of each segment and must hold it."""
         ...
 
     def prepare_batches(self) -> None:
-        """Called when several sequences first decode together."""
+        """Get ready for batches; called when several sequences decode together."""
         ...
 
     def enforce_eager(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pocketvlm.model.cache.paged import PagedCache
+from pocketvlm.model.cache.base import RecordableCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
@@ -28,8 +28,8 @@ from pocketvlm.views import View
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 TOWER_PATCHES = 16 * 1024  # of a recorded call: sixteen full slices, some ten milliseconds of work
-TOWERS = 16  # recorded calls that are kept
-SIGHTINGS = 1000  # calls that are remembered to have come once
+MAX_TOWERS = 16  # recorded calls that are kept
+MAX_SEEN = 1000  # calls that are remembered to have come once
 
 
 class Recorder:
@@ -43,7 +43,7 @@ class Recorder:
         self._pool: Any = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Something that does `work` again, and where its result then is. `work` runs a few times here."""
+        """Return what does `work` again, and where its result then is. `work` runs a few times here."""
         if self.device.type != "cuda":
             result = work()
 
@@ -75,13 +75,13 @@ class RecordedStep:
     """A decode step of a fixed size: its inputs, and its scores [S, V] after `replay`."""
 
     x_SD: Tensor
-    indices: Tensor  # as from `PagedCache.decode_indices`
+    indices: Tensor  # as from `RecordableCache.decode_indices`
     scores: Tensor
     replay: Callable[[], None]
 
 
 class DecodeGraphs:
-    """Recorded decode steps of a model.
+    """Records and replays decode steps of a model.
 
     Args:
         sizes: batches that are recorded, when they are first needed; larger ones are not.
@@ -90,10 +90,10 @@ class DecodeGraphs:
     def __init__(self, model: MiniCPMV, recorder: Recorder, sizes: Sequence[int] = SIZES) -> None:
         self.model, self.record, self.sizes = model, recorder, tuple(sizes)
         self.steps: dict[int, RecordedStep] = {}
-        self._made_for: tuple[weakref.ref[PagedCache], Any] | None = None
+        self._made_for: tuple[weakref.ref[RecordableCache], Any] | None = None
 
-    def forward(self, x_BD: Tensor, batch: PackedBatch, cache: PagedCache) -> Tensor | None:
-        """Scores [B, V] of a decode batch; None where it is too large."""
+    def forward(self, x_BD: Tensor, batch: PackedBatch, cache: RecordableCache) -> Tensor | None:
+        """Return scores [B, V] of a decode batch; None where it is too large."""
         count = len(batch.segments)
         size = next((size for size in self.sizes if size >= count), None)
         if size is None:
@@ -107,7 +107,7 @@ class DecodeGraphs:
         cache.advance(batch)
         return step.scores[:count].clone()
 
-    def _step(self, size: int, cache: PagedCache) -> RecordedStep:
+    def _step(self, size: int, cache: RecordableCache) -> RecordedStep:
         # A recording knows addresses: a cache that was made anew, or that has grown, has others.
         made_for = self._made_for
         if made_for is None or made_for[0]() is not cache or made_for[1] != cache.allocated:
@@ -117,7 +117,7 @@ class DecodeGraphs:
             self.steps[size] = self._recorded(size, cache)
         return self.steps[size]
 
-    def _recorded(self, size: int, cache: PagedCache) -> RecordedStep:
+    def _recorded(self, size: int, cache: RecordableCache) -> RecordedStep:
         device, decoder = cache.device, self.model.language_model
         x_SD = torch.zeros(size, decoder.config.hidden_size, dtype=self.model.dtype, device=device)
         indices = cache.decode_indices(PackedBatch.of([], device), size).to(device)  # all padding
@@ -141,19 +141,19 @@ class RecordedTower:
 
 
 class TowerGraphs:
-    """Recorded calls of a model's tower, for small calls that come more than once.
+    """Records and replays small calls of a model's tower that come more than once.
 
     Args:
-        most: calls that are kept.
+        max_towers: calls that are kept.
     """
 
-    def __init__(self, model: MiniCPMV, recorder: Recorder, most: int = TOWERS) -> None:
-        self.model, self.record, self.most = model, recorder, most
+    def __init__(self, model: MiniCPMV, recorder: Recorder, max_towers: int = MAX_TOWERS) -> None:
+        self.model, self.record, self.max_towers = model, recorder, max_towers
         self.towers: OrderedDict[tuple[View, ...], RecordedTower] = OrderedDict()
         self._seen: OrderedDict[tuple[View, ...], None] = OrderedDict()
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor | None:
-        """As `MiniCPMV.encode_views`, from uint8 patches; None where that call is not worth a recording (yet)."""
+        """Do as `MiniCPMV.encode_views` does, from uint8 patches; None where the call is not worth recording (yet)."""
         key = tuple(views)
         count = sum(view.patches for view in views)
         if not views or count > TOWER_PATCHES or len(patches) != count or patches.dtype != torch.uint8:
@@ -161,11 +161,11 @@ class TowerGraphs:
         if key not in self.towers:
             if key not in self._seen:
                 self._seen[key] = None
-                if len(self._seen) > SIGHTINGS:
+                if len(self._seen) > MAX_SEEN:
                     self._seen.popitem(last=False)
                 return None
             self.towers[key] = self._recorded(patches, views)
-            if len(self.towers) > self.most:
+            if len(self.towers) > self.max_towers:
                 self.towers.popitem(last=False)
         self.towers.move_to_end(key)
         tower = self.towers[key]

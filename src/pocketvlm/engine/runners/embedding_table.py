@@ -41,7 +41,7 @@ class EmbeddingTable:
         rows = np.empty((len(wanted), hidden), self.dtype)
         buffer = memoryview(rows.view(np.uint8).data).cast("B") if rows.size else memoryview(b"")
         size = self.row_bytes
-        for place, i in enumerate(wanted):
-            if os.preadv(self.handle, [buffer[place * size : (place + 1) * size]], i * size) != size:
+        for row, i in enumerate(wanted):
+            if os.preadv(self.handle, [buffer[row * size : (row + 1) * size]], i * size) != size:
                 raise CheckpointError(f"{self.file} ends before row {i}", hint="Export the bundle again.")
         return torch.from_numpy(rows.astype(np.float32)).view(*ids.shape, hidden)

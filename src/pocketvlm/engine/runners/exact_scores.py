@@ -33,7 +33,7 @@ def candidates(scores_RV: Tensor, count: int = CANDIDATES) -> Tensor:
 
 
 def rescore_best(scores_RV: Tensor, hidden_RD: Tensor, embeddings: Callable[[Tensor], Tensor]) -> None:
-    """Put exact scores in the places of the best tokens of each row.
+    """Put exact scores over those of the best tokens of each row.
 
     Args:
         hidden_RD: the states that the head was applied to.

@@ -28,7 +28,8 @@ from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels.onnx_ops import library as compiled_operators
 from pocketvlm.machine import usable_cores
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.vision.view_packing import nearest_positions, window_order
 from pocketvlm.views import View
@@ -162,7 +163,7 @@ class ONNXRunner:
         return f"ONNX Runtime on {self.threads} threads, {made_of}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        return Cache(self.config.text, slots, capacity)
+        return ContiguousCache(self.config.text, slots, capacity)
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
         if len(patches) != sum(v.patches for v in views):
@@ -196,8 +197,8 @@ class ONNXRunner:
         x_TD = self.embeddings(input_ids)
         if features is None or not len(features):
             return x_TD
-        places = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
-        return x_TD.masked_scatter(places.unsqueeze(-1), features)
+        is_visual = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
+        return x_TD.masked_scatter(is_visual.unsqueeze(-1), features)
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
         scores = torch.empty(len(rows), self.config.text.vocab_size)
@@ -214,8 +215,7 @@ class ONNXRunner:
                 x = x_TD[first : first + s.length].unsqueeze(0)
                 self._run(x, [s.start], slice(s.slot, s.slot + 1), cache, own, out)
                 scores[mine], hidden[mine] = out
-        for s in batch.segments:
-            cache.lengths[s.slot] = s.start + s.length
+        cache.advance(batch)
         if self.rescores:
             rescore_best(scores, hidden, self.embeddings)
         return scores

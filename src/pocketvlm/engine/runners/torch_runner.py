@@ -1,4 +1,4 @@
-"""The PyTorch model behind the engine's interface (`runner.Runner`)."""
+"""The PyTorch model behind the engine's interface (`base.Runner`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pocketvlm.engine.runners.base import CacheLayout
 from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
-from pocketvlm.model.cache.contiguous import Cache
-from pocketvlm.model.cache.paged import PagedCache
+from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
@@ -30,7 +30,7 @@ class TorchRunner:
         # On a GPU so much that the work outlasts its launches; answers beside it wait for some tens of milliseconds.
         self.prefill_chunk = 4096 if on_gpu else 1024
         self.encode_patches = 16384 if on_gpu else 10240
-        # On a CPU a step reads the rows of a contiguous cache where they are; blocks it would have to gather.
+        # On a CPU a step reads the slots of a contiguous cache where they are; blocks it would have to gather.
         self.decode_graphs: DecodeGraphs | None = None
         self.tower_graphs: TowerGraphs | None = None
         if on_gpu if graphs is None else graphs:
@@ -49,7 +49,7 @@ class TorchRunner:
         return f"PyTorch on {self.device}, {str(self.model.dtype).removeprefix('torch.')}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        return Cache(self.config.text, slots, capacity, dtype=self.model.dtype, device=self.device)
+        return ContiguousCache(self.config.text, slots, capacity, dtype=self.model.dtype, device=self.device)
 
     def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
         if self.tower_graphs is not None and (found := self.tower_graphs.encode_views(patches, views)) is not None:
@@ -62,10 +62,10 @@ class TorchRunner:
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
         if (
             self.decode_graphs is not None
-            and isinstance(cache, PagedCache)
+            and (recordable := cache.recordable) is not None
             and batch.is_decode
             and len(rows) == len(batch.segments)
-            and (scores := self.decode_graphs.forward(x_TD, batch, cache)) is not None
+            and (scores := self.decode_graphs.forward(x_TD, batch, recordable)) is not None
         ):
             return scores
         hidden = self.model.language_model(x_TD, batch.positions, batch, cache)

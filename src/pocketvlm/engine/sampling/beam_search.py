@@ -18,7 +18,7 @@ from pocketvlm.engine.sampling.sampler import penalise_repetition, seen_tokens
 
 @dataclass(frozen=True)
 class Beam:
-    """The beginning of an answer, and the sum of its (penalised) log probabilities."""
+    """A prefix of an answer, and the sum of its (penalised) log probabilities."""
 
     ids: tuple[int, ...] = ()
     log_probability: float = 0.0
@@ -31,7 +31,7 @@ class Hypothesis:
     Attributes:
         ids: its tokens; a stop id that ended it is not among them.
         score: sum of log probabilities, that of the stop id included, over the length to the power of length_penalty.
-        finish_reason: "stop" or, at the most tokens allowed, "length".
+        finish_reason: "stop" or, at `max_tokens`, "length".
     """
 
     ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """The beams of one request.
+    """Searches with the beams of one request.
 
     A repetition penalty multiplies log probabilities, not logits, and the result is not normalised again, as in
     transformers; so with a penalty, beams may choose what greedy decoding would not.
@@ -49,7 +49,7 @@ class BeamSearch:
         params: the request's options.
         input_ids: int64 [S], the prompt, for the repetition penalty.
         stop_ids: tokens that end an answer.
-        max_tokens: the most tokens of an answer, a stop id counted.
+        max_tokens: tokens that an answer may have, a stop id counted.
         vocab_size: V.
 
     Attributes:
@@ -68,7 +68,7 @@ class BeamSearch:
 
     @property
     def best(self) -> Hypothesis:
-        """The answer, once `done`."""
+        """The answer, once the search is `done`."""
         return self._whole[0]
 
     def advance(self, logits_KV: Tensor) -> list[int]:
@@ -101,7 +101,7 @@ class BeamSearch:
         return parents
 
     def _candidates(self, logits_KV: Tensor) -> list[tuple[int, int, float]]:
-        """The best continuations as (beam, token, sum of log probabilities), best first.
+        """Return the best continuations as (beam, token, sum of log probabilities), best first.
 
         So many that, whichever of them end an answer, `num_beams` others are left to run on.
         """
@@ -114,8 +114,8 @@ class BeamSearch:
         totals = (scores_KV + so_far.unsqueeze(1)).flatten()
         best = totals.topk(min(self.params.num_beams * (1 + len(self.stop_ids)), len(totals)))
         vocab_size = scores_KV.shape[-1]
-        places = (divmod(place, vocab_size) for place in best.indices.tolist())
-        return [(*place, total) for place, total in zip(places, best.values.tolist(), strict=True)]
+        pairs = (divmod(i, vocab_size) for i in best.indices.tolist())
+        return [(*pair, total) for pair, total in zip(pairs, best.values.tolist(), strict=True)]
 
     def _keep(self, ids: tuple[int, ...], token: int, score: float) -> None:
         is_stop = token in self.stop_ids
@@ -124,7 +124,7 @@ class BeamSearch:
         del self._whole[self.params.num_beams :]
 
     def _can_improve(self) -> bool:
-        """Whether a running beam may still beat a whole answer, judged by its score at the present length."""
+        """Say whether a running beam may still beat a whole answer, judged by its score at the present length."""
         if len(self._whole) < self.params.num_beams:
             return True
         if self.params.early_stopping:

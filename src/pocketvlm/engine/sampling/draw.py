@@ -140,10 +140,10 @@ def _search(weights_P: Floats, uniform: float) -> int:
     block = int(np.searchsorted(ends, wanted, side="right"))
     weights = weights_P[block * BLOCK : (block + 1) * BLOCK]
     inside = weights.cumsum(dtype=np.float64)
-    place = int(np.searchsorted(inside, wanted - (ends[block - 1] if block else 0.0), side="right"))
-    if place == BLOCK:  # the two sums were rounded differently
-        place = int(np.flatnonzero(weights)[-1])
-    return block * BLOCK + place
+    offset = int(np.searchsorted(inside, wanted - (ends[block - 1] if block else 0.0), side="right"))
+    if offset == BLOCK:  # the two sums were rounded differently
+        offset = int(np.flatnonzero(weights)[-1])
+    return block * BLOCK + offset
 
 
 def draw_batch(
@@ -170,8 +170,8 @@ def draw_batch(
     is_cut = [k < vocab_size or p.top_p < 1 for k, p in zip(top_k, params, strict=True)]
     if any(is_cut):
         top_p = column([p.top_p if p.top_p < 1 else torch.inf for p in params])
-        most = max([2 * k for k in top_k if k < vocab_size], default=0)
-        kept_GV = _kept_weights(scores_GV, weights_GV, column(top_k).long(), top_p, max(width, most))
+        widest = max([2 * k for k in top_k if k < vocab_size], default=0)
+        kept_GV = _kept_weights(scores_GV, weights_GV, column(top_k).long(), top_p, max(width, widest))
         weights_GV = torch.where(column(is_cut).bool(), kept_GV, weights_GV)
     weights_GV = weights_GV * (weights_GV >= column([float(np.float32(p.min_p)) for p in params]))
     sums_GV = weights_GV.cumsum(-1)

@@ -19,27 +19,26 @@ import torch
 from torch import Tensor
 
 from pocketvlm.engine.runners.base import Runner
-from pocketvlm.model.cache.base import State
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache, State
 from pocketvlm.model.packing import PackedBatch, Segment
 
 NGRAMS = (3, 2)  # newest tokens that must have stood together before; the longer is looked for first
 
 
 class PromptLookup:
-    """Drafts for the sequence in slot 0 of a cache, and the way back.
+    """Drafts for the sequence in slot 0 of a cache, and goes back where a draft was wrong.
 
     Each step: `forward`, then `add` tokens as they are chosen from the scores, up to the first that was not drafted,
     then `settle`.
 
     Args:
         prompt: ids of the prompt.
-        most: tokens of a draft.
+        max_tokens: tokens of a draft, at most.
     """
 
-    def __init__(self, prompt: Sequence[int], most: int) -> None:
+    def __init__(self, prompt: Sequence[int], max_tokens: int) -> None:
         self.ids = np.array(prompt, np.int64)
-        self.most = most
+        self.max_tokens = max_tokens
         # Chosen tokens that the cache does not hold yet, the newest last. More than one after a draft that failed.
         self.pending: list[int] = []
         self._scored = self._start = 0
@@ -50,31 +49,32 @@ class PromptLookup:
         self.ids = np.append(self.ids, token)
         self.pending.append(token)
 
-    def draft(self, most: int) -> list[int]:
-        """What may come next, `most` tokens or fewer; nothing right after a draft that failed."""
+    def draft(self, max_tokens: int) -> list[int]:
+        """Return what may come next, `max_tokens` tokens or fewer; nothing right after a draft that failed."""
         if len(self.pending) > 1:
             return []
-        return next((found for n in NGRAMS if (found := self._following(n, min(most, self.most)))), [])
+        max_tokens = min(max_tokens, self.max_tokens)
+        return next((found for n in NGRAMS if (found := self._following(n, max_tokens))), [])
 
-    def _following(self, n: int, most: int) -> list[int]:
-        """The tokens that followed when the newest `n` stood together the last time before."""
-        if most <= 0 or len(self.ids) <= n:
+    def _following(self, n: int, max_tokens: int) -> list[int]:
+        """Return the tokens that followed when the newest `n` stood together the last time before."""
+        if max_tokens <= 0 or len(self.ids) <= n:
             return []
         windows = np.lib.stride_tricks.sliding_window_view(self.ids[:-1], n)
-        places = (windows == self.ids[-n:]).all(1).nonzero()[0]
-        if not len(places):
+        matches = (windows == self.ids[-n:]).all(1).nonzero()[0]
+        if not len(matches):
             return []
-        first = int(places[-1]) + n
-        following: list[int] = self.ids[first : first + most].tolist()
+        first = int(matches[-1]) + n
+        following: list[int] = self.ids[first : first + max_tokens].tolist()
         return following
 
-    def forward(self, runner: Runner, cache: Cache, most: int) -> tuple[Tensor, list[int]]:
-        """Scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
+    def forward(self, runner: Runner, cache: Cache, max_tokens: int) -> tuple[Tensor, list[int]]:
+        """Return scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
 
         Args:
-            most: tokens of a draft.
+            max_tokens: tokens of the draft, at most.
         """
-        drafted = self.draft(most)
+        drafted = self.draft(max_tokens)
         self._start, self._before = cache.lengths[0], cache.save_state(0) if drafted else None
         ids = torch.tensor(self.pending + drafted)
         self._scored = len(ids)

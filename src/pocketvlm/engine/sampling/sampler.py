@@ -1,7 +1,7 @@
 """Scores of the next token in, a chosen token for each sequence out.
 
 Order of the steps, as in vLLM: mask, min_tokens and logit_bias; repetition, frequency and presence penalty;
-temperature, top-k, top-p, min-p, draw (`draws`). Log probabilities are those before all of them. A sequence's tokens
+temperature, top-k, top-p, min-p, `draw`. Log probabilities are those before all of them. A sequence's tokens
 depend on its own scores, parameters and seed only, never on what shares its batch.
 Shapes:  B sequences · E those whose scores are changed · L those with log probabilities · V vocabulary
          W = ceil(V / 32) words of a mask
@@ -32,7 +32,7 @@ def seen_tokens(prompts: Sequence[Tensor], vocab_size: int) -> Tensor:
 
 
 def penalise_repetition(scores_BV: Tensor, seen_BV: Tensor, penalty_B: Tensor) -> Tensor:
-    """A copy in which seen tokens have worse scores (Keskar et al., arXiv 1909.05858).
+    """Return a copy in which seen tokens have worse scores (Keskar et al., arXiv 1909.05858).
 
     Positive scores are divided by the penalty and negative ones multiplied, as in transformers and vLLM.
     """
@@ -48,7 +48,7 @@ def _penalised(scores: Tensor, penalty: Tensor) -> Tensor:
 
 
 def best_tokens(scores_BV: Tensor) -> list[int]:
-    """The token of highest score in each row, the first of equals."""
+    """Return the token of highest score in each row, the first of equals."""
     if scores_BV.device.type == "cpu" and scores_BV.dtype == torch.float32:
         best: list[int] = scores_BV.numpy().argmax(-1).tolist()  # twelve times as fast as PyTorch's
         return best
@@ -70,7 +70,7 @@ class Sampled(NamedTuple):
 
 
 class TokenCounts:
-    """How often each token of one sequence stands in its answer; those of its prompt are listed, with 0.
+    """Counts how often each token of one sequence stands in its answer; those of its prompt are listed, with 0.
 
     Attributes:
         ids: int64 [N], different tokens.
@@ -82,16 +82,16 @@ class TokenCounts:
         self._size = len(known)
         self._ids = np.concatenate([known, np.zeros(64, np.int64)])
         self._counts = np.zeros(len(self._ids), np.float32)
-        self._places = {token: place for place, token in enumerate(known.tolist())}
+        self._index = {token: i for i, token in enumerate(known.tolist())}
 
     def add(self, token: int) -> None:
-        place = self._places.setdefault(token, self._size)
-        if place == self._size:
-            if place == len(self._ids):
-                self._ids, self._counts = np.resize(self._ids, 2 * place), np.resize(self._counts, 2 * place)
-            self._ids[place], self._counts[place] = token, 0
+        i = self._index.setdefault(token, self._size)
+        if i == self._size:
+            if i == len(self._ids):
+                self._ids, self._counts = np.resize(self._ids, 2 * i), np.resize(self._counts, 2 * i)
+            self._ids[i], self._counts[i] = token, 0
             self._size += 1
-        self._counts[place] += 1
+        self._counts[i] += 1
 
     @property
     def ids(self) -> npt.NDArray[np.int64]:
@@ -103,7 +103,7 @@ class TokenCounts:
 
 
 class SamplingState:
-    """What choosing the tokens of one sequence needs to know.
+    """Holds what choosing the tokens of one sequence needs to know.
 
     Args:
         prompt_ids: int64 [S]; read only for a repetition penalty.
@@ -138,7 +138,7 @@ class SamplingState:
 
     @property
     def forbidden(self) -> tuple[int, ...]:
-        """Tokens that must not come next, by `min_tokens`."""
+        """The tokens that must not come next, by `min_tokens`."""
         return self._early_ids if len(self.output_ids) < self.params.min_tokens else ()
 
     @property
@@ -168,7 +168,7 @@ class Sampler:
     def __call__(
         self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None = None
     ) -> list[Sampled]:
-        """The next token of each sequence. The states are left as they are.
+        """Choose the next token of each sequence. The states are left as they are.
 
         Args:
             logits_BV: of any float type, on any device; not changed.
@@ -181,17 +181,17 @@ class Sampler:
         choose = self._choose_on_cpu if is_on_cpu else self._choose_on_device
         tokens = choose(logits_BV, states, masks_BW, changed)
         chosen = [Sampled(token) for token in tokens]
-        if told := [b for b, state in enumerate(states) if state.params.logprobs is not None and tokens[b] != NO_TOKEN]:
-            counts = [states[b].params.logprobs or 0 for b in told]
+        if rows := [b for b, state in enumerate(states) if state.params.logprobs is not None and tokens[b] != NO_TOKEN]:
+            counts = [states[b].params.logprobs or 0 for b in rows]
             look_up = _with_logprobs if is_on_cpu else _with_logprobs_on_device
-            for b, sampled in zip(told, look_up(logits_BV, told, [tokens[b] for b in told], counts), strict=True):
+            for b, sampled in zip(rows, look_up(logits_BV, rows, [tokens[b] for b in rows], counts), strict=True):
                 chosen[b] = sampled
         return chosen
 
     def _choose_on_cpu(
         self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None, changed: Sequence[int]
     ) -> list[int]:
-        """Row by row in the same memory, since fresh megabytes for all rows cost more than what is done in them."""
+        """Go row by row in the same memory, since fresh megabytes for all rows cost more than what is done in them."""
         tokens, to_change = [NO_TOKEN] * len(states), frozenset(changed)
         for b, (logits_V, state) in enumerate(zip(logits_BV, states, strict=True)):
             scores_V = logits_V.float().numpy()
@@ -210,7 +210,7 @@ class Sampler:
     def _choose_on_device(
         self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None, changed: Sequence[int]
     ) -> list[int]:
-        """All rows at once; nothing is read back before the end, except whether a partial sort was enough."""
+        """Choose for all rows at once; nothing is read back before the end, but whether a partial sort was enough."""
         scores_BV = logits_BV
         if changed:
             changed_EV = logits_BV[changed].float()
@@ -240,20 +240,20 @@ def _penalise(scores_EV: Tensor, states: Sequence[SamplingState]) -> None:
     """Apply min_tokens, logit_bias and the penalties, in place and to the few tokens that they concern only."""
     vocab_size, device = scores_EV.shape[1], scores_EV.device
 
-    def places(ids: Sequence[npt.ArrayLike]) -> tuple[Tensor, Tensor]:
-        """Rows and tokens of each row's ids."""
+    def entries(ids: Sequence[npt.ArrayLike]) -> tuple[Tensor, Tensor]:
+        """Return the rows and tokens of each row's ids."""
         rows = np.repeat(np.arange(len(ids)), [np.size(own) for own in ids])
         tokens = np.concatenate([np.asarray(own, np.int64) for own in ids])
         return torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)
 
     if any(state.forbidden for state in states):
-        scores_EV[places([[t for t in state.forbidden if t < vocab_size] for state in states])] = -torch.inf
+        scores_EV[entries([[t for t in state.forbidden if t < vocab_size] for state in states])] = -torch.inf
     if any(state.bias for state in states):
         values = torch.tensor([float(v) for state in states for v in state.bias.values()], device=device)
-        scores_EV[places([list(state.bias) for state in states])] += values
+        scores_EV[entries([list(state.bias) for state in states])] += values
     if any(state.counts for state in states):
         none = np.empty(0)
-        at = places([none if state.counts is None else state.counts.ids for state in states])
+        at = entries([none if state.counts is None else state.counts.ids for state in states])
         counts = np.concatenate([none if state.counts is None else state.counts.counts for state in states])
         times = torch.from_numpy(counts.astype(np.float32)).to(device)
         repetition, frequency, presence = (
@@ -264,15 +264,15 @@ def _penalise(scores_EV: Tensor, states: Sequence[SamplingState]) -> None:
 
 
 def _with_logprobs(
-    logits_BV: Tensor, told: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
+    logits_BV: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
 ) -> list[Sampled]:
-    """The chosen tokens of the rows `told`, with the log probabilities that the raw logits give.
+    """Return the chosen tokens of some rows, with the log probabilities that the raw logits give.
 
     Args:
-        tokens, counts: what was chosen and how many best are wanted, for each of `told`.
+        tokens, counts: what was chosen and how many best are wanted, for each of `rows`.
     """
     answers = []
-    for b, token, count in zip(told, tokens, counts, strict=True):
+    for b, token, count in zip(rows, tokens, counts, strict=True):
         logits_V = logits_BV[b].float().numpy()
         best = logits_V.max()
         total = float(best) + float(np.log(np.exp(logits_V - best).sum(dtype=np.float64)))
@@ -283,10 +283,10 @@ def _with_logprobs(
 
 
 def _with_logprobs_on_device(
-    logits_BV: Tensor, told: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
+    logits_BV: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
 ) -> list[Sampled]:
-    """The same for all rows at once; equal logits come in any order."""
-    logits_LV = logits_BV[told].float()
+    """Do the same for all rows at once; equal logits come in any order."""
+    logits_LV = logits_BV[rows].float()
     best = logits_LV.topk(min(max(1, *counts), logits_LV.shape[1]))
     ids = torch.cat([torch.tensor(tokens, device=logits_LV.device).unsqueeze(1), best.indices], -1)
     logprobs = logits_LV.gather(1, ids).double() - logits_LV.double().logsumexp(-1, keepdim=True)

@@ -72,8 +72,8 @@ def pack(module: nn.Module, progress: Callable[[int, int], None] | None = None) 
     threads = torch.get_num_threads()
     waiting: deque[tuple[FP16Linear, Future[torch.ScriptObject]]] = deque()
 
-    def settle(most: int) -> None:
-        while len(waiting) > most:
+    def settle(max_waiting: int) -> None:
+        while len(waiting) > max_waiting:
             layer, packed = waiting.popleft()
             layer.parts.append(packed.result())
 

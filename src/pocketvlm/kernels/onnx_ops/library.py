@@ -48,22 +48,22 @@ def library() -> Path | None:
     key = hashlib.sha256(repr((program, FLAGS, sorted(flags))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())
-    place = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
+    file = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
     try:
-        if not place.is_file():
-            _compile(program, place)
+        if not file.is_file():
+            _compile(program, file)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning("operators were not compiled, standard ones are used: %s", reason.strip().splitlines()[0][:200])
         return None
-    return place
+    return file
 
 
-def _compile(program: str, place: Path) -> None:
-    """Beside its place first: processes that compile at once do not see each other's halves."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{place.stem}.partial-", dir=place.parent) as folder:
-        out = Path(folder) / place.name
+def _compile(program: str, file: Path) -> None:
+    """Compile beside the file first: processes that compile at once do not see each other's halves."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{file.stem}.partial-", dir=file.parent) as folder:
+        out = Path(folder) / file.name
         command = [program, *FLAGS, str(SOURCES / "operators.cpp"), "-o", str(out)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
-        out.replace(place)
+        out.replace(file)

@@ -1,4 +1,4 @@
-"""Blocks of keys and values with reference counts, which sequences and kept beginnings of prompts share.
+"""Blocks of keys and values with reference counts, which sequences and kept prefixes share.
 
 Shapes:  N blocks of BLOCK tokens · Hk KV heads · E head dim · n tokens
          keys, values [N, Hk, BLOCK, E] of each full-attention layer
@@ -13,23 +13,22 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import TextConfig
-from pocketvlm.model.cache.contiguous import Cache
 
 BLOCK = 32
 FIRST_BLOCKS = 16  # made at once; then as many again, up to the limit
 
 
 def blocks_for(tokens: int) -> int:
-    """Blocks that hold so many tokens."""
+    """Return how many blocks hold so many tokens."""
     return -(-tokens // BLOCK)
 
 
 class BlockPool:
-    """Up to `limit` blocks; memory is taken as they are needed.
+    """Has up to `limit` blocks; memory is taken as they are needed.
 
     Args:
         config: shapes of the decoder.
-        limit: most blocks.
+        limit: blocks at most.
 
     Attributes:
         keys, values: by full-attention layer; empty until the first block is taken.
@@ -52,12 +51,12 @@ class BlockPool:
 
     @staticmethod
     def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-        """Of one block in all layers."""
+        """Return the bytes of one block in all layers."""
         layers = sum(kind == "full_attention" for kind in config.layer_types)
         return 2 * layers * config.num_key_value_heads * BLOCK * config.head_dim * dtype.itemsize
 
     def allocate(self, count: int) -> list[int] | None:
-        """`count` blocks with one reference each; None where there are not as many."""
+        """Return `count` blocks with one reference each; None where there are not as many."""
         if count > self.limit - self.used:
             return None
         while len(self.free) < count:
@@ -79,30 +78,8 @@ class BlockPool:
             if not self.references[block]:
                 self.free.append(block)
 
-    def write(self, blocks: Sequence[int], cache: Cache, row: int, start: int, end: int) -> None:
-        """Keep tokens `start` (a multiple of BLOCK) to `end` of a row; the last block may stay part empty."""
-        if start == end:
-            return
-        index = torch.tensor(blocks, device=self.device)
-        missing = len(blocks) * BLOCK - (end - start)
-        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
-            for layer, store in own.items():
-                source = other[layer][row, :, start:end]
-                if missing:
-                    source = torch.nn.functional.pad(source, (0, 0, 0, missing))
-                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
-
-    def read(self, blocks: Sequence[int], cache: Cache, row: int, length: int) -> None:
-        """The first `length` tokens of these blocks, into a row."""
-        if not length:
-            return
-        index = torch.tensor(blocks, device=self.device)
-        for own, other in ((self.keys, cache.keys), (self.values, cache.values)):
-            for layer, store in own.items():
-                other[layer][row, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
-
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """The first block of each pair over the second; all are read before any is written."""
+        """Copy the first block of each pair over the second; all are read before any is written."""
         if not pairs:
             return
         source, target = torch.tensor(pairs).T.to(self.device, non_blocking=True)
@@ -111,18 +88,18 @@ class BlockPool:
                 store[target] = store[source]
 
     def check_integrity(self) -> None:
-        """Every block is free once, or referenced."""
+        """Check that every block is free once, or referenced."""
         assert len(set(self.free)) == len(self.free), "a block is free twice"
         assert all(self.references[block] == 0 for block in self.free), "a free block is referenced"
         assert sum(count > 0 for count in self.references) == self.used, "a block is neither free nor used"
 
     def reset(self) -> None:
-        """Nobody holds anything: after a failure, when nobody knows what is held."""
+        """Free all blocks: after a failure, when nobody knows what is held."""
         self.references = [0] * len(self.references)
         self.free = list(range(len(self.references) - 1, -1, -1))
 
     def grow(self, wanted: int | None = None) -> None:
-        """Memory for more blocks: twice as many, or `wanted` in all."""
+        """Take memory for more blocks: twice as many, or `wanted` in all."""
         old = len(self.references)
         new = min(max(2 * old, FIRST_BLOCKS) if wanted is None else wanted, self.limit)
         shape = (new, self.config.num_key_value_heads, BLOCK, self.config.head_dim)
@@ -137,7 +114,7 @@ class BlockPool:
 
 
 class Holding:
-    """What one party holds of a pool.
+    """Counts what one party holds of a pool.
 
     Attributes:
         counts: how often it holds each block; a block that it does not hold is not in it.
@@ -148,11 +125,11 @@ class Holding:
         self.counts: Counter[int] = Counter()
 
     def __len__(self) -> int:
-        """Blocks, each counted once."""
+        """Return how many blocks it holds, each counted once."""
         return len(self.counts)
 
     def allocate(self, count: int) -> list[int] | None:
-        """As `BlockPool.allocate`."""
+        """Do what `BlockPool.allocate` does."""
         blocks = self.pool.allocate(count)
         if blocks is not None:
             self.counts.update(blocks)

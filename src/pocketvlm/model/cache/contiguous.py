@@ -1,33 +1,39 @@
-"""What a sequence leaves behind between forwards: keys and values, conv inputs, recurrent states.
+"""A cache in which each slot is a part of one buffer: a forward reads and writes it where it is.
+
+All slots have room for the longest, so `slots x capacity` tokens are what counts against the limit: nothing is promised
+that is not there. The buffer grows to what is needed.
 
 Shapes:  slots (one a sequence) · Hk KV heads · L capacity in tokens · D head_dim
-         keys/values [slots, Hk, L, D] a full-attention layer
-         conv [slots, taps - 1, channels], recurrent [slots, Hv, K, V] (fp32) a linear-attention layer
+         keys/values [slots, Hk, L, D] a full-attention layer · conv, recurrent as in `base`
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.errors import ConfigError
-from pocketvlm.kernels.causal_conv1d import step_causal_conv1d
-from pocketvlm.kernels.gated_delta_rule import normalise_query_key, step_gated_delta_rule
-from pocketvlm.model.cache.base import LayerCache, State
+from pocketvlm.model.cache.base import Cache, LayerCache, State
+from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, Holding, blocks_for
+from pocketvlm.model.cache.contiguous_step import ContiguousStep
 from pocketvlm.model.packing import PackedBatch
 
+GRAIN = 64  # capacities that `make_room` chooses are multiples of it
+FIRST_CAPACITY = 256  # tokens of a slot after `shrink` and `clear`
 
-class Cache:
-    """State of up to `slots` sequences. Keys and values grow by doubling; the recurrent part never grows.
+
+class ContiguousCache(Cache):
+    """Keeps each slot in one buffer; keys and values grow by doubling, the recurrent part never grows.
 
     Args:
         config: shapes of the decoder.
         slots: sequences held at the same time.
         capacity: tokens a slot can hold before the first growth.
+        max_slots, max_tokens: as of `Cache`; by default the slots there are, each up to the model's context.
+        max_prefix_blocks: blocks for prefixes, which are copied into them and out of them.
     """
 
     def __init__(
@@ -36,57 +42,28 @@ class Cache:
         slots: int = 1,
         capacity: int = 512,
         *,
+        max_slots: int | None = None,
+        max_tokens: int | None = None,
+        max_prefix_blocks: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.max_capacity, self.dtype = config.max_position_embeddings, dtype
-        capacity = min(capacity, self.max_capacity)
-        kv_shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
-        conv_shape = (slots, config.linear_conv_kernel_dim - 1, config.linear_conv_dim)
-        state_shape = (
-            slots,
-            config.linear_num_value_heads,
-            config.linear_key_head_dim,
-            config.linear_value_head_dim,
-        )
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.conv: dict[int, Tensor] = {}
-        self.recurrent: dict[int, Tensor] = {}
-        for layer, kind in enumerate(config.layer_types):
-            if kind == "full_attention":
-                self.keys[layer] = torch.zeros(kv_shape, dtype=dtype, device=device)
-                self.values[layer] = torch.zeros(kv_shape, dtype=dtype, device=device)
-            else:
-                self.conv[layer] = torch.zeros(conv_shape, dtype=dtype, device=device)
-                self.recurrent[layer] = torch.zeros(state_shape, dtype=torch.float32, device=device)
-        self.capacity = capacity
-        self.slots = slots
-        self.lengths = [0] * slots
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter((*self.keys.values(), *self.conv.values()))).device
+        max_slots = slots if max_slots is None else max_slots
+        max_tokens = max_slots * config.max_position_embeddings if max_tokens is None else max_tokens
+        blocks = BlockPool(config, max_prefix_blocks, dtype=dtype, device=device)
+        super().__init__(config, slots, max_slots, max_tokens, blocks)
+        self.capacity = min(capacity, self.max_capacity)
+        shape = (slots, config.num_key_value_heads, self.capacity, config.head_dim)
+        for layer in blocks.layers:
+            self.keys[layer] = torch.zeros(shape, dtype=dtype, device=device)
+            self.values[layer] = torch.zeros(shape, dtype=dtype, device=device)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` tokens in every slot; `ConfigError` beyond the model's context."""
-        if tokens <= self.capacity:
-            return
-        if tokens > self.max_capacity:
-            raise ConfigError(
-                f"a sequence of {tokens} tokens is over the model's context of {self.max_capacity}",
-                hint="Shorten the prompt or ask for fewer tokens.",
-            )
-        grown = min(max(tokens, 2 * self.capacity), self.max_capacity)
-        for store in (self.keys, self.values):
-            for layer, old in store.items():
-                new = old.new_zeros(*old.shape[:2], grown, old.shape[3])
-                new[:, :, : self.capacity] = old
-                store[layer] = new
-        self.capacity = grown
+        super().reserve(tokens)
+        if tokens > self.capacity:
+            self.resize(self.slots, min(max(tokens, 2 * self.capacity), self.max_capacity), self.slots)
 
     def resize(self, slots: int, capacity: int, kept: int) -> None:
-        """Change how many sequences of how many tokens there is room for; the first `kept` slots stay."""
         assert kept <= slots, (kept, slots)
         assert max(self.lengths[:kept], default=0) <= capacity, (self.lengths, capacity)
         for store in (self.keys, self.values):
@@ -104,23 +81,61 @@ class Cache:
         self.lengths = (self.lengths[:kept] + [0] * slots)[:slots]
         self.slots, self.capacity = slots, capacity
 
+    def max_length(self, slots: int = 1) -> int:
+        return min(self.max_capacity, self.max_tokens // slots)
+
+    def fits(self, tokens: Sequence[int]) -> bool:
+        longest = max(tokens, default=0)
+        return (
+            len(tokens) <= self.max_slots and longest <= self.max_capacity and len(tokens) * longest <= self.max_tokens
+        )
+
+    def make_room(self, tokens: Sequence[int]) -> None:
+        needed, longest = len(tokens), max(tokens, default=0)
+        assert needed * longest <= self.max_tokens, (needed, longest)
+        if needed <= self.slots and longest <= self.capacity:
+            return
+        slots = self.slots if needed <= self.slots else min(max(needed, 2 * self.slots), self.max_slots)
+        # Twice as much as there was, so that growing stays rare; but no more than the limit has for all slots.
+        wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
+        if slots * wanted > self.max_tokens:
+            slots = needed
+        capacity = min(-(-wanted // GRAIN) * GRAIN, self.max_length(slots))
+        assert capacity >= longest, (needed, longest, slots, capacity)
+        used = next((slot + 1 for slot in reversed(range(self.slots)) if self.lengths[slot]), 0)
+        self.resize(slots, capacity, used)
+
+    def shrink(self) -> None:
+        if self.slots * self.capacity * 2 > self.max_tokens:
+            self.resize(1, min(FIRST_CAPACITY, self.max_length()), 0)
+
+    def clear(self) -> None:
+        self.blocks.reset()
+        self.resize(1, min(FIRST_CAPACITY, self.max_length()), 0)
+        self.reset(0)
+
+    def usage(self, slots: int) -> float:
+        return slots * self.capacity / self.max_tokens
+
+    def reset(self, slot: int) -> None:
+        self.lengths[slot] = 0
+        for tensor in self._own_states(slot):
+            tensor.zero_()
+
     def erase(self, slot: int) -> None:
-        """Forget the sequence in `slot`, keys and values too: a NaN behind a mask is a NaN all the same."""
+        """Zero its keys and values too: a NaN behind a mask is a NaN all the same."""
         self.reset(slot)
         for store in (self.keys, self.values):
             for tensor in store.values():
                 tensor[slot].zero_()
 
     def release_slot(self, slot: int) -> None:
-        """Nobody needs what is in `slot` any more."""
         self.lengths[slot] = 0
 
     def move_slot(self, source: int, target: int) -> None:
-        """The sequence in `source` goes where nobody needs what is there; what `source` holds then is undefined."""
         self.copy_slot(source, target)
 
     def swap_slots(self, one: int, other: int) -> None:
-        """Exchange two sequences."""
         longest = max(self.lengths[one], self.lengths[other])
         for store in (self.keys, self.values):
             for tensor in store.values():
@@ -132,19 +147,7 @@ class Cache:
                 tensor[[one, other]] = tensor[[other, one]]
         self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
-    def reset(self, slot: int) -> None:
-        """Forget the sequence in `slot`. Old keys are unreachable (length 0); states must read as zero."""
-        self.lengths[slot] = 0
-        for store in (self.conv, self.recurrent):
-            for tensor in store.values():
-                tensor[slot].zero_()
-
     def copy_slot(self, source: int, target: int, start: int = 0) -> None:
-        """Make `target` continue from where `source` is (several answers to one prompt share its prefill).
-
-        Args:
-            start: tokens at the beginning that `target` holds already, the same ones: beams share their prompt.
-        """
         length = self.lengths[source]
         for store in (self.keys, self.values):
             for tensor in store.values():
@@ -154,89 +157,51 @@ class Cache:
                 tensor[target] = tensor[source]
         self.lengths[target] = length
 
-    def save_state(self, slot: int) -> State:
-        """A copy of what only the newest place of the sequence is known by. Keys and values need none: those of the
-        first tokens stay where they are."""
-        return [tensor[slot].clone() for store in (self.conv, self.recurrent) for tensor in store.values()]
+    def tokens_of_copy(self, source: int, tokens: int) -> int:
+        del source
+        return tokens
 
-    def restore_state(self, slot: int, state: State, length: int) -> None:
-        """Go back to where the sequence had `length` tokens and `state` was saved."""
-        own = [tensor[slot] for store in (self.conv, self.recurrent) for tensor in store.values()]
-        for tensor, saved in zip(own, state, strict=True):
-            tensor.copy_(saved)
-        self.lengths[slot] = length
+    def _own_states(self, slot: int) -> list[Tensor]:
+        return [tensor[slot] for store in (self.conv, self.recurrent) for tensor in store.values()]
+
+    def save_prefix(
+        self, slot: int, holding: Holding, shared: Sequence[int], make_room: Callable[[int], bool]
+    ) -> list[int] | None:
+        length = self.lengths[slot]
+        count = blocks_for(length) - len(shared)
+        holding.retain(shared)  # before room is made: whoever had them may go
+        fresh = holding.allocate(count) if make_room(count) else None
+        if fresh is None:
+            holding.release(shared)
+            return None
+        self._write_blocks(fresh, slot, len(shared) * BLOCK, length)
+        return [*shared, *fresh]
+
+    def _write_blocks(self, blocks: Sequence[int], slot: int, start: int, end: int) -> None:
+        """Copy tokens `start` (a multiple of BLOCK) to `end` of a slot; the last block may stay part empty."""
+        if start == end:
+            return
+        index = torch.tensor(blocks, device=self.device)
+        missing = len(blocks) * BLOCK - (end - start)
+        for own, kept in ((self.keys, self.blocks.keys), (self.values, self.blocks.values)):
+            for layer, store in kept.items():
+                source = own[layer][slot, :, start:end]
+                if missing:
+                    source = F.pad(source, (0, 0, 0, missing))
+                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+
+    def restore_prefix(self, slot: int, blocks: Sequence[int], state: State, length: int) -> None:
+        index = torch.tensor(blocks, dtype=torch.long, device=self.device)
+        for own, kept in ((self.keys, self.blocks.keys), (self.values, self.blocks.values)):
+            for layer, store in kept.items():
+                own[layer][slot, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
+        self.restore_state(slot, state, length)
 
     def at(self, batch: PackedBatch) -> LayerCache:
-        """What the layers work on in the forward of a batch."""
         return ContiguousStep(self, batch)
 
-    def advance(self, batch: PackedBatch) -> None:
-        """The forward of a batch is over."""
-        for s in batch.segments:
-            self.lengths[s.slot] = s.start + s.length
-
-
-@dataclass(frozen=True, eq=False)
-class ContiguousStep:
-    """A `LayerCache`: one forward over a contiguous cache."""
-
-    cache: Cache
-    batch: PackedBatch
-
-    def write(self, layer: int, k_THE: Tensor, v_THE: Tensor) -> None:
-        slots, positions = self.batch.token_slots, self.batch.positions
-        self.cache.keys[layer][slots, :, positions] = k_THE
-        self.cache.values[layer][slots, :, positions] = v_THE
-
-    def attend(self, layer: int, q_THE: Tensor) -> Tensor:
-        return self._decode(layer, q_THE) if self.batch.is_decode else self._continued(layer, q_THE)
-
-    def _decode(self, layer: int, q: Tensor) -> Tensor:
-        """One token a sequence: the query heads of a KV head become its rows, so keys are read once, not expanded."""
-        longest = max(s.start for s in self.batch.segments) + 1
-        keys = self.cache.keys[layer][self.batch.slots][:, :, :longest]
-        values = self.cache.values[layer][self.batch.slots][:, :, :longest]
-        rows = q.view(q.shape[0], keys.shape[1], -1, q.shape[2])
-        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=self.batch.decode_mask)
-        return out.reshape(-1, *q.shape[1:])
-
-    def _continued(self, layer: int, q: Tensor) -> Tensor:
-        """Chunks of prompts behind a cached part, each against its own slot."""
-        outs = []
-        for first, s in zip(self.batch.firsts, self.batch.segments, strict=True):
-            end = s.start + s.length
-            keys, values = (x[layer][s.slot, :, :end].unsqueeze(0) for x in (self.cache.keys, self.cache.values))
-            seen = torch.ones(s.length, end, dtype=torch.bool, device=q.device).tril(s.start)
-            out = F.scaled_dot_product_attention(
-                q[first : first + s.length].transpose(0, 1).unsqueeze(0),
-                keys,
-                values,
-                attn_mask=seen,
-                enable_gqa=q.shape[1] != keys.shape[1],
-            )
-            outs.append(out[0].transpose(0, 1))
-        return torch.cat(outs)
-
-    def step_conv(self, layer: int, x_BC: Tensor, weight_CW: Tensor) -> Tensor:
-        state = self.cache.conv[layer][self.batch.slots]
-        out = step_causal_conv1d(x_BC, weight_CW, state)
-        if not isinstance(self.batch.slots, slice):  # a slice is a view and has been updated in place
-            self.cache.conv[layer][self.batch.slots] = state
-        return out
-
-    def step_delta(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        q, k = normalise_query_key(q, k)
-        if v.shape[1] != q.shape[1]:
-            q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
-        state = self.cache.recurrent[layer][self.batch.slots]
-        out = step_gated_delta_rule(q, k, v.float(), g, beta, state)
-        if not isinstance(self.batch.slots, slice):
-            self.cache.recurrent[layer][self.batch.slots] = state
-        return out
-
-    def states(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.cache.conv[layer][self.batch.slots], self.cache.recurrent[layer][self.batch.slots]
-
-    def set_states(self, layer: int, conv: Tensor, recurrent: Tensor) -> None:
-        self.cache.conv[layer][self.batch.slots] = conv
-        self.cache.recurrent[layer][self.batch.slots] = recurrent
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        assert self.slots <= max(self.max_slots, 1), "more slots than the limit allows"
+        assert max(self.lengths) <= self.capacity, "a slot holds more than it has room for"
+        assert self.slots * self.capacity <= max(self.max_tokens, self.capacity), "more tokens than the limit allows"

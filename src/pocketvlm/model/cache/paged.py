@@ -1,46 +1,44 @@
 """A cache whose keys and values are in blocks that sequences share: memory for the tokens there are, none for others'.
 
-A slot is a name. Its keys are where its table of blocks says, its states in a *place* that stays where it is when
-sequences change slots, so that swapping two moves nothing on the device. A block that several hold is copied before one
-of them writes to it.
+A slot is a name. Everything of its sequence is in one *row*, of the table of blocks and of the states, which stays the
+same when sequences change slots, so that swapping two moves nothing on the device. A block that several hold is copied
+before one of them writes to it.
 
 Shapes:  slots · M blocks in a row of the table · N blocks of BLOCK tokens · Hk KV heads · E head dim
-         keys/values [N, Hk, BLOCK, E] a full-attention layer · block_tables int32 [slots, M], by place
-         conv, recurrent as in `cache`, by place
+         keys/values [N, Hk, BLOCK, E] a full-attention layer · conv, recurrent as in `base`, by row
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pocketvlm.config import TextConfig
-from pocketvlm.errors import ConfigError
-from pocketvlm.model.cache.base import State
+from pocketvlm.model.cache.base import Cache, RecordableCache, State
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, Holding, blocks_for
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.block_tables import BlockTables
 from pocketvlm.model.cache.paged_step import PagedStep
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
 
 FIRST_WIDTH = 8  # columns of the table at first
 
 
 class PagedCache(Cache):
-    """State of up to `slots` sequences, whose tokens together take `blocks` blocks at most.
+    """Holds up to `slots` sequences, whose tokens together take `blocks` blocks at most.
 
     Args:
         config: shapes of the decoder.
         slots: sequences held at the same time; `resize` adds more.
-        blocks: of keys and values, those that others hold (kept beginnings of prompts) among them.
+        blocks: of keys and values, for the slots.
+        max_slots: as of `Cache`; by default the slots there are.
+        max_prefix_blocks: further blocks, for prefixes, so that neither runs out by the other.
         preallocate: take all memory now and never move it, as CUDA graphs need it; else as it is needed.
 
     Attributes:
-        tables: blocks of each slot, in order.
-        holding: how many tables have each block.
-        held: blocks that any table has.
+        tables: blocks of each row.
+        rows: the row of each slot.
     """
 
     def __init__(
@@ -49,38 +47,46 @@ class PagedCache(Cache):
         slots: int,
         blocks: int,
         *,
+        max_slots: int | None = None,
+        max_prefix_blocks: int = 0,
         preallocate: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(config, slots, 0, dtype=dtype, device=device)
+        pool = BlockPool(config, blocks + max_prefix_blocks, dtype=dtype, device=device)
+        super().__init__(config, slots, slots if max_slots is None else max_slots, blocks * BLOCK, pool)
         self.capacity = self.max_capacity  # of any one slot
-        self.blocks = BlockPool(config, blocks, dtype=dtype, device=device)
-        self.keys, self.values = self.blocks.keys, self.blocks.values
-        self.tables: list[list[int]] = [[] for _ in range(slots)]
-        self.holding = Holding(self.blocks)
-        self.places = list(range(slots))
-        width = min(blocks_for(self.max_capacity), blocks) if preallocate else FIRST_WIDTH
-        self.block_tables = torch.zeros(slots, width, dtype=torch.int32, device=device)
-        self._told = [0] * slots  # by place: leading columns of `block_tables` that are as in `tables`
+        self.keys, self.values = pool.keys, pool.values
+        width = min(blocks_for(self.max_capacity), pool.limit) if preallocate else FIRST_WIDTH
+        self.tables = BlockTables(pool, slots, width)
+        self.rows = list(range(slots))
         if preallocate:
-            self.blocks.grow(blocks)
+            pool.grow(pool.limit)
 
     @property
     def held(self) -> int:
-        return len(self.holding)
+        """How many blocks slots have, each counted once."""
+        return len(self.tables.holding)
 
     @property
-    def device(self) -> torch.device:
-        return self.block_tables.device
+    def max_blocks(self) -> int:
+        """How many blocks all slots together may have."""
+        return self.max_tokens // BLOCK
+
+    def table(self, slot: int) -> list[int]:
+        """Return the blocks of a slot, in order."""
+        return self.tables.rows[self.rows[slot]]
 
     @property
-    def allocated(self) -> tuple[int, int, int]:
-        """Changes whenever a tensor of the cache was replaced by a larger one."""
-        return len(self.blocks.references), self.slots, self.block_tables.shape[1]
+    def recordable(self) -> RecordableCache:
+        return self
+
+    @property
+    def allocated(self) -> tuple[int, ...]:
+        return len(self.blocks.references), self.slots, self.tables.on_device.shape[1]
 
     def resize(self, slots: int, capacity: int, kept: int) -> None:
-        """Room for more slots; the first `kept` stay. Any of them may have `capacity` tokens already."""
+        """Make room for more slots. Any of them may have `capacity` tokens already."""
         assert slots >= self.slots, (slots, self.slots)
         assert capacity <= self.capacity, (capacity, self.capacity)
         for slot in range(kept, self.slots):
@@ -91,187 +97,138 @@ class PagedCache(Cache):
         for store in (self.conv, self.recurrent):
             for layer, old in store.items():
                 store[layer] = torch.cat([old, old.new_zeros(more, *old.shape[1:])])
-        self.block_tables = torch.nn.functional.pad(self.block_tables, (0, 0, 0, more))
-        self.places += range(self.slots, slots)
-        self.tables += [[] for _ in range(more)]
-        self._told += [0] * more
+        self.tables.add_rows(more)
+        self.rows += range(self.slots, slots)
         self.lengths += [0] * more
         self.slots = slots
 
+    def max_length(self, slots: int = 1) -> int:
+        return min(self.max_capacity, self.max_blocks // slots * BLOCK)
+
+    def fits(self, tokens: Sequence[int]) -> bool:
+        if len(tokens) > self.max_slots or max(tokens, default=0) > self.max_capacity:
+            return False
+        held = self.held_with(dict(enumerate(tokens[: self.slots])))
+        return held + sum(map(blocks_for, tokens[self.slots :])) <= self.max_blocks
+
+    def held_with(self, tokens: Mapping[int, int]) -> int:
+        """Return how many blocks slots will have once these hold so many tokens, copies before writing counted."""
+        return self.tables.held_with({self.rows[slot]: (self.lengths[slot], count) for slot, count in tokens.items()})
+
+    def make_room(self, tokens: Sequence[int]) -> None:
+        """Make room for slots only: blocks come with their tokens."""
+        if len(tokens) > self.slots:
+            self.resize(min(max(len(tokens), 2 * self.slots), self.max_slots), 0, self.slots)
+
+    def shrink(self) -> None:
+        """Do nothing: blocks that nobody holds are anybody's."""
+
+    def clear(self) -> None:
+        """Free all blocks; memory stays, and states until their slot is reset."""
+        self.blocks.reset()
+        self.tables.clear()
+        self.lengths, self.rows = [0] * self.slots, list(range(self.slots))
+
+    def usage(self, slots: int) -> float:
+        del slots
+        return self.held / self.max_blocks
+
     def reset(self, slot: int) -> None:
         self.release_slot(slot)
-        for store in (self.conv, self.recurrent):
-            for tensor in store.values():
-                tensor[self.places[slot]].zero_()
+        for tensor in self._own_states(slot):
+            tensor.zero_()
 
     def erase(self, slot: int) -> None:
-        """As `reset`: what a freed block holds is read by nobody before it is written again."""
+        """Do as `reset` does: what a freed block holds is read by nobody before it is written again."""
         self.reset(slot)
 
     def release_slot(self, slot: int) -> None:
-        self._truncate(slot, 0)
+        self.tables.truncate(self.rows[slot], 0)
         self.lengths[slot] = 0
-
-    def clear(self) -> None:
-        """Nobody holds anything any more, whatever was held; memory stays, and states until their slot is reset."""
-        self.blocks.reset()
-        self.holding.counts.clear()
-        self.tables = [[] for _ in range(self.slots)]
-        self.lengths, self.places, self._told = [0] * self.slots, list(range(self.slots)), [0] * self.slots
-
-    def held_with(self, tokens: Mapping[int, int]) -> int:
-        """Blocks that tables will have once each of these slots holds so many tokens, copies before writing counted."""
-        held, writers = self.held, Counter[int]()
-        for slot, count in tokens.items():
-            table, length = self.tables[slot], self.lengths[slot]
-            held += max(0, blocks_for(count) - len(table))
-            if count > length and length % BLOCK and self.holding.counts[table[-1]] > 1:
-                writers[table[-1]] += 1
-        # Of those that share a block and all write to it, the last finds it its own.
-        return held + sum(count - (count == self.holding.counts[block]) for block, count in writers.items())
 
     def move_slot(self, source: int, target: int) -> None:
         self.swap_slots(source, target)
 
     def swap_slots(self, one: int, other: int) -> None:
-        """Exchange two sequences: their names only."""
-        for by_slot in (self.places, self.lengths):
+        """Exchange their names only."""
+        for by_slot in (self.rows, self.lengths):
             by_slot[one], by_slot[other] = by_slot[other], by_slot[one]
-        self.tables[one], self.tables[other] = self.tables[other], self.tables[one]
 
     def copy_slot(self, source: int, target: int, start: int = 0) -> None:
-        """Make `target` continue from where `source` is. All blocks are shared; whoever writes to the last one, partly
-        filled, copies it first."""
+        """Share all blocks; whoever writes to the last one, partly filled, copies it first."""
         assert start <= self.lengths[source], (start, self.lengths[source])
-        self._set_table(target, self.tables[source])
-        one, other = self.places[source], self.places[target]
-        for store in (self.conv, self.recurrent):
-            for tensor in store.values():
-                tensor[other] = tensor[one]
+        self.tables.set_row(self.rows[target], self.table(source))
+        for own, other in zip(self._own_states(target), self._own_states(source), strict=True):
+            own.copy_(other)
         self.lengths[target] = self.lengths[source]
 
-    def save_state(self, slot: int) -> State:
-        return super().save_state(self.places[slot])
-
-    def restore_state(self, slot: int, state: State, length: int) -> None:
-        self._truncate(slot, length)
-        for tensor, saved in zip(self._own_states(slot), state, strict=True):
-            tensor.copy_(saved)
-        self.lengths[slot] = length
-
-    def adopt(self, slot: int, blocks: Sequence[int], state: State, length: int) -> None:
-        """Make `slot` continue behind the first `length` tokens that others' `blocks` hold, from `state`."""
-        self._set_table(slot, blocks)
-        self.restore_state(slot, state, length)
+    def tokens_of_copy(self, source: int, tokens: int) -> int:
+        return tokens - self.lengths[source] // BLOCK * BLOCK
 
     def _own_states(self, slot: int) -> list[Tensor]:
-        return [tensor[self.places[slot]] for store in (self.conv, self.recurrent) for tensor in store.values()]
+        row = self.rows[slot]
+        return [tensor[row] for store in (self.conv, self.recurrent) for tensor in store.values()]
 
-    def _set_table(self, slot: int, blocks: Sequence[int]) -> None:
-        old, new = self.tables[slot], list(blocks)
-        equal = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        self.holding.retain(new)  # before the old ones go: they may be the same
-        self.holding.release(old)
-        self.tables[slot] = new
-        self._untell(slot, equal)
+    def restore_state(self, slot: int, state: State, length: int) -> None:
+        self.tables.truncate(self.rows[slot], length)
+        super().restore_state(slot, state, length)
 
-    def _truncate(self, slot: int, tokens: int) -> None:
-        """Let go of the blocks behind so many tokens."""
-        table, kept = self.tables[slot], blocks_for(tokens)
-        if kept < len(table):
-            self.holding.release(table[kept:])
-            del table[kept:]
-            self._untell(slot, kept)
+    def save_prefix(
+        self, slot: int, holding: Holding, shared: Sequence[int], make_room: Callable[[int], bool]
+    ) -> list[int] | None:
+        """Hold the slot's blocks once more. Its next token goes to a copy of the last one, if that is part empty."""
+        del shared  # they are among the slot's own
+        blocks = list(self.table(slot))
+        holding.retain(blocks)
+        if not make_room(0):
+            holding.release(blocks)
+            return None
+        return blocks
 
-    def _untell(self, slot: int, columns: int) -> None:
-        place = self.places[slot]
-        self._told[place] = min(self._told[place], columns)
+    def restore_prefix(self, slot: int, blocks: Sequence[int], state: State, length: int) -> None:
+        self.tables.set_row(self.rows[slot], blocks)
+        self.restore_state(slot, state, length)
+
+    def block_references(self) -> Mapping[int, int]:
+        return self.tables.holding.counts
 
     def at(self, batch: PackedBatch) -> PagedStep:
-        """Blocks for all new tokens, and the indices of this forward on the device; nothing waits for the device."""
+        """Allocate blocks for all new tokens and put the indices on the device; nothing waits for the device."""
         self.extend(batch)
         if batch.is_decode:
             return self.decode_step(batch, self.decode_indices(batch).to(self.device, non_blocking=True))
-        places = torch.tensor([self.places[s.slot] for s in batch.segments], dtype=torch.int32)
-        slots = places.to(self.device, non_blocking=True)
-        mapping = torch.cat([self._mapping(s) for s in batch.segments]).to(self.device, non_blocking=True)
-        return PagedStep(self, batch, slots, self.block_tables.index_select(0, slots), mapping)
+        rows_B = torch.tensor([self.rows[s.slot] for s in batch.segments], dtype=torch.int32)
+        rows_B = rows_B.to(self.device, non_blocking=True)
+        mappings = [self.tables.mapping(self.rows[s.slot], s.start, s.length) for s in batch.segments]
+        mapping_T = torch.cat(mappings).to(self.device, non_blocking=True)
+        return PagedStep(self, batch, rows_B, self.tables.on_device.index_select(0, rows_B), mapping_T)
 
     def decode_step(self, batch: PackedBatch, indices: Tensor) -> PagedStep:
-        """The forward of a decode batch from its `decode_indices`, on the device: work of the device alone."""
-        slots, lengths, mapping, _ = indices
-        tables = self.block_tables.index_select(0, slots.clamp_min(0))
-        return PagedStep(self, batch, slots, tables, mapping, lengths)
+        rows_B, lengths_B, mapping_T, _ = indices
+        tables_BM = self.tables.on_device.index_select(0, rows_B.clamp_min(0))
+        return PagedStep(self, batch, rows_B, tables_BM, mapping_T, lengths_B)
 
     def extend(self, batch: PackedBatch) -> None:
-        """Give every segment blocks of its own for its new tokens, and tell the device of them."""
+        """Give every segment blocks of its own for its new tokens, and write them to the device's table."""
         copies: list[tuple[int, int]] = []
         for s in batch.segments:
-            self._extend(s, copies)
+            copies += self.tables.extend(self.rows[s.slot], s.start, s.start + s.length)
         self.blocks.copy(copies)
-        self._tell(batch)
-
-    def _extend(self, s: Segment, copies: list[tuple[int, int]]) -> None:
-        self._truncate(s.slot, s.start)
-        table = self.tables[s.slot]
-        assert len(table) == blocks_for(s.start), f"slot {s.slot} holds fewer than {s.start} tokens"
-        if s.start % BLOCK and self.blocks.references[table[-1]] > 1:
-            (own,) = self._allocate(1)
-            copies.append((table[-1], own))
-            self.holding.release(table[-1:])
-            table[-1] = own
-            self._untell(s.slot, len(table) - 1)
-        table += self._allocate(blocks_for(s.start + s.length) - len(table))
-
-    def _allocate(self, count: int) -> list[int]:
-        blocks = self.holding.allocate(count)
-        if blocks is None:
-            raise ConfigError(
-                f"the cache has {self.blocks.limit} blocks of {BLOCK} tokens, and all are in use",
-                hint="Run fewer sequences at a time, or give it more memory.",
-            )
-        return blocks
-
-    def _tell(self, batch: PackedBatch) -> None:
-        """Bring the rows of `block_tables` up to date: what changed, in one copy."""
-        longest = max(len(self.tables[s.slot]) for s in batch.segments)
-        if longest > (width := self.block_tables.shape[1]):
-            more = max(longest, 2 * width) - width
-            self.block_tables = torch.nn.functional.pad(self.block_tables, (0, more))
-        changes: list[tuple[int, int, int]] = []
-        for s in batch.segments:
-            place, table = self.places[s.slot], self.tables[s.slot]
-            changes += [(place, column, table[column]) for column in range(self._told[place], len(table))]
-            self._told[place] = len(table)
-        if changes:
-            rows, columns, blocks = torch.tensor(changes).T.to(self.device, non_blocking=True)
-            self.block_tables[rows, columns] = blocks.int()
-
-    def _mapping(self, s: Segment) -> Tensor:
-        """[length] where each new token of a segment is written: block * BLOCK + place in the block."""
-        positions = torch.arange(s.start, s.start + s.length)
-        first = s.start // BLOCK
-        blocks = torch.tensor(self.tables[s.slot][first:])
-        return blocks[positions // BLOCK - first] * BLOCK + positions % BLOCK
+        self.tables.sync([self.rows[s.slot] for s in batch.segments])
 
     def decode_indices(self, batch: PackedBatch, size: int = 0) -> Tensor:
-        """int32 [4, max(B, size)] on the host: places, lengths, where the token is written, positions; behind those of
-        the batch's sequences stands padding. `extend` goes first."""
+        """Return int32 [4, max(B, size)] on the host: rows, lengths, where the token is written, positions; padding
+        stands behind those of the batch's sequences. `extend` goes first."""
         padding = [(-1, 0, -1, 0)] * (size - len(batch.segments))
-        rows = [
-            (self.places[s.slot], s.start + 1, self.tables[s.slot][-1] * BLOCK + s.start % BLOCK, s.start)
+        columns = [
+            (self.rows[s.slot], s.start + 1, self.table(s.slot)[-1] * BLOCK + s.start % BLOCK, s.start)
             for s in batch.segments
         ]
-        return torch.tensor(rows + padding, dtype=torch.int32).T.contiguous()
+        return torch.tensor(columns + padding, dtype=torch.int32).T.contiguous()
 
     def check_integrity(self) -> None:
-        """Tables are as long as what they hold, and the device knows them."""
-        self.blocks.check_integrity()
-        counts = Counter(block for table in self.tables for block in table)
-        assert counts == self.holding.counts, "tables are not counted right"
-        for table, length in zip(self.tables, self.lengths, strict=True):
-            assert len(table) == blocks_for(length), f"{length} tokens in {len(table)} blocks"
-        assert sorted(self.places) == list(range(self.slots)), "a place has two slots or none"
-        told = self.block_tables.tolist()
-        for slot, place in enumerate(self.places):
-            assert self.tables[slot][: self._told[place]] == told[place][: self._told[place]], "the device is misled"
+        super().check_integrity()
+        assert sorted(self.rows) == list(range(self.slots)), "a row has two slots or none"
+        by_row = sorted(zip(self.rows, self.lengths, strict=True))
+        self.tables.check_integrity([length for _, length in by_row])
+        assert self.held <= self.max_blocks, "more blocks than the limit allows"

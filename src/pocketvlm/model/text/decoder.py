@@ -12,8 +12,7 @@ from pocketvlm.config import TextConfig
 from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_mul, linear_silu
 from pocketvlm.kernels.linear.fp16_linear import FP16Linear
 from pocketvlm.kernels.linear.replace import for_decoding
-from pocketvlm.model.cache.base import LayerCache
-from pocketvlm.model.cache.contiguous import Cache
+from pocketvlm.model.cache.base import Cache, LayerCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.gated_attention import GatedAttention
 from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
