@@ -7,7 +7,6 @@ is then treated as a picture. Sampling and layout are those of `MiniCPMV4_6Video
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,14 +56,12 @@ class VideoViews:
         samples: the frames they came from.
         fps: frames a second of the source.
         duration: seconds.
-        content_hash: hex digest of the units' hashes.
     """
 
     units: tuple[ImageViews, ...]
     samples: FrameSamples
     fps: float
     duration: float
-    content_hash: str
 
     @property
     def visual_tokens(self) -> int:
@@ -110,11 +107,8 @@ def encode_video(
         samples = sample_frame_indices(reader.total, reader.fps, reader.duration, most, stack)
         cut = _cut_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
         rate, duration = reader.fps, reader.duration
-    units = finish_images(cut, config, budget if is_auto else None)
-    digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-video")
-    for unit in units:  # hex digests of one length each: framed by nature
-        digest.update(unit.content_hash.encode())
-    return VideoViews(tuple(units), samples, rate, duration, digest.hexdigest())
+    units = finish_images(cut, budget if is_auto else None)
+    return VideoViews(tuple(units), samples, rate, duration)
 
 
 def check_sampling(
