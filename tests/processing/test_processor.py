@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import NAMES, write_checkpoint
-from helpers.pictures import content_of
+from helpers.pictures import content_of, encoded
 from PIL import Image
 
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptError
@@ -111,6 +111,38 @@ def test_slicing_and_image_ids_can_be_chosen(processor: Processor) -> None:
     assert processor(picture).visual_tokens == 640
     assert processor(picture, max_slice_nums=1).visual_tokens == 64
     assert "<image_id>" not in text(processor, processor(picture, use_image_id=False))
+
+
+def test_each_picture_may_have_its_own_slices(processor: Processor) -> None:
+    picture = pixels(900, 900)
+    url = "data:image/png;base64," + base64.b64encode(encoded(Image.fromarray(picture))).decode()
+
+    def views(*parts: dict[str, Any], **options: Any) -> list[int]:
+        """How many views each picture has."""
+        inputs = processor([{"role": "user", "content": list(parts)}], **options)
+        told = text(processor, inputs).split("<image_id>")[1:]
+        return [1 + part.count("<slice>") for part in told]
+
+    def named(**fields: Any) -> dict[str, Any]:
+        return {"type": "image", "image": picture} | fields
+
+    def linked(**fields: Any) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url} | fields}
+
+    assert views(linked(detail="low"), linked(detail="high"), linked(detail="auto"), linked()) == [1, 5, 5, 5]
+    assert views(named(detail="low"), named(detail="high"), {**linked(), "detail": "low"}) == [1, 5, 1]
+    assert views(named(max_slice_nums=2), named(), named(max_slice_nums=1, detail="low")) == [3, 5, 1]
+    # What the message says goes before what the request says, which goes before the checkpoint.
+    assert views(linked(detail="low"), linked(detail="high"), named(max_slice_nums=4), max_slice_nums=2) == [1, 3, 5]
+    assert views(named(max_slice_nums=4), max_slice_nums=1, downsample_mode=["4x"]) == [5]
+
+
+def test_a_video_may_have_its_own_slices(processor: Processor) -> None:
+    (message,) = watch(frames(2, 500, 600))
+    message["content"][0]["max_slice_nums"] = 4
+    assert len(processor([message]).views) == 3
+    message["content"][0] |= {"max_slice_nums": None, "detail": "low"}
+    assert len(processor([message], video_max_slice_nums=9).views) == 1
 
 
 def test_bytes_and_data_urls_are_read(processor: Processor, tmp_path: Path) -> None:

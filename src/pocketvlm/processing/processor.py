@@ -124,7 +124,8 @@ class Processor:
                 each picture and video in prompt order; the checkpoint's when None.
             auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x,
                 from 1.0 to 4.0; 1.5 when None.
-            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None.
+            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None. A picture or video
+                that has its own, or `detail` "low", in its message goes by that.
             tools: OpenAI tool definitions.
             enable_thinking: let the model reason before it answers.
             add_generation_prompt: end with the opening of an assistant message.
@@ -155,15 +156,17 @@ class Processor:
         only = downsample_mode if isinstance(downsample_mode, str) else self.model_config.downsample_mode
         budget = check_auto_token_budget(auto_token_budget, "auto" in (modes or (only,)))
         encoded: dict[int, Units] = {}
-        # Pictures of one mode go together, so that they are decoded and cut in parallel.
-        for mode in dict.fromkeys(modes):
-            chosen = [i for i, part in enumerate(prompt.media) if part.kind == "image" and modes[i] == mode]
+        # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
+        wanted = [part.max_slice_nums or max_slice_nums for part in prompt.media]
+        pictures = [i for i, part in enumerate(prompt.media) if part.kind == "image"]
+        for mode, slices in dict.fromkeys((modes[i], wanted[i]) for i in pictures):
+            chosen = [i for i in pictures if (modes[i], wanted[i]) == (mode, slices)]
             parts = [prompt.media[i] for i in chosen]
             views = encode_images(
                 parts,
                 self.image_config,
                 mode,
-                max_slice_nums,
+                slices,
                 auto_token_budget=budget if mode == "auto" else None,
                 load=self._load_image,
             )
@@ -171,7 +174,7 @@ class Processor:
         for i, part in enumerate(prompt.media):
             if part.kind == "video":
                 encoded[i] = self._encode_video(
-                    part, modes[i], budget, video_max_slice_nums, max_num_frames, stack_frames
+                    part, modes[i], budget, part.max_slice_nums or video_max_slice_nums, max_num_frames, stack_frames
                 )
         image_id = _flag("use_image_id", use_image_id, self.image_config.use_image_id)
         return self.assemble(
