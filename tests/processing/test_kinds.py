@@ -152,13 +152,14 @@ def test_what_is_no_picture_is_named_with_what_to_do(name: str, tmp_path: Path) 
 def test_bare_base64_and_file_urls_are_told_apart_from_paths(tmp_path: Path) -> None:
     for format in ("PNG", "JPEG", "GIF", "WEBP"):
         bare = base64.b64encode(encoded(PICTURE, format)).decode()
-        for files in (True, False):
+        for source, files in ((bare, True), (bare, False), (Path(bare), True)):
             with pytest.raises(MediaError, match=r"got bare base64\. Put data:image/"):
-                load_image(bare, files=files)
+                load_image(source, files=files)
     path = tmp_path / "a.png"
     path.write_bytes(encoded(PICTURE))
-    with pytest.raises(MediaError, match=r"is a file: URL\. Give the path alone"):
-        load_image(f"file://{path}")
+    for source in (f"file://{path}", Path(f"file://{path}")):
+        with pytest.raises(MediaError, match=r"is a file: URL\. Give the path alone"):
+            load_image(source)
     # A path may consist of the same characters.
     with pytest.raises(MediaError, match="does not exist"):
         load_image("home/someone/pictures/holidays2026/inGreece")

@@ -32,11 +32,12 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
             f"Expected {what}, got {type(source).__name__}",
             hint=f"Give a path, bytes, a data: or http(s) URL, {others}.",
         )
-    if isinstance(source, str) and is_base64(source[:64]):
+    text = str(source)  # the command line makes a path of everything that is no URL
+    if is_base64(text[:64]):
         raise MediaError(f"Expected {what}, got bare base64", hint="Put data:image/png;base64, in front of it.")
     if not files:
         raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
-    if isinstance(source, str) and source[:5].lower() == "file:":
+    if text[:5].lower() == "file:":
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     try:
         return existing_file(source, name).open("rb")
