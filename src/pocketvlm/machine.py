@@ -50,7 +50,9 @@ def processor_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+    # ARM calls them features.
+    named = (line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(named, []))
 
 
 def memory_bytes(device: torch.device) -> int:

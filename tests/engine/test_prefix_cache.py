@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.tiny_models import CONFIG, random_patches, random_text, tiny_model,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocketvlm.engine import request as request_module
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
 from pocketvlm.engine.caches.prefix_cache import PrefixCache
 from pocketvlm.engine.config import EngineConfig
@@ -276,7 +278,9 @@ def test_features_within_their_budget_stay_while_they_are_pinned() -> None:
     assert features.used_bytes == 0
 
 
-def test_keys_of_views_frame_what_they_hash() -> None:
+@pytest.mark.parametrize("name", ["sha256", "blake2b"])
+def test_keys_of_views_frame_what_they_hash(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_module, "_hash", lambda: getattr(hashlib, name))
     patches = random_patches([view(4, 8)], 0)
     keys = {
         view_key(patches, view(4, 8)),
@@ -285,4 +289,7 @@ def test_keys_of_views_frame_what_they_hash() -> None:
         view_key(random_patches([view(4, 8)], 1), view(4, 8)),
     }
     assert len(keys) == 4
+    assert {len(key) for key in keys} == {24}
     assert view_key(patches.clone(), view(4, 8)) in keys
+    white, also_white = torch.full((32, 14, 14, 3), 255, dtype=torch.uint8), torch.full((8, 28, 14, 6), 255)
+    assert view_key(white, view(4, 8)) != view_key(also_white.to(torch.uint8), view(2, 4))

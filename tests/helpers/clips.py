@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def frame_pixels(number: int, height: int, width: int) -> np.ndarray:
@@ -34,9 +35,16 @@ def clip(
     codec: str = "mpeg4",
     format: str = "mp4",
     times: list[int] | None = None,
+    noise: bool = False,
     **options: str,
 ) -> bytes:
-    """An encoded clip; `times` in units of 1 / fps where frames are not to be even."""
+    """An encoded clip.
+
+    Args:
+        times: in units of 1 / fps, where frames are not to be even.
+        noise: fill the right halves with it, so that frames need many bytes.
+    """
+    rng = np.random.default_rng(0)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -44,12 +52,39 @@ def clip(
         stream.bit_rate = 2_000_000
         stream.options = options
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(frame_pixels(number, height, width), format="rgb24")
+            pixels = frame_pixels(number, height, width)
+            if noise:
+                pixels[:, width // 2 :] = rng.integers(0, 256, (height, width - width // 2, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = times[number] if times else number
             frame.time_base = Fraction(1) / fps
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def animation(format: str, milliseconds: list[int]) -> bytes:
+    """A GIF, WebP or PNG (APNG) whose frames are shown for the given times."""
+    frames = [Image.fromarray(frame_pixels(number, 48, 64)) for number in range(len(milliseconds))]
+    return saved(frames, format, milliseconds)
+
+
+def saved(frames: list[Image.Image], format: str, milliseconds: list[int]) -> bytes:
+    """A file of one or more pictures; several become an animation."""
+    buffer = io.BytesIO()
+    several = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    if format == "GIF":
+        several["disposal"] = 2  # else what is transparent shows the frame before
+    exact = {"lossless": True, "method": 0} if format == "WEBP" else {}
+    frames[0].save(buffer, format, **(several if len(frames) > 1 else {}), **exact)
+    return buffer.getvalue()
+
+
+def without_packet(transport_stream: bytes, number: int) -> bytes:
+    """An MPEG transport stream that lost a packet: the one after `number` of its 188 bytes that carries video."""
+    places = [at for at in range(0, len(transport_stream), 188) if transport_stream[at + 1] & 0x1F == 1]
+    at = places[number]
+    return transport_stream[:at] + transport_stream[at + 188 :]
 
 
 def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:

@@ -12,6 +12,7 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from pocketvlm.config import DownsampleMode, ImageConfig
+from pocketvlm.processing.media.timeline import Timeline
 from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.patches.video import encode_video, sample_frame_indices, stack_composite
 
@@ -39,7 +40,7 @@ def test_sampled_indices_of_a_thousand_videos() -> None:
         # Containers round their durations.
         duration = total / fps * rng.choice([1.0, 1.0, 0.999, 1.001])
         expected = processor.sample_frames(metadata(total, fps, duration), most, stack)
-        got = sample_frame_indices(total, fps, duration, most, stack)
+        got = sample_frame_indices(Timeline(total, fps, duration), most, stack)
         # Rounded durations can lead the reference past the end of a video; there we take its last frame.
         assert [*got.main, *got.sub] == [min(index, total - 1) for index in expected], (
             total,
@@ -59,7 +60,7 @@ def test_timestamps_around_the_limit() -> None:
             total = math.ceil(seconds * fps)
             for stack in (1, 2, 5):
                 expected = processor.sample_frames(metadata(total, fps, seconds), 128, stack)
-                got = sample_frame_indices(total, fps, seconds, 128, stack)
+                got = sample_frame_indices(Timeline(total, fps, seconds), 128, stack)
                 assert [*got.main, *got.sub] == [min(index, total - 1) for index in expected]
 
 

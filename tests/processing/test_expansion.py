@@ -15,7 +15,7 @@ from pocketvlm.errors import PromptError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.patches.slicing import plan_views
-from pocketvlm.processing.prompt.expansion import EncodedMedium, expand_prompt
+from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.template import ChatTemplate
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.views import Size, View
@@ -30,18 +30,18 @@ PAD, VIDEO_PAD = TOKENIZER.control_id("<|image_pad|>"), TOKENIZER.control_id("<|
 def unit(*tokens: int, grid: tuple[int, int] | None = None) -> ImageViews:
     """A picture whose views have the given numbers of tokens, without pixels."""
     views = tuple(View(Size(height=4, width=4 * count), "16x") for count in tokens)
-    return ImageViews(patches=torch.empty((0, 14, 14, 3), dtype=torch.uint8), views=views, grid=grid, content_hash="")
+    return ImageViews(patches=torch.empty((0, 14, 14, 3), dtype=torch.uint8), views=views, grid=grid)
 
 
-def expand(content: Any, *media: EncodedMedium, **options: bool) -> str:
+def expand(content: Any, *media: Units, **options: bool) -> str:
     """The expanded user message as text."""
     prompt = CHAT.render([{"role": "user", "content": content}], add_generation_prompt=False)
     text = TOKENIZER.decode(expand_prompt(TOKENIZER, prompt, media, **options), skip_special=False)
     return text.removeprefix("<|im_start|>user\n").removesuffix("<|im_end|>\n")
 
 
-def picture(*tokens: int, grid: tuple[int, int] | None = None) -> EncodedMedium:
-    return EncodedMedium((unit(*tokens, grid=grid),), "")
+def picture(*tokens: int, grid: tuple[int, int] | None = None) -> Units:
+    return (unit(*tokens, grid=grid),)
 
 
 def test_slices_may_have_different_numbers_of_tokens() -> None:
@@ -54,7 +54,7 @@ def test_slices_may_have_different_numbers_of_tokens() -> None:
 
 
 def test_pictures_and_videos_are_numbered_apart_from_zero() -> None:
-    video = EncodedMedium((unit(1), unit(1)), "")
+    video = (unit(1), unit(1))
     text = expand([IMAGE, VIDEO, IMAGE], picture(1), video, picture(1))
     assert text == (
         "<image_id>0</image_id><image><|image_pad|></image>\n"
@@ -98,7 +98,7 @@ def test_placeholders_equal_visual_tokens_for_every_size(
 ) -> None:
     plan = plan_views(Size(height=height, width=width), ImageConfig(), mode, slices)
     patches = torch.empty((0, 14, 14, 3), dtype=torch.uint8)
-    medium = EncodedMedium((ImageViews(patches=patches, views=plan.views, grid=plan.grid, content_hash=""),), "")
+    medium = (ImageViews(patches=patches, views=plan.views, grid=plan.grid),)
     prompt = CHAT.render([{"role": "user", "content": [IMAGE]}])
     assert expand_prompt(TOKENIZER, prompt, [medium]).count(PAD) == plan.visual_tokens
 
@@ -120,8 +120,6 @@ def inputs(ids: list[int], *tokens: int, **changed: Any) -> ModelInputs:
         "input_ids": torch.tensor(ids),
         "patches": torch.zeros((count, 14, 14, 3), dtype=torch.uint8),
         "views": views,
-        "grids": (None,) * len(views),
-        "content_hashes": ("",) * len(views),
         "placeholder_ids": (PAD, VIDEO_PAD),
     }
     return ModelInputs(**(fields | changed))

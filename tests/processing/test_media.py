@@ -3,44 +3,26 @@ from __future__ import annotations
 import base64
 import io
 import os
-import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import encoded, png_bomb
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pocketvlm.errors import MediaError
+from pocketvlm.processing.media import sources
 from pocketvlm.processing.media.load_image import MediaLimits, draw_grid, is_video, load_image, probe_size
 from pocketvlm.views import Size
 
 RNG = np.random.default_rng(5)
 RGB = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]
-
-
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_bomb(width: int, height: int) -> bytes:
-    """A PNG whose header promises far more pixels than its few bytes hold."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", zlib.compress(b""))
-        + png_chunk(b"IEND", b"")
-    )
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -259,7 +241,7 @@ def one_line(error: pytest.ExceptionInfo[MediaError]) -> str:
     [
         ("missing.png", None, "does not exist"),
         ("empty.png", b"", "is empty"),
-        ("notes.png", b"this is no picture\n" * 20, "is not a JPEG, PNG, WebP or GIF"),
+        ("notes.png", b"this is no picture\n" * 20, "is not a JPEG, PNG, WebP, GIF or AVIF"),
         ("short.jpg", encoded(Image.fromarray(RGB), "JPEG")[:-300], "damaged or cut off"),
         ("header.jpg", encoded(Image.fromarray(RGB), "JPEG")[:12], "damaged or cut off"),
         ("short.png", encoded(Image.fromarray(RGB))[:-400], "damaged or cut off"),
@@ -268,10 +250,8 @@ def one_line(error: pytest.ExceptionInfo[MediaError]) -> str:
         ("short.webp", encoded(Image.fromarray(RGB), "WEBP", lossless=True)[:-300], "damaged or cut off"),
         ("bomb.png", png_bomb(50_000, 50_000), "more than 64000000"),
         ("large.png", png_bomb(9_000, 9_000), "9000 x 9000"),
-        ("other.bmp", encoded(Image.fromarray(RGB), "BMP"), "is not a JPEG, PNG, WebP or GIF"),
-        ("other.tif", encoded(Image.fromarray(RGB), "TIFF"), "is not a JPEG, PNG, WebP or GIF"),
+        ("words.png", b"BM and other words", "is not a JPEG, PNG, WebP, GIF or AVIF"),
         ("clip.mp4", b"\x00\x00\x00\x20ftypisom" + bytes(40), "is a video"),
-        ("scene.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a JPEG, PNG, WebP or GIF"),
     ],
 )
 def test_bad_files_get_one_clear_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -326,6 +306,49 @@ def test_bodies_over_the_limit_are_refused() -> None:
         load_image(encoded(Image.fromarray(RGB)), limits)
     with pytest.raises(MediaError, match="more than 1000 bytes"):
         load_image("data:image/png;base64," + "A" * 9000, limits)
+
+
+@pytest.mark.parametrize("text", ["A" * 1400, "A\n" * 1400, "%41" * 1400, "A" * 1334 + "%3D%3D"])
+def test_an_oversized_data_url_is_refused_before_it_is_decoded(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object, **__: object) -> bytes:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(sources.base64, "b64decode", decode)
+    with pytest.raises(MediaError, match="more than 999 bytes"):
+        load_image("data:image/png;base64," + text, MediaLimits(max_bytes=999))
+    monkeypatch.setattr(sources, "percent_decoded", decode)
+    for escaped in ("%41" * 1000, "A" * 1000, "%" * 3001):
+        with pytest.raises(MediaError, match="more than 999 bytes"):
+            load_image("data:image/png," + escaped, MediaLimits(max_bytes=999))
+
+
+def test_data_urls_of_exactly_the_limit_are_read() -> None:
+    body = encoded(Image.fromarray(RGB))
+    for length, text in ((len(body), base64.b64encode(body).decode()), (len(body), quote(base64.b64encode(body)))):
+        url = "data:image/png;base64," + text
+        assert np.array_equal(load_image(url, MediaLimits(max_bytes=length)), RGB)
+        with pytest.raises(MediaError, match="more than"):
+            load_image(url, MediaLimits(max_bytes=length - 1))
+    url = "data:image/png," + quote(body)
+    assert np.array_equal(load_image(url, MediaLimits(max_bytes=len(body))), RGB)
+    with pytest.raises(MediaError, match="more than"):
+        load_image(url, MediaLimits(max_bytes=len(body) - 1))
+
+
+@given(st.binary(max_size=200), st.sets(st.sampled_from("/%=+ ~_?&")), st.text(max_size=50))
+def test_percent_decoding_is_that_of_the_standard_library(body: bytes, safe: set[str], words: str) -> None:
+    for escaped in (
+        quote(body, safe="".join(safe - {"%"})),
+        words.replace("%", ""),
+        "".join(f"%{b:02x}" for b in body),
+    ):
+        assert sources.percent_decoded(escaped.encode()) == unquote_to_bytes(escaped)
+
+
+def test_a_data_url_with_half_a_character_is_refused() -> None:
+    for url in ("data:image/png,\ud800", "data:image/png;base64,\ud800"):
+        with pytest.raises(MediaError, match="malformed"):
+            load_image(url)
 
 
 def test_paths_can_be_forbidden(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkpoints import NAMES, write_checkpoint
+from helpers.pictures import content_of, encoded
 from PIL import Image
 
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptError
@@ -43,13 +44,12 @@ def text(processor: Processor, inputs: ModelInputs) -> str:
 def test_a_prompt_without_media_has_no_patches(processor: Processor) -> None:
     inputs = processor([{"role": "user", "content": "hi"}])
     assert inputs.patches.shape == (0, 14, 14, 3)
-    assert inputs.views == inputs.grids == inputs.content_hashes == ()
+    assert inputs.views == ()
     assert inputs.input_ids.dtype == torch.int64
 
 
-def test_views_patches_and_grids_follow_the_prompt(processor: Processor) -> None:
+def test_views_and_patches_follow_the_prompt(processor: Processor) -> None:
     inputs = processor(ask(pixels(448, 448), pixels(900, 700), pixels(64, 96)))
-    assert inputs.grids == (None, (2, 2), None)
     assert [view.visual_tokens for view in inputs.views][:2] == [64, 63]
     assert len(inputs.views) == 1 + 5 + 1
     assert inputs.patches.shape == (sum(view.patches for view in inputs.views), 14, 14, 3)
@@ -70,18 +70,12 @@ def test_slices_rows_are_separated_by_line_breaks_inside_one_message(processor: 
     assert "<image></image><slice></slice><slice></slice>\n<slice></slice><slice></slice>\na\nb<|im_end|>" in body
 
 
-def test_same_prompt_and_another_picture_differ_in_their_content_hash_only(processor: Processor) -> None:
+def test_same_prompt_and_another_picture_differ_in_their_patches_only(processor: Processor) -> None:
     """Trap: a cache keyed on token ids alone answers about the first picture for ever."""
     first, again, other = (processor(ask(pixels(448, 448, seed))) for seed in (1, 1, 2))
     assert torch.equal(first.input_ids, other.input_ids)
-    assert first.content_hashes == again.content_hashes
-    assert first.content_hashes != other.content_hashes
-
-
-def test_the_content_hash_covers_the_options(processor: Processor) -> None:
-    picture = ask(pixels(900, 900))
-    options: tuple[dict[str, Any], ...] = ({}, {"downsample_mode": "4x"}, {"max_slice_nums": 1})
-    assert len({processor(picture, **option).content_hashes for option in options}) == 3
+    assert content_of(first) == content_of(again) != content_of(other)
+    assert first.views == other.views
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,8 +92,11 @@ def test_each_picture_may_have_its_own_mode(processor: Processor) -> None:
     picture = pixels(448, 448)
     inputs = processor(ask(picture, picture, picture), downsample_mode=["16x", "4x", "16x"])
     assert [view.visual_tokens for view in inputs.views] == [64, 256, 64]
-    alone = [processor(ask(picture), downsample_mode=mode).content_hashes[0] for mode in ("16x", "4x")]
-    assert inputs.content_hashes == (alone[0], alone[1], alone[0])
+    first, second, third = inputs.patches.split([view.patches for view in inputs.views])
+    alone = processor(ask(picture), downsample_mode="4x")
+    assert (second.shape, inputs.views[1:2]) == (alone.patches.shape, alone.views)
+    assert torch.equal(second, alone.patches)
+    assert torch.equal(first, third)
 
 
 def test_the_mode_is_the_checkpoints_unless_given(tmp_path: Path) -> None:
@@ -116,16 +113,48 @@ def test_slicing_and_image_ids_can_be_chosen(processor: Processor) -> None:
     assert "<image_id>" not in text(processor, processor(picture, use_image_id=False))
 
 
+def test_each_picture_may_have_its_own_slices(processor: Processor) -> None:
+    picture = pixels(900, 900)
+    url = "data:image/png;base64," + base64.b64encode(encoded(Image.fromarray(picture))).decode()
+
+    def views(*parts: dict[str, Any], **options: Any) -> list[int]:
+        """How many views each picture has."""
+        inputs = processor([{"role": "user", "content": list(parts)}], **options)
+        told = text(processor, inputs).split("<image_id>")[1:]
+        return [1 + part.count("<slice>") for part in told]
+
+    def named(**fields: Any) -> dict[str, Any]:
+        return {"type": "image", "image": picture} | fields
+
+    def linked(**fields: Any) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": url} | fields}
+
+    assert views(linked(detail="low"), linked(detail="high"), linked(detail="auto"), linked()) == [1, 5, 5, 5]
+    assert views(named(detail="low"), named(detail="high"), {**linked(), "detail": "low"}) == [1, 5, 1]
+    assert views(named(max_slice_nums=2), named(), named(max_slice_nums=1, detail="low")) == [3, 5, 1]
+    # What the message says goes before what the request says, which goes before the checkpoint.
+    assert views(linked(detail="low"), linked(detail="high"), named(max_slice_nums=4), max_slice_nums=2) == [1, 3, 5]
+    assert views(named(max_slice_nums=4), max_slice_nums=1, downsample_mode=["4x"]) == [5]
+
+
+def test_a_video_may_have_its_own_slices(processor: Processor) -> None:
+    (message,) = watch(frames(2, 500, 600))
+    message["content"][0]["max_slice_nums"] = 4
+    assert len(processor([message]).views) == 3
+    message["content"][0] |= {"max_slice_nums": None, "detail": "low"}
+    assert len(processor([message], video_max_slice_nums=9).views) == 1
+
+
 def test_bytes_and_data_urls_are_read(processor: Processor, tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(pixels(64, 96)).save(file, "PNG")
     (tmp_path / "a.png").write_bytes(file.getvalue())
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    expected = processor(ask(pixels(64, 96))).content_hashes
-    assert processor(ask(file.getvalue())).content_hashes == expected
-    assert processor(ask(tmp_path / "a.png")).content_hashes == expected
+    expected = content_of(processor(ask(pixels(64, 96))))
+    assert content_of(processor(ask(file.getvalue()))) == expected
+    assert content_of(processor(ask(tmp_path / "a.png"))) == expected
     part = {"type": "image_url", "image_url": {"url": url}}
-    assert processor([{"role": "user", "content": [part]}]).content_hashes == expected
+    assert content_of(processor([{"role": "user", "content": [part]}])) == expected
 
 
 @pytest.mark.parametrize(
@@ -167,8 +196,7 @@ def test_a_video_uses_its_own_placeholder(processor: Processor) -> None:
     told = text(processor, inputs)
     assert told.count("<|video_pad|>") == inputs.visual_tokens == 3 * 63
     assert "<|image_pad|>" not in told
-    assert len(inputs.grids) == 3
-    assert len(inputs.content_hashes) == 1
+    assert len(inputs.views) == 3
 
 
 def test_pictures_and_videos_keep_their_order(processor: Processor) -> None:
@@ -219,7 +247,7 @@ def test_views_that_disagree_with_the_prompt_are_refused(processor: Processor, m
 
     def lose_a_patch(*args: Any, **options: Any) -> list[ImageViews]:
         unit = genuine(*args, **options)[0]
-        return [ImageViews(unit.patches[1:], unit.views, unit.grid, unit.content_hash)]
+        return [ImageViews(unit.patches[1:], unit.views, unit.grid)]
 
     genuine = module.encode_images
     monkeypatch.setattr(module, "encode_images", lose_a_patch)

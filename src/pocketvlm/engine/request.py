@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from pocketvlm.engine.prompt_layout import PromptLayout
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.machine import processor_flags
 from pocketvlm.views import View
 
 if TYPE_CHECKING:
@@ -154,9 +157,18 @@ class Output:
 
 
 def view_key(patches: Tensor, view: View) -> bytes:
-    """What decides the features of a view, hashed: its pixels, its shape and its rate. Each part with its length."""
-    digest = hashlib.blake2b(digest_size=24)
+    """What decides the features of a view, hashed: its pixels, its shape and its rate. Each part with its length.
+
+    Valid inside one process only: other processors use another hash.
+    """
+    digest = _hash()()
     head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.numel()};".encode()
     digest.update(len(head).to_bytes(4, "little") + head)
     digest.update(patches.contiguous().numpy().data)
-    return digest.digest()
+    return digest.digest()[:24]
+
+
+@cache
+def _hash() -> Callable[[], Any]:
+    """SHA-256 where the processor has instructions for it (4 ms instead of 14 ms for 6 MB), else BLAKE2."""
+    return hashlib.sha256 if processor_flags() & {"sha_ni", "sha2"} else hashlib.blake2b

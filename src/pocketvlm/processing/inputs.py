@@ -22,9 +22,6 @@ class ModelInputs:
         input_ids: int64 [S]. Each view has one unbroken run of placeholder ids, as long as its visual tokens.
         patches: uint8 [P, p, p, 3], views one after the other; P = 0 without media.
         views: the views in order of their runs in `input_ids`.
-        grids: (rows, columns) of slices or None, one entry a picture and one a unit of a video, in prompt order.
-        content_hashes: one hex digest a picture or video, in prompt order: covers pixels and every option that decides
-            its features. Token ids alone do not tell two pictures of one size apart, so caches need these beside them.
         placeholder_ids: ids in `input_ids` whose embeddings the features replace, in order of the runs.
 
     Raises:
@@ -34,8 +31,6 @@ class ModelInputs:
     input_ids: Tensor
     patches: Tensor
     views: tuple[View, ...]
-    grids: tuple[tuple[int, int] | None, ...]
-    content_hashes: tuple[str, ...]
     placeholder_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.patches.image import Pixels, encode_images
 from pocketvlm.processing.patches.video import check_positive, check_sampling, encode_video
-from pocketvlm.processing.prompt.expansion import EncodedMedium, expand_prompt
+from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
@@ -124,7 +124,8 @@ class Processor:
                 each picture and video in prompt order; the checkpoint's when None.
             auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x,
                 from 1.0 to 4.0; 1.5 when None.
-            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None.
+            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None. A picture or video
+                that has its own, or `detail` "low", in its message goes by that.
             tools: OpenAI tool definitions.
             enable_thinking: let the model reason before it answers.
             add_generation_prompt: end with the opening of an assistant message.
@@ -154,24 +155,26 @@ class Processor:
         modes = self._modes(downsample_mode, len(prompt.media))
         only = downsample_mode if isinstance(downsample_mode, str) else self.model_config.downsample_mode
         budget = check_auto_token_budget(auto_token_budget, "auto" in (modes or (only,)))
-        encoded: dict[int, EncodedMedium] = {}
-        # Pictures of one mode go together, so that they are decoded and cut in parallel.
-        for mode in dict.fromkeys(modes):
-            chosen = [i for i, part in enumerate(prompt.media) if part.kind == "image" and modes[i] == mode]
+        encoded: dict[int, Units] = {}
+        # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
+        wanted = [part.max_slice_nums or max_slice_nums for part in prompt.media]
+        pictures = [i for i, part in enumerate(prompt.media) if part.kind == "image"]
+        for mode, slices in dict.fromkeys((modes[i], wanted[i]) for i in pictures):
+            chosen = [i for i in pictures if (modes[i], wanted[i]) == (mode, slices)]
             parts = [prompt.media[i] for i in chosen]
             views = encode_images(
                 parts,
                 self.image_config,
                 mode,
-                max_slice_nums,
+                slices,
                 auto_token_budget=budget if mode == "auto" else None,
                 load=self._load_image,
             )
-            encoded |= {i: EncodedMedium((unit,), unit.content_hash) for i, unit in zip(chosen, views, strict=True)}
+            encoded |= {i: (unit,) for i, unit in zip(chosen, views, strict=True)}
         for i, part in enumerate(prompt.media):
             if part.kind == "video":
                 encoded[i] = self._encode_video(
-                    part, modes[i], budget, video_max_slice_nums, max_num_frames, stack_frames
+                    part, modes[i], budget, part.max_slice_nums or video_max_slice_nums, max_num_frames, stack_frames
                 )
         image_id = _flag("use_image_id", use_image_id, self.image_config.use_image_id)
         return self.assemble(
@@ -184,22 +187,20 @@ class Processor:
     def assemble(
         self,
         prompt: RenderedPrompt,
-        media: Sequence[EncodedMedium],
+        media: Sequence[Units],
         *,
         use_image_id: bool = True,
         use_video_id: bool = True,
     ) -> ModelInputs:
         """Join a rendered prompt and its media, already encoded and in prompt order."""
         ids = expand_prompt(self.tokenizer, prompt, media, use_image_id=use_image_id, use_video_id=use_video_id)
-        units = [unit for medium in media for unit in medium.units]
+        units = [unit for medium in media for unit in medium]
         patch = self.image_config.patch_size
         patches = [unit.patches for unit in units] or [torch.empty((0, patch, patch, 3), dtype=torch.uint8)]
         return ModelInputs(
             input_ids=torch.tensor(ids, dtype=torch.int64),
             patches=torch.cat(patches) if len(patches) > 1 else patches[0],
             views=tuple(view for unit in units for view in unit.views),
-            grids=tuple(unit.grid for unit in units),
-            content_hashes=tuple(medium.content_hash for medium in media),
             placeholder_ids=(self.model_config.image_token_id, self.model_config.video_token_id),
         )
 
@@ -228,7 +229,7 @@ class Processor:
         slices: int,
         frames: int | None,
         stack: int | None,
-    ) -> EncodedMedium:
+    ) -> Units:
         try:
             views = encode_video(
                 part.source,
@@ -244,7 +245,7 @@ class Processor:
             )
         except MediaError as error:
             raise MediaError(f"{part.where}: {error}") from None
-        return EncodedMedium(views.units, views.content_hash)
+        return views.units
 
 
 def _flag(name: str, value: bool | None, default: bool) -> bool:

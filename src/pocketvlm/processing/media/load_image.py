@@ -1,7 +1,7 @@
 """Whatever a user calls a picture → uint8 RGB pixels [H, W, 3], or one clear `MediaError`.
 
-Files, bytes, data: and http(s) URLs are decoded by Pillow, which is shown JPEG, PNG, WebP and GIF only. Orientation
-from EXIF is applied; of an animation the first frame counts.
+Files, bytes, data: and http(s) URLs are decoded by Pillow, which is shown JPEG, PNG, WebP, GIF and AVIF only.
+Orientation from EXIF is applied; of an animation the first frame counts.
 
 Two stated differences from the reference:
 - Transparency is laid over white, always. The reference does so for PIL images but drops it for paths and URLs, which
@@ -16,17 +16,20 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, features
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.fetch import is_url
+from pocketvlm.processing.media.kinds import HEAD_BYTES, is_avif, is_picture, is_video_content, kind_of
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.repair import PNG_MAGIC, with_last_marker, without_metadata
 from pocketvlm.processing.media.rgb import rgb_from_array, rgb_from_pil
 from pocketvlm.processing.media.sources import describe, open_source
 from pocketvlm.views import Size
@@ -51,12 +54,8 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".flv", ".ogv", ".3gp", ".wmv")
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .vob .ts .mts .m2ts .flv .ogv .3gp .wmv".split()  # noqa: SIM905
 )
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
-# What the content of a video starts with: Matroska and WebM, FLV, Ogg, MPEG program stream, MPEG video, Windows Media.
-_VIDEO_MAGIC = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"OggS", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")
-
 # `warnings.catch_warnings` changes global state, so only one thread at a time may be inside. Only headers are read
 # there: decoding, which takes the time, stays parallel.
 _quiet_lock = threading.Lock()
@@ -91,8 +90,13 @@ def load_image(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
     if isinstance(source, Image.Image):
         return _decode(source, limits, "The PIL image")
     name = describe(source)
-    with _open(source, name, limits, files) as image:
-        return _decode(image, limits, name)
+    with _open_source(source, name, limits, files) as stream:
+        try:
+            with _open(stream, name, limits) as image:
+                return _decode(image, limits, name)
+        except _DamagedError:
+            with _open(_repaired(stream, name), name, limits) as image:
+                return _decode(image, limits, name)
 
 
 def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bool = True) -> Size:
@@ -107,8 +111,13 @@ def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
     if isinstance(source, Image.Image):
         return _upright_size(source, _orientation(source))
     name = describe(source)
-    with _open(source, name, limits, files) as image:
-        return _upright_size(image, _orientation(image))
+    with _open_source(source, name, limits, files) as stream:
+        try:
+            with _open(stream, name, limits) as image:
+                return _upright_size(image, _orientation(image))
+        except _DamagedError:
+            with _open(_repaired(stream, name), name, limits) as image:
+                return _upright_size(image, _orientation(image))
 
 
 def draw_grid(
@@ -158,7 +167,7 @@ def is_video(source: object) -> bool:
     Fetches nothing: of a URL only the path is looked at. Never raises: what cannot be read is left to the reader.
     """
     if isinstance(source, bytes):
-        return _has_video_magic(source[:16])
+        return is_video_content(source[:HEAD_BYTES])
     if not isinstance(source, (str, Path)):
         return False
     text = str(source)
@@ -173,9 +182,9 @@ def is_video(source: object) -> bool:
         path = Path(text)
         if path.is_file():
             with path.open("rb") as file:
-                head = file.read(16)
-            if _has_image_magic(head) or _has_video_magic(head):
-                return _has_video_magic(head)
+                head = file.read(HEAD_BYTES)
+            if is_picture(head) or is_video_content(head):
+                return is_video_content(head)
     except (OSError, ValueError):
         pass
     return Path(text).suffix.lower() in _VIDEO_SUFFIXES
@@ -200,37 +209,62 @@ def _as_array(source: NDArray[np.generic] | Tensor) -> NDArray[np.generic]:
     return (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
 
 
-@contextmanager
-def _open(source: object, name: str, limits: MediaLimits, files: bool) -> Iterator[Image.Image]:
+def _open_source(source: object, name: str, limits: MediaLimits, files: bool) -> IO[bytes]:
+    return open_source(source, name, limits, files, "a picture", "a PIL image, an array or a tensor")
+
+
+def _open(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
     """Open a picture with its header read and its size checked; nothing is decoded yet."""
-    with (
-        open_source(source, name, limits, files, "a picture", "a PIL image, an array or a tensor") as stream,
-        _open_stream(stream, name, limits) as image,
-    ):
-        yield image
-
-
-def _open_stream(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
-    head = stream.read(16)
+    head = stream.read(HEAD_BYTES)
     stream.seek(0)
+    formats: tuple[str, ...] = FORMATS
+    if is_avif(head):
+        if not features.check("avif"):
+            raise MediaError(f"{name} is an AVIF picture", hint="Install pillow>=11.3 to read it, or convert it.")
+        formats = ("AVIF",)
     try:
         with _quiet():
-            image = Image.open(stream, formats=FORMATS)
+            image = Image.open(stream, formats=formats)
     except Image.DecompressionBombError:
         raise MediaError(f"{name} has more than {limits.max_pixels} pixels", hint="Scale it down first.") from None
     except Exception:
         # Pillow's plugins raise nearly every kind of exception on hostile headers.
-        if _has_video_magic(head):
+        if is_video_content(head):
             raise MediaError(f"{name} is a video, expected a picture", hint="Pass it as a video.") from None
-        if _has_image_magic(head):
+        if is_picture(head):
             raise _damaged(name) from None
-        raise MediaError(f"{name} is not a JPEG, PNG, WebP or GIF picture", hint="Convert it to one.") from None
+        kind = kind_of(head)
+        if kind is not None:
+            raise kind.refused(name) from None
+        raise MediaError(f"{name} is not a JPEG, PNG, WebP, GIF or AVIF picture", hint="Convert it to one.") from None
     limits.check_pixels(image.height, image.width, name)
     return image
 
 
-def _damaged(name: str) -> MediaError:
-    return MediaError(f"{name} is damaged or cut off", hint="Check that it opens elsewhere, or save it anew.")
+class _DamagedError(MediaError):
+    """A file that looks like a picture and that Pillow refuses; it may be possible to repair."""
+
+
+def _damaged(name: str) -> _DamagedError:
+    return _DamagedError(f"{name} is damaged or cut off", hint="Check that it opens elsewhere, or save it anew.")
+
+
+def _repaired(stream: IO[bytes], name: str) -> IO[bytes]:
+    """The same picture as far as its pixels are whole; `MediaError` if they are not."""
+    stream.seek(0)
+    head = stream.read(HEAD_BYTES)
+    repaired = None
+    if head.startswith(PNG_MAGIC):
+        repaired = without_metadata(stream)
+    elif head.startswith(b"\xff\xd8"):
+        try:
+            with _quiet():
+                repaired = with_last_marker(stream)
+        except Exception:  # as above
+            repaired = None
+    if repaired is None:
+        raise _damaged(name)
+    return BytesIO(repaired)
 
 
 def _decode(image: Image.Image, limits: MediaLimits, name: str) -> NDArray[np.uint8]:
@@ -265,18 +299,3 @@ def _upright_size(image: Image.Image, orientation: int) -> Size:
     if orientation >= 5:
         return Size(height=image.width, width=image.height)
     return Size(height=image.height, width=image.width)
-
-
-def _has_image_magic(head: bytes) -> bool:
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")) or (
-        head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    )
-
-
-def _has_video_magic(head: bytes) -> bool:
-    return (
-        head.startswith(_VIDEO_MAGIC)
-        or (head[4:8] == b"ftyp" and head[8:12] not in _STILL_BRANDS)
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or (head[4:8] in (b"moov", b"mdat", b"wide") and head[:2] == b"\x00\x00")
-    )

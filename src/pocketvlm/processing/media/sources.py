@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import re
 import stat
 from pathlib import Path
 from typing import IO
-from urllib.parse import unquote_to_bytes
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.fetch import fetch, is_url
+from pocketvlm.processing.media.kinds import is_base64
 from pocketvlm.processing.media.limits import MediaLimits
 
 
@@ -33,8 +32,13 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
             f"Expected {what}, got {type(source).__name__}",
             hint=f"Give a path, bytes, a data: or http(s) URL, {others}.",
         )
+    text = str(source)  # the command line makes a path of everything that is no URL
+    if is_base64(text[:64]):
+        raise MediaError(f"Expected {what}, got bare base64", hint="Put data:image/png;base64, in front of it.")
     if not files:
         raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
+    if text[:5].lower() == "file:":
+        raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     try:
         return existing_file(source, name).open("rb")
     except OSError:
@@ -99,10 +103,26 @@ def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:
         raise MediaError(f"{name} is malformed", hint="Expected data:image/png;base64,... ")
     # Three characters a byte is the longest honest encoding (percent), with room for line ends in base64.
     limits.check_bytes(len(payload) // 3, name)
-    if not header.lower().endswith(";base64"):
-        return unquote_to_bytes(payload)
     try:
-        compact = re.sub(r"\s|%0[aAdD]|%20", "", payload)
-        return base64.b64decode(unquote_to_bytes(compact), validate=True)
+        encoded = payload.encode()
+    except UnicodeEncodeError:
+        raise MediaError(f"{name} is malformed", hint="Expected data:image/png;base64,... ") from None
+    if not header.lower().endswith(";base64"):
+        limits.check_bytes(len(encoded) - 2 * encoded.count(b"%"), name)
+        return percent_decoded(encoded)
+    compact = percent_decoded(encoded).translate(None, b" \t\n\r\v\f")
+    limits.check_bytes(len(compact) * 3 // 4 - compact[-2:].count(b"="), name)
+    try:
+        return base64.b64decode(compact, validate=True)
     except (binascii.Error, ValueError):
         raise MediaError(f"{name} is not valid base64", hint="Expected data:image/png;base64,...") from None
+
+
+def percent_decoded(encoded: bytes) -> bytes:
+    """`urllib.parse.unquote_to_bytes`, a hundred times as fast where much is escaped.
+
+    Quoted-printable is the same code with another sign, and its decoder is compiled.
+    """
+    if b"%" not in encoded:
+        return encoded
+    return binascii.a2b_qp(encoded.replace(b"=", b"=3D").replace(b"%", b"="))

@@ -13,11 +13,9 @@ two intra-op threads), and the copies are numpy's, also single-threaded. So one 
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,13 +44,11 @@ class ImageViews:
             one after the other, overview first.
         views: sizes (in patches) and compression, in that order.
         grid: (rows, columns) of slices, or None.
-        content_hash: hex digest of everything that decides features and placeholders; a key for caches.
     """
 
     patches: Tensor
     views: tuple[View, ...]
     grid: tuple[int, int] | None
-    content_hash: str
 
     @property
     def visual_tokens(self) -> int:
@@ -91,7 +87,7 @@ def encode_image(
     is_auto = downsample_mode == "auto"
     budget = check_auto_token_budget(auto_token_budget, is_auto)
     cut = cut_image(pixels, config, downsample_mode, max_slice_nums)
-    (views,) = finish_images([cut], config, budget if is_auto else None)
+    (views,) = finish_images([cut], budget if is_auto else None)
     return views
 
 
@@ -105,25 +101,18 @@ def cut_image(
     return CutImage(cut_patches(picture, plan, config.patch_size), plan)
 
 
-def finish_images(
-    images: Sequence[CutImage], config: ImageConfig, auto_token_budget: float | None = None
-) -> list[ImageViews]:
-    """The second half: rates and hash.
+def finish_images(images: Sequence[CutImage], auto_token_budget: float | None = None) -> list[ImageViews]:
+    """The second half: the rate of each view.
 
     Args:
         images: one picture, or all units of a video.
-        config: as for `encode_image`.
         auto_token_budget: of all `images` together, whose views are then raised to 4x by their pixels; None leaves the
             rates as they were planned.
     """
     views: Sequence[tuple[View, ...]] = [image.plan.views for image in images]
     if auto_token_budget is not None and auto_token_budget > 1:
         views = choose_rates(views, [_scores(image) for image in images], auto_token_budget)
-    finished = []
-    for image, chosen in zip(images, views, strict=True):
-        plan = replace(image.plan, views=chosen)
-        finished.append(ImageViews(image.patches, chosen, plan.grid, _content_hash(image.patches, plan, config)))
-    return finished
+    return [ImageViews(image.patches, chosen, image.plan.grid) for image, chosen in zip(images, views, strict=True)]
 
 
 def _scores(image: CutImage) -> list[int]:
@@ -260,25 +249,3 @@ def _mean_and_std(config: ImageConfig, device: torch.device) -> tuple[Tensor, Te
         torch.tensor(config.image_mean, device=device) * scale,
         torch.tensor(config.image_std, device=device) * scale,
     )
-
-
-def _content_hash(patches: Tensor, plan: SlicePlan, config: ImageConfig) -> str:
-    """Digest of what the model gets: patches, views, grid and normalisation.
-
-    Options enter through their effect on the views, so two ways to the same views share a cache entry. Hashing patches
-    also costs a fifth of hashing the pixels of a large picture. Each part is preceded by its length.
-    """
-    grid = plan.grid or (0, 0)
-    sizes = [number for view in plan.views for number in (view.size.height, view.size.width)]
-    modes = ",".join(view.downsample_mode for view in plan.views)
-    digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-image")
-    for part in (
-        struct.pack("<3Q", config.patch_size, *grid),
-        struct.pack(f"<{len(sizes)}Q", *sizes),
-        modes.encode(),
-        struct.pack("<6d", *config.image_mean, *config.image_std),
-        patches.numpy().data.cast("B"),
-    ):
-        digest.update(struct.pack("<Q", len(part)))
-        digest.update(part)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ is then treated as a picture. Sampling and layout are those of `MiniCPMV4_6Video
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.video_reader import FrameReader, check_rate, open_video
+from pocketvlm.processing.media.timeline import Timeline
+from pocketvlm.processing.media.video_reader import FrameReader, open_video
 from pocketvlm.processing.patches.image import CutImage, ImageViews, cut_image, finish_images
 
 _DEFAULT_LIMITS = MediaLimits()
@@ -57,14 +57,12 @@ class VideoViews:
         samples: the frames they came from.
         fps: frames a second of the source.
         duration: seconds.
-        content_hash: hex digest of the units' hashes.
     """
 
     units: tuple[ImageViews, ...]
     samples: FrameSamples
     fps: float
     duration: float
-    content_hash: str
 
     @property
     def visual_tokens(self) -> int:
@@ -107,14 +105,11 @@ def encode_video(
     budget = check_auto_token_budget(auto_token_budget, is_auto)
     most, stack = check_sampling(config, max_num_frames, stack_frames, limits)
     with open_video(source, fps, limits, files) as reader:
-        samples = sample_frame_indices(reader.total, reader.fps, reader.duration, most, stack)
+        timeline = reader.timeline
+        samples = sample_frame_indices(timeline, most, stack)
         cut = _cut_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
-        rate, duration = reader.fps, reader.duration
-    units = finish_images(cut, config, budget if is_auto else None)
-    digest = hashlib.blake2b(digest_size=32, person=b"pocketvlm-video")
-    for unit in units:  # hex digests of one length each: framed by nature
-        digest.update(unit.content_hash.encode())
-    return VideoViews(tuple(units), samples, rate, duration, digest.hexdigest())
+    units = finish_images(cut, budget if is_auto else None)
+    return VideoViews(tuple(units), samples, timeline.fps, timeline.duration)
 
 
 def check_sampling(
@@ -136,11 +131,11 @@ def _cut_units(
     limits: MediaLimits,
 ) -> list[CutImage]:
     """Cut each unit as soon as its frames are there; keep no frame longer than a unit still needs it."""
-    finished: dict[int, CutImage] = {}
+    finished: dict[tuple[int, ...], CutImage] = {}  # a frame that stands still for seconds is cut once
     last_use: dict[int, int] = {}
-    ends_at: dict[int, list[int]] = {}
-    for number, unit in enumerate(units):
-        ends_at.setdefault(max(unit), []).append(number)
+    ends_at: dict[int, list[tuple[int, ...]]] = {}
+    for unit in dict.fromkeys(units):
+        ends_at.setdefault(max(unit), []).append(unit)
         for index in unit:
             last_use[index] = max(last_use.get(index, 0), max(unit))
     kept: dict[int, NDArray[np.uint8]] = {}
@@ -149,40 +144,28 @@ def _cut_units(
         kept[index] = pixels
         if not finished:  # before the frames of a large composite have been gathered
             limits.check_pixels(*_canvas_size(pixels.shape, widest), "A composite of frames")
-        for number in ends_at.get(index, ()):
-            frames = [kept[i] for i in units[number]]
+        for unit in ends_at.get(index, ()):
+            frames = [kept[i] for i in unit]
             height, width = _canvas_size(frames[0].shape, len(frames))
             limits.check_pixels(height, width, "A composite of frames")
-            finished[number] = cut_image(stack_composite(frames), config, downsample_mode, max_slice_nums)
+            finished[unit] = cut_image(stack_composite(frames), config, downsample_mode, max_slice_nums)
         kept = {i: frame for i, frame in kept.items() if last_use[i] > index}
-    return [finished[number] for number in range(len(units))]
+    return [finished[unit] for unit in units]
 
 
-def sample_frame_indices(
-    total_num_frames: int, fps: float, duration: float, max_num_frames: int = 128, stack_frames: int = 1
-) -> FrameSamples:
+def sample_frame_indices(timeline: Timeline, max_num_frames: int = 128, stack_frames: int = 1) -> FrameSamples:
     """Choose frames.
 
     Args:
-        total_num_frames: of the video; no index reaches it, however `fps` and `duration` are rounded.
-        fps: frames a second.
-        duration: seconds.
+        timeline: when each frame of the video is shown.
         max_num_frames: most main frames, and most seconds with one frame each.
         stack_frames: frames looked at a second; all beyond the first go into a composite.
 
     Raises:
-        MediaError: a video without frames, duration or rate.
         ConfigError: `max_num_frames` or `stack_frames` is out of range.
     """
     most, stack = check_positive("max_num_frames", max_num_frames), _check_stack(stack_frames)
-    rate = check_rate(fps)
-    if total_num_frames < 1 or not 0 < duration < math.inf:
-        raise MediaError(
-            f"The video has {total_num_frames} frames in {duration} seconds", hint="Expected at least one."
-        )
-
-    def index_at(time: float) -> int:
-        return min(int(time * rate), total_num_frames - 1)
+    duration, index_at = timeline.duration, timeline.frame_at
 
     # Times are computed where they are wanted, not listed: a header may promise years.
     seconds = math.ceil(duration)

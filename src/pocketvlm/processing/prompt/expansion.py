@@ -11,26 +11,20 @@ users can type everything that a placeholder is made of.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
 
 from pocketvlm.errors import PromptError
 from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.prompt.template import RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 
-
-@dataclass(frozen=True, slots=True)
-class EncodedMedium:
-    """One picture (a single unit) or video (a unit a frame), encoded."""
-
-    units: tuple[ImageViews, ...]
-    content_hash: str
+Units: TypeAlias = tuple[ImageViews, ...]  # of one picture (a single unit) or one video (a unit a frame), encoded
 
 
 def expand_prompt(
     tokenizer: Tokenizer,
     prompt: RenderedPrompt,
-    media: Sequence[EncodedMedium],
+    media: Sequence[Units],
     *,
     use_image_id: bool = True,
     use_video_id: bool = True,
@@ -68,7 +62,7 @@ def expand_prompt(
             number = tokenizer.encode_plain(str(counts[piece.text]))
             ids += [tokenizer.control_id("<image_id>"), *number, tokenizer.control_id("</image_id>")]
         counts[piece.text] += 1
-        for unit in next(blocks[piece.text]).units:
+        for unit in next(blocks[piece.text]):
             ids += _unit_ids(tokenizer, unit, pad)
     return ids
 

@@ -5,7 +5,9 @@ strings, numbers and lists, plus the pictures and videos in order. Nothing else 
 field that would be silently dropped. Every fault is a `PromptError` of one line that names the message.
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
-`{"video": anything}`, with `fps` beside it where the video is given as frames.
+`{"video": anything}`, with `fps` beside it where the video is given as frames. Media may have a `detail` (beside the
+url, as in OpenAI's protocol, or beside the medium): "low" means no slices, "high" and "auto" what the request says; or
+a `max_slice_nums` beside the medium, which goes before that of the request.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ _FIELDS = {
     "tool": {"role", "content", "tool_call_id", "name"},
 }
 _PART_TYPES = ("text", "image_url", "image", "video_url", "video")  # each names the field it needs
+_DETAILS = ("low", "high", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +46,14 @@ class MediaPart:
         source: what the caller gave: a URL for `image_url` and `video_url`, anything for `image` and `video`.
         where: its place, for errors: `messages[1].content[0]`.
         fps: frames a second of a video given as frames.
+        max_slice_nums: most slices of the picture, or of each frame; the request's when None.
     """
 
     kind: MediaKind
     source: Any
     where: str
     fps: float | None = None
+    max_slice_nums: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
             raise PromptError(f"{place}: a system message must be text only, not {kind}")
         else:
             media_kind: MediaKind = "video" if kind.startswith("video") else "image"
-            media.append(MediaPart(kind=media_kind, source=value, where=place, fps=_fps(part, place)))
+            media.append(MediaPart(media_kind, value, place, _fps(part, place), _slices(part, kind, place)))
             parts.append({"type": media_kind})
     return parts
 
@@ -234,7 +239,9 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _PART_TYPES:
         raise PromptError(f"{where}: part type is {_show(kind)}, expected one of {', '.join(_PART_TYPES)}")
-    known = ("type", kind, "fps") if kind == "video" else ("type", kind)
+    known = {"type", kind}
+    if kind != "text":
+        known |= {"detail", "max_slice_nums"} | ({"fps"} if kind == "video" else set())
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
         raise PromptError(f"{where}: a part of type {kind} has no field {_show(unknown[0])}")
@@ -247,11 +254,6 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
         unknown = [key for key, item in value.items() if key not in ("url", "detail") and item is not None]
         if unknown:
             raise PromptError(f"{where}.{kind} has no field {_show(unknown[0])}")
-        if value.get("detail") not in (None, "auto"):
-            raise PromptError(
-                f"{where}.{kind}: detail is {_show(value['detail'])}, expected 'auto'",
-                hint="Choose the detail with max_slice_nums and downsample_mode.",
-            )
         value = value.get("url")
     return kind, _text(value, f"{where}.{kind}.url", empty=False)
 
@@ -261,6 +263,24 @@ def _fps(part: Mapping[str, Any], where: str) -> float | None:
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float))):
         raise PromptError(f"{where}.fps is {_show(fps)}, expected a number")
     return fps
+
+
+def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
+    """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
+    slices = part.get("max_slice_nums")
+    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
+        raise PromptError(f"{where}.max_slice_nums is {_show(slices)}, expected a positive integer")
+    inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
+    detail = part.get("detail") if inner is None else inner
+    if detail is not None and detail not in _DETAILS:
+        raise PromptError(f"{where}: detail is {_show(detail)}, expected one of {', '.join(_DETAILS)}")
+    if detail != "low":
+        return slices
+    if slices not in (None, 1):
+        raise PromptError(
+            f"{where}: detail 'low' means no slices, max_slice_nums is {slices}", hint="Give one of them."
+        )
+    return 1
 
 
 def _text(value: Any, where: str, *, empty: bool = True) -> str:
