@@ -7,6 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pocketvlm.grammar.json_numbers import keep_numbers
+
+# Without \uXXXX: further properties could spell the name of a property that has a schema with it.
+_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
+
 
 def literal(text: str) -> str:
     """A terminal that is `text`."""
@@ -26,7 +31,11 @@ def regex(expression: str) -> str:
 
 
 def inline_json(schema: Any, options: Mapping[str, Any]) -> str:
-    """JSON of a schema; `options` are llguidance's `x-guidance`."""
+    """JSON of a schema; `options` are llguidance's `x-guidance`.
+
+    Raises:
+        ConfigError: the compiler would not hold answers to a number of the schema.
+    """
     # A schema that is just `true` or `false` has no place for options.
-    schema = schema if isinstance(schema, dict) else {"anyOf": [schema]}
-    return f"%json {json.dumps({**schema, 'x-guidance': options}, ensure_ascii=False)}"
+    schema = keep_numbers(schema) if isinstance(schema, dict) else {"anyOf": [schema]}
+    return f"%json {json.dumps({**schema, 'x-guidance': {**_ESCAPES, **options}}, ensure_ascii=False)}"

@@ -1,17 +1,18 @@
 """What answers must be: JSON of a schema, text of a regular expression, a choice, a grammar, or calls of tools.
 
 Takes what users give, under vLLM's names or as OpenAI's `response_format`; gives a checked and hashable
-`StructuredOutputs`. Whether it can be met at all is for `engine/grammar` to say, which compiles it.
+`StructuredOutputs`. Whether it can be met at all is for `grammar/compiler` to say, which compiles it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.grammar.json_schema import subschemas
 
 MAX_TEXT = 64 * 1024  # bytes of a schema or a grammar
 MAX_TOOLS_TEXT = 256 * 1024  # bytes of all tool definitions together
@@ -20,11 +21,6 @@ MAX_CHOICES = 1000
 MAX_DEPTH = 64
 MAX_TOOLS = 128
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "tools")
-
-# Where a JSON schema holds schemas: under a name of their own, in a list, or alone.
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_ALONE = ("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +151,7 @@ def check_name(name: Any, what: str) -> None:
 
 def check_schema(schema: Any, what: str) -> None:
     """`ConfigError` for what the compiler would take without holding answers to it."""
-    for part in _schemas(schema):
+    for part in subschemas(schema):
         if "x-guidance" in part:
             raise ConfigError(f"{what} holds x-guidance, which is no keyword of JSON Schema", hint="Leave it out.")
         least, required = part.get("minProperties", 0), part.get("required", [])
@@ -166,23 +162,6 @@ def check_schema(schema: Any, what: str) -> None:
                 f"{what} has minProperties={least} beside {named} required properties: unsupported",
                 hint="Name the properties under required.",
             )
-
-
-def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """`schema` and all schemas in it."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, dict):
-            continue
-        yield part
-        for key in _NAMED:
-            if isinstance(part.get(key), dict):
-                waiting += part[key].values()
-        for key in _LISTED:
-            if isinstance(part.get(key), list):
-                waiting += part[key]
-        waiting += [part[key] for key in _ALONE if key in part]
 
 
 def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
