@@ -130,7 +130,7 @@ def test_control_tokens_typed_by_users_are_ordinary_characters(a: str, b: str, c
         {"role": "tool", "content": d},
         user(e),
     ]
-    tools = [tool(f"f{c}", description=a, **{d: e})]
+    tools = [tool(description=a, x={c: [a], d: e})]
     rendered = CHAT.render(messages, tools=tools)
     reference = CHAT.render(harmless(messages), tools=harmless(tools))
     assert controls(rendered) == controls(reference)
@@ -209,7 +209,7 @@ def test_without_any_character_for_a_guard_the_prompt_is_refused(monkeypatch: py
 # --- faults -------------------------------------------------------------------------------------------------------
 
 deep: Any = "x"
-for _ in range(40):
+for _ in range(80):
     deep = [deep]
 Q = user("q")
 IMAGE = {"type": "image", "image": 1}
@@ -256,7 +256,7 @@ IMAGE = {"type": "image", "image": 1}
         ([Q, calls("f", "[" * 100_000)], r"arguments of 'f' is not valid JSON"),
         ([Q, calls("f", "[1]")], r"arguments of 'f' is of type list, expected a JSON object"),
         ([Q, calls("f", {"a": object()})], r"holds a object, which is not JSON"),
-        ([Q, calls("f", {"a": deep})], r"nested more than 32 levels"),
+        ([Q, calls("f", {"a": deep})], r"nested more than 64 levels"),
         ([Q, calls("f", {1: 2})], r"a key of .* is of type int"),
         ([user("\ud800")], r"messages\[0\]\.content holds half of a surrogate pair"),
         ([{"role": "assistant", "content": "a"}], r"refuses these messages: No user query found"),
@@ -268,22 +268,6 @@ def test_bad_messages_are_one_clear_line(messages: Any, fault: str) -> None:
         CHAT.render(messages)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-
-
-@pytest.mark.parametrize(
-    ("tools", "fault"),
-    [
-        ("look", "tools is 'look', expected a list"),
-        (["look"], r"tools\[0\]: expected"),
-        ([{"name": "look"}], r"tools\[0\]: expected"),
-        ([tool(), tool("")], r"tools\[1\]\.function\.name is ''"),
-        ([tool(x={1, 2})], r"tools\[0\] holds a set"),
-        ([tool(x=deep)], r"tools\[0\] is nested"),
-    ],
-)
-def test_bad_tools_are_one_clear_line(tools: Any, fault: str) -> None:
-    with pytest.raises(PromptError, match=fault):
-        CHAT.render([Q], tools=tools)
 
 
 def test_no_tools_and_an_empty_list_are_the_same() -> None:

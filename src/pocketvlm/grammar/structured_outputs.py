@@ -13,13 +13,11 @@ from typing import Any, Self
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
+from pocketvlm.tools.definitions import MAX_DEPTH, MAX_TOOLS_TEXT, check_tools
 
 MAX_TEXT = 64 * 1024  # bytes of a schema or a grammar
-MAX_TOOLS_TEXT = 256 * 1024  # bytes of all tool definitions together
 MAX_REGEX = 4096  # bytes
 MAX_CHOICES = 1000
-MAX_DEPTH = 64
-MAX_TOOLS = 128
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "tools")
 
 
@@ -38,6 +36,7 @@ class StructuredOutputs:
 
     Raises:
         ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
+        PromptError: tools that are malformed or over a limit.
     """
 
     json: Any = None
@@ -91,28 +90,17 @@ class StructuredOutputs:
         object.__setattr__(self, "choice", tuple(self.choice))
 
     def _check_tools(self) -> None:
-        tools, text = _canonical("tools", self.tools, MAX_TOOLS_TEXT)
-        if not isinstance(tools, list) or not tools:
-            raise ConfigError(f"tools is {_show(tools)}, expected a list of tool definitions")
-        if len(tools) > MAX_TOOLS:
-            raise ConfigError(f"{len(tools)} tools were given, at most {MAX_TOOLS} are allowed")
-        names = list[Any]()
-        for index, tool in enumerate(tools):
-            function = tool.get("function") if isinstance(tool, dict) else None
-            if not isinstance(function, dict) or tool.get("type") != "function":
-                raise ConfigError(f'tools[{index}] is not {{"type": "function", "function": {{...}}}}')
-            names.append(function.get("name"))
-            check_name(names[-1], f"the name of tools[{index}]")
-            if not isinstance(function.get("parameters", {}), dict):
-                raise ConfigError(f"the parameters of {names[-1]} are no JSON schema")
-            check_schema(function.get("parameters", {}), names[-1])
-        if len(set(names)) < len(names):
-            raise ConfigError("two tools have the same name")
+        tools = check_tools(_read_json("tools", self.tools, MAX_TOOLS_TEXT))
+        if tools is None:
+            raise ConfigError("tools is empty, expected at least one tool definition")
+        names = [tool["function"]["name"] for tool in tools]
+        for tool, name in zip(tools, names, strict=True):
+            check_schema(tool["function"].get("parameters") or {}, name)
         if self.tool_choice not in ("auto", "required", *names):
             raise ConfigError(
                 f"tool_choice={_show(self.tool_choice)} is no tool", hint="Set it to auto, required or a tool's name."
             )
-        object.__setattr__(self, "tools", text)
+        object.__setattr__(self, "tools", json.dumps(tools, ensure_ascii=False, separators=(",", ":")))
 
     @classmethod
     def from_response_format(cls, response_format: Mapping[str, Any]) -> Self | None:
@@ -142,13 +130,6 @@ class StructuredOutputs:
         return cls(json=dict(inner["schema"]))
 
 
-def check_name(name: Any, what: str) -> None:
-    """`ConfigError` for a name that could not stand in `<function=NAME>`."""
-    fits = isinstance(name, str) and 0 < len(name) <= 256 and name == name.strip() and name.isprintable()
-    if not fits or "<" in name or ">" in name:
-        raise ConfigError(f"{what} is {_show(name)}, expected up to 256 printable characters without < and >")
-
-
 def check_schema(schema: Any, what: str) -> None:
     """`ConfigError` for what the compiler would take without holding answers to it."""
     for part in subschemas(schema):
@@ -166,10 +147,8 @@ def check_schema(schema: Any, what: str) -> None:
 
 def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
     """`value` read and written again, as plain JSON in its own order of keys; text is JSON already."""
+    value = _read_json(what, value, limit)
     try:
-        if isinstance(value, str):
-            _check_text(what, value, limit)
-            value = json.loads(value)
         _check_depth(what, value)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         value = json.loads(text)
@@ -179,6 +158,17 @@ def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
         raise ConfigError(f"{what} is not JSON ({error})") from None
     _check_text(what, text, limit)
     return value, text
+
+
+def _read_json(what: str, value: Any, limit: int) -> Any:
+    """What JSON text says; a value that is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    _check_text(what, value, limit)
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not JSON ({error})") from None
 
 
 def _check_depth(what: str, value: Any) -> None:

@@ -1,6 +1,6 @@
 """A grammar of tool calls: OpenAI tool definitions → text in llguidance's variant of Lark's notation.
 
-Calls have the form that `processing/tool_calls` shows and reads. Both outer tags are single control tokens. Parameters
+Calls have the form that `tools/calls` shows and reads. Both outer tags are single control tokens. Parameters
 come in the order of the schema; `tool_values` has their values.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.grammar.lark import any_of, literal
-from pocketvlm.grammar.structured_outputs import check_name
 from pocketvlm.grammar.tool_values import ANNOTATIONS, ToolValue
-from pocketvlm.processing.prompt.tool_schemas import ToolSchema
+from pocketvlm.tools.definitions import check_name
+from pocketvlm.tools.schemas import ToolSchema
 
 _OF_TOOLS = frozenset(("type", "properties", "required", "additionalProperties", "strict", "$ref", "allOf"))
 
@@ -37,7 +37,7 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens
     for index, function in enumerate(functions):
         try:
             lines += _function(f"f{index}", function)
-        except ConfigError as error:
+        except PocketVLMError as error:
             raise ConfigError(f"tool {function['name']!r}: {error}") from None
     return "\n".join(lines)
 

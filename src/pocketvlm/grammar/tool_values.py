@@ -14,7 +14,7 @@ from typing import Any
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.lark import any_of, inline_json, literal, regex
-from pocketvlm.processing.prompt.tool_schemas import TYPE_OF_KEYWORD, ToolSchema, type_of
+from pocketvlm.tools.schemas import TYPE_OF_KEYWORD, ToolSchema, type_of
 
 MAX_CASES = 256  # that a schema of text and other types falls into
 _MAX_DEPTH = 16
@@ -23,7 +23,7 @@ _END = literal("\n</parameter>\n")
 _TEXT = r"/(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<tool_call>)(?s:.*)/"
 _INTEGER = r"-?(0|[1-9][0-9]*)"
 _NUMBER = _INTEGER + r"(\.[0-9]+)?([eE][+\-]?[0-9]+)?"
-# JSON of a type without further demands, and what `processing/tool_calls` reads as it.
+# JSON of a type without further demands, and what `tools/calls` reads as it.
 _WORDS = {
     "null": '"null"',
     "boolean": '"true" | "false"',

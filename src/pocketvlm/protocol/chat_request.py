@@ -9,14 +9,14 @@ nothing but what happens anyway: `store` false, `service_tier` auto or default, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
-from pocketvlm.processing.prompt.messages import check_tools
 from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value, show
+from pocketvlm.tools.definitions import check_tools
 
 # What each option of a processor is, in one word of `check`. vLLM's field for them is mm_processor_kwargs.
 MM_PROCESSOR_KWARGS = {
@@ -190,20 +190,11 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("response_format", "structured_outputs"):  # under either no tool could be called
         if field in given and given[field].get("type") != "text":
             raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
-    if choice == "auto" and not _any_strict(tools):
+    if choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
         return {"tools": tools}
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
     return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
-
-
-def _any_strict(tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether calls of a tool must keep to its schema, which only a grammar sees to."""
-    is_any = False
-    for index, tool in enumerate(tools):
-        if (strict := tool["function"].get("strict")) is not None:
-            is_any |= check(f"tools[{index}].function.strict", strict, "boolean")
-    return is_any
 
 
 def _template(given: Mapping[str, Any]) -> dict[str, Any]:

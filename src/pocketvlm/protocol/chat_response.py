@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
-from pocketvlm.processing.prompt.tool_calls import parse_tool_calls
+from pocketvlm.tools.calls import parse_tool_calls
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob

@@ -1,6 +1,6 @@
 """OpenAI-style messages, checked: what the caller sent → what a chat template may see, and the media in between.
 
-Takes messages (`{"role", "content", ...}`, content a string or a list of parts) and tools; gives plain dictionaries of
+Takes messages (`{"role", "content", ...}`, content a string or a list of parts); gives plain dictionaries of
 strings, numbers and lists, plus the pictures and videos in order. Nothing else reaches the template: no objects, and no
 field that would be silently dropped. Every fault is a `PromptError` of one line that names the message.
 
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
+from pocketvlm.tools.definitions import plain_json, show, text
 
 MediaKind = Literal["image", "video"]
 Message = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
-MAX_DEPTH = 32  # of tool schemas and tool-call arguments
 
 # Fields each role may carry. The ids of tool calls and the name of a tool are the protocol's own bookkeeping: this
 # model's prompt has no place for them, and matches answers to calls by their order.
@@ -62,7 +62,7 @@ class Conversation:
 def check_messages(messages: Any) -> Conversation:
     """Check and copy `messages`; raise `PromptError` with one line naming the first message at fault."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-        raise PromptError(f"messages is {_show(messages)}, expected a list of messages")
+        raise PromptError(f"messages is {show(messages)}, expected a list of messages")
     if not messages:
         raise PromptError("messages is empty, expected at least one user message")
     media: list[MediaPart] = []
@@ -82,38 +82,6 @@ def check_messages(messages: Any) -> Conversation:
     return Conversation(messages=checked, media=tuple(media))
 
 
-def check_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Check and copy OpenAI tool definitions; None and an empty list both mean no tools."""
-    if tools is None:
-        return None
-    if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):
-        raise PromptError(f"tools is {_show(tools)}, expected a list of tool definitions")
-    checked = []
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or tool.get("type") != "function":
-            raise PromptError(f'{where}: expected {{"type": "function", "function": {{...}}}}')
-        _text(function.get("name"), f"{where}.function.name", empty=False)
-        checked.append(plain_json(tool, where))
-    return checked or None
-
-
-def plain_json(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of `value` made of dict, list, str, int, float, bool and None; `PromptError` for anything else."""
-    if depth > MAX_DEPTH:
-        raise PromptError(f"{where} is nested more than {MAX_DEPTH} levels deep")
-    if value is None or type(value) in (bool, int, float):
-        return value
-    if isinstance(value, str):
-        return _text(value, where)
-    if isinstance(value, Mapping):
-        return {_text(key, f"a key of {where}"): plain_json(item, where, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item, where, depth + 1) for item in value]
-    raise PromptError(f"{where} holds a {type(value).__name__}, which is not JSON")
-
-
 def _in_order_of_calls(messages: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     """Messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
     calls: dict[str, int] = {}
@@ -124,7 +92,7 @@ def _in_order_of_calls(messages: Sequence[Any]) -> Iterator[tuple[int, Any]]:
             call = fields.get("tool_call_id")
             if calls and isinstance(call, str) and call not in calls:
                 raise PromptError(
-                    f"messages[{index}]: tool_call_id is {_show(call)}, which no call before it has",
+                    f"messages[{index}]: tool_call_id is {show(call)}, which no call before it has",
                     hint="Give the id of a call of the assistant message before it.",
                 )
             run.append((calls.get(call, -1) if isinstance(call, str) else -1, index, message))
@@ -154,17 +122,17 @@ def _call_ids(message: Message) -> dict[str, int]:
 def _check_fields(message: Any, where: str) -> str:
     """The role of a message whose fields are all known for that role."""
     if not isinstance(message, Mapping):
-        raise PromptError(f"{where} is {_show(message)}, expected an object with role and content")
+        raise PromptError(f"{where} is {show(message)}, expected an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"{where}: role is {_show(role)}, expected one of {', '.join(ROLES)}")
+        raise PromptError(f"{where}: role is {show(role)}, expected one of {', '.join(ROLES)}")
     # Clients echo answers back with every field of the protocol, unset ones as null: those ask for nothing.
     unknown = [key for key, value in message.items() if key not in _FIELDS[role] and value is not None]
     if unknown:
-        raise PromptError(f"{where}: a {role} message has no field {_show(unknown[0])}")
+        raise PromptError(f"{where}: a {role} message has no field {show(unknown[0])}")
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
-            _text(message[key], f"{where}.{key}")
+            text(message[key], f"{where}.{key}")
     return role
 
 
@@ -172,12 +140,12 @@ def _assistant_fields(message: Message, where: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key in ("reasoning_content", "reasoning"):
         if message.get(key) is not None:
-            result.setdefault("reasoning_content", _text(message[key], f"{where}.{key}"))
+            result.setdefault("reasoning_content", text(message[key], f"{where}.{key}"))
     calls = message.get("tool_calls")
     if calls is None:
         return result
     if not isinstance(calls, (list, tuple)):
-        raise PromptError(f"{where}.tool_calls is {_show(calls)}, expected a list")
+        raise PromptError(f"{where}.tool_calls is {show(calls)}, expected a list")
     if calls:
         result["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return result
@@ -187,19 +155,19 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         raise PromptError(f"{where}: expected an object with a function")
-    name = _text(function.get("name"), f"{where}: the function's name", empty=False)
+    name = text(function.get("name"), f"{where}: the function's name", empty=False)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         # OpenAI's protocol carries the arguments as a string of JSON; the template wants them taken apart.
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
-            raise PromptError(f"{where}: arguments of {_show(name)} is not valid JSON") from None
+            raise PromptError(f"{where}: arguments of {show(name)} is not valid JSON") from None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise PromptError(f"{where}: arguments of {_show(name)} is {_show(arguments)}, expected a JSON object")
-    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {_show(name)}")}}
+        raise PromptError(f"{where}: arguments of {show(name)} is {show(arguments)}, expected a JSON object")
+    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {show(name)}")}}
 
 
 def _content(message: Message, role: str, where: str, media: list[MediaPart], *, optional: bool) -> str | list[Any]:
@@ -207,9 +175,9 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
     if content is None and optional:
         return ""
     if isinstance(content, str):
-        return _text(content, f"{where}.content")
+        return text(content, f"{where}.content")
     if not isinstance(content, (list, tuple)):
-        raise PromptError(f"{where}.content is {_show(content)}, expected a string or a list of parts")
+        raise PromptError(f"{where}.content is {show(content)}, expected a string or a list of parts")
     if not content:
         raise PromptError(f"{where}.content is an empty list, expected at least one part")
     parts: list[dict[str, str]] = []
@@ -217,7 +185,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
         place = f"{where}.content[{index}]"
         kind, value = _part(part, place)
         if kind == "text":
-            parts.append({"type": "text", "text": _text(value, f"{place}.text")})
+            parts.append({"type": "text", "text": text(value, f"{place}.text")})
         elif role == "system":
             raise PromptError(f"{place}: a system message must be text only, not {kind}")
         else:
@@ -230,14 +198,14 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
 def _part(part: Any, where: str) -> tuple[str, Any]:
     """Type and value of one content part; for the URL types, the value is the URL."""
     if not isinstance(part, Mapping):
-        raise PromptError(f"{where} is {_show(part)}, expected an object with a type")
+        raise PromptError(f"{where} is {show(part)}, expected an object with a type")
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _PART_TYPES:
-        raise PromptError(f"{where}: part type is {_show(kind)}, expected one of {', '.join(_PART_TYPES)}")
+        raise PromptError(f"{where}: part type is {show(kind)}, expected one of {', '.join(_PART_TYPES)}")
     known = ("type", kind, "fps") if kind == "video" else ("type", kind)
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
-        raise PromptError(f"{where}: a part of type {kind} has no field {_show(unknown[0])}")
+        raise PromptError(f"{where}: a part of type {kind} has no field {show(unknown[0])}")
     value = part.get(kind)
     if value is None:
         raise PromptError(f"{where}: a part of type {kind} needs the field {kind!r}")
@@ -246,38 +214,18 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         unknown = [key for key, item in value.items() if key not in ("url", "detail") and item is not None]
         if unknown:
-            raise PromptError(f"{where}.{kind} has no field {_show(unknown[0])}")
+            raise PromptError(f"{where}.{kind} has no field {show(unknown[0])}")
         if value.get("detail") not in (None, "auto"):
             raise PromptError(
-                f"{where}.{kind}: detail is {_show(value['detail'])}, expected 'auto'",
+                f"{where}.{kind}: detail is {show(value['detail'])}, expected 'auto'",
                 hint="Choose the detail with max_slice_nums and downsample_mode.",
             )
         value = value.get("url")
-    return kind, _text(value, f"{where}.{kind}.url", empty=False)
+    return kind, text(value, f"{where}.{kind}.url", empty=False)
 
 
 def _fps(part: Mapping[str, Any], where: str) -> float | None:
     fps = part.get("fps")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float))):
-        raise PromptError(f"{where}.fps is {_show(fps)}, expected a number")
+        raise PromptError(f"{where}.fps is {show(fps)}, expected a number")
     return fps
-
-
-def _text(value: Any, where: str, *, empty: bool = True) -> str:
-    """`value` as a plain string that UTF-8 can carry."""
-    if not isinstance(value, str) or not (value or empty):
-        raise PromptError(f"{where} is {_show(value)}, expected {'a string' if empty else 'a non-empty string'}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{where} holds half of a surrogate pair, which is no character") from None
-    return str(value)
-
-
-def _show(value: Any) -> str:
-    """`value` for an error message: short, and never an unknown object's own idea of its representation."""
-    if value is None:
-        return "missing"
-    if isinstance(value, str):
-        return ascii(value if len(value) <= 40 else value[:40] + "...")
-    return f"of type {type(value).__name__}"

@@ -23,8 +23,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
-from pocketvlm.processing.prompt.messages import MediaPart, check_messages, check_tools
+from pocketvlm.processing.prompt.messages import MediaPart, check_messages
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
+from pocketvlm.tools.definitions import check_tools
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
 # a model's answer that was not parsed carries the calls as text.

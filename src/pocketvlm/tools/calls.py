@@ -10,7 +10,7 @@ The model writes a call as its chat template shows it:
     </function>
     </tool_call>
 
-A value is raw text of one or more lines; `tool_schemas` says which types it may have. What is not a whole call (cut
+A value is raw text of one or more lines; `tools/schemas` says which types it may have. What is not a whole call (cut
 off, or of another form) stays text. Every character is looked at a fixed number of times, whatever the model wrote.
 """
 
@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pocketvlm.processing.prompt.tool_schemas import ToolSchema, type_of
+from pocketvlm.tools.definitions import MAX_NAME
+from pocketvlm.tools.schemas import ToolSchema, type_of
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
-_MAX_NAME = 256
 _SPACE = " \t\r\n"
 
 # The chat template prints single values as Python does.
@@ -100,7 +100,7 @@ def _read_name(text: str, at: int, tag: str) -> tuple[str, int] | None:
     if not text.startswith(tag, at):
         return None
     start = at + len(tag)
-    end = text.find(">", start, start + _MAX_NAME + 1)
+    end = text.find(">", start, start + MAX_NAME + 1)
     name = text[start:end].strip() if end > 0 else ""
     return (name, end + 1) if name.isprintable() and name and "<" not in name else None
 

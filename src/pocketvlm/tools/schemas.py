@@ -1,7 +1,7 @@
 """What JSON schemas of a tool's parameters say: which types a value may have, and what their references stand for.
 
 Takes the `parameters` of a tool; `$ref` is followed within its `$defs` and `definitions`. Parsing of calls and their
-grammar (`engine/tool_grammar`) both read schemas here. A schema is looked at once, however often it is referred to.
+grammar (`grammar/tool_grammar`) both read schemas here. A schema is looked at once, however often it is referred to.
 """
 
 from __future__ import annotations
