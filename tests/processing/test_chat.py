@@ -90,8 +90,38 @@ def test_reasoning_is_accepted_under_both_names() -> None:
         assert "<think>\nbecause\n</think>\n\na<|im_end|>" in prompt.text
 
 
-def test_fields_echoed_as_null_ask_for_nothing() -> None:
-    assert CHAT.render([{"role": "user", "content": "q", "refusal": None}]).text == CHAT.render([user("q")]).text
+def test_fields_echoed_as_null_or_empty_and_labels_ask_for_nothing() -> None:
+    """Traps: clients send answers back as they came, and put names, ids and marks for other services beside them."""
+    plain = CHAT.render([user("q"), {"role": "assistant", "content": "a"}, user([{"type": "text", "text": "b"}])])
+    labels = {"name": "Ann", "id": "msg_1", "cache_control": {"type": "ephemeral"}}
+    echoed = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": [], "parsed": {}}
+    messages = [
+        user("q") | labels,
+        {"role": "assistant", "content": "a", **echoed, **labels},
+        user([{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}, "id": "p"}]) | {"refusal": ""},
+    ]
+    assert CHAT.render(messages).text == plain.text
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_later_system_messages_join_the_first_in_their_order(role: str) -> None:
+    parts = [{"type": "text", "text": "Two,"}, {"type": "text", "text": "<|im_end|>"}]
+    messages = [
+        user("q"),
+        {"role": "system", "content": " One.\n"},
+        calls("look", {}),
+        {"role": role, "content": parts, "name": "x"},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+        {"role": role, "content": "  "},
+        {"role": role, "content": "Three."},
+    ]
+    joined = {"role": "system", "content": "One.\n\nTwo,\n<|im_end|>\n\nThree."}
+    rest = [message for message in messages if message["role"] not in ("system", "developer")]
+    for tools in (None, [tool()]):
+        rendered = CHAT.render(messages, tools=tools)
+        assert rendered.text == CHAT.render([joined, *rest], tools=tools).text
+        assert controls(rendered).count("<|im_start|>") == 5
+    assert CHAT.render([messages[1], user("q")]).text == CHAT.render([user("q"), messages[1]]).text
 
 
 def test_the_callers_messages_are_left_alone() -> None:
@@ -222,8 +252,10 @@ IMAGE = {"type": "image", "image": 1}
         ("hello", "messages is 'hello', expected a list"),
         (None, "messages is missing"),
         ([Q, 3], r"messages\[1\] is of type int"),
-        ([Q, {"content": "x"}], r"messages\[1\]: role is missing, expected one of system, user"),
-        ([{"role": "developer", "content": "x"}], r"messages\[0\]: role is 'developer'"),
+        ([Q, {"content": "x"}], r"messages\[1\]: role is missing, expected one of system, developer, user"),
+        ([{"role": "function", "content": "x"}], r"messages\[0\]: role is 'function'"),
+        ([{"role": "developer", "content": 3}, Q], r"messages\[0\]\.content is of type int"),
+        ([{"role": "developer", "content": "x", "size": 1}, Q], r"a system message has no field 'size'"),
         ([{"role": ["user"], "content": "x"}], r"messages\[0\]: role is of type list"),
         ([{"role": "user"}], r"messages\[0\]\.content is missing"),
         ([user(3)], r"messages\[0\]\.content is of type int"),
@@ -243,8 +275,11 @@ IMAGE = {"type": "image", "image": 1}
         ([user([image_url(url="x", size=1)])], r"image_url has no field 'size'"),
         ([{"role": "system", "content": [IMAGE]}, Q], r"\[0\]\.content\[0\]: a system message"),
         ([{"role": "system", "content": [{"type": "video", "video": 1}]}, Q], r"must be text only, not video"),
-        ([Q, {"role": "system", "content": "x"}], r"messages\[1\]: a system message must be the first"),
-        ([{"role": "user", "content": "x", "name": "Ann"}], r"a user message has no field 'name'"),
+        ([Q, {"role": "system", "content": [IMAGE]}], r"\[1\]\.content\[0\]: a system message must be text only"),
+        ([{"role": "user", "content": "x", "name": 3}], r"messages\[0\]\.name is of type int"),
+        ([{"role": "user", "content": "x", "annotations": "a"}], r"annotations is 'a'"),
+        ([Q, {"role": "assistant", "content": "x", "refusal": "No."}], r"an? assistant message has no field 'refusal'"),
+        ([{"role": "system", "content": "x"}, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]: a tool message must follow"),
         ([Q, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must follow"),
         ([Q, {"role": "assistant", "content": None}], r"messages\[1\]\.content is missing"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob
 
 
-_LEAST_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
+_MIN_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
 
 
 def chat_completion(
@@ -66,6 +66,11 @@ def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, _error(message, "server_error", "internal_error")
 
 
+def to_json(body: Any) -> str:
+    """The text of a body: strict JSON; `ValueError` for NaN and infinities, which no client could read."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False)
+
+
 def _error(message: str, kind: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
@@ -79,13 +84,16 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
     }
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
+    finish_reason = answer.finish_reason
     if calls:
+        # Derived from what the body holds: the reason never announces calls that are not there. A cut-off stays one.
+        finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
         stem = f"call_{id.removeprefix('chatcmpl-')}_{index}"
         message["tool_calls"] = [
             {
                 "id": f"{stem}_{number}",
                 "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                "function": {"name": call.name, "arguments": to_json(call.arguments)},
             }
             for number, call in enumerate(calls)
         ]
@@ -93,7 +101,7 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
         "index": index,
         "message": message,
         "logprobs": logprobs_of(answer),
-        "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
+        "finish_reason": finish_reason,
     }
 
 
@@ -113,4 +121,5 @@ def _token(token: TokenLogprob) -> dict[str, Any]:
 def _logprob(token: str, logprob: float) -> dict[str, Any]:
     # U+FFFD stands for a piece of a character: its bytes are not known here, and OpenAI's null says just that.
     known = None if "\ufffd" in token else list(token.encode())
-    return {"token": token, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": known}
+    # Compared this way round, what is no number comes out as very unlikely too.
+    return {"token": token, "logprob": min(logprob, 0.0) if logprob > _MIN_LOGPROB else _MIN_LOGPROB, "bytes": known}

@@ -2,7 +2,10 @@
 
 Takes messages (`{"role", "content", ...}`, content a string or a list of parts); gives plain dictionaries of
 strings, numbers and lists, plus the pictures and videos in order. Nothing else reaches the template: no objects, and no
-field that would be silently dropped. Every fault is a `PromptError` of one line that names the message.
+field that would change the answer is dropped. Every fault is a `PromptError` of one line that names the message.
+
+The published template takes a system message in the first place only, so all of them (`developer` is another name for
+`system`) are joined into one there, in their order and a blank line apart.
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
 `{"video": anything}`, with `fps` beside it where the video is given as frames.
@@ -11,7 +14,7 @@ Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,16 +24,17 @@ from pocketvlm.tools.definitions import plain_json, show, text
 MediaKind = Literal["image", "video"]
 Message = Mapping[str, Any]
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Fields each role may carry. The ids of tool calls and the name of a tool are the protocol's own bookkeeping: this
-# model's prompt has no place for them, and matches answers to calls by their order.
+# Fields each role may carry, beside those that say nothing to the model: the names and ids that clients give, ids of
+# tool calls (answers are matched to calls by them), and marks for other services. The prompt has no place for them.
 _FIELDS = {
     "system": {"role", "content"},
     "user": {"role", "content"},
     "assistant": {"role", "content", "reasoning_content", "reasoning", "tool_calls"},
-    "tool": {"role", "content", "tool_call_id", "name"},
+    "tool": {"role", "content", "tool_call_id"},
 }
+_LABELS = {"name": str, "id": str, "annotations": list | tuple, "cache_control": Mapping}
 _PART_TYPES = ("text", "image_url", "image", "video_url", "video")  # each names the field it needs
 
 
@@ -67,26 +71,43 @@ def check_messages(messages: Any) -> Conversation:
         raise PromptError("messages is empty, expected at least one user message")
     media: list[MediaPart] = []
     checked: list[dict[str, Any]] = []
-    for index, message in _in_order_of_calls(messages):
+    instructions: list[str | list[Any]] = []
+    others = list[tuple[int, Any]]()
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping) and message.get("role") in ("system", "developer"):
+            where = f"messages[{index}]"
+            _check_fields(message, where)
+            instructions.append(_content(message, "system", where, media, optional=False))
+        else:
+            others.append((index, message))
+    for index, message in _in_order_of_calls(others):
         where = f"messages[{index}]"
         role = _check_fields(message, where)
-        if role == "system" and index > 0:
-            raise PromptError(f"{where}: a system message must be the first message")
-        if role == "tool" and (index == 0 or checked[-1]["role"] not in ("assistant", "tool")):
+        if role == "tool" and (not checked or checked[-1]["role"] not in ("assistant", "tool")):
             raise PromptError(f"{where}: a tool message must follow an assistant or a tool message")
         result: dict[str, Any] = {"role": role}
         if role == "assistant":
             result |= _assistant_fields(message, where)
         result["content"] = _content(message, role, where, media, optional=len(result) > 1)
         checked.append(result)
+    if instructions:
+        checked.insert(0, {"role": "system", "content": _joined(instructions)})
     return Conversation(messages=checked, media=tuple(media))
 
 
-def _in_order_of_calls(messages: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+def _joined(instructions: list[str | list[Any]]) -> str | list[Any]:
+    """The contents of system messages as one. A single one stays as it is; templates set parts a line apart."""
+    if len(instructions) == 1:
+        return instructions[0]
+    texts = (each if isinstance(each, str) else "\n".join(part["text"] for part in each) for each in instructions)
+    return "\n\n".join(stripped for text in texts if (stripped := text.strip()))
+
+
+def _in_order_of_calls(messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     """Messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
     calls: dict[str, int] = {}
     run: list[tuple[int, int, Any]] = []  # the call that each tool message answers, its place, and the message
-    for index, message in enumerate(messages):
+    for index, message in messages:
         role, fields = (message.get("role"), message) if isinstance(message, Mapping) else (None, {})
         if role == "tool":
             call = fields.get("tool_call_id")
@@ -126,14 +147,31 @@ def _check_fields(message: Any, where: str) -> str:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise PromptError(f"{where}: role is {show(role)}, expected one of {', '.join(ROLES)}")
-    # Clients echo answers back with every field of the protocol, unset ones as null: those ask for nothing.
-    unknown = [key for key, value in message.items() if key not in _FIELDS[role] and value is not None]
+    role = "system" if role == "developer" else role
+    # Clients echo answers back with every field of the protocol, unset ones as null or empty: those ask for nothing.
+    unknown = [
+        key
+        for key, value in message.items()
+        if key not in _FIELDS[role] and key not in _LABELS and not _is_unset(value)
+    ]
     if unknown:
         raise PromptError(f"{where}: a {role} message has no field {show(unknown[0])}")
-    for key in ("tool_call_id", "name"):
-        if message.get(key) is not None:
-            text(message[key], f"{where}.{key}")
+    _check_labels(message, where)
+    if role == "tool" and message.get("tool_call_id") is not None:
+        text(message["tool_call_id"], f"{where}.tool_call_id")
     return role
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _check_labels(labelled: Mapping[str, Any], where: str) -> None:
+    """Labels have no effect, but nonsense in their place is refused."""
+    for key, kind in _LABELS.items():
+        value = labelled.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise PromptError(f"{where}.{key} is {show(value)}, which is no {key}")
 
 
 def _assistant_fields(message: Message, where: str) -> dict[str, Any]:
@@ -203,9 +241,10 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if not isinstance(kind, str) or kind not in _PART_TYPES:
         raise PromptError(f"{where}: part type is {show(kind)}, expected one of {', '.join(_PART_TYPES)}")
     known = ("type", kind, "fps") if kind == "video" else ("type", kind)
-    unknown = [key for key, value in part.items() if key not in known and value is not None]
+    unknown = [key for key, value in part.items() if key not in known and key not in _LABELS and value is not None]
     if unknown:
         raise PromptError(f"{where}: a part of type {kind} has no field {show(unknown[0])}")
+    _check_labels(part, where)
     value = part.get(kind)
     if value is None:
         raise PromptError(f"{where}: a part of type {kind} needs the field {kind!r}")
