@@ -56,11 +56,11 @@ class Tokens(Protocol):
         """Names and ids of the control tokens."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes that a token stands for, possibly none."""
+        """Return the UTF-8 bytes that a token stands for, possibly none."""
 
 
 class GrammarCompiler:
-    """Compiles for one vocabulary; thread-safe. The last `KEPT` grammars are kept.
+    """Compiles for one vocabulary; it is thread-safe and keeps the last `KEPT` grammars.
 
     Args:
         tokenizer: whose words the masks speak of.
@@ -87,7 +87,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[StructuredOutputs, Any] = OrderedDict()
 
     def compile(self, spec: StructuredOutputs, *, after_thinking: bool = False) -> Grammar:
-        """The grammar of answers.
+        """Return the grammar of answers.
 
         Args:
             after_thinking: it begins after `</think>`; before that everything but the end of the answer is allowed, and
@@ -169,7 +169,7 @@ class Grammar:
         self._phase = _THINKING if after_thinking else _ANSWER
 
     def start(self) -> GrammarState:
-        """The state of an answer before its first token."""
+        """Return the state of an answer before its first token."""
         return GrammarState(self._matcher.deep_copy(), self._vocabulary, self._allowed_W, [self._phase])
 
 
@@ -202,7 +202,7 @@ class GrammarState:
                 words_W |= vocabulary.spaces_W
 
     def accept(self, token: int) -> bool:
-        """Take the next token; False, and no change, where it is not allowed."""
+        """Take the next token; return False, and change nothing, where it is not allowed."""
         phase = self._phase_after(token)
         if phase is not None:
             self._phases.append(phase)
@@ -216,7 +216,7 @@ class GrammarState:
         )
 
     def copy(self) -> GrammarState:
-        """A state of its own at the same place."""
+        """Return a state of its own at the same place."""
         return GrammarState(self._matcher.deep_copy(), self._vocabulary, self._allowed_W, self._phases.copy())
 
     def rollback(self, n: int) -> None:
@@ -229,7 +229,7 @@ class GrammarState:
         del self._phases[len(self._phases) - n :]
 
     def _phase_after(self, token: int) -> int | None:
-        """The phase after `token`, which the matcher has then taken; None where it is not allowed."""
+        """Return the phase after `token`, which the matcher has then taken; None where it is not allowed."""
         vocabulary, phase = self._vocabulary, self._phases[-1]
         if not 0 <= token < vocabulary.size:
             return None

@@ -25,7 +25,7 @@ _SMALLEST = 1e-30
 
 
 def keep_numbers(schema: Any) -> Any:
-    """A copy of `schema`, which is plain JSON, with bounds that are kept as they are written.
+    """Return a copy of `schema`, which is plain JSON, with bounds that are kept as they are written.
 
     Raises:
         ConfigError: a bound, a constant or a divisor that cannot be kept.
@@ -75,7 +75,7 @@ class _Bound(NamedTuple):
 
 
 def _bounds(part: Mapping[str, Any], name: str, exclusive: str, sign: int) -> list[_Bound]:
-    """The lower (`sign` 1) or upper (-1) bounds of `part`, the tightest last."""
+    """Return the lower (`sign` 1) or upper (-1) bounds of `part`, the tightest last."""
     bound, beyond = part.get(name), part.get(exclusive)
     if beyond is True:  # as the fourth draft had it
         bound, beyond = None, bound
@@ -89,7 +89,7 @@ def _bounds(part: Mapping[str, Any], name: str, exclusive: str, sign: int) -> li
 
 
 def _inward(key: str, value: float, sign: int, is_exclusive: bool) -> tuple[float, float]:
-    """The double nearest to a lower (`sign` 1) or upper (-1) bound that is allowed by it, and what to write for it."""
+    """Return the double nearest to a lower (`sign` 1) or upper (-1) bound that it allows, and what to write for it."""
     if not abs(value) <= _BEYOND:
         raise ConfigError(f"{key} {_show(value)} is beyond 64 bits", hint="Leave it out, or use a string.")
     # Up to 2**53 a number is the double that it is read as; beyond, shortest digits may be another number's.
@@ -107,7 +107,7 @@ def _inward(key: str, value: float, sign: int, is_exclusive: bool) -> tuple[floa
 
 
 def _as_read(value: float) -> float:
-    """What the compiler reads where a double is written: it rounds the digits and the power of ten one by one."""
+    """Return what the compiler reads where a double is written: it rounds the digits and the power of ten singly."""
     _, digits, exponent = Decimal(repr(abs(value))).as_tuple()
     read, places = float(int("".join(map(str, digits)))), int(exponent)
     while places < -308:
@@ -116,12 +116,12 @@ def _as_read(value: float) -> float:
 
 
 def _readings(value: float) -> tuple[Decimal, Decimal]:
-    """A number as it is held, and as it is written."""
+    """Return a number as it is held, and as it is written."""
     return Decimal(value), Decimal(repr(value))
 
 
 def _constants(part: dict[str, Any]) -> Iterator[float]:
-    """The numbers anywhere in `const` and `enum`."""
+    """Yield the numbers anywhere in `const` and `enum`."""
     waiting = [part[key] for key in ("const", "enum") if key in part]
     while waiting:
         value = waiting.pop()
@@ -144,7 +144,7 @@ def _check_constant(value: float) -> None:
 
 
 def _coefficient(divisor: float) -> tuple[int, int]:
-    """The divisor as digits and decimal places, by the steps that the compiler takes."""
+    """Return the divisor as digits and decimal places, by the steps that the compiler takes."""
     value, places = float(min(abs(divisor), _BEYOND)), 0
     while value % 1 and value <= _MAX_COEFFICIENT:
         value, places = value * 10, places + 1
@@ -157,7 +157,7 @@ def _coefficient(divisor: float) -> tuple[int, int]:
 
 
 def _check_multiples(divisors: set[tuple[int, int]]) -> None:
-    """Divisors that may hold for one number are multiplied by the compiler, in 32 bits that silently overflow."""
+    """Refuse divisors that overflow together: the compiler multiplies those of one number, in 32 bits."""
     places = max((places for _, places in divisors), default=0)
     if math.prod(digits * 10 ** (places - own) for digits, own in divisors) > _MAX_COEFFICIENT:
         raise ConfigError("its multipleOf are too many or too large together", hint="Keep one of them.")

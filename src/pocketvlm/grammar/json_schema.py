@@ -20,7 +20,7 @@ _DATA = frozenset(("const", "enum", "default", "examples"))
 
 
 def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """`schema` and all schemas in it, each once; the compiler follows `$ref` to any place, and so does this.
+    """Yield `schema` and all schemas in it, each once; the compiler follows `$ref` to any place, and so does this.
 
     Raises:
         ConfigError: a reference leads into data.
@@ -47,7 +47,7 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def _referred(schema: Any, reference: str, seen: set[int]) -> list[Any]:
-    """What a JSON pointer leads to, where that was not seen before; whether it exists is for the compiler to say."""
+    """Return what a JSON pointer leads to, where that was not seen before; the compiler judges whether it exists."""
     if not reference.startswith("#/"):
         return []
     found, steps = schema, [step.replace("~1", "/").replace("~0", "~") for step in unquote(reference).split("/")[1:]]

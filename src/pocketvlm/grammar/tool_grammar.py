@@ -19,6 +19,16 @@ _OF_TOOLS = frozenset(("type", "properties", "required", "additionalProperties",
 
 
 def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens: Mapping[str, int]) -> str:
+    """Return the grammar of answers that may, or must, call tools.
+
+    Args:
+        tools: checked definitions (`tools/definitions`).
+        choice: "auto", "required" or the name of the only tool to call.
+        control_tokens: ids by name.
+
+    Raises:
+        ConfigError: a tool asks for what cannot be honoured, or the vocabulary has no tokens for calls.
+    """
     try:
         opening, closing = (f"<[{control_tokens[name]}]>" for name in ("<tool_call>", "</tool_call>"))
     except KeyError:
@@ -43,7 +53,7 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens
 
 
 def _function(rule: str, function: Mapping[str, Any]) -> list[str]:
-    """Rules of what follows `<function=`, up to `</function>`."""
+    """Return the rules of what follows `<function=`, up to `</function>`."""
     tool_schema = ToolSchema(function.get("parameters"))
     properties, required = _properties(tool_schema)
     lines, parts = [], [literal(f"{function['name']}>\n")]
@@ -60,7 +70,7 @@ def _function(rule: str, function: Mapping[str, Any]) -> list[str]:
 
 
 def _properties(tool_schema: ToolSchema) -> tuple[dict[str, list[Any]], list[str]]:
-    """Each parameter with all the schemas it must satisfy, and which of them are required."""
+    """Return each parameter with all the schemas it must satisfy, and which of them are required."""
     properties, required = dict[str, list[Any]](), list[str]()
     conjuncts = list(tool_schema.conjuncts())
     for schema in conjuncts:

@@ -40,7 +40,7 @@ class GrammarWorker:
     """One such process, started anew when a trial ended it; for one thread at a time, but for `close`.
 
     Args:
-        vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary, of whose words only single bytes are told.
+        vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary; of its words the process gets single bytes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GrammarWorker:
         self._start()
 
     def try_out(self, grammar: str) -> str:
-        """What is wrong with `grammar`; empty if nothing is. `RuntimeError` once it is closed.
+        """Return what is wrong with `grammar`, empty if nothing is; raise `RuntimeError` once closed.
 
         A process that died without running out of time is replaced and asked again: somebody else may have ended it.
         """
@@ -102,7 +102,7 @@ class GrammarWorker:
         self._process, self._ready = process, False
 
     def _ask(self, question: Any, seconds: float) -> Any:
-        """The answer; None where the process died of the question, or took too long and was killed."""
+        """Return the answer; None where the process died, or took too long and was killed."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -135,7 +135,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def make_tokenizer(words: list[bytes], control_ids: list[int], stop_ids: list[int]) -> Any:
-    """An `LLTokenizer` of the bytes of every id; an id without bytes is never allowed."""
+    """Return an `LLTokenizer` of the bytes of every id; an id without bytes is never allowed."""
     import llguidance
 
     class Vocabulary:

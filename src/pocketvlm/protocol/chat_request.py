@@ -120,7 +120,7 @@ def _max_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's flag and number as vLLM's one number: how many beside the token itself."""
+    """Read OpenAI's flag and number as vLLM's one number: how many beside the token itself."""
     wanted = check("logprobs", given.get("logprobs", False), "boolean")
     if "top_logprobs" not in given:
         return {"logprobs": 0} if wanted else {}
@@ -146,7 +146,7 @@ def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`response_format` is OpenAI's way to ask for structure, `structured_outputs` vLLM's."""
+    """Read `response_format`, OpenAI's way to ask for structure, or `structured_outputs`, vLLM's."""
     wanted = not_null("response_format", given.get("response_format", {"type": "text"}))
     structure = only_kinds(
         "structured_outputs", given.get("structured_outputs"), ("json", "regex", "choice", "grammar")
@@ -171,7 +171,7 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tools that may not be called are not shown to the model at all.
+    """Read tools; those that may not be called are not shown to the model at all.
 
     Calls that must be made, and those of strict tools, are held to a grammar.
     """
@@ -201,7 +201,7 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the model thinks: vLLM's option of the template, or OpenAI's effort, of which only "none" is honoured."""
+    """Read whether the model thinks: vLLM's option of the template, or OpenAI's effort, honoured as "none" alone."""
     from pocketvlm.processing.prompt.template import check_template_kwargs
 
     options = dict(check_template_kwargs(not_null("chat_template_kwargs", given.get("chat_template_kwargs", {}))))

@@ -24,7 +24,7 @@ def chat_completion(
     model: str,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The body of a response.
+    """Return the body of a response.
 
     Args:
         answers: the `n` answers of one request.
@@ -52,7 +52,7 @@ def chat_completion(
 
 
 def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for a request that failed.
+    """Return status and body for a request that failed.
 
     400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
     """
@@ -67,7 +67,7 @@ def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def to_json(body: Any) -> str:
-    """The text of a body: strict JSON; `ValueError` for NaN and infinities, which no client could read."""
+    """Return a body as strict JSON; raise `ValueError` for NaN and infinities, which no client could read."""
     return json.dumps(body, ensure_ascii=False, allow_nan=False)
 
 
@@ -106,14 +106,14 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
 
 
 def logprobs_of(answer: Answer) -> dict[str, Any] | None:
-    """How likely each token of an answer was; None where that was not asked for."""
+    """Return how likely each token of an answer was; None where that was not asked for."""
     if answer.logprobs is None:
         return None
     return {"content": [_token(token) for token in answer.logprobs], "refusal": None}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
-    """One generated token with the best ones at its place."""
+    """Return one generated token with the best ones at its place."""
     best = [_logprob(text, logprob) for _, text, logprob in token.top]
     return {**_logprob(token.token, token.logprob), "top_logprobs": best}
 

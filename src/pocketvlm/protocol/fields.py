@@ -13,12 +13,12 @@ MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 
 
 def not_null(field: str, value: Any) -> dict[str, Any]:
-    """The entries of an object that are not null."""
+    """Return the entries of an object that are not null."""
     return {name: item for name, item in check(field, value, "object").items() if item is not None}
 
 
 def only_kinds(field: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
-    """The entries of an object of options, each of them known; empty where it was not given."""
+    """Return the entries of an object of options, each of them known; none where it was not given."""
     if value is None:
         return {}
     found, names = not_null(field, value), tuple(known)
@@ -59,7 +59,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def check(name: str, value: Any, kind: str) -> Any:
-    """`value` if it is of a kind of `_KINDS`."""
+    """Return `value` if it is of a kind of `_KINDS`; raise `ConfigError` otherwise."""
     if not _KINDS[kind](value):
         if "integer" in kind and isinstance(value, int) and not isinstance(value, bool):
             raise ConfigError(f"{name} is {show(value)}, beyond an integer of 64 bits")
@@ -76,7 +76,7 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 can carry it: JSON can spell halves of characters."""
+    """Return whether UTF-8 can carry it: JSON can spell halves of characters."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -85,7 +85,7 @@ def refuse_value(name: str, value: Any, *allowed: Any) -> None:
 
 
 def show(value: Any) -> str:
-    """`value` for a message, in at most 60 characters of ASCII."""
+    """Return `value` for a message, in at most 60 characters of ASCII."""
     if isinstance(value, int) and not -(10**60) < value < 10**60:
         return "an integer of more than 60 digits"  # writing it could take seconds, or be refused
     if isinstance(value, str):

@@ -75,7 +75,7 @@ def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def _read_call(text: str) -> tuple[str, dict[str, str], int] | None:
-    """Name, raw values and end of the call whose opening tag stands before `text`; None if it is no whole call."""
+    """Return name, raw values and end of the call whose opening tag stands before `text`; None without a whole call."""
     opened = _read_name(text, _skip_space(text, 0), _FUNCTION)
     if opened is None:
         return None
@@ -96,7 +96,7 @@ def _read_call(text: str) -> tuple[str, dict[str, str], int] | None:
 
 
 def _read_name(text: str, at: int, tag: str) -> tuple[str, int] | None:
-    """The name in `<function=NAME>` or `<parameter=NAME>` at `at`, and where the tag ends."""
+    """Return the name in `<function=NAME>` or `<parameter=NAME>` at `at`, and where the tag ends."""
     if not text.startswith(tag, at):
         return None
     start = at + len(tag)
@@ -106,7 +106,7 @@ def _read_name(text: str, at: int, tag: str) -> tuple[str, int] | None:
 
 
 def _value_end(text: str, at: int) -> int:
-    """Where the closing tag of a value stands: a value may hold such a tag, but not with another tag behind it."""
+    """Find the closing tag of a value, -1 without one: a value may hold one, but not with another tag behind it."""
     while (at := text.find(_END_PARAMETER, at)) >= 0:
         behind = _skip_space(text, at + len(_END_PARAMETER))
         if text.startswith((_PARAMETER, _END_FUNCTION), behind):
@@ -122,7 +122,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _typed(text: str, kinds: frozenset[str]) -> Any:
-    """The value of one of `kinds` that `text` stands for; else `text` itself."""
+    """Return the value of one of `kinds` that `text` stands for; else `text` itself."""
     if kinds == {"string"}:
         return text
     try:

@@ -54,14 +54,14 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def check_name(name: Any, what: str) -> None:
-    """`PromptError` for the name of a tool or a parameter that could not stand in `<function=NAME>`."""
+    """Raise `PromptError` for the name of a tool or a parameter that could not stand in `<function=NAME>`."""
     fits = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name == name.strip() and name.isprintable()
     if not fits or "<" in name or ">" in name:
         raise PromptError(f"{what} is {show(name)}, expected up to {MAX_NAME} printable characters without < and >")
 
 
 def plain_json(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of `value` made of dict, list, str, int, float, bool and None; `PromptError` for anything else."""
+    """Copy `value` as dict, list, str, int, float, bool and None; raise `PromptError` for anything else."""
     if depth > MAX_DEPTH:
         raise PromptError(f"{where} is nested more than {MAX_DEPTH} levels deep")
     if value is None or type(value) in (bool, int):
@@ -80,7 +80,7 @@ def plain_json(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def text(value: Any, where: str, *, empty: bool = True) -> str:
-    """`value` as a plain string that UTF-8 can carry; `PromptError` for anything else."""
+    """Return `value` as a plain string that UTF-8 can carry; raise `PromptError` for anything else."""
     if not isinstance(value, str) or not (value or empty):
         raise PromptError(f"{where} is {show(value)}, expected {'a string' if empty else 'a non-empty string'}")
     try:
@@ -91,7 +91,7 @@ def text(value: Any, where: str, *, empty: bool = True) -> str:
 
 
 def show(value: Any) -> str:
-    """`value` for an error message: short, and never an unknown object's own idea of its representation."""
+    """Return `value` for an error message: short, and never an unknown object's own idea of its representation."""
     if value is None:
         return "missing"
     if isinstance(value, str):

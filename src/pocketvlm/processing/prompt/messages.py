@@ -96,7 +96,7 @@ def check_messages(messages: Any) -> Conversation:
 
 
 def _joined(instructions: list[str | list[Any]]) -> str | list[Any]:
-    """The contents of system messages as one. A single one stays as it is; templates set parts a line apart."""
+    """Return the contents of system messages as one. A single one stays as it is; templates set parts a line apart."""
     if len(instructions) == 1:
         return instructions[0]
     texts = (each if isinstance(each, str) else "\n".join(part["text"] for part in each) for each in instructions)
@@ -104,7 +104,7 @@ def _joined(instructions: list[str | list[Any]]) -> str | list[Any]:
 
 
 def _in_order_of_calls(messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
+    """Yield messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
     calls: dict[str, int] = {}
     run: list[tuple[int, int, Any]] = []  # the call that each tool message answers, its place, and the message
     for index, message in messages:
@@ -131,7 +131,7 @@ def _answers(run: list[tuple[int, int, Any]]) -> Iterator[tuple[int, Any]]:
 
 
 def _call_ids(message: Message) -> dict[str, int]:
-    """The place of each call of an assistant message by its id; empty unless each has an id of its own."""
+    """Return the place of each call of an assistant message by its id; none unless each has an id of its own."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list | tuple):
         return {}
@@ -141,7 +141,7 @@ def _call_ids(message: Message) -> dict[str, int]:
 
 
 def _check_fields(message: Any, where: str) -> str:
-    """The role of a message whose fields are all known for that role."""
+    """Return the role of a message, whose fields must all be known for that role."""
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} is {show(message)}, expected an object with role and content")
     role = message.get("role")
@@ -167,7 +167,7 @@ def _is_unset(value: Any) -> bool:
 
 
 def _check_labels(labelled: Mapping[str, Any], where: str) -> None:
-    """Labels have no effect, but nonsense in their place is refused."""
+    """Refuse nonsense in the place of labels, although they have no effect."""
     for key, kind in _LABELS.items():
         value = labelled.get(key)
         if value is not None and not isinstance(value, kind):
@@ -234,7 +234,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
 
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
-    """Type and value of one content part; for the URL types, the value is the URL."""
+    """Return type and value of one content part; for the URL types, the value is the URL."""
     if not isinstance(part, Mapping):
         raise PromptError(f"{where} is {show(part)}, expected an object with a type")
     kind = part.get("type")

@@ -160,7 +160,7 @@ class ChatTemplate:
             raise PromptError(f"the chat template failed on these messages ({type(error).__name__})") from None
 
     def _unused_character(self, *trees: Any) -> str:
-        """A character that neither the inputs nor the template contain."""
+        """Return a character that neither the inputs nor the template contain."""
         used = set(self._source).union(*_strings(trees), *self._variables.values())
         for block in _PRIVATE_USE:
             for code in block:
@@ -169,19 +169,19 @@ class ChatTemplate:
         raise PromptError("the messages use every private-use character of Unicode")
 
     def _guard_text(self, text: str, guard: str) -> str:
-        """`text` in which no control token can begin or end."""
+        """Return `text` in which no control token can begin or end."""
         beside = {ord(char): char + guard for char in self._firsts}
         for char in self._lasts:
             beside[ord(char)] = guard + beside.get(ord(char), char)
         return text.translate(beside)
 
     def _guard_assistant_text(self, text: str, guard: str) -> str:
-        """The same, but the tokens an assistant may use stay as they are."""
+        """Do the same, but leave the tokens that an assistant may use."""
         parts = re.split("(" + "|".join(map(re.escape, ASSISTANT_TOKENS)) + ")", text)
         return "".join(part if i % 2 else self._guard_text(part, guard) for i, part in enumerate(parts))
 
     def _guard_tree(self, value: Any, guard: str) -> Any:
-        """Guards in every string and key of a plain JSON value."""
+        """Put guards into every string and key of a plain JSON value."""
         if isinstance(value, str):
             return self._guard_text(value, guard)
         if isinstance(value, dict):
@@ -191,7 +191,7 @@ class ChatTemplate:
         return value
 
     def _guard_message(self, message: dict[str, Any], guard: str) -> dict[str, Any]:
-        """Guards in all that the caller wrote; role and part types are ours."""
+        """Put guards into all that the caller wrote; role and part types are ours."""
         guard_text = self._guard_assistant_text if message["role"] == "assistant" else self._guard_text
         result = dict(message)
         if isinstance(message["content"], str):
@@ -219,7 +219,7 @@ class ChatTemplate:
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
-    """A request's `chat_template_kwargs`, allow-listed: only `enable_thinking`, and only true or false.
+    """Check a request's `chat_template_kwargs` against an allow-list: only `enable_thinking`, and only true or false.
 
     Raises:
         PromptError: any other name or value.
@@ -239,7 +239,7 @@ class _RefusalError(jinja2.TemplateError):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The settings that published chat templates are written for (transformers sets the same)."""
+    """Return the settings that published chat templates are written for (transformers sets the same)."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -257,7 +257,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string and key in a plain value."""
+    """Yield every string and key in a plain value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -270,7 +270,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_placeholders(pieces: tuple[Piece, ...], media: tuple[MediaPart, ...]) -> None:
-    """As many placeholders of each kind as there are pictures and videos: a template may drop or repeat text."""
+    """Refuse a prompt that has not a placeholder for each picture and video: a template may drop or repeat text."""
     for kind, name in (("image", IMAGE_PAD), ("video", VIDEO_PAD)):
         placed = sum(piece.is_control and piece.text == name for piece in pieces)
         given = sum(part.kind == kind for part in media)
