@@ -305,6 +305,37 @@ def test_bad_messages_are_one_clear_line(messages: Any, fault: str) -> None:
     assert len(str(caught.value)) < 300
 
 
+KEYS = ("role", "content", "type", "text", "image_url", "url", "name", "id", "annotations", "tool_calls", "function")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([*ROLES, "text", "image", "", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
+)
+messages_of_anything = st.lists(
+    anything
+    | st.builds(
+        lambda role, content, more: {**more, "role": role, "content": content},
+        st.sampled_from(ROLES),
+        st.text(max_size=3) | anything,
+        st.dictionaries(st.sampled_from(KEYS), anything, max_size=3),
+    ),
+    max_size=4,
+)
+
+
+@given(messages_of_anything)
+@settings(max_examples=300)
+def test_any_messages_are_rendered_or_refused_in_one_line(messages: list[Any]) -> None:
+    fault = ""
+    try:
+        CHAT.render([Q, *messages])
+    except PromptError as error:
+        fault = str(error)
+    assert "\n" not in fault
+    assert len(fault.encode()) < 300
+
+
 def test_no_tools_and_an_empty_list_are_the_same() -> None:
     assert CHAT.render([Q], tools=[]).text == CHAT.render([Q]).text
 
