@@ -23,7 +23,7 @@ from pocketvlm.grammar import trial_worker as grammar_worker
 from pocketvlm.grammar.compiler import KEPT, Grammar, GrammarCompiler
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
-from pocketvlm.processing.prompt.tool_calls import parse_tool_calls
+from pocketvlm.tools.calls import parse_tool_calls
 
 NANO = Path(__file__).resolve().parents[2] / "src" / "pocketvlm" / "assets" / "nano"
 BEYOND = 41  # ids that only the model has

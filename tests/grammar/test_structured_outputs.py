@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
 
@@ -54,7 +54,7 @@ def tool(**function: Any) -> list[dict[str, Any]]:
     ids=lambda kinds: str(kinds)[:60],
 )
 def test_descriptions_that_are_malformed_or_over_a_limit_are_refused(kinds: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(PocketVLMError) as caught:
         StructuredOutputs(**kinds)
     assert len(str(caught.value)) < 300
 

@@ -16,7 +16,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.compiler import GrammarCompiler
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
-from pocketvlm.processing.prompt.tool_calls import ToolCall, parse_tool_calls
+from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 NOT_A_FLOAT = re.compile(r"\d[eE]\+?\d{3}")  # which a tool's arguments cannot carry
 

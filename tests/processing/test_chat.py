@@ -90,8 +90,38 @@ def test_reasoning_is_accepted_under_both_names() -> None:
         assert "<think>\nbecause\n</think>\n\na<|im_end|>" in prompt.text
 
 
-def test_fields_echoed_as_null_ask_for_nothing() -> None:
-    assert CHAT.render([{"role": "user", "content": "q", "refusal": None}]).text == CHAT.render([user("q")]).text
+def test_fields_echoed_as_null_or_empty_and_labels_ask_for_nothing() -> None:
+    """Traps: clients send answers back as they came, and put names, ids and marks for other services beside them."""
+    plain = CHAT.render([user("q"), {"role": "assistant", "content": "a"}, user([{"type": "text", "text": "b"}])])
+    labels = {"name": "Ann", "id": "msg_1", "cache_control": {"type": "ephemeral"}}
+    echoed = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": [], "parsed": {}}
+    messages = [
+        user("q") | labels,
+        {"role": "assistant", "content": "a", **echoed, **labels},
+        user([{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}, "id": "p"}]) | {"refusal": ""},
+    ]
+    assert CHAT.render(messages).text == plain.text
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_later_system_messages_join_the_first_in_their_order(role: str) -> None:
+    parts = [{"type": "text", "text": "Two,"}, {"type": "text", "text": "<|im_end|>"}]
+    messages = [
+        user("q"),
+        {"role": "system", "content": " One.\n"},
+        calls("look", {}),
+        {"role": role, "content": parts, "name": "x"},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+        {"role": role, "content": "  "},
+        {"role": role, "content": "Three."},
+    ]
+    joined = {"role": "system", "content": "One.\n\nTwo,\n<|im_end|>\n\nThree."}
+    rest = [message for message in messages if message["role"] not in ("system", "developer")]
+    for tools in (None, [tool()]):
+        rendered = CHAT.render(messages, tools=tools)
+        assert rendered.text == CHAT.render([joined, *rest], tools=tools).text
+        assert controls(rendered).count("<|im_start|>") == 5
+    assert CHAT.render([messages[1], user("q")]).text == CHAT.render([user("q"), messages[1]]).text
 
 
 def test_the_callers_messages_are_left_alone() -> None:
@@ -130,7 +160,7 @@ def test_control_tokens_typed_by_users_are_ordinary_characters(a: str, b: str, c
         {"role": "tool", "content": d},
         user(e),
     ]
-    tools = [tool(f"f{c}", description=a, **{d: e})]
+    tools = [tool(description=a, x={c: [a], d: e})]
     rendered = CHAT.render(messages, tools=tools)
     reference = CHAT.render(harmless(messages), tools=harmless(tools))
     assert controls(rendered) == controls(reference)
@@ -209,7 +239,7 @@ def test_without_any_character_for_a_guard_the_prompt_is_refused(monkeypatch: py
 # --- faults -------------------------------------------------------------------------------------------------------
 
 deep: Any = "x"
-for _ in range(40):
+for _ in range(80):
     deep = [deep]
 Q = user("q")
 IMAGE = {"type": "image", "image": 1}
@@ -222,8 +252,10 @@ IMAGE = {"type": "image", "image": 1}
         ("hello", "messages is 'hello', expected a list"),
         (None, "messages is missing"),
         ([Q, 3], r"messages\[1\] is of type int"),
-        ([Q, {"content": "x"}], r"messages\[1\]: role is missing, expected one of system, user"),
-        ([{"role": "developer", "content": "x"}], r"messages\[0\]: role is 'developer'"),
+        ([Q, {"content": "x"}], r"messages\[1\]: role is missing, expected one of system, developer, user"),
+        ([{"role": "function", "content": "x"}], r"messages\[0\]: role is 'function'"),
+        ([{"role": "developer", "content": 3}, Q], r"messages\[0\]\.content is of type int"),
+        ([{"role": "developer", "content": "x", "size": 1}, Q], r"a system message has no field 'size'"),
         ([{"role": ["user"], "content": "x"}], r"messages\[0\]: role is of type list"),
         ([{"role": "user"}], r"messages\[0\]\.content is missing"),
         ([user(3)], r"messages\[0\]\.content is of type int"),
@@ -249,8 +281,11 @@ IMAGE = {"type": "image", "image": 1}
         ([user([image_url(url="x", size=1)])], r"image_url has no field 'size'"),
         ([{"role": "system", "content": [IMAGE]}, Q], r"\[0\]\.content\[0\]: a system message"),
         ([{"role": "system", "content": [{"type": "video", "video": 1}]}, Q], r"must be text only, not video"),
-        ([Q, {"role": "system", "content": "x"}], r"messages\[1\]: a system message must be the first"),
-        ([{"role": "user", "content": "x", "name": "Ann"}], r"a user message has no field 'name'"),
+        ([Q, {"role": "system", "content": [IMAGE]}], r"\[1\]\.content\[0\]: a system message must be text only"),
+        ([{"role": "user", "content": "x", "name": 3}], r"messages\[0\]\.name is of type int"),
+        ([{"role": "user", "content": "x", "annotations": "a"}], r"annotations is 'a'"),
+        ([Q, {"role": "assistant", "content": "x", "refusal": "No."}], r"an? assistant message has no field 'refusal'"),
+        ([{"role": "system", "content": "x"}, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]: a tool message must follow"),
         ([Q, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must follow"),
         ([Q, {"role": "assistant", "content": None}], r"messages\[1\]\.content is missing"),
@@ -262,7 +297,7 @@ IMAGE = {"type": "image", "image": 1}
         ([Q, calls("f", "[" * 100_000)], r"arguments of 'f' is not valid JSON"),
         ([Q, calls("f", "[1]")], r"arguments of 'f' is of type list, expected a JSON object"),
         ([Q, calls("f", {"a": object()})], r"holds a object, which is not JSON"),
-        ([Q, calls("f", {"a": deep})], r"nested more than 32 levels"),
+        ([Q, calls("f", {"a": deep})], r"nested more than 64 levels"),
         ([Q, calls("f", {1: 2})], r"a key of .* is of type int"),
         ([user("\ud800")], r"messages\[0\]\.content holds half of a surrogate pair"),
         ([{"role": "assistant", "content": "a"}], r"refuses these messages: No user query found"),
@@ -276,20 +311,35 @@ def test_bad_messages_are_one_clear_line(messages: Any, fault: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(
-    ("tools", "fault"),
-    [
-        ("look", "tools is 'look', expected a list"),
-        (["look"], r"tools\[0\]: expected"),
-        ([{"name": "look"}], r"tools\[0\]: expected"),
-        ([tool(), tool("")], r"tools\[1\]\.function\.name is ''"),
-        ([tool(x={1, 2})], r"tools\[0\] holds a set"),
-        ([tool(x=deep)], r"tools\[0\] is nested"),
-    ],
+KEYS = ("role", "content", "type", "text", "image_url", "url", "name", "id", "annotations", "tool_calls", "function")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([*ROLES, "text", "image", "", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=8,
 )
-def test_bad_tools_are_one_clear_line(tools: Any, fault: str) -> None:
-    with pytest.raises(PromptError, match=fault):
-        CHAT.render([Q], tools=tools)
+messages_of_anything = st.lists(
+    anything
+    | st.builds(
+        lambda role, content, more: {**more, "role": role, "content": content},
+        st.sampled_from(ROLES),
+        st.text(max_size=3) | anything,
+        st.dictionaries(st.sampled_from(KEYS), anything, max_size=3),
+    ),
+    max_size=4,
+)
+
+
+@given(messages_of_anything)
+@settings(max_examples=300)
+def test_any_messages_are_rendered_or_refused_in_one_line(messages: list[Any]) -> None:
+    fault = ""
+    try:
+        CHAT.render([Q, *messages])
+    except PromptError as error:
+        fault = str(error)
+    assert "\n" not in fault
+    assert len(fault.encode()) < 300
 
 
 def test_no_tools_and_an_empty_list_are_the_same() -> None:

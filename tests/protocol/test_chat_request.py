@@ -17,7 +17,7 @@ from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, QueueFullE
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.messages import check_messages
 from pocketvlm.protocol.chat_request import FIELDS, MM_PROCESSOR_KWARGS, parse_chat_completion
-from pocketvlm.protocol.chat_response import chat_completion, error_response
+from pocketvlm.protocol.chat_response import chat_completion, error_response, to_json
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
@@ -65,7 +65,16 @@ LENIENT = {"type": "function", "function": {**FUNCTION, "strict": False}}
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
             {"tools": [TOOL], "structured_outputs": StructuredOutputs(tools=[TOOL], tool_choice="weather")},
         ),
-        ({"user": "me", "store": False, "service_tier": "auto"}, {}),
+        ({"user": "me", "store": True, "service_tier": "flex", "metadata": {"a": "b"}, "safety_identifier": "x"}, {}),
+        ({"prompt_cache_key": "k", "prediction": {"type": "content", "content": "x"}, "modalities": ["text"]}, {}),
+        ({"tool_choice": "auto"}, {}),
+        ({"tool_choice": "none", "tools": []}, {}),
+        ({"tool_choice": "auto", "tools": [], "response_format": {"type": "text"}}, {}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
+        ({"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False}),
+        ({"seed": -(2**63), "stop_token_ids": [3]}, {"seed": -(2**63), "stop_token_ids": [3]}),
+        ({"seed": 2**63 - 1}, {"seed": 2**63 - 1}),
     ],
 )
 def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) -> None:
@@ -81,18 +90,25 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
     ("fields", "named"),
     [
         ({"audio": {}}, "audio"),
-        ({"prediction": {}}, "prediction"),
+        ({"prediction": "x"}, "prediction is 'x'"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"verbosity": "low"}, "verbosity='low' is not supported"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls=False"),
+        ({"reasoning_effort": "high"}, "reasoning_effort='high' is not supported.*enable_thinking"),
+        ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "contradict each other"),
         ({"best_of": 2}, "Use n"),
         ({"downsample_mode": "4x"}, "Use mm_processor_kwargs"),
         ({"temperature": "hot"}, "temperature"),
         ({"n": True}, "n is True"),
-        ({"store": True}, "store"),
+        ({"store": "yes"}, "store"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "differ"),
         ({"top_logprobs": 3}, "means nothing without logprobs"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"stream_options": {"include_usage": True}}, "stream"),
         ({"response_format": {"type": "xml"}}, "xml"),
         ({"tool_choice": "required"}, "means nothing without tools"),
+        ({"tool_choice": "required", "tools": []}, "means nothing without tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "means nothing without tools"),
         ({"tools": [TOOL], "tool_choice": "maybe"}, "maybe"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": "weather"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "auto"}}}, "tool_choice"),
@@ -115,12 +131,62 @@ def test_every_option_of_the_processor_has_its_place_in_a_body() -> None:
     assert {*MM_PROCESSOR_KWARGS, "enable_thinking", "tools"} == set(PROMPT_OPTIONS)
 
 
-def test_a_developer_is_the_system_and_a_stream_may_tell_its_usage() -> None:
-    said = [{"role": "developer", "content": "Be brief."}, *HELLO]
-    request = parse_chat_completion({"messages": said, "stream": True, "stream_options": {"include_usage": True}})
-    assert request.messages == [{"role": "system", "content": "Be brief."}, *HELLO]
+def test_a_stream_may_tell_its_usage() -> None:
+    options = {"include_usage": True, "include_obfuscation": False}
+    request = parse_chat_completion({"messages": HELLO, "stream": True, "stream_options": options})
     assert (request.stream, request.include_usage, request.options) == (True, True, {})
-    assert said[0]["role"] == "developer"
+
+
+INTEGERS = ("max_tokens", "max_completion_tokens", "min_tokens", "top_k", "n", "seed", "top_logprobs")
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**64, 10**100, -(10**5000)], ids=lambda v: v.bit_length())
+def test_integers_beyond_64_bits_are_refused_wherever_one_stands(value: int) -> None:
+    bodies: list[tuple[str, Any]] = [(name, value) for name in INTEGERS]
+    bodies += [("stop_token_ids", [1, value]), ("mm_processor_kwargs", {"max_slice_nums": value})]
+    for name, given_value in bodies:
+        with pytest.raises(ConfigError, match=r"(expected|beyond) an? (list of )?integer") as caught:
+            parse_chat_completion({"messages": HELLO, "logprobs": True, name: given_value})
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ConfigError, match="expected a token id"):
+        parse_chat_completion({"messages": HELLO, "logit_bias": {"9" * 4000: 1}})
+
+
+def nested(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+DEEP = nested(100_000)
+ODD = [
+    float("inf"),
+    float("nan"),
+    DEEP,
+    {"json": DEEP},
+    {"type": "json_schema", "json_schema": {"schema": {"x": DEEP}}},
+]
+ODD += ["\ud800", ["\ud800"], {"a": "\ud800"}, {"\ud800": "a"}, {"type": "function", "function": DEEP}]
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS - {"messages"}))
+def test_what_is_no_number_deep_nests_and_half_characters_are_one_line_in_any_field(name: str) -> None:
+    for value in ODD:
+        fault = ""
+        try:
+            options = parse_chat_completion({"messages": HELLO, name: value}).options
+        except PocketVLMError as error:
+            fault, options = str(error), {}
+        assert options == {}
+        assert "\n" not in fault
+        assert len(fault.encode()) < 300
+        assert fault or name == "prediction"  # whose inside has no effect
+
+
+def test_a_negative_zero_is_zero() -> None:
+    options = parse_chat_completion({"messages": HELLO, "temperature": -0.0, "max_tokens": 5, "seed": -0}).options
+    assert SamplingParams.from_options(options, {}).temperature == 0
 
 
 # Whatever a stranger may write under a field.
@@ -189,6 +255,50 @@ def test_a_body_is_json_whatever_the_model_said() -> None:
     assert json.loads(one["function"]["arguments"]) == {"days": '["\\ud800", 1e999]'}
     without = chat_completion([answer], id="chatcmpl-1", created=7, model="m")["choices"][0]["message"]
     assert without == {"role": "assistant", "content": call, "refusal": None}
+
+
+@pytest.mark.parametrize("logprob", [-math.inf, math.nan, -1e5, 1e-7, 0.0, -0.5])
+def test_every_logprob_is_a_number_that_json_has(logprob: float) -> None:
+    answer = Answer("x", Usage(1, 0, 1), {}, "stop", None, (5,), (TokenLogprob(5, "x", logprob, ((5, "x", logprob),)),))
+    body = json.loads(to_json(chat_completion([answer], id="chatcmpl-1", created=7, model="m")))
+    token = body["choices"][0]["logprobs"]["content"][0]
+    expected = logprob if -9999 <= logprob <= 0 else 0.0 if logprob > 0 else -9999.0
+    assert token["logprob"] == token["top_logprobs"][0]["logprob"] == expected
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_json_has_no_word_for_is_not_written(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json({"a": [value]})
+
+
+texts = st.lists(
+    st.sampled_from(
+        [
+            "<tool_call>",
+            "</tool_call>",
+            "<function=weather>",
+            "</function>",
+            "<parameter=city>",
+            "</parameter>",
+            "\n",
+            "x",
+        ]
+    )
+)
+
+
+@given(texts.map("".join), st.sampled_from(["stop", "length"]), st.booleans())
+def test_the_reason_tells_of_calls_exactly_where_there_are_some(text: str, reason: str, has_tools: bool) -> None:
+    whole = "<tool_call>\n<function=weather>\n</function>\n</tool_call>"
+    for said in (text, text + whole):
+        answer = Answer(said, Usage(1, 0, 1), {}, reason)
+        body = chat_completion([answer], id="c", created=7, model="m", tools=[TOOL] if has_tools else None)
+        (choice,) = body["choices"]
+        calls = choice["message"].get("tool_calls")
+        assert calls is None or (has_tools and len(calls) > 0)
+        assert choice["finish_reason"] == ("tool_calls" if calls and reason == "stop" else reason)
+        assert calls or choice["message"]["content"] == said
 
 
 def test_faults_of_users_are_400_and_ours_are_500_without_details() -> None:

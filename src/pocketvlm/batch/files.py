@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.protocol.chat_response import to_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -156,7 +157,7 @@ class Partial:
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
         """Append a result; it survives the end of this process when this returns."""
-        line = json.dumps(result, ensure_ascii=False).encode(errors="replace") + b"\n"
+        line = to_json(result).encode(errors="replace") + b"\n"
         with self._lock:
             start = self._end
             self._append(line)

@@ -3,7 +3,7 @@
 `GrammarCompiler.compile` gives a `Grammar`, `Grammar.start` the `GrammarState` of one answer, which fills a mask before
 each token is drawn and takes the token after it. llguidance does the work, lazily: with the published vocabulary a
 token takes some 50 µs, the first few of an answer up to 5 ms. It needs neither PyTorch nor transformers, and its limits
-bound a mask; what they leave open, `grammar_worker` does.
+bound a mask; what they leave open, `trial_worker` does.
 
 Shapes:  V vocabulary · W = ceil(V / 32) words of a mask, bit t % 32 of word t // 32 set where token t is allowed
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.grammar.source import grammar_text
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.grammar.trial_worker import LIMITS, TRIAL_SECONDS, GrammarWorker, make_tokenizer
-from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
 try:
     import llguidance
@@ -45,8 +44,23 @@ GAP_BYTES = 8  # in each of them at most
 _THINKING, _GAP, _ANSWER, _ENDED = range(4)
 
 
+class Tokens(Protocol):
+    """What the compiler asks of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, control tokens included."""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Names and ids of the control tokens."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the UTF-8 bytes that a token stands for, possibly none."""
+
+
 class GrammarCompiler:
-    """Compiles for one vocabulary; thread-safe. The last `KEPT` grammars are kept.
+    """Compiles for one vocabulary; it is thread-safe and keeps the last `KEPT` grammars.
 
     Args:
         tokenizer: whose words the masks speak of.
@@ -57,7 +71,7 @@ class GrammarCompiler:
         CheckpointError: the tokenizer has tokens beyond `vocab_size`, or not every byte.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Collection[int]) -> None:
+    def __init__(self, tokenizer: Tokens, vocab_size: int, stop_ids: Collection[int]) -> None:
         if tokenizer.vocab_size > vocab_size:
             raise CheckpointError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model scores {vocab_size}")
         words = [tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b"" for token in range(vocab_size)]
@@ -73,7 +87,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[StructuredOutputs, Any] = OrderedDict()
 
     def compile(self, spec: StructuredOutputs, *, after_thinking: bool = False) -> Grammar:
-        """The grammar of answers.
+        """Return the grammar of answers.
 
         Args:
             after_thinking: it begins after `</think>`; before that everything but the end of the answer is allowed, and
@@ -155,7 +169,7 @@ class Grammar:
         self._phase = _THINKING if after_thinking else _ANSWER
 
     def start(self) -> GrammarState:
-        """The state of an answer before its first token."""
+        """Return the state of an answer before its first token."""
         return GrammarState(self._matcher.deep_copy(), self._vocabulary, self._allowed_W, [self._phase])
 
 
@@ -188,7 +202,7 @@ class GrammarState:
                 words_W |= vocabulary.spaces_W
 
     def accept(self, token: int) -> bool:
-        """Take the next token; False, and no change, where it is not allowed."""
+        """Take the next token; return False, and change nothing, where it is not allowed."""
         phase = self._phase_after(token)
         if phase is not None:
             self._phases.append(phase)
@@ -202,7 +216,7 @@ class GrammarState:
         )
 
     def copy(self) -> GrammarState:
-        """A state of its own at the same place."""
+        """Return a state of its own at the same place."""
         return GrammarState(self._matcher.deep_copy(), self._vocabulary, self._allowed_W, self._phases.copy())
 
     def rollback(self, n: int) -> None:
@@ -215,7 +229,7 @@ class GrammarState:
         del self._phases[len(self._phases) - n :]
 
     def _phase_after(self, token: int) -> int | None:
-        """The phase after `token`, which the matcher has then taken; None where it is not allowed."""
+        """Return the phase after `token`, which the matcher has then taken; None where it is not allowed."""
         vocabulary, phase = self._vocabulary, self._phases[-1]
         if not 0 <= token < vocabulary.size:
             return None

@@ -25,7 +25,7 @@ _LARK_PIECES = re.compile(
 
 
 def grammar_text(spec: StructuredOutputs, control_tokens: Mapping[str, int]) -> str:
-    """The grammar of `spec`.
+    """Return the grammar of `spec`.
 
     Args:
         control_tokens: ids of `<tool_call>` and `</tool_call>`, for tools.

@@ -1,30 +1,24 @@
 """What answers must be: JSON of a schema, text of a regular expression, a choice, a grammar, or calls of tools.
 
 Takes what users give, under vLLM's names or as OpenAI's `response_format`; gives a checked and hashable
-`StructuredOutputs`. Whether it can be met at all is for `engine/grammar` to say, which compiles it.
+`StructuredOutputs`. Whether it can be met at all is for `grammar/compiler` to say, which compiles it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.grammar.json_schema import subschemas
+from pocketvlm.tools.definitions import MAX_DEPTH, MAX_TOOLS_TEXT, check_tools, show
 
 MAX_TEXT = 64 * 1024  # bytes of a schema or a grammar
-MAX_TOOLS_TEXT = 256 * 1024  # bytes of all tool definitions together
 MAX_REGEX = 4096  # bytes
 MAX_CHOICES = 1000
-MAX_DEPTH = 64
-MAX_TOOLS = 128
 KINDS = ("json", "json_object", "regex", "choice", "grammar", "tools")
-
-# Where a JSON schema holds schemas: under a name of their own, in a list, or alone.
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTED = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_ALONE = ("additionalProperties", "items", "not", "if", "then", "else", "contains", "propertyNames")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +36,7 @@ class StructuredOutputs:
 
     Raises:
         ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
+        PromptError: tools that are malformed or over a limit.
     """
 
     json: Any = None
@@ -54,7 +49,7 @@ class StructuredOutputs:
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
-            raise ConfigError(f"json_object is {_show(self.json_object)}, expected true or false")
+            raise ConfigError(f"json_object is {show(self.json_object)}, expected true or false")
         given = [name for name in KINDS if getattr(self, name) not in (None, False)]
         # A schema may be `false`, which nothing satisfies; it is given all the same.
         if self.json is False:
@@ -75,18 +70,18 @@ class StructuredOutputs:
         if self.tools is not None:
             self._check_tools()
         elif self.tool_choice != "auto":
-            raise ConfigError(f"tool_choice={_show(self.tool_choice)} means nothing without tools")
+            raise ConfigError(f"tool_choice={show(self.tool_choice)} means nothing without tools")
 
     def _check_json(self) -> None:
         schema, text = _canonical("json", self.json, MAX_TEXT)
         if not isinstance(schema, dict | bool):
-            raise ConfigError(f"json is {_show(schema)}, expected a JSON schema", hint="A schema is an object.")
+            raise ConfigError(f"json is {show(schema)}, expected a JSON schema", hint="A schema is an object.")
         check_schema(schema, "json")
         object.__setattr__(self, "json", text)
 
     def _check_choice(self) -> None:
         if not isinstance(self.choice, list | tuple) or not self.choice:
-            raise ConfigError(f"choice is {_show(self.choice)}, expected a list of strings")
+            raise ConfigError(f"choice is {show(self.choice)}, expected a list of strings")
         if len(self.choice) > MAX_CHOICES:
             raise ConfigError(f"choice has {len(self.choice)} entries, at most {MAX_CHOICES} are allowed")
         for text in self.choice:
@@ -95,42 +90,31 @@ class StructuredOutputs:
         object.__setattr__(self, "choice", tuple(self.choice))
 
     def _check_tools(self) -> None:
-        tools, text = _canonical("tools", self.tools, MAX_TOOLS_TEXT)
-        if not isinstance(tools, list) or not tools:
-            raise ConfigError(f"tools is {_show(tools)}, expected a list of tool definitions")
-        if len(tools) > MAX_TOOLS:
-            raise ConfigError(f"{len(tools)} tools were given, at most {MAX_TOOLS} are allowed")
-        names = list[Any]()
-        for index, tool in enumerate(tools):
-            function = tool.get("function") if isinstance(tool, dict) else None
-            if not isinstance(function, dict) or tool.get("type") != "function":
-                raise ConfigError(f'tools[{index}] is not {{"type": "function", "function": {{...}}}}')
-            names.append(function.get("name"))
-            check_name(names[-1], f"the name of tools[{index}]")
-            if not isinstance(function.get("parameters", {}), dict):
-                raise ConfigError(f"the parameters of {names[-1]} are no JSON schema")
-            check_schema(function.get("parameters", {}), names[-1])
-        if len(set(names)) < len(names):
-            raise ConfigError("two tools have the same name")
+        tools = check_tools(_read_json("tools", self.tools, MAX_TOOLS_TEXT))
+        if tools is None:
+            raise ConfigError("tools is empty, expected at least one tool definition")
+        names = [tool["function"]["name"] for tool in tools]
+        for tool, name in zip(tools, names, strict=True):
+            check_schema(tool["function"].get("parameters") or {}, name)
         if self.tool_choice not in ("auto", "required", *names):
             raise ConfigError(
-                f"tool_choice={_show(self.tool_choice)} is no tool", hint="Set it to auto, required or a tool's name."
+                f"tool_choice={show(self.tool_choice)} is no tool", hint="Set it to auto, required or a tool's name."
             )
-        object.__setattr__(self, "tools", text)
+        object.__setattr__(self, "tools", json.dumps(tools, ensure_ascii=False, separators=(",", ":")))
 
     @classmethod
     def from_response_format(cls, response_format: Mapping[str, Any]) -> Self | None:
-        """OpenAI's `response_format`: None where it asks for plain text.
+        """Read OpenAI's `response_format`; return None where it asks for plain text.
 
         Raises:
             ConfigError: the format is none of text, json_object and json_schema, or not as OpenAI describes it.
         """
         if not isinstance(response_format, Mapping):
-            raise ConfigError(f"response_format is {_show(response_format)}, expected an object")
+            raise ConfigError(f"response_format is {show(response_format)}, expected an object")
         kind = response_format.get("type")
         known = {"text": (), "json_object": (), "json_schema": ("json_schema",)}
         if not isinstance(kind, str) or kind not in known:
-            raise ConfigError(f"the type of response_format is {_show(kind)}", hint=f"It is one of {', '.join(known)}.")
+            raise ConfigError(f"the type of response_format is {show(kind)}", hint=f"It is one of {', '.join(known)}.")
         _only(response_format, ("type", *known[kind]), f"response_format of type {kind}")
         if kind == "text":
             return None
@@ -142,55 +126,29 @@ class StructuredOutputs:
         _only(inner, ("name", "description", "schema", "strict"), "response_format.json_schema")
         for field, kinds in (("name", str), ("description", str), ("strict", bool)):
             if inner.get(field) is not None and not isinstance(inner[field], kinds):
-                raise ConfigError(f"response_format.json_schema.{field} is {_show(inner[field])}: wrong type")
+                raise ConfigError(f"response_format.json_schema.{field} is {show(inner[field])}: wrong type")
         return cls(json=dict(inner["schema"]))
 
 
-def check_name(name: Any, what: str) -> None:
-    """`ConfigError` for a name that could not stand in `<function=NAME>`."""
-    fits = isinstance(name, str) and 0 < len(name) <= 256 and name == name.strip() and name.isprintable()
-    if not fits or "<" in name or ">" in name:
-        raise ConfigError(f"{what} is {_show(name)}, expected up to 256 printable characters without < and >")
-
-
 def check_schema(schema: Any, what: str) -> None:
-    """`ConfigError` for what the compiler would take without holding answers to it."""
-    for part in _schemas(schema):
+    """Raise `ConfigError` for what the compiler would take without holding answers to it."""
+    for part in subschemas(schema):
         if "x-guidance" in part:
             raise ConfigError(f"{what} holds x-guidance, which is no keyword of JSON Schema", hint="Leave it out.")
-        least, required = part.get("minProperties", 0), part.get("required", [])
+        minimum, required = part.get("minProperties", 0), part.get("required", [])
         named = len(set(map(str, required))) if isinstance(required, list) else 0
         # Further properties may be repeated in an answer, and a repeated one counts once.
-        if isinstance(least, int | float) and least > named + 1:
+        if isinstance(minimum, int | float) and minimum > named + 1:
             raise ConfigError(
-                f"{what} has minProperties={least} beside {named} required properties: unsupported",
+                f"{what} has minProperties={minimum!r:.40} beside {named} required properties: unsupported",
                 hint="Name the properties under required.",
             )
 
 
-def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """`schema` and all schemas in it."""
-    waiting = [schema]
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, dict):
-            continue
-        yield part
-        for key in _NAMED:
-            if isinstance(part.get(key), dict):
-                waiting += part[key].values()
-        for key in _LISTED:
-            if isinstance(part.get(key), list):
-                waiting += part[key]
-        waiting += [part[key] for key in _ALONE if key in part]
-
-
 def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
-    """`value` read and written again, as plain JSON in its own order of keys; text is JSON already."""
+    """Return `value` read and written again, as plain JSON in its own order of keys; text is JSON already."""
+    value = _read_json(what, value, limit)
     try:
-        if isinstance(value, str):
-            _check_text(what, value, limit)
-            value = json.loads(value)
         _check_depth(what, value)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         value = json.loads(text)
@@ -200,6 +158,17 @@ def _canonical(what: str, value: Any, limit: int) -> tuple[Any, str]:
         raise ConfigError(f"{what} is not JSON ({error})") from None
     _check_text(what, text, limit)
     return value, text
+
+
+def _read_json(what: str, value: Any, limit: int) -> Any:
+    """Return what JSON text says; a value that is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    _check_text(what, value, limit)
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not JSON ({error})") from None
 
 
 def _check_depth(what: str, value: Any) -> None:
@@ -218,7 +187,7 @@ def _check_depth(what: str, value: Any) -> None:
 
 def _check_text(what: str, text: Any, limit: int) -> None:
     if not isinstance(text, str):
-        raise ConfigError(f"{what} is {_show(text)}, expected a string")
+        raise ConfigError(f"{what} is {show(text)}, expected a string")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -230,8 +199,4 @@ def _check_text(what: str, text: Any, limit: int) -> None:
 def _only(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
     for name in given:
         if name not in known:
-            raise ConfigError(f"{what} has no field {_show(name)}", hint=f"Its fields: {', '.join(known)}.")
-
-
-def _show(value: Any) -> str:
-    return f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"
+            raise ConfigError(f"{what} has no field {show(name)}", hint=f"Its fields: {', '.join(known)}.")

@@ -1,6 +1,6 @@
 """A grammar of tool calls: OpenAI tool definitions → text in llguidance's variant of Lark's notation.
 
-Calls have the form that `processing/tool_calls` shows and reads. Both outer tags are single control tokens. Parameters
+Calls have the form that `tools/calls` shows and reads. Both outer tags are single control tokens. Parameters
 come in the order of the schema; `tool_values` has their values.
 """
 
@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.grammar.lark import any_of, literal
-from pocketvlm.grammar.structured_outputs import check_name
 from pocketvlm.grammar.tool_values import ANNOTATIONS, ToolValue
-from pocketvlm.processing.prompt.tool_schemas import ToolSchema
+from pocketvlm.tools.definitions import check_name
+from pocketvlm.tools.schemas import ToolSchema
 
 _OF_TOOLS = frozenset(("type", "properties", "required", "additionalProperties", "strict", "$ref", "allOf"))
 
 
 def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens: Mapping[str, int]) -> str:
+    """Return the grammar of answers that may, or must, call tools.
+
+    Args:
+        tools: checked definitions (`tools/definitions`).
+        choice: "auto", "required" or the name of the only tool to call.
+        control_tokens: ids by name.
+
+    Raises:
+        ConfigError: a tool asks for what cannot be honoured, or the vocabulary has no tokens for calls.
+    """
     try:
         opening, closing = (f"<[{control_tokens[name]}]>" for name in ("<tool_call>", "</tool_call>"))
     except KeyError:
@@ -37,13 +47,13 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens
     for index, function in enumerate(functions):
         try:
             lines += _function(f"f{index}", function)
-        except ConfigError as error:
+        except PocketVLMError as error:
             raise ConfigError(f"tool {function['name']!r}: {error}") from None
     return "\n".join(lines)
 
 
 def _function(rule: str, function: Mapping[str, Any]) -> list[str]:
-    """Rules of what follows `<function=`, up to `</function>`."""
+    """Return the rules of what follows `<function=`, up to `</function>`."""
     tool_schema = ToolSchema(function.get("parameters"))
     properties, required = _properties(tool_schema)
     lines, parts = [], [literal(f"{function['name']}>\n")]
@@ -60,7 +70,7 @@ def _function(rule: str, function: Mapping[str, Any]) -> list[str]:
 
 
 def _properties(tool_schema: ToolSchema) -> tuple[dict[str, list[Any]], list[str]]:
-    """Each parameter with all the schemas it must satisfy, and which of them are required."""
+    """Return each parameter with all the schemas it must satisfy, and which of them are required."""
     properties, required = dict[str, list[Any]](), list[str]()
     conjuncts = list(tool_schema.conjuncts())
     for schema in conjuncts:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.lark import any_of, inline_json, literal, regex
-from pocketvlm.processing.prompt.tool_schemas import TYPE_OF_KEYWORD, ToolSchema, type_of
+from pocketvlm.tools.schemas import TYPE_OF_KEYWORD, ToolSchema, type_of
 
 MAX_CASES = 256  # that a schema of text and other types falls into
 _MAX_DEPTH = 16
@@ -23,7 +23,7 @@ _END = literal("\n</parameter>\n")
 _TEXT = r"/(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<tool_call>)(?s:.*)/"
 _INTEGER = r"-?(0|[1-9][0-9]*)"
 _NUMBER = _INTEGER + r"(\.[0-9]+)?([eE][+\-]?[0-9]+)?"
-# JSON of a type without further demands, and what `processing/tool_calls` reads as it.
+# JSON of a type without further demands, and what `tools/calls` reads as it.
 _WORDS = {
     "null": '"null"',
     "boolean": '"true" | "false"',
@@ -88,7 +88,7 @@ class ToolValue:
             self.rules.append(f"{inline_json(inner, _ONE_LINE)} {_END}")
 
     def _parts(self, schemas: Sequence[Any]) -> list[Part]:
-        """The schemas that `schemas` come to, `$ref` and `allOf` taken apart; those that say nothing are left out."""
+        """Return what `schemas` come to, `$ref` and `allOf` taken apart; those that say nothing are left out."""
         parts, done = list[Part](), set[int]()
 
         def take(schema: Any, path: tuple[int, ...]) -> None:
@@ -179,8 +179,8 @@ class ToolValue:
             self._json.append(_as_json(frozenset((kind,)), [part for part in of_kind if part]))
 
     def _beside_text(self) -> tuple[list[Any], list[str], set[str]]:
-        """The schemas taken apart into those that text cannot be taken for, terminals of the others, and what no text
-        may look like. The lexer takes the longest match: no JSON must begin like a text that goes on."""
+        """Take the schemas apart into those that text cannot be taken for, terminals of the others, and what no text
+        may look like. The lexer takes the longest match: no JSON must be the prefix of a text that goes on."""
         whole, words, read = list[Any](), list[str](), set[str]()
         for schema in self._json:
             if "enum" in schema:
@@ -204,7 +204,7 @@ class ToolValue:
 
 
 def _as_json(kinds: frozenset[str], parts: Sequence[Part]) -> dict[str, Any]:
-    """One schema of `kinds` that satisfies `parts`."""
+    """Return one schema of `kinds` that satisfies `parts`."""
     names = sorted(kinds - {"integer"} if "number" in kinds else kinds)
     named = {"type": names if len(names) > 1 else names[0]}
     return {**parts[0], **named} if len(parts) == 1 else {**named, **({"allOf": list(parts)} if parts else {})}
@@ -215,13 +215,13 @@ def _family(kind: str) -> str:
 
 
 def _of_kind(part: Part, kind: str) -> dict[str, Any]:
-    """The keywords of `part` that speak of a kind; further ones of structures are for the compiler to judge."""
+    """Return the keywords of `part` that speak of a kind; the compiler judges further ones of structures."""
     otherwise = kind if kind in ("array", "object") else None
     return {k: v for k, v in part.items() if k != "type" and TYPE_OF_KEYWORD.get(k, otherwise) == _family(kind)}
 
 
 def _key(value: Any) -> str:
-    """What is the same for equal JSON values alone: 1 and 1.0 are, 1 and true are not."""
+    """Return what is the same for equal JSON values alone: 1 and 1.0 are equal, 1 and true are not."""
     integral = isinstance(value, float) and value.is_integer()
     return json.dumps(int(value) if integral else value, sort_keys=True)
 
@@ -233,18 +233,18 @@ def _branches(word: str, branches: Any) -> list[Any]:
 
 
 def _string(parts: Sequence[Part]) -> str:
-    """A terminal of raw text that satisfies the keywords for strings."""
+    """Return a terminal of raw text that satisfies the keywords for strings."""
     text = _TEXT
     for part in parts:
-        least, most = part.get("minLength", 0), part.get("maxLength")
+        minimum, maximum = part.get("minLength", 0), part.get("maxLength")
         if (
-            not isinstance(least, int)
-            or not isinstance(most, int | None)
-            or not 0 <= least <= (least if most is None else most)
+            not isinstance(minimum, int)
+            or not isinstance(maximum, int | None)
+            or not 0 <= minimum <= (minimum if maximum is None else maximum)
         ):
             raise ConfigError("its minLength and maxLength leave no length")
-        if least or most is not None:
-            text += f" & /(?s:.){{{least},{'' if most is None else most}}}/"
+        if minimum or maximum is not None:
+            text += f" & /(?s:.){{{minimum},{'' if maximum is None else maximum}}}/"
         if (pattern := part.get("pattern")) is not None:
             if not isinstance(pattern, str):
                 raise ConfigError("its pattern is not a string")
@@ -253,7 +253,7 @@ def _string(parts: Sequence[Part]) -> str:
 
 
 def _search(pattern: str) -> str:
-    """A pattern matches anywhere in a string, unless anchors at its ends say otherwise."""
+    """Return a terminal that a pattern matches anywhere in, unless anchors at its ends say otherwise."""
     head = "" if pattern.startswith("^") else "(?s:.*)"
     tail = "" if pattern.endswith("$") and not pattern.endswith("\\$") else "(?s:.*)"
     inner = pattern.removeprefix("^")

@@ -3,7 +3,7 @@
 The compiler bounds most of its work, not all: some schemas keep it busy for minutes, some overflow its stack, which
 ends the process it runs in. No thread could be given up then. So a grammar is tried here, on single bytes in place of
 the whole vocabulary, with less stack, memory and time than the serving process has, which compiles only what came
-through. A random beginning of an answer is tried as well.
+through. The first tokens of a random answer are tried as well.
 
 Run as a script (it imports nothing of this package): JSON lines in, JSON lines out, until its input ends.
 """
@@ -40,28 +40,38 @@ class GrammarWorker:
     """One such process, started anew when a trial ended it; for one thread at a time, but for `close`.
 
     Args:
-        vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary, of whose words only single bytes are told.
+        vocab_size, bytes_by_id, control_tokens, stop_ids: the vocabulary; of its words the process gets single bytes.
     """
 
     def __init__(
         self, vocab_size: int, bytes_by_id: Mapping[int, int], control_tokens: Mapping[str, int], stop_ids: list[int]
     ) -> None:
         self._vocabulary = [vocab_size, dict(bytes_by_id), dict(control_tokens), stop_ids]
-        self._closed, self._ready, self._lock = False, False, threading.Lock()
+        self._closed, self._ready, self._timed_out, self._lock = False, False, False, threading.Lock()
         self._start()
 
     def try_out(self, grammar: str) -> str:
-        """What is wrong with `grammar`; empty if nothing is. `RuntimeError` once it is closed."""
-        self._check_open()
-        if not self._ready and self._ask(self._vocabulary, TO_START) is None:
+        """Return what is wrong with `grammar`, empty if nothing is; raise `RuntimeError` once closed.
+
+        A process that died without running out of time is replaced and asked again: somebody else may have ended it.
+        """
+        fault = ""
+        for _ in range(2):
+            self._check_open()
+            if self._process.poll() is not None:
+                self._restart()
+            if not self._ready and self._ask(self._vocabulary, TO_START) is None:
+                fault = "the process that tries grammars did not start"
+            else:
+                self._ready = True
+                answer = self._ask(grammar, TRIAL_SECONDS)
+                if answer is not None:
+                    return str(answer)
+                fault = "it takes too much time or memory to compile"
             self._restart()
-            return "the process that tries grammars did not start"
-        self._ready = True
-        answer = self._ask(grammar, TRIAL_SECONDS)
-        if answer is None:
-            self._restart()
-            return "it takes too much time or memory to compile"
-        return str(answer)
+            if self._timed_out:
+                break
+        return fault
 
     def close(self) -> None:
         """End the process for good, whatever it is doing; safe from any thread, and again."""
@@ -92,11 +102,17 @@ class GrammarWorker:
         self._process, self._ready = process, False
 
     def _ask(self, question: Any, seconds: float) -> Any:
-        """The answer; None where the process died of the question, or took too long and was killed."""
+        """Return the answer; None where the process died, or took too long and was killed."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, process.kill)
+        self._timed_out = False
+
+        def end() -> None:
+            self._timed_out = True
+            process.kill()
+
+        timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
         try:
@@ -119,7 +135,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def make_tokenizer(words: list[bytes], control_ids: list[int], stop_ids: list[int]) -> Any:
-    """An `LLTokenizer` of the bytes of every id; an id without bytes is never allowed."""
+    """Return an `LLTokenizer` of the bytes of every id; an id without bytes is never allowed."""
     import llguidance
 
     class Vocabulary:

@@ -1,22 +1,21 @@
-"""OpenAI's chat completions: the body of a request → messages and options, answers → the body of the response.
+"""OpenAI's chat completions: the body of a request → messages and options.
 
-Takes the JSON of POST /v1/chat/completions, with vLLM's additions; gives the arguments of `VLM.chat`, and back. A field
-that is null was not given. Each field is checked, and one that could not be honoured is refused by its name. Accepted
-without effect are only labels (`user`, `safety_identifier`, `prompt_cache_key`, `metadata`) and values that ask for
-nothing but what happens anyway: `store` false, `service_tier` auto or default, `modalities` ["text"],
-`parallel_tool_calls` true.
+Takes the JSON of POST /v1/chat/completions, with vLLM's additions; gives the arguments of `VLM.chat`. A field that is
+null was not given. Each field is checked. One that would change the answer and is not honoured is refused by its name.
+One without an effect on the answer is accepted: labels (`user`, `metadata`), wishes about storage, billing and speed
+(`store`, `service_tier`, `prediction`), and values that ask for what happens anyway (`parallel_tool_calls` true).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
-from pocketvlm.processing.prompt.messages import check_tools
 from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value, show
+from pocketvlm.tools.definitions import check_tools
 
 # What each option of a processor is, in one word of `check`. vLLM's field for them is mm_processor_kwargs.
 MM_PROCESSOR_KWARGS = {
@@ -40,17 +39,18 @@ _OPTIONS = {
 }
 # Fields without an effect: what they are, and the values they may have where only these ask for nothing.
 _WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
-    **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), ("string", ())),
+    **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"), ("string", ())),
     "metadata": ("object of strings", ()),
-    "store": ("boolean", (False,)),
-    "service_tier": ("string", ("auto", "default")),
+    "store": ("boolean", ()),
+    "service_tier": ("string", ()),
+    "prediction": ("object", ()),
     "modalities": ("list of strings", (["text"],)),
+    "verbosity": ("string", ("medium",)),
     "parallel_tool_calls": ("boolean", (True,)),
 }
 _INSTEAD = {
     "functions": "Use tools.",
     "function_call": "Use tool_choice.",
-    "reasoning_effort": 'Use chat_template_kwargs {"enable_thinking": true}.',
     "enable_thinking": 'Use chat_template_kwargs {"enable_thinking": true}.',
     "best_of": "Use n.",
     **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "Use structured_outputs."),
@@ -104,7 +104,7 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
     stream, include_usage = _stream(given)
     return ChatRequest(
         model=check("model", given["model"], "string") if "model" in given else None,
-        messages=[_as_system(message) for message in check("messages", given["messages"], "list")],
+        messages=list(check("messages", given["messages"], "list")),
         options=options,
         stream=stream,
         include_usage=include_usage,
@@ -120,13 +120,15 @@ def _max_tokens(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's flag and number as vLLM's one number: how many beside the token itself."""
+    """Read OpenAI's flag and number as vLLM's one number: how many beside the token itself."""
     wanted = check("logprobs", given.get("logprobs", False), "boolean")
     if "top_logprobs" not in given:
         return {"logprobs": 0} if wanted else {}
     count = check("top_logprobs", given["top_logprobs"], "integer")
     if not 0 <= count <= MAX_LOGPROBS:
         raise ConfigError(f"top_logprobs={count} is not an integer of 0 to {MAX_LOGPROBS}")
+    if not wanted and count == 0:
+        return {}
     if not wanted:
         raise ConfigError(f"top_logprobs={count} means nothing without logprobs", hint="Set logprobs to true.")
     return {"logprobs": count}
@@ -144,7 +146,7 @@ def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`response_format` is OpenAI's way to ask for structure, `structured_outputs` vLLM's."""
+    """Read `response_format`, OpenAI's way to ask for structure, or `structured_outputs`, vLLM's."""
     wanted = not_null("response_format", given.get("response_format", {"type": "text"}))
     structure = only_kinds(
         "structured_outputs", given.get("structured_outputs"), ("json", "regex", "choice", "grammar")
@@ -169,7 +171,7 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Tools that may not be called are not shown to the model at all.
+    """Read tools; those that may not be called are not shown to the model at all.
 
     Calls that must be made, and those of strict tools, are held to a grammar.
     """
@@ -182,7 +184,8 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
         hint = 'Use auto, none, required, or {"type": "function", "function": {"name": …}}.'
         raise ConfigError(f"tool_choice={show(choice)} is unknown", hint=hint)
     if tools is None:
-        if "tool_choice" in given and choice != "none":
+        # Clients that give no tools, or an empty list, still say "auto" or "none": nothing is asked for then.
+        if choice not in ("auto", "none"):
             raise ConfigError(f"tool_choice={show(choice)} means nothing without tools", hint="Leave it out.")
         return {}
     if choice == "none":
@@ -190,28 +193,28 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("response_format", "structured_outputs"):  # under either no tool could be called
         if field in given and given[field].get("type") != "text":
             raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
-    if choice == "auto" and not _any_strict(tools):
+    if choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
         return {"tools": tools}
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
     return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
 
 
-def _any_strict(tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether calls of a tool must keep to its schema, which only a grammar sees to."""
-    is_any = False
-    for index, tool in enumerate(tools):
-        if (strict := tool["function"].get("strict")) is not None:
-            is_any |= check(f"tools[{index}].function.strict", strict, "boolean")
-    return is_any
-
-
 def _template(given: Mapping[str, Any]) -> dict[str, Any]:
-    if "chat_template_kwargs" not in given:
-        return {}
+    """Read whether the model thinks: vLLM's option of the template, or OpenAI's effort, honoured as "none" alone."""
     from pocketvlm.processing.prompt.template import check_template_kwargs
 
-    return check_template_kwargs(not_null("chat_template_kwargs", given["chat_template_kwargs"]))
+    options = dict(check_template_kwargs(not_null("chat_template_kwargs", given.get("chat_template_kwargs", {}))))
+    if "reasoning_effort" not in given:
+        return options
+    if check("reasoning_effort", given["reasoning_effort"], "string") != "none":
+        raise ConfigError(
+            f"reasoning_effort={show(given['reasoning_effort'])} is not supported, expected 'none'",
+            hint='For an answer after thinking use chat_template_kwargs {"enable_thinking": true}.',
+        )
+    if options.get("enable_thinking"):
+        raise ConfigError("reasoning_effort='none' and enable_thinking=True contradict each other", hint="Give one.")
+    return {**options, "enable_thinking": False}
 
 
 def _processor(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,19 +225,11 @@ def _processor(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stream(given: Mapping[str, Any]) -> tuple[bool, bool]:
     stream = check("stream", given.get("stream", False), "boolean")
-    options = only_kinds("stream_options", given.get("stream_options"), ("include_usage",))
+    options = only_kinds("stream_options", given.get("stream_options"), ("include_usage", "include_obfuscation"))
+    check("stream_options.include_obfuscation", options.get("include_obfuscation", False), "boolean")  # of no effect
     if "stream_options" in given and not stream:
         raise ConfigError("stream_options means nothing without stream", hint="Set stream to true.")
     return stream, check("stream_options.include_usage", options.get("include_usage", False), "boolean")
-
-
-def _as_system(message: Any) -> Any:
-    """OpenAI's newer name for the system's role is developer."""
-    return (
-        {**message, "role": "system"}
-        if isinstance(message, Mapping) and message.get("role") == "developer"
-        else message
-    )
 
 
 # Every field that is read.
@@ -244,6 +239,6 @@ FIELDS = (
     | {
         *("model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "logit_bias"),
         *("response_format", "structured_outputs", "tools", "tool_choice", "stream", "stream_options"),
-        *("chat_template_kwargs", "mm_processor_kwargs"),
+        *("chat_template_kwargs", "mm_processor_kwargs", "reasoning_effort"),
     }
 )

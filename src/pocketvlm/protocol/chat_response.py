@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
-from pocketvlm.processing.prompt.tool_calls import parse_tool_calls
+from pocketvlm.tools.calls import parse_tool_calls
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob
 
 
-_LEAST_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
+_MIN_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
 
 
 def chat_completion(
@@ -24,7 +24,7 @@ def chat_completion(
     model: str,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The body of a response.
+    """Return the body of a response.
 
     Args:
         answers: the `n` answers of one request.
@@ -52,7 +52,7 @@ def chat_completion(
 
 
 def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for a request that failed.
+    """Return status and body for a request that failed.
 
     400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
     """
@@ -64,6 +64,11 @@ def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
         return 400, _error(str(error), "invalid_request_error", code)
     message = f"this request failed inside pocketvlm ({type(error).__name__})"
     return 500, _error(message, "server_error", "internal_error")
+
+
+def to_json(body: Any) -> str:
+    """Return a body as strict JSON; raise `ValueError` for NaN and infinities, which no client could read."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False)
 
 
 def _error(message: str, kind: str, code: str) -> dict[str, Any]:
@@ -79,13 +84,16 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
     }
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
+    finish_reason = answer.finish_reason
     if calls:
+        # Derived from what the body holds: the reason never announces calls that are not there. A cut-off stays one.
+        finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
         stem = f"call_{id.removeprefix('chatcmpl-')}_{index}"
         message["tool_calls"] = [
             {
                 "id": f"{stem}_{number}",
                 "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                "function": {"name": call.name, "arguments": to_json(call.arguments)},
             }
             for number, call in enumerate(calls)
         ]
@@ -93,19 +101,19 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
         "index": index,
         "message": message,
         "logprobs": logprobs_of(answer),
-        "finish_reason": "tool_calls" if calls and answer.finish_reason == "stop" else answer.finish_reason,
+        "finish_reason": finish_reason,
     }
 
 
 def logprobs_of(answer: Answer) -> dict[str, Any] | None:
-    """How likely each token of an answer was; None where that was not asked for."""
+    """Return how likely each token of an answer was; None where that was not asked for."""
     if answer.logprobs is None:
         return None
     return {"content": [_token(token) for token in answer.logprobs], "refusal": None}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:
-    """One generated token with the best ones at its place."""
+    """Return one generated token with the best ones at its place."""
     best = [_logprob(text, logprob) for _, text, logprob in token.top]
     return {**_logprob(token.token, token.logprob), "top_logprobs": best}
 
@@ -113,4 +121,5 @@ def _token(token: TokenLogprob) -> dict[str, Any]:
 def _logprob(token: str, logprob: float) -> dict[str, Any]:
     # U+FFFD stands for a piece of a character: its bytes are not known here, and OpenAI's null says just that.
     known = None if "\ufffd" in token else list(token.encode())
-    return {"token": token, "logprob": max(logprob, _LEAST_LOGPROB), "bytes": known}
+    # Compared this way round, what is no number comes out as very unlikely too.
+    return {"token": token, "logprob": min(logprob, 0.0) if logprob > _MIN_LOGPROB else _MIN_LOGPROB, "bytes": known}

@@ -8,13 +8,17 @@ from typing import Any
 
 from pocketvlm.errors import ConfigError
 
+# Integers of a body are 64 bits wide: a larger one is refused here, as everything behind would cut it off or fail.
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+
 
 def not_null(field: str, value: Any) -> dict[str, Any]:
+    """Return the entries of an object that are not null."""
     return {name: item for name, item in check(field, value, "object").items() if item is not None}
 
 
 def only_kinds(field: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
-    """The entries of an object of options, each of them known; empty where it was not given."""
+    """Return the entries of an object of options, each of them known; none where it was not given."""
     if value is None:
         return {}
     found, names = not_null(field, value), tuple(known)
@@ -29,7 +33,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and MIN_INTEGER <= value <= MAX_INTEGER
 
 
 def is_list_of(kind: Callable[[Any], bool], value: Any) -> bool:
@@ -46,7 +50,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "integer": is_integer,
     "boolean": lambda value: isinstance(value, bool),
     "object": lambda value: isinstance(value, Mapping),
-    "object of strings": lambda value: isinstance(value, Mapping) and all(map(is_string, value.values())),
+    "object of strings": lambda value: isinstance(value, Mapping) and all(map(is_string, [*value, *value.values()])),
     "list": lambda value: isinstance(value, list | tuple),
     "list of strings": lambda value: is_list_of(is_string, value),
     "list of integers": lambda value: is_list_of(is_integer, value),
@@ -55,10 +59,25 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def check(name: str, value: Any, kind: str) -> Any:
-    """`value` if it is of a kind of `_KINDS`."""
+    """Return `value` if it is of a kind of `_KINDS`; raise `ConfigError` otherwise."""
     if not _KINDS[kind](value):
+        if "integer" in kind and isinstance(value, int) and not isinstance(value, bool):
+            raise ConfigError(f"{name} is {show(value)}, beyond an integer of 64 bits")
         raise ConfigError(f"{name} is {show(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
+    if "string" in kind and not all(map(_is_text, _strings(value))):
+        raise ConfigError(f"{name} holds half of a surrogate pair, which is no character")
     return value
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, Mapping):
+        return [*value, *value.values()]
+    return [value] if isinstance(value, str) else value
+
+
+def _is_text(value: str) -> bool:
+    """Return whether UTF-8 can carry it: JSON can spell halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def refuse_value(name: str, value: Any, *allowed: Any) -> None:
@@ -66,7 +85,9 @@ def refuse_value(name: str, value: Any, *allowed: Any) -> None:
 
 
 def show(value: Any) -> str:
-    """`value` for a message, in at most 60 characters of ASCII."""
+    """Return `value` for a message, in at most 60 characters of ASCII."""
+    if isinstance(value, int) and not -(10**60) < value < 10**60:
+        return "an integer of more than 60 digits"  # writing it could take seconds, or be refused
     if isinstance(value, str):
         value = value[:60]
     text = ascii(value) if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Where prompts part: lengths of the beginnings that another prompt is likely to share.
+"""Where prompts part: lengths of the prefixes that another prompt is likely to share.
 
 After the system prompt, after each picture or video, and where each answer begins: the next turn of a conversation has
 everything before the answer in common with this one, but not what the template puts in front of a new answer.
@@ -16,7 +16,7 @@ _MEDIA_ENDS = ("</image>", "</slice>")
 
 
 def branch_points(input_ids: Tensor, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Rising numbers of tokens, from int64 ids [S]; the whole prompt is never one of them.
+    """Return rising numbers of tokens, from int64 ids [S]; the whole prompt is never one of them.
 
     A picture's tokens end with its last `</image>` or `</slice>`: the row breaks between slices are part of it.
     """

@@ -29,7 +29,7 @@ def expand_prompt(
     use_image_id: bool = True,
     use_video_id: bool = True,
 ) -> list[int]:
-    """Token ids of a prompt with media.
+    """Return token ids of a prompt with media.
 
     Args:
         tokenizer: whose ids to use.
@@ -68,7 +68,10 @@ def expand_prompt(
 
 
 def _unit_ids(tokenizer: Tokenizer, unit: ImageViews, pad: int) -> Iterator[int]:
-    """Overview and slices of one picture or frame. Every view's own tokens are counted: slices need not be equal."""
+    """Yield the ids of overview and slices of one picture or frame.
+
+    Every view's own tokens are counted: slices need not be equal.
+    """
     rows, columns = unit.grid or (0, 0)
     if len(unit.views) != 1 + rows * columns:
         raise PromptError(f"{len(unit.views)} views for an overview and a grid of {rows} x {columns} slices")

@@ -1,8 +1,11 @@
 """OpenAI-style messages, checked: what the caller sent → what a chat template may see, and the media in between.
 
-Takes messages (`{"role", "content", ...}`, content a string or a list of parts) and tools; gives plain dictionaries of
+Takes messages (`{"role", "content", ...}`, content a string or a list of parts); gives plain dictionaries of
 strings, numbers and lists, plus the pictures and videos in order. Nothing else reaches the template: no objects, and no
-field that would be silently dropped. Every fault is a `PromptError` of one line that names the message.
+field that would change the answer is dropped. Every fault is a `PromptError` of one line that names the message.
+
+The published template takes a system message in the first place only, so all of them (`developer` is another name for
+`system`) are joined into one there, in their order and a blank line apart.
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
 `{"video": anything}`, with `fps` beside it where the video is given as frames. Media may have a `detail` (beside the
@@ -13,26 +16,27 @@ a `max_slice_nums` beside the medium, which goes before that of the request.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
+from pocketvlm.tools.definitions import plain_json, show, text
 
 MediaKind = Literal["image", "video"]
 Message = Mapping[str, Any]
 
-ROLES = ("system", "user", "assistant", "tool")
-MAX_DEPTH = 32  # of tool schemas and tool-call arguments
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# Fields each role may carry. The ids of tool calls and the name of a tool are the protocol's own bookkeeping: this
-# model's prompt has no place for them, and matches answers to calls by their order.
+# Fields each role may carry, beside those that say nothing to the model: the names and ids that clients give, ids of
+# tool calls (answers are matched to calls by them), and marks for other services. The prompt has no place for them.
 _FIELDS = {
     "system": {"role", "content"},
     "user": {"role", "content"},
     "assistant": {"role", "content", "reasoning_content", "reasoning", "tool_calls"},
-    "tool": {"role", "content", "tool_call_id", "name"},
+    "tool": {"role", "content", "tool_call_id"},
 }
+_LABELS = {"name": str, "id": str, "annotations": list | tuple, "cache_control": Mapping}
 _PART_TYPES = ("text", "image_url", "image", "video_url", "video")  # each names the field it needs
 _DETAILS = ("low", "high", "auto")
 
@@ -67,69 +71,54 @@ class Conversation:
 def check_messages(messages: Any) -> Conversation:
     """Check and copy `messages`; raise `PromptError` with one line naming the first message at fault."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-        raise PromptError(f"messages is {_show(messages)}, expected a list of messages")
+        raise PromptError(f"messages is {show(messages)}, expected a list of messages")
     if not messages:
         raise PromptError("messages is empty, expected at least one user message")
     media: list[MediaPart] = []
     checked: list[dict[str, Any]] = []
-    for index, message in _in_order_of_calls(messages):
+    instructions: list[str | list[Any]] = []
+    others = list[tuple[int, Any]]()
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping) and message.get("role") in ("system", "developer"):
+            where = f"messages[{index}]"
+            _check_fields(message, where)
+            instructions.append(_content(message, "system", where, media, optional=False))
+        else:
+            others.append((index, message))
+    for index, message in _in_order_of_calls(others):
         where = f"messages[{index}]"
         role = _check_fields(message, where)
-        if role == "system" and index > 0:
-            raise PromptError(f"{where}: a system message must be the first message")
-        if role == "tool" and (index == 0 or checked[-1]["role"] not in ("assistant", "tool")):
+        if role == "tool" and (not checked or checked[-1]["role"] not in ("assistant", "tool")):
             raise PromptError(f"{where}: a tool message must follow an assistant or a tool message")
         result: dict[str, Any] = {"role": role}
         if role == "assistant":
             result |= _assistant_fields(message, where)
         result["content"] = _content(message, role, where, media, optional=len(result) > 1)
         checked.append(result)
+    if instructions:
+        checked.insert(0, {"role": "system", "content": _joined(instructions)})
     return Conversation(messages=checked, media=tuple(media))
 
 
-def check_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Check and copy OpenAI tool definitions; None and an empty list both mean no tools."""
-    if tools is None:
-        return None
-    if isinstance(tools, (str, bytes)) or not isinstance(tools, Sequence):
-        raise PromptError(f"tools is {_show(tools)}, expected a list of tool definitions")
-    checked = []
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        function = tool.get("function") if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or tool.get("type") != "function":
-            raise PromptError(f'{where}: expected {{"type": "function", "function": {{...}}}}')
-        _text(function.get("name"), f"{where}.function.name", empty=False)
-        checked.append(plain_json(tool, where))
-    return checked or None
+def _joined(instructions: list[str | list[Any]]) -> str | list[Any]:
+    """Return the contents of system messages as one. A single one stays as it is; templates set parts a line apart."""
+    if len(instructions) == 1:
+        return instructions[0]
+    texts = (each if isinstance(each, str) else "\n".join(part["text"] for part in each) for each in instructions)
+    return "\n\n".join(stripped for text in texts if (stripped := text.strip()))
 
 
-def plain_json(value: Any, where: str, depth: int = 0) -> Any:
-    """A copy of `value` made of dict, list, str, int, float, bool and None; `PromptError` for anything else."""
-    if depth > MAX_DEPTH:
-        raise PromptError(f"{where} is nested more than {MAX_DEPTH} levels deep")
-    if value is None or type(value) in (bool, int, float):
-        return value
-    if isinstance(value, str):
-        return _text(value, where)
-    if isinstance(value, Mapping):
-        return {_text(key, f"a key of {where}"): plain_json(item, where, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item, where, depth + 1) for item in value]
-    raise PromptError(f"{where} holds a {type(value).__name__}, which is not JSON")
-
-
-def _in_order_of_calls(messages: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """Messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
+def _in_order_of_calls(messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield messages with their places; tool messages behind an assistant's calls come in the order of these calls."""
     calls: dict[str, int] = {}
     run: list[tuple[int, int, Any]] = []  # the call that each tool message answers, its place, and the message
-    for index, message in enumerate(messages):
+    for index, message in messages:
         role, fields = (message.get("role"), message) if isinstance(message, Mapping) else (None, {})
         if role == "tool":
             call = fields.get("tool_call_id")
             if calls and isinstance(call, str) and call not in calls:
                 raise PromptError(
-                    f"messages[{index}]: tool_call_id is {_show(call)}, which no call before it has",
+                    f"messages[{index}]: tool_call_id is {show(call)}, which no call before it has",
                     hint="Give the id of a call of the assistant message before it.",
                 )
             run.append((calls.get(call, -1) if isinstance(call, str) else -1, index, message))
@@ -147,7 +136,7 @@ def _answers(run: list[tuple[int, int, Any]]) -> Iterator[tuple[int, Any]]:
 
 
 def _call_ids(message: Message) -> dict[str, int]:
-    """The place of each call of an assistant message by its id; empty unless each has an id of its own."""
+    """Return the place of each call of an assistant message by its id; none unless each has an id of its own."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list | tuple):
         return {}
@@ -157,32 +146,49 @@ def _call_ids(message: Message) -> dict[str, int]:
 
 
 def _check_fields(message: Any, where: str) -> str:
-    """The role of a message whose fields are all known for that role."""
+    """Return the role of a message, whose fields must all be known for that role."""
     if not isinstance(message, Mapping):
-        raise PromptError(f"{where} is {_show(message)}, expected an object with role and content")
+        raise PromptError(f"{where} is {show(message)}, expected an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"{where}: role is {_show(role)}, expected one of {', '.join(ROLES)}")
-    # Clients echo answers back with every field of the protocol, unset ones as null: those ask for nothing.
-    unknown = [key for key, value in message.items() if key not in _FIELDS[role] and value is not None]
+        raise PromptError(f"{where}: role is {show(role)}, expected one of {', '.join(ROLES)}")
+    role = "system" if role == "developer" else role
+    # Clients echo answers back with every field of the protocol, unset ones as null or empty: those ask for nothing.
+    unknown = [
+        key
+        for key, value in message.items()
+        if key not in _FIELDS[role] and key not in _LABELS and not _is_unset(value)
+    ]
     if unknown:
-        raise PromptError(f"{where}: a {role} message has no field {_show(unknown[0])}")
-    for key in ("tool_call_id", "name"):
-        if message.get(key) is not None:
-            _text(message[key], f"{where}.{key}")
+        raise PromptError(f"{where}: a {role} message has no field {show(unknown[0])}")
+    _check_labels(message, where)
+    if role == "tool" and message.get("tool_call_id") is not None:
+        text(message["tool_call_id"], f"{where}.tool_call_id")
     return role
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _check_labels(labelled: Mapping[str, Any], where: str) -> None:
+    """Refuse nonsense in the place of labels, although they have no effect."""
+    for key, kind in _LABELS.items():
+        value = labelled.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise PromptError(f"{where}.{key} is {show(value)}, which is no {key}")
 
 
 def _assistant_fields(message: Message, where: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key in ("reasoning_content", "reasoning"):
         if message.get(key) is not None:
-            result.setdefault("reasoning_content", _text(message[key], f"{where}.{key}"))
+            result.setdefault("reasoning_content", text(message[key], f"{where}.{key}"))
     calls = message.get("tool_calls")
     if calls is None:
         return result
     if not isinstance(calls, (list, tuple)):
-        raise PromptError(f"{where}.tool_calls is {_show(calls)}, expected a list")
+        raise PromptError(f"{where}.tool_calls is {show(calls)}, expected a list")
     if calls:
         result["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return result
@@ -192,19 +198,19 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         raise PromptError(f"{where}: expected an object with a function")
-    name = _text(function.get("name"), f"{where}: the function's name", empty=False)
+    name = text(function.get("name"), f"{where}: the function's name", empty=False)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         # OpenAI's protocol carries the arguments as a string of JSON; the template wants them taken apart.
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
-            raise PromptError(f"{where}: arguments of {_show(name)} is not valid JSON") from None
+            raise PromptError(f"{where}: arguments of {show(name)} is not valid JSON") from None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise PromptError(f"{where}: arguments of {_show(name)} is {_show(arguments)}, expected a JSON object")
-    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {_show(name)}")}}
+        raise PromptError(f"{where}: arguments of {show(name)} is {show(arguments)}, expected a JSON object")
+    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {show(name)}")}}
 
 
 def _content(message: Message, role: str, where: str, media: list[MediaPart], *, optional: bool) -> str | list[Any]:
@@ -212,9 +218,9 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
     if content is None and optional:
         return ""
     if isinstance(content, str):
-        return _text(content, f"{where}.content")
+        return text(content, f"{where}.content")
     if not isinstance(content, (list, tuple)):
-        raise PromptError(f"{where}.content is {_show(content)}, expected a string or a list of parts")
+        raise PromptError(f"{where}.content is {show(content)}, expected a string or a list of parts")
     if not content:
         raise PromptError(f"{where}.content is an empty list, expected at least one part")
     parts: list[dict[str, str]] = []
@@ -222,7 +228,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
         place = f"{where}.content[{index}]"
         kind, value = _part(part, place)
         if kind == "text":
-            parts.append({"type": "text", "text": _text(value, f"{place}.text")})
+            parts.append({"type": "text", "text": text(value, f"{place}.text")})
         elif role == "system":
             raise PromptError(f"{place}: a system message must be text only, not {kind}")
         else:
@@ -233,18 +239,19 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
 
 
 def _part(part: Any, where: str) -> tuple[str, Any]:
-    """Type and value of one content part; for the URL types, the value is the URL."""
+    """Return type and value of one content part; for the URL types, the value is the URL."""
     if not isinstance(part, Mapping):
-        raise PromptError(f"{where} is {_show(part)}, expected an object with a type")
+        raise PromptError(f"{where} is {show(part)}, expected an object with a type")
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _PART_TYPES:
-        raise PromptError(f"{where}: part type is {_show(kind)}, expected one of {', '.join(_PART_TYPES)}")
-    known = {"type", kind}
+        raise PromptError(f"{where}: part type is {show(kind)}, expected one of {', '.join(_PART_TYPES)}")
+    known = {"type", kind, *_LABELS}
     if kind != "text":
         known |= {"detail", "max_slice_nums"} | ({"fps"} if kind == "video" else set())
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
-        raise PromptError(f"{where}: a part of type {kind} has no field {_show(unknown[0])}")
+        raise PromptError(f"{where}: a part of type {kind} has no field {show(unknown[0])}")
+    _check_labels(part, where)
     value = part.get(kind)
     if value is None:
         raise PromptError(f"{where}: a part of type {kind} needs the field {kind!r}")
@@ -253,15 +260,15 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         unknown = [key for key, item in value.items() if key not in ("url", "detail") and item is not None]
         if unknown:
-            raise PromptError(f"{where}.{kind} has no field {_show(unknown[0])}")
+            raise PromptError(f"{where}.{kind} has no field {show(unknown[0])}")
         value = value.get("url")
-    return kind, _text(value, f"{where}.{kind}.url", empty=False)
+    return kind, text(value, f"{where}.{kind}.url", empty=False)
 
 
 def _fps(part: Mapping[str, Any], where: str) -> float | None:
     fps = part.get("fps")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float))):
-        raise PromptError(f"{where}.fps is {_show(fps)}, expected a number")
+        raise PromptError(f"{where}.fps is {show(fps)}, expected a number")
     return fps
 
 
@@ -269,11 +276,11 @@ def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
     """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
     slices = part.get("max_slice_nums")
     if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
-        raise PromptError(f"{where}.max_slice_nums is {_show(slices)}, expected a positive integer")
+        raise PromptError(f"{where}.max_slice_nums is {show(slices)}, expected a positive integer")
     inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
     detail = part.get("detail") if inner is None else inner
     if detail is not None and detail not in _DETAILS:
-        raise PromptError(f"{where}: detail is {_show(detail)}, expected one of {', '.join(_DETAILS)}")
+        raise PromptError(f"{where}: detail is {show(detail)}, expected one of {', '.join(_DETAILS)}")
     if detail != "low":
         return slices
     if slices not in (None, 1):
@@ -281,23 +288,3 @@ def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
             f"{where}: detail 'low' means no slices, max_slice_nums is {slices}", hint="Give one of them."
         )
     return 1
-
-
-def _text(value: Any, where: str, *, empty: bool = True) -> str:
-    """`value` as a plain string that UTF-8 can carry."""
-    if not isinstance(value, str) or not (value or empty):
-        raise PromptError(f"{where} is {_show(value)}, expected {'a string' if empty else 'a non-empty string'}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{where} holds half of a surrogate pair, which is no character") from None
-    return str(value)
-
-
-def _show(value: Any) -> str:
-    """`value` for an error message: short, and never an unknown object's own idea of its representation."""
-    if value is None:
-        return "missing"
-    if isinstance(value, str):
-        return ascii(value if len(value) <= 40 else value[:40] + "...")
-    return f"of type {type(value).__name__}"

@@ -23,8 +23,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
-from pocketvlm.processing.prompt.messages import MediaPart, check_messages, check_tools
+from pocketvlm.processing.prompt.messages import MediaPart, check_messages
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
+from pocketvlm.tools.definitions import check_tools, show
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
 # a model's answer that was not parsed carries the calls as text.
@@ -136,7 +137,7 @@ class ChatTemplate:
         """
         for name, value in (("enable_thinking", enable_thinking), ("add_generation_prompt", add_generation_prompt)):
             if not isinstance(value, bool):
-                raise PromptError(f"{name}={value!r:.40} is not true or false")
+                raise PromptError(f"{name} is {show(value)}, expected true or false")
         conversation = check_messages(messages)
         checked_tools = check_tools(tools)
         guard = self._unused_character(conversation.messages, checked_tools)
@@ -159,7 +160,7 @@ class ChatTemplate:
             raise PromptError(f"the chat template failed on these messages ({type(error).__name__})") from None
 
     def _unused_character(self, *trees: Any) -> str:
-        """A character that neither the inputs nor the template contain."""
+        """Return a character that neither the inputs nor the template contain."""
         used = set(self._source).union(*_strings(trees), *self._variables.values())
         for block in _PRIVATE_USE:
             for code in block:
@@ -168,19 +169,19 @@ class ChatTemplate:
         raise PromptError("the messages use every private-use character of Unicode")
 
     def _guard_text(self, text: str, guard: str) -> str:
-        """`text` in which no control token can begin or end."""
+        """Return `text` in which no control token can begin or end."""
         beside = {ord(char): char + guard for char in self._firsts}
         for char in self._lasts:
             beside[ord(char)] = guard + beside.get(ord(char), char)
         return text.translate(beside)
 
     def _guard_assistant_text(self, text: str, guard: str) -> str:
-        """The same, but the tokens an assistant may use stay as they are."""
+        """Do the same, but leave the tokens that an assistant may use."""
         parts = re.split("(" + "|".join(map(re.escape, ASSISTANT_TOKENS)) + ")", text)
         return "".join(part if i % 2 else self._guard_text(part, guard) for i, part in enumerate(parts))
 
     def _guard_tree(self, value: Any, guard: str) -> Any:
-        """Guards in every string and key of a plain JSON value."""
+        """Put guards into every string and key of a plain JSON value."""
         if isinstance(value, str):
             return self._guard_text(value, guard)
         if isinstance(value, dict):
@@ -190,7 +191,7 @@ class ChatTemplate:
         return value
 
     def _guard_message(self, message: dict[str, Any], guard: str) -> dict[str, Any]:
-        """Guards in all that the caller wrote; role and part types are ours."""
+        """Put guards into all that the caller wrote; role and part types are ours."""
         guard_text = self._guard_assistant_text if message["role"] == "assistant" else self._guard_text
         result = dict(message)
         if isinstance(message["content"], str):
@@ -218,7 +219,7 @@ class ChatTemplate:
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
-    """A request's `chat_template_kwargs`, allow-listed: only `enable_thinking`, and only true or false.
+    """Check a request's `chat_template_kwargs` against an allow-list: only `enable_thinking`, and only true or false.
 
     Raises:
         PromptError: any other name or value.
@@ -226,9 +227,9 @@ def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
     checked: dict[str, bool] = {}
     for name, value in (kwargs or {}).items():
         if name != "enable_thinking":
-            raise PromptError(f"chat_template_kwargs: {name!r:.40} is unknown, expected enable_thinking")
+            raise PromptError(f"chat_template_kwargs: {show(name)} is unknown, expected enable_thinking")
         if not isinstance(value, bool):
-            raise PromptError(f"chat_template_kwargs: enable_thinking={value!r:.40} is not true or false")
+            raise PromptError(f"chat_template_kwargs: enable_thinking is {show(value)}, expected true or false")
         checked[name] = value
     return checked
 
@@ -238,7 +239,7 @@ class _RefusalError(jinja2.TemplateError):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The settings that published chat templates are written for (transformers sets the same)."""
+    """Return the settings that published chat templates are written for (transformers sets the same)."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -256,7 +257,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string and key in a plain value."""
+    """Yield every string and key in a plain value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -269,7 +270,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _check_placeholders(pieces: tuple[Piece, ...], media: tuple[MediaPart, ...]) -> None:
-    """As many placeholders of each kind as there are pictures and videos: a template may drop or repeat text."""
+    """Refuse a prompt that has not a placeholder for each picture and video: a template may drop or repeat text."""
     for kind, name in (("image", IMAGE_PAD), ("video", VIDEO_PAD)):
         placed = sum(piece.is_control and piece.text == name for piece in pieces)
         given = sum(part.kind == kind for part in media)

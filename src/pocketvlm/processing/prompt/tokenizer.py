@@ -37,7 +37,7 @@ REQUIRED_TOKENS = (
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one visible character; this is the way back.
+    """Return the bytes by the visible characters that byte-level BPE writes them as.
 
     Printable Latin-1 bytes stand for themselves, the 68 others are numbered from U+0100 in byte order.
     """
@@ -139,22 +139,22 @@ class Tokenizer:
         return max(self._backend.get_vocab_size(with_added_tokens=True), max(self._control_ids) + 1)
 
     def vocabulary(self) -> dict[str, int]:
-        """Every token, control tokens included, as the vocabulary spells it, with its id."""
+        """Return every token, control tokens included, as the vocabulary spells it, with its id."""
         return self._backend.get_vocab(with_added_tokens=True)
 
     def control_id(self, name: str) -> int:
-        """The id of the control token `name`; `CheckpointError` when this vocabulary has none of that name."""
+        """Return the id of the control token `name`; raise `CheckpointError` when there is none of that name."""
         try:
             return self._control[name]
         except KeyError:
             raise CheckpointError(f"the tokenizer has no control token {name!r}") from None
 
     def encode_trusted(self, text: str) -> list[int]:
-        """Ids of text this project wrote: control tokens in it become their ids. Nothing is added at either end."""
+        """Return ids of text this project wrote: control tokens in it become their ids, and nothing is added."""
         return self._encode(self._backend, text)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of text a user wrote: control tokens in it are characters like any other."""
+        """Return ids of text a user wrote: control tokens in it are characters like any other."""
         ids = self._encode(self._plain, text)
         # A vocabulary can also list a control token among its ordinary words. Merges that lead there would undo the
         # promise above, so it is checked rather than assumed.
@@ -163,7 +163,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """Text of `ids`. Ids outside the vocabulary give nothing; invalid UTF-8 becomes U+FFFD.
+        """Return the text of `ids`. Ids outside the vocabulary give nothing; invalid UTF-8 becomes U+FFFD.
 
         Args:
             ids: token ids, each 0 or more.
@@ -173,7 +173,7 @@ class Tokenizer:
         return "".join(map(stream.add, ids)) + stream.flush()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The UTF-8 bytes one token stands for; empty when the id is outside the vocabulary."""
+        """Return the UTF-8 bytes one token stands for; empty when the id is outside the vocabulary."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._look_up_bytes(token_id)
@@ -226,14 +226,14 @@ class IncrementalDetokenizer:
 
 
 def token_content(entry: Any) -> str | None:
-    """The text of a token named in `tokenizer_config.json`: a plain string there, or an object with `content`."""
+    """Return the text of a token in `tokenizer_config.json`: a plain string there, or an object with `content`."""
     if isinstance(entry, Mapping):
         entry = entry.get("content")
     return entry if isinstance(entry, str) else None
 
 
 def _eos_ids(file: Path) -> list[int]:
-    """`eos_token_id` of a generation_config.json: one id, a list, or nothing."""
+    """Read `eos_token_id` of a generation_config.json: one id, a list, or nothing."""
     if not file.is_file():
         return []
     value = read_json(file).get("eos_token_id")

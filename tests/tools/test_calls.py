@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from referencing.exceptions import Unresolvable
 
-from pocketvlm.processing.prompt.tool_calls import ToolCall, parse_tool_calls
+from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 TOOLS = [
     {

@@ -10,7 +10,7 @@ The model writes a call as its chat template shows it:
     </function>
     </tool_call>
 
-A value is raw text of one or more lines; `tool_schemas` says which types it may have. What is not a whole call (cut
+A value is raw text of one or more lines; `tools/schemas` says which types it may have. What is not a whole call (cut
 off, or of another form) stays text. Every character is looked at a fixed number of times, whatever the model wrote.
 """
 
@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pocketvlm.processing.prompt.tool_schemas import ToolSchema, type_of
+from pocketvlm.tools.definitions import MAX_NAME
+from pocketvlm.tools.schemas import ToolSchema, type_of
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
-_MAX_NAME = 256
 _SPACE = " \t\r\n"
 
 # The chat template prints single values as Python does.
@@ -75,7 +75,7 @@ def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def _read_call(text: str) -> tuple[str, dict[str, str], int] | None:
-    """Name, raw values and end of the call whose opening tag stands before `text`; None if it is no whole call."""
+    """Return name, raw values and end of the call whose opening tag stands before `text`; None without a whole call."""
     opened = _read_name(text, _skip_space(text, 0), _FUNCTION)
     if opened is None:
         return None
@@ -96,17 +96,17 @@ def _read_call(text: str) -> tuple[str, dict[str, str], int] | None:
 
 
 def _read_name(text: str, at: int, tag: str) -> tuple[str, int] | None:
-    """The name in `<function=NAME>` or `<parameter=NAME>` at `at`, and where the tag ends."""
+    """Return the name in `<function=NAME>` or `<parameter=NAME>` at `at`, and where the tag ends."""
     if not text.startswith(tag, at):
         return None
     start = at + len(tag)
-    end = text.find(">", start, start + _MAX_NAME + 1)
+    end = text.find(">", start, start + MAX_NAME + 1)
     name = text[start:end].strip() if end > 0 else ""
     return (name, end + 1) if name.isprintable() and name and "<" not in name else None
 
 
 def _value_end(text: str, at: int) -> int:
-    """Where the closing tag of a value stands: a value may hold such a tag, but not with another tag behind it."""
+    """Find the closing tag of a value, -1 without one: a value may hold one, but not with another tag behind it."""
     while (at := text.find(_END_PARAMETER, at)) >= 0:
         behind = _skip_space(text, at + len(_END_PARAMETER))
         if text.startswith((_PARAMETER, _END_FUNCTION), behind):
@@ -122,7 +122,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 def _typed(text: str, kinds: frozenset[str]) -> Any:
-    """The value of one of `kinds` that `text` stands for; else `text` itself."""
+    """Return the value of one of `kinds` that `text` stands for; else `text` itself."""
     if kinds == {"string"}:
         return text
     try:

@@ -1,7 +1,7 @@
 """What JSON schemas of a tool's parameters say: which types a value may have, and what their references stand for.
 
 Takes the `parameters` of a tool; `$ref` is followed within its `$defs` and `definitions`. Parsing of calls and their
-grammar (`engine/tool_grammar`) both read schemas here. A schema is looked at once, however often it is referred to.
+grammar (`grammar/tool_grammar`) both read schemas here. A schema is looked at once, however often it is referred to.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NONE = _Types(frozenset())
 
 
 def _find(parameters: Mapping[str, Any], reference: Any) -> Any:
-    """What a JSON pointer into `$defs` or `definitions` leads to; `LookupError` where it is none, or leads nowhere."""
+    """Follow a JSON pointer into `$defs` or `definitions`; raise `LookupError` where it is none, or leads nowhere."""
     steps = unquote(reference).split("/") if isinstance(reference, str) else []
     if len(steps) < 3 or steps[0] != "#" or steps[1] not in _DEFINITIONS:
         raise LookupError(reference)
@@ -77,11 +77,11 @@ class ToolSchema:
         self.parameters = {name: self.types(*schemas) for name, schemas in properties.items()}
 
     def types(self, *schemas: Any) -> frozenset[str]:
-        """Types of values that are meant by all of `schemas`; "number" stands beside "integer"."""
+        """Return the types of values that are meant by all of `schemas`; "number" stands beside "integer"."""
         return _all_of([self._types(schema) for schema in schemas]).read
 
     def allowed(self, *schemas: Any) -> frozenset[str]:
-        """As `types`, with those that are valid because nothing is said of them."""
+        """Return the same as `types`, with those that are valid because nothing is said of them."""
         return _all_of([self._types(schema) for schema in schemas]).allowed
 
     @property
@@ -90,14 +90,14 @@ class ToolSchema:
         return {key: self._parameters[key] for key in _DEFINITIONS if key in self._parameters}
 
     def definition(self, reference: Any) -> Any:
-        """The schema that `{"$ref": reference}` stands for; `ConfigError` where there is none."""
+        """Return the schema that `{"$ref": reference}` stands for; raise `ConfigError` where there is none."""
         try:
             return _find(self._parameters, reference)
         except LookupError:
             raise ConfigError(f"it refers to {reference!r:.60}, which is not defined in $defs") from None
 
     def conjuncts(self) -> Iterator[Mapping[str, Any]]:
-        """The schemas that the parameters must all satisfy: themselves, and what `$ref` and `allOf` add."""
+        """Yield the schemas that the parameters must all satisfy: themselves, and what `$ref` and `allOf` add."""
         waiting, seen = [self._parameters], set[int]()
         while waiting:
             schema = waiting.pop()
@@ -107,7 +107,7 @@ class ToolSchema:
                 waiting += reversed([*self._referred(schema), *_branches(schema, "allOf")])
 
     def _types(self, schema: Any) -> _Types:
-        """No recursion, as a user's schemas may refer to each other in a chain of any length."""
+        """Find the types of a schema without recursion, as schemas may refer to each other in a chain of any length."""
         waiting = [schema]
         while waiting:
             part = waiting[-1]
@@ -123,13 +123,13 @@ class ToolSchema:
         return self._known(schema) or _ALL
 
     def _known(self, schema: Any) -> _Types | None:
-        """None for a schema that is being looked at: it refers to itself, which says nothing."""
+        """Return None for a schema that is being looked at: it refers to itself, which says nothing."""
         if not isinstance(schema, Mapping):
             return _NONE if schema is False else _ALL
         return self._found.get(id(schema), (schema, None))[1]
 
     def _combine(self, schema: Mapping[str, Any]) -> _Types:
-        """The types of a schema whose parts are known."""
+        """Return the types of a schema whose parts are known."""
         found = [_own(schema)]
         found += filter(None, map(self._known, [*self._referred(schema), *_branches(schema, "allOf")]))
         for word in ("anyOf", "oneOf"):
@@ -146,7 +146,7 @@ class ToolSchema:
 
 
 def type_of(value: Any) -> str:
-    """The JSON type of a value; a number without a fraction is an integer, however it is written."""
+    """Return the JSON type of a value; a number without a fraction is an integer, however it is written."""
     if value is None:
         return "null"
     if isinstance(value, float):
@@ -156,7 +156,7 @@ def type_of(value: Any) -> str:
 
 
 def _own(schema: Mapping[str, Any]) -> _Types:
-    """What a schema says without its parts."""
+    """Return what a schema says without its parts."""
     found, named = [_ALL], schema.get("type")
     if isinstance(named, str | list | tuple):
         names = {named} if isinstance(named, str) else {name for name in named if isinstance(name, str)}
