@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
+
+TAKEN = ("json", "regex", "choice", "grammar", "tools")
 
 
 def deep(levels: int) -> dict[str, Any]:
@@ -37,6 +40,14 @@ def tool(**function: Any) -> list[dict[str, Any]]:
         {"json": {"items": {"type": "object", "minProperties": 2}}},
         {"regex": "a" * 4097},
         {"regex": 3},
+        *(
+            {kind: value}
+            for kind in ("json", "regex", "choice", "grammar", "tools")
+            for value in (0, np.ones(2), 10**5000)
+        ),
+        {"json_object": 10**5000},
+        {"json_object": np.ones(2)},
+        {"tools": tool(), "tool_choice": 10**5000},
         {"choice": []},
         {"choice": "abc"},
         {"choice": ["a"] * 1001},
@@ -51,7 +62,7 @@ def tool(**function: Any) -> list[dict[str, Any]]:
         {"tools": tool(parameters=[])},
         {"regex": "a", "tool_choice": "required"},
     ],
-    ids=lambda kinds: str(kinds)[:60],
+    ids=lambda kinds: " ".join(kinds),
 )
 def test_descriptions_that_are_malformed_or_over_a_limit_are_refused(kinds: dict[str, Any]) -> None:
     with pytest.raises(PocketVLMError) as caught:

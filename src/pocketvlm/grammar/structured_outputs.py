@@ -50,7 +50,8 @@ class StructuredOutputs:
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
             raise ConfigError(f"json_object is {show(self.json_object)}, expected true or false")
-        given = [name for name in KINDS if getattr(self, name) not in (None, False)]
+        # Compared by identity: 0 is no way to say nothing, and arrays do not compare as a whole.
+        given = [name for name in KINDS if getattr(self, name) is not None and getattr(self, name) is not False]
         # A schema may be `false`, which nothing satisfies; it is given all the same.
         if self.json is False:
             given.insert(0, "json")
