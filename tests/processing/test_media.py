@@ -328,6 +328,32 @@ def test_bodies_over_the_limit_are_refused() -> None:
         load_image("data:image/png;base64," + "A" * 9000, limits)
 
 
+def test_exactly_as_many_bytes_and_pixels_as_allowed_are_accepted() -> None:
+    body, percent = encoded(Image.fromarray(RGB)), "data:image/png,"
+    sources = [body, "data:image/png;base64," + base64.b64encode(body).decode()]
+    sources.append(percent + "".join(f"%{byte:02X}" for byte in body))  # the longest encoding there is
+    for source in sources:
+        assert load_image(source, MediaLimits(max_bytes=len(body))).shape == RGB.shape
+        with pytest.raises(MediaError, match=f"more than {len(body) - 1} bytes"):
+            load_image(source, MediaLimits(max_bytes=len(body) - 1))
+    pixels = RGB.shape[0] * RGB.shape[1]
+    for picture in (body, Image.fromarray(RGB), RGB):
+        assert load_image(picture, MediaLimits(max_pixels=pixels)).shape == RGB.shape
+        with pytest.raises(MediaError, match=f"more than {pixels - 1}"):
+            load_image(picture, MediaLimits(max_pixels=pixels - 1))
+
+
+@pytest.mark.parametrize("header", ["data:image/png;base64,", "data:image/png,"])
+def test_an_oversized_data_url_is_refused_before_it_is_decoded(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: object, **__: object) -> bytes:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr("pocketvlm.processing.media.sources.base64.b64decode", decoded)
+    monkeypatch.setattr("pocketvlm.processing.media.sources.unquote_to_bytes", decoded)
+    with pytest.raises(MediaError, match="more than 1000 bytes"):
+        load_image(header + "A" * 9000, MediaLimits(max_bytes=1000))
+
+
 def test_paths_can_be_forbidden(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.fromarray(RGB)))
