@@ -14,7 +14,7 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test test-slow bench wheel check-wheel format clean
+.PHONY: help demo test test-cpus test-slow bench wheel check-wheel format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(pytest) -n $(JOBS)
+
+test-cpus: $(VENV)/.installed-dev ## parity, kernels, model and engine as other processors compute them: an hour
+	$(bin)/python -m pytest -m cpus tests/test_processors.py
 
 test-slow: $(VENV)/.installed-dev ## the tests at the published model's true size: minutes and gigabytes
 	$(bin)/python -m pytest -m slow

@@ -57,11 +57,16 @@ def test_usage_counts_placeholders_and_tokens_and_timing_names_every_stage(vlm: 
 
 
 def test_4x_takes_more_tokens_and_another_picture_another_answer(vlm: pocketvlm.VLM) -> None:
-    coarse = vlm.ask(picture(), "What is it?", downsample_mode="16x", **GREEDY)
+    coarse = vlm.ask(picture(), "What is it?", downsample_mode="16x", logprobs=0, **GREEDY)
     fine = vlm.ask(picture(), "What is it?", downsample_mode="4x", **GREEDY)
     assert fine.usage.visual_tokens > 3 * coarse.usage.visual_tokens
-    other = vlm.ask(picture(1), "What is it?", downsample_mode="16x", **GREEDY)
+    other = vlm.ask(picture(1), "What is it?", downsample_mode="16x", logprobs=0, **GREEDY)
     assert other.usage == coarse.usage
+    first, second = (answer.logprobs for answer in (coarse, other))
+    assert first is not None
+    assert second is not None
+    # At random weights the same tokens may win, but never by as much.
+    assert abs(first[0].logprob - second[0].logprob) > 1e-3 or first[0].token_id != second[0].token_id
 
 
 def test_streamed_pieces_add_up_to_the_answer(vlm: pocketvlm.VLM) -> None:

@@ -347,12 +347,14 @@ def test_what_is_too_much_is_refused_at_once(runner: TorchRunner) -> None:
 
 def test_priorities_go_first_but_nobody_waits_forever(runner: TorchRunner) -> None:
     engine, order = Engine(runner, EngineConfig(max_num_seqs=1)), list[Request]()
-    plain, urgent, late = text(runner, 0), text(runner, 1, priority=-1), text(runner, 2, priority=-1)
-    late.arrival = plain.arrival + 11  # one step of priority is worth ten seconds
-    for request in (plain, urgent, late):
+    plain, urgent, soon, late = (text(runner, seed, priority=-min(seed, 1)) for seed in range(4))
+    patient, new = text(runner, 4, priority=1), text(runner, 5, priority=1)
+    # One step of priority is worth ten seconds.
+    soon.arrival, late.arrival, patient.arrival = plain.arrival + 9, plain.arrival + 11, plain.arrival - 10.5
+    for request in (new, plain, late, patient, soon, urgent):
         engine.add(request)
     drive(engine, lambda output: order.append(output.request) if output.finish_reason else None)
-    assert order == [urgent, plain, late]
+    assert order == [urgent, soon, patient, plain, late, new]
 
 
 def test_closing_without_draining_tells_every_reader(runner: TorchRunner) -> None:

@@ -265,6 +265,13 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
     assert run(params, logits, 3, prompt=(3,)) == [4, 5, 3]
 
 
+def test_repetition_penalty_makes_negative_scores_worse_too() -> None:
+    logits = torch.full((V,), -9.0)
+    logits[3], logits[4] = -1.0, -1.2
+    assert run(SamplingParams(temperature=0), logits, prompt=(3,)) == [3]
+    assert run(SamplingParams(temperature=0, repetition_penalty=1.5), logits, 2, prompt=(3,)) == [4, 3]
+
+
 def test_frequency_and_presence_penalty_count_the_answer_only() -> None:
     logits = torch.zeros(V)
     logits[3], logits[4] = 2.0, 1.1

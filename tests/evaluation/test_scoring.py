@@ -69,6 +69,8 @@ def test_strict_is_to_the_letter_and_exact_is_not() -> None:
         ("pepsi", ("coca cola", "coca cola company"), 0.0),
         ("abcd", ("abxy",), 0.0),  # a distance of exactly one half
         ("abcde", ("abcxy",), 1 - 2 / 5),
+        ("abcdexy", ("abcde",), 1 - 2 / 7),  # over the longer of the two, which is the answer here
+        ("abcde", ("abcdexy",), 1 - 2 / 7),
         ("two  words", ("TWO WORDS",), 1.0),
     ],
 )

@@ -31,6 +31,17 @@ def test_int8_is_off_by_half_a_step_of_its_output_at_most(shape: tuple[int, int,
 
 
 @given(SHAPES)
+def test_the_largest_weight_of_an_output_is_127_steps_in_int8(shape: tuple[int, int, int]) -> None:
+    """None of the range is given away, and none is passed: a step more or less would be seen nowhere else."""
+    w = weights(*shape)
+    values, _ = as_int8([w])
+    at = w.abs().argmax(1)
+    largest = w[torch.arange(len(w)), at]
+    assert (largest != 0).all()
+    assert (values[at.numpy(), np.arange(len(w))] == np.sign(largest.numpy()) * 127).all()
+
+
+@given(SHAPES)
 def test_int4_is_no_further_off_than_plain_rounding_and_within_its_steps(shape: tuple[int, int, int]) -> None:
     w = weights(*shape)
     values, scales = as_int4([w])

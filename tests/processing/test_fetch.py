@@ -7,6 +7,7 @@ import io
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_hostile_and_broken_hosts_get_one_line(base: str, path: str, message: st
         fetch(f"{base}/{path}?token=hidden", LOCAL)
     assert "secret" not in str(error.value)
     assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["picture", "without-length"])
+def test_a_body_of_exactly_as_many_bytes_as_allowed_is_accepted(base: str, path: str) -> None:
+    size = len(png())
+    assert fetch(f"{base}/{path}", replace(LOCAL, max_bytes=size)) == png()
+    with pytest.raises(MediaError, match=f"more than {size - 1} bytes"):
+        fetch(f"{base}/{path}", replace(LOCAL, max_bytes=size - 1))
 
 
 def test_redirect_target_is_never_asked_for(server: ThreadingHTTPServer, base: str) -> None:

@@ -351,6 +351,21 @@ def test_a_data_url_with_half_a_character_is_refused() -> None:
             load_image(url)
 
 
+def test_exactly_as_many_bytes_and_pixels_as_allowed_are_accepted() -> None:
+    body, percent = encoded(Image.fromarray(RGB)), "data:image/png,"
+    given = [body, "data:image/png;base64," + base64.b64encode(body).decode()]
+    given.append(percent + "".join(f"%{byte:02X}" for byte in body))  # the longest encoding there is
+    for source in given:
+        assert load_image(source, MediaLimits(max_bytes=len(body))).shape == RGB.shape
+        with pytest.raises(MediaError, match=f"more than {len(body) - 1} bytes"):
+            load_image(source, MediaLimits(max_bytes=len(body) - 1))
+    pixels = RGB.shape[0] * RGB.shape[1]
+    for picture in (body, Image.fromarray(RGB), RGB):
+        assert load_image(picture, MediaLimits(max_pixels=pixels)).shape == RGB.shape
+        with pytest.raises(MediaError, match=f"more than {pixels - 1}"):
+            load_image(picture, MediaLimits(max_pixels=pixels - 1))
+
+
 def test_paths_can_be_forbidden(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.fromarray(RGB)))

@@ -129,6 +129,13 @@ def test_strips_that_would_choke_the_tower_are_refused(height: int, width: int, 
         assert plan_views(size, CONFIG, "4x").patches < MAX_VIEW_PATCHES
 
 
+def test_a_view_may_have_as_many_patches_as_the_tower_takes_and_no_more() -> None:
+    strip = plan_views(Size(height=1, width=10_752), CONFIG, max_slice_nums=1)
+    assert strip.views[0].patches == MAX_VIEW_PATCHES == 4 * 3072
+    with pytest.raises(MediaError, match="12304 patches, at most 12288"):
+        plan_views(Size(height=1, width=10_766), CONFIG, max_slice_nums=1)
+
+
 def test_strip_whose_height_rounds_to_nothing_is_the_smallest_view() -> None:
     plan = plan_views(Size(height=1, width=300_000), CONFIG, max_slice_nums=1)
     assert plan.overview == Size(height=56, width=56)
