@@ -95,9 +95,9 @@ def test_a_request_finished_by_its_reader_frees_its_row(runner: TorchRunner) -> 
         if output.request is not requests[2]:
             engine.finish(output.request, output.index)
 
-    answers = drive(engine, read)
-    assert [len(answers[one][0]) for one in requests] == [1, 1, 8]
-    assert answers[requests[2]][0] == expected
+    told = drive(engine, read)
+    assert [len(told[one][0]) for one in requests] == [1, 1, 8]
+    assert told[requests[2]][0] == expected
 
 
 def test_empty_and_too_long_prompts_are_refused(runner: TorchRunner) -> None:
@@ -205,9 +205,9 @@ def test_a_request_with_beams_that_its_reader_gave_up_frees_all_its_slots(runner
         if told_of.count(steady) == 3:
             engine.abort(given_up)
 
-    answers = drive(engine, read)
+    told = drive(engine, read)
     assert told_of == [steady] * 8 + [waiting]
-    assert [answers[steady][0], answers[waiting][0]] == expected
+    assert [told[steady][0], told[waiting][0]] == expected
     assert given_up.is_finished
 
 

@@ -106,10 +106,10 @@ def alone(asked: Asked) -> tuple[int, ...]:
     return tuple(answer)
 
 
-def is_tie(asked: Asked, answer: list[int], expected: tuple[int, ...]) -> bool:
+def is_tie(asked: Asked, told: list[int], expected: tuple[int, ...]) -> bool:
     """Whether the first difference is between two scores that lie within rounding of each other."""
     at = next(
-        (i for i, (a, b) in enumerate(zip(answer, expected, strict=False)) if a != b), min(len(answer), len(expected))
+        (i for i, (a, b) in enumerate(zip(told, expected, strict=False)) if a != b), min(len(told), len(expected))
     )
     request, model = asked.make(), runner().model
     features = model.encode_views(request.patches, request.views) if request.patches is not None else None
@@ -137,7 +137,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.engine = Engine(runner(layout), config)
         limit_cache(self.engine, tokens)
         self.asked: dict[Request, Asked] = {}
-        self.answers: dict[Request, list[list[int]]] = {}
+        self.told: dict[Request, list[list[int]]] = {}
         self.aborted: set[Request] = set()
 
     @rule(asked=ASKED)
@@ -145,14 +145,14 @@ class AnyOrder(RuleBasedStateMachine):
         request = asked.make()
         self.engine.add(request)
         self.asked[request] = asked
-        self.answers[request] = [[] for _ in range(asked.n)]
+        self.told[request] = [[] for _ in range(asked.n)]
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
             for output in self.engine.step():
                 assert output.error is None, output.error
-                self.answers[output.request][output.index] += output.tokens
+                self.told[output.request][output.index] += output.tokens
             self.engine.check_integrity()
 
     @rule(which=st.integers(0, 99))
@@ -172,17 +172,17 @@ class AnyOrder(RuleBasedStateMachine):
             return
         for request, choices in drive(self.engine).items():
             for index, tokens in enumerate(choices):
-                self.answers[request][index] += tokens
+                self.told[request][index] += tokens
         for request, asked in self.asked.items():
             if request in self.aborted:
                 counted["aborted"] += 1
                 continue
             assert request.is_finished
-            for answer in self.answers[request]:
+            for told in self.told[request]:
                 counted["answers"] += 1
-                if tuple(answer) != alone(asked):
-                    assert asked.beams == 1, (answer, alone(asked))
-                    assert is_tie(asked, answer, alone(asked)), (asked, answer, alone(asked))
+                if tuple(told) != alone(asked):
+                    assert asked.beams == 1, (told, alone(asked))
+                    assert is_tie(asked, told, alone(asked)), (asked, told, alone(asked))
                     counted["ties"] += 1
         assert not self.engine.pool.sequences
         assert not self.engine.features.pins

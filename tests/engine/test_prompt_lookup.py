@@ -78,12 +78,12 @@ class Counted:
 @settings(max_examples=25)
 @given(
     seed=st.integers(0, 9),
-    max_tokens=st.integers(1, 8),
+    most=st.integers(1, 8),
     wrong=st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS),
     options=st.sampled_from([{}, {"repetition_penalty": 1.3}, {"temperature": 1.0, "seed": 5}]),
 )
 def test_drafts_right_and_wrong_in_any_places(
-    runner: Runner, seed: int, max_tokens: int, wrong: list[bool], options: dict[str, Any]
+    runner: Runner, seed: int, most: int, wrong: list[bool], options: dict[str, Any]
 ) -> None:
     expected = run(runner, ask(runner, seed, 0, **options))
     prompt = len(ask(runner, seed, 0).input_ids)
@@ -91,11 +91,11 @@ def test_drafts_right_and_wrong_in_any_places(
     def draft(lookup: PromptLookup, room: int) -> list[int]:
         done = len(lookup.ids) - prompt
         coming = [(token + bad) % 250 for token, bad in zip(expected, wrong, strict=True)]
-        return [] if len(lookup.pending) > 1 else coming[done : done + min(room, max_tokens)]
+        return [] if len(lookup.pending) > 1 else coming[done : done + min(room, most)]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PromptLookup, "draft", draft)
-        assert run(runner, ask(runner, seed, max_tokens, **options)) == expected
+        assert run(runner, ask(runner, seed, most, **options)) == expected
 
 
 def test_right_drafts_save_forwards(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_reader_may_end_it_in_the_middle_of_a_draft(runner: Runner, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("history", "max_tokens", "found"),
+    ("history", "most", "found"),
     [
         ([1, 2, 3, 4, 5, 1, 2, 3], 2, [4, 5]),
         ([1, 2, 3, 4, 9, 2, 3, 7, 8, 1, 2, 3], 9, [4, 9, 2, 3, 7, 8, 1, 2, 3]),  # three before two, however far back
@@ -133,12 +133,12 @@ def test_a_reader_may_end_it_in_the_middle_of_a_draft(runner: Runner, monkeypatc
         ([1, 2, 1, 2], 0, []),
     ],
 )
-def test_what_followed_the_same_tokens(history: list[int], max_tokens: int, found: list[int]) -> None:
+def test_what_followed_the_same_tokens(history: list[int], most: int, found: list[int]) -> None:
     lookup = PromptLookup(history[:-1], 9)
     lookup.add(history[-1])
-    assert lookup.draft(max_tokens) == found
+    assert lookup.draft(most) == found
     lookup.pending.insert(0, 1)  # a draft failed before
-    assert lookup.draft(max_tokens) == []
+    assert lookup.draft(most) == []
 
 
 def test_company_ends_looking_ahead_and_changes_nothing(runner: Runner) -> None:
@@ -154,8 +154,8 @@ def test_company_ends_looking_ahead_and_changes_nothing(runner: Runner) -> None:
                 for other in others:  # noqa: B023
                     engine.add(other)  # noqa: B023
 
-        answers = drive(engine, company)
-        assert [answers[one][0] for one in (first, *others)] == expected
+        told = drive(engine, company)
+        assert [told[one][0] for one in (first, *others)] == expected
 
 
 def test_for_answers_without_beams() -> None:

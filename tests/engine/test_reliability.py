@@ -60,10 +60,10 @@ def is_empty(engine: Engine) -> bool:
 async def read(engine: AsyncEngine, request: Request, stop_after: int | None = None) -> list[int]:
     """Its tokens; its reader leaves after some of them."""
     tokens: list[int] = []
-    async with aclosing(engine.generate(request)) as outputs:
+    async with aclosing(engine.generate(request)) as news:
         if stop_after == 0:
             return tokens
-        async for output in outputs:
+        async for output in news:
             assert output.error is None, output.error
             tokens += output.tokens
             if stop_after is not None and len(tokens) >= stop_after:
@@ -102,7 +102,7 @@ def test_an_abort_storm_leaves_survivors_alone_and_nothing_behind(runner: TorchR
     print(f"\n{REQUESTS} requests, all free {freed:.3f} s after the last reader")
 
 
-def test_a_reader_that_leaves_frees_its_slot_within_two_steps(runner: TorchRunner) -> None:
+def test_a_reader_that_leaves_frees_its_row_within_two_steps(runner: TorchRunner) -> None:
     engine, steps = Engine(runner), list[int]()
     real = engine.step
 
@@ -120,7 +120,7 @@ def test_a_reader_that_leaves_frees_its_slot_within_two_steps(runner: TorchRunne
                 before = len(steps)
                 while not steps[before:] or steps[-1] > 1:
                     await asyncio.sleep(0)
-                assert sum(running > 1 for running in steps[before:]) <= 2
+                assert sum(rows > 1 for rows in steps[before:]) <= 2
             steady.cancel()
 
     asyncio.run(leave())
@@ -134,8 +134,8 @@ def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: 
     requests = [text(runner, *one) for one in made]
     for request in requests:
         engine.add(request)
-    answers = drive(engine)
-    assert [answers[request][0] for request in requests] == expected
+    told = drive(engine)
+    assert [told[request][0] for request in requests] == expected
     assert engine.metrics.value("num_preemptions_total") > 0
     assert is_empty(engine)
 
@@ -187,7 +187,7 @@ class Broken(TorchRunner):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_nan_in_one_slot_fails_that_request_alone_and_leaves_its_slot_clean(layout: str) -> None:
+def test_a_nan_in_one_row_fails_that_request_alone_and_leaves_its_row_clean(layout: str) -> None:
     runner = Broken(layout)
     expected = [run(runner, [text(runner, seed, 10 + seed)])[0] for seed in range(12)]
     engine = Engine(runner, EngineConfig(max_num_seqs=6))
@@ -196,17 +196,17 @@ def test_a_nan_in_one_slot_fails_that_request_alone_and_leaves_its_slot_clean(la
     for request in requests:
         engine.add(request)
     failed: list[Output] = []
-    answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
     assert [output.request for output in failed] == [requests[3]]
     assert failed[0].finish_reason == "error"
-    assert [answers[r][0] for r in requests if r is not requests[3]] == [*expected[:3], *expected[4:]]
+    assert [told[r][0] for r in requests if r is not requests[3]] == [*expected[:3], *expected[4:]]
     assert is_empty(engine)
     runner.nan_of = ()
     again = [text(runner, seed, 10 + seed) for seed in range(12)]
     for request in again:
         engine.add(request)
-    answers = drive(engine)
-    assert [answers[r][0] for r in again] == expected
+    told = drive(engine)
+    assert [told[r][0] for r in again] == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -220,12 +220,12 @@ def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int, layout
     for request in requests:
         engine.add(request)
     errors: dict[Request, str | None] = {}
-    answers = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
+    told = drive(engine, lambda o: errors.update({o.request: o.error}) if o.error else None, may_fail=True)
     assert 1 <= len(errors) <= 3
     assert set(errors.values()) == {"the engine failed: RuntimeError"}
     for request, tokens in zip(requests, expected, strict=True):
         if request not in errors:
-            assert answers[request][0] == tokens
+            assert told[request][0] == tokens
     assert is_empty(engine)
 
 
@@ -239,9 +239,9 @@ def test_memory_that_runs_out_for_one_picture_costs_that_request_only(layout: st
     for request in requests:
         engine.add(request)
     failed: list[Output] = []
-    answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    told = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
     assert [(o.request, o.error) for o in failed] == [(requests[2], "a picture could not be encoded: out of memory")]
-    assert [answers[r][0] for r in requests if r is not requests[2]] == [*expected[:2], *expected[3:]]
+    assert [told[r][0] for r in requests if r is not requests[2]] == [*expected[:2], *expected[3:]]
     assert is_empty(engine)
 
 
@@ -289,7 +289,7 @@ def test_a_request_that_fails_while_it_decodes_leaves_the_others_in_their_slots(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_interrupt_in_the_middle_of_a_step_reaches_whom_it_hit(layout: str) -> None:
+def test_an_interrupt_in_the_middle_of_a_step_is_told_to_whom_it_hit(layout: str) -> None:
     runner = Broken(layout)
     engine = Engine(runner)
     engine.add(text(runner, 0))
@@ -317,9 +317,9 @@ def test_a_deadline_ends_a_request_wherever_it_is(runner: TorchRunner) -> None:
     engine.step()
     running.deadline = waiting.deadline = time.monotonic()
     ends = {}
-    answers = drive(engine, lambda output: ends.update({output.request: output.finish_reason}), may_fail=True)
+    told = drive(engine, lambda output: ends.update({output.request: output.finish_reason}), may_fail=True)
     assert [ends[r] for r in (running, waiting, patient)] == ["abort", "abort", "length"]
-    assert answers[patient][0] == run(runner, [text(runner, 2)])[0]
+    assert told[patient][0] == run(runner, [text(runner, 2)])[0]
 
 
 def test_what_is_too_much_is_refused_at_once(runner: TorchRunner) -> None:
