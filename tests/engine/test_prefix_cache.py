@@ -189,7 +189,7 @@ def test_trap_tokens_whose_bytes_are_a_pictures_key_are_not_that_picture(runner:
     key = np.frombuffer(picture.view_keys[0], np.int64).tolist()
     text = make_request(runner, [*ids[:first], *key, *ids[first:]], PARAMS)
     point = first + 1
-    assert prefix_digests(picture, (point,)) != prefix_digests(text, (point + len(key),))
+    assert digests(picture, (point,)) != digests(text, (point + len(key),))
 
 
 def small_cache(layout: str, tokens: int) -> Cache:

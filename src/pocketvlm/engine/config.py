@@ -18,7 +18,7 @@ CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free m
 PREFIX_SHARE, MAX_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
 ENCODER_SHARE, MAX_ENCODER = 0.01, 2**28
 MIB = 2**20
-MIN_BUDGET = {  # what each budget may be at least
+LEAST = {  # what each budget may be at least
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,
     "cache_memory": 1,
@@ -60,10 +60,10 @@ class EngineConfig:
             raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
         if not isinstance(self.enforce_eager, bool):
             raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
-        for name, minimum in MIN_BUDGET.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < minimum):
-                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {minimum}")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {least}")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Engine:
         self.executor = Executor(runner, cache, self.prefixes, self.features, self.metrics)
         self.updater = Updater(self.scheduler, self.metrics, runner.config.text.vocab_size)
         self.requests = self.updater.requests
-        self._late: list[Output] = []  # go out with the next step
+        self._lost: list[Output] = []  # what an interrupted step said; goes out with the next
 
     @property
     def pool(self) -> CachePool:
@@ -59,7 +59,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests or self._late)
+        return bool(self.requests or self._lost)
 
     def check(self, request: Request) -> None:
         """Raise the user's mistakes: a prompt that cannot fit, more beams than slots, a token that does not exist."""
@@ -101,7 +101,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Schedule → run → update; returns what is new. A request that fails has an output too, and harms no other."""
-        outputs, self._late = self._late + self._expire(), []
+        outputs, self._lost = self._lost + self._expire(), []
         try:
             with self.runner.working():
                 plan = self.scheduler.schedule()
@@ -111,7 +111,7 @@ class Engine:
             logger.exception("a step failed")
             outputs += self._fail_running(error)
         except BaseException:  # an interrupt in the middle: slots and caches may disagree
-            self._late += outputs + self._fail_running(None)
+            self._lost += outputs + self._fail_running(None)
             raise
         self._trim()
         self._set_gauges()

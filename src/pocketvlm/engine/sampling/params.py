@@ -60,14 +60,14 @@ class SamplingParams:
         min_tokens: no token that ends the answer is chosen before it has this many.
         logprobs: log probabilities of each token of the answer, and of this many most probable ones in its place, as
             the model gives them, before any other option; 0 is the answer's alone, None is none.
-        structured_outputs: a grammar that the answer keeps to (`grammar/structured_outputs`).
-        num_beams: above 1, keep this many prefixes of answers and give the best whole answer (beam search), with
+        structured_outputs: a grammar that the answer keeps to (`engine/structured_outputs`).
+        num_beams: above 1, keep this many beginnings of an answer and give the best whole answer (beam search), with
             temperature 0 and without `stop`; each takes the memory of a sequence. 1 keeps one.
         length_penalty: beams compare by the sum of their log probabilities divided by their length to this power:
             above 0 favours long answers, below 0 short ones.
         early_stopping: end as soon as `num_beams` answers are complete, even where a running beam scores better.
         prompt_lookup_num_tokens: try up to this many tokens at once that followed the newest ones before, in the prompt
-            or the answer (`prompt_lookup`). The answer stays the same; one that repeats what was there comes
+            or the answer (`engine/prompt_lookup`). The answer stays the same; one that repeats what was there comes
             sooner. For single answers, without beams; 0 tries none.
     """
 
@@ -101,7 +101,7 @@ class SamplingParams:
         self._check("frequency_penalty", self.frequency_penalty, -2, 2)
         self._check("presence_penalty", self.presence_penalty, -2, 2)
         self._check("length_penalty", self.length_penalty, -10, 10)
-        for name, low, high in (
+        for name, least, most in (
             ("top_k", -1, 2**31),
             ("max_tokens", 1, 2**31),
             ("min_tokens", 0, 2**31),
@@ -109,7 +109,7 @@ class SamplingParams:
             ("num_beams", 1, MAX_BEAMS),
             ("prompt_lookup_num_tokens", 0, MAX_LOOKUP),
         ):
-            self._check_integer(name, getattr(self, name), low, high)
+            self._check_integer(name, getattr(self, name), least, most)
         if self.logprobs is not None:
             self._check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
@@ -213,9 +213,9 @@ class SamplingParams:
             raise ConfigError(f"{name}={value!r:.40} is not a number {'above' if above else 'from'} {low} to {high}")
 
     @staticmethod
-    def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            wanted = f"at least {low}" if high == 2**31 else f"{low} to {high}"
+    def _check_integer(name: str, value: Any, least: int, most: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            wanted = f"at least {least}" if most == 2**31 else f"{least} to {most}"
             raise ConfigError(f"{name}={value!r:.40} is not an integer of {wanted}")
 
     @classmethod
