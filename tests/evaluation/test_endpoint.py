@@ -72,7 +72,7 @@ def test_files_go_as_they_are_and_clips_as_video(tmp_path: Path) -> None:
     assert [content(part)[1] for part in parts[:2]] == [png, png]
     for part in parts[2:]:
         with open_video(content(part)[1], None, MediaLimits(), files=False) as reader:
-            assert (reader.total, reader.fps) == (3, 2.0)
+            assert (reader.timeline.total, reader.timeline.fps) == (3, 2.0)
             assert all(np.array_equal(pixels, FRAME) for _, pixels in reader.read(range(3)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_frames_that_cannot_be_decoded_are_replaced_and_told(caplog: pytest.LogC
         body[at:end] = bytes(end - at)
     assert numbers(bytes(body)) == [0, 8, 20]
     assert "1 of 3 frames cannot be decoded" in caplog.text
+
+
+@pytest.mark.parametrize("fps", [10, 25, Fraction(30000, 1001), Fraction(24000, 1001), 60], ids=str)
+@pytest.mark.parametrize("format", ["mp4", "matroska", "avi", "mpegts", "flv"])
+def test_no_container_makes_an_evenly_spaced_clip_uneven(format: str, fps: Fraction) -> None:
+    """Times are rounded to what a container can write; counting is what the reference does."""
+    body = clips.clip(55, fps, 32, 32, codec="mpeg4" if format == "avi" else "libx264", format=format)
+    with open_video(body, None, MediaLimits(), files=True) as reader:
+        assert reader.timeline.times is None
+        assert reader.timeline.total == 55
+        assert reader.timeline.fps == pytest.approx(float(fps), rel=1e-4)  # FLV counts milliseconds
 
 
 def test_what_is_evenly_spaced_is_counted_as_the_reference_counts() -> None:

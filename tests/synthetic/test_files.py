@@ -27,8 +27,8 @@ def test_a_clip_comes_back_frame_by_frame_at_its_rate(fps: float, height: int, w
     content = to_mp4(frames, fps)
     assert is_video(content)
     with open_video(content, None, MediaLimits(), files=False) as reader:
-        assert reader.total == 4
-        assert reader.fps == pytest.approx(fps)
+        assert reader.timeline.total == 4
+        assert reader.timeline.fps == pytest.approx(fps)
         assert all(np.array_equal(pixels, frames[i]) for i, pixels in reader.read(range(4)))
 
 

@@ -89,4 +89,4 @@ def pixels_of(path):
     if path.suffix != ".mp4":
         return [np.asarray(Image.open(path))]
     with open_video(path, None, MediaLimits(), files=True) as reader:
-        return [np.asarray(pixels) for _, pixels in reader.read(range(reader.total))]
+        return [np.asarray(pixels) for _, pixels in reader.read(range(reader.timeline.total))]
