@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from pocketvlm.api.answers import Answer, EngineError, Usage
-from pocketvlm.batch.files import Lines, open_partial, read_lines
+from pocketvlm.batch.requests import Lines, read_lines
+from pocketvlm.batch.results import open_partial
 from pocketvlm.batch.run import beside
 from pocketvlm.cli import main
 from pocketvlm.errors import ConfigError

@@ -6,11 +6,13 @@ A worker loads its contender, then answers one request at a time: a line is prep
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,18 +60,27 @@ def make(spec: Spec) -> Contender:
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process since it began, or of a program it ran.
+    """The largest memory of this process since it began, or of a program it ran; 0 where the system does not say.
 
-    Not from getrusage for itself: there a new process starts with the peak of the one that started it.
+    On Linux not from getrusage for itself: there a new process starts with the peak of the one that started it.
     """
-    status = Path("/proc/self/status").read_text()
-    own = int(status.split("VmHWM:")[1].split()[0])
-    return 1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:
+        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (1 if sys.platform == "darwin" else 1024) * max(own, children)
 
 
 def _work(pipe: Connection, spec: Spec) -> None:
     functions: dict[str, Timed | None] = {}
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         contender = make(spec)
         pipe.send(("name", contender.name))
         while (order := pipe.recv()) is not None:
@@ -83,10 +94,25 @@ def _work(pipe: Connection, spec: Spec) -> None:
             pipe.send(("work", contender.work(line)))
     except PocketVLMError as error:
         pipe.send(("error", str(error)))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the benchmark has ended
         pass
     except Exception as error:  # the parent says it in one line
-        pipe.send(("error", f"{spec[0]} failed: {type(error).__name__}: {error}"[:300]))
+        with suppress(OSError):
+            pipe.send(("error", f"{spec[0]} failed: {type(error).__name__}: {error}"[:300]))
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes that are started here hear of Ctrl-C when they are ready for it: before, they print a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Worker:
@@ -96,11 +122,12 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(other, spec), daemon=True)
-        self.process.start()
+        with _ctrl_c_held_back():
+            self.process.start()
         other.close()
         try:
             self.result = Result(str(self._receive("name")))
-        except PocketVLMError:
+        except (PocketVLMError, KeyboardInterrupt):
             self.close()
             raise
 

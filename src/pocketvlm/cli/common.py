@@ -1,9 +1,8 @@
-"""What several commands share: options of the model, of pictures and of sampling, progress bars, JSON lines."""
+"""What several commands share: options of the model, of pictures and of sampling, progress bars, an answer as JSON."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,10 +94,6 @@ def options_of(args: argparse.Namespace, *groups: Mapping[str, tuple[type, str]]
     return {name: value for name, value in values.items() if value is not None}
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
 def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Any], float]:
     """Everything that can be wrong with options, model and pictures, found before torch and weights are loaded.
 
@@ -136,6 +131,13 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
 def source(text: str) -> Any:
     """What a media argument names: a URL stays text, everything else is a path."""
     return text if text.startswith(("http://", "https://", "data:")) else Path(text)
+
+
+def files_read(model: str | None, texts: Sequence[str] = ()) -> list[Path]:
+    """The files that a command reads, which it must not write over: media, and those of a model's directory."""
+    media = [named for text in texts if isinstance(named := source(text), Path)]
+    directory = None if model is None else Path(model).expanduser()
+    return [*media, *(directory.iterdir() if directory is not None and directory.is_dir() else ())]
 
 
 @contextmanager

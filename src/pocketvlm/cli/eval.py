@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from pocketvlm.cli.common import (
     add_options,
     loaded,
     options_of,
-    print_json,
     read_media,
 )
+from pocketvlm.cli.console import ReaderLeftError, put, put_json, put_rich, say
 from pocketvlm.config import check_downsample_mode
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
@@ -98,14 +98,18 @@ def run(args: argparse.Namespace) -> int:
     try:
         scored = _evaluate(args, tasks, options, settings)
     except EvaluationError as error:
-        print(f"pocketvlm eval: {error}", file=sys.stderr)
+        say(f"pocketvlm eval: {error}")
         return 1
-    if args.json:
-        seconds = round(time.perf_counter() - began, 3)
-        print_json(as_json(scored, {**settings, "seconds": seconds}, args.show_errors))
-    else:
-        _print_table(scored, args.show_errors)
-    return 0
+    failed = [name for name, records in scored.items() if all(record.error for record in records)]
+    for name in failed:
+        say(f"pocketvlm eval: every example of {name} failed, the last one because: {scored[name][-1].error}")
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the examples
+        if args.json:
+            seconds = round(time.perf_counter() - began, 3)
+            put_json(as_json(scored, {**settings, "seconds": seconds}, args.show_errors))
+        else:
+            _print_table(scored, args.show_errors)
+    return int(bool(failed))
 
 
 def _fill_in(args: argparse.Namespace) -> None:
@@ -120,9 +124,9 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name, least in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+    for name, minimum in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
+        if getattr(args, name) < minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {minimum}")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -147,9 +151,9 @@ def _list_tasks(as_json: bool) -> int:
 
     names = list(SyntheticSuite().names())
     if as_json:
-        print_json({"tasks": names, "sets": list(PUBLIC_SETS)})
+        put_json({"tasks": names, "sets": list(PUBLIC_SETS)})
     else:
-        print("\n".join([*names, *(f"--set {name}=FOLDER" for name in PUBLIC_SETS)]))
+        put("\n".join([*names, *(f"--set {name}=FOLDER" for name in PUBLIC_SETS)]))
     return 0
 
 
@@ -258,7 +262,6 @@ def _bars() -> Iterator[Progress | None]:
 
 
 def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pocketvlm.evaluation.report import HEADINGS, table_rows, wrong
@@ -267,8 +270,8 @@ def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
     for row in table_rows(scored):
         table.add_row(*row)
     # A file or a pipe has no width that the table would have to fit; names may hold brackets, which are not markup.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    put_rich(table, width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     for record in (record for records in scored.values() for record in wrong(records, errors)):
-        print(f"\n{record.id}: {record.question}")
-        print(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")
-        print(f"  failed: {record.error}" if record.error else f"  answered {record.answer!r}")
+        put(f"\n{record.id}: {record.question}")
+        put(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")
+        put(f"  failed: {record.error}" if record.error else f"  answered {record.answer!r}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.bundle import OPERATORS, Operators, Quantization, parse_quantization
-from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.cli.common import add_json, progress_bars
+from pocketvlm.cli.console import put, put_json
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
         about, files = write(args, progress)
     size = sum(files.values())
     if args.json:
-        print_json({"out": str(args.out), "format": args.format, **about, "bytes": size, "files": files})
+        put_json({"out": str(args.out), "format": args.format, **about, "bytes": size, "files": files})
     else:
-        print(f"{args.out}: {len(files)} files, {size / 1e6:,.1f} MB; " + ", ".join(about.values()))
+        put(f"{args.out}: {len(files)} files, {size / 1e6:,.1f} MB; " + ", ".join(about.values()))
     return 0
 
 
