@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.benchmark.lines import LINES, line_of
-from pocketvlm.cli.common import add_json, progress_bars
+from pocketvlm.cli.common import add_json, files_read, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.files import check_output
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--plot is for growth only", hint="Leave it out.")
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--plot {args.plot} is no .png, .pdf or .svg", hint="Give it such a name.")
-        check_output(args.plot)
+        check_output(args.plot, inputs=files_read(args.model))
     resolve(args.model)
     specs = _specs(args)
     if args.what == "growth":
