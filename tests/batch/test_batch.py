@@ -165,14 +165,14 @@ class StubVLM:
     def __init__(self) -> None:
         self.progress: Any = None
         self.asked: list[tuple[Any, Any]] = []
-        self.most_ahead = 0
+        self.max_ahead = 0
 
     def as_completed(self, requests: Iterable[Any], *, ahead: int = 32) -> Iterator[tuple[int, Any]]:
         source, waiting = iter(requests), list[Any]()
         while True:
             while len(waiting) < ahead and (drawn := next(source, None)) is not None:
                 waiting.append(drawn)
-                self.most_ahead = max(self.most_ahead, len(waiting))
+                self.max_ahead = max(self.max_ahead, len(waiting))
             if not waiting:
                 return
             index, messages, options = waiting.pop()
@@ -201,7 +201,7 @@ def test_no_more_are_drawn_than_may_be_under_way_and_the_order_is_kept(
     requests, out = write(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
     status, text, _ = run(capsys, requests, out, "--concurrency", "3", "--top-k", "5", "--max-tokens", "7", "--json")
     assert (status, json.loads(text)["output_tokens"]) == (0, 40)
-    assert stub.most_ahead == 3
+    assert stub.max_ahead == 3
     assert [messages for messages, _ in stub.asked] != [one["body"]["messages"] for one in made]
     found = [one["response"]["body"]["choices"][0]["message"]["content"] for one in read(out)]
     assert found == [f"{i}" for i in range(20)]

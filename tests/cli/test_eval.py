@@ -239,6 +239,22 @@ def test_what_is_no_ordinary_file_of_results_is_left_as_it_is(
     assert server.requests == []
 
 
+def test_ctrl_c_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("one-word", *QUICK, "--endpoint", server.url, "--endpoint-model", "m")
+    assert run(capsys, *asked, "--out", str(tmp_path / "out"))[0] == 0
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketvlm.evaluation.harness.evaluate", interrupted)
+    status, text, err = run(capsys, *asked, "--out", str(tmp_path / "out"))
+    assert (status, text, err.count("\n")) == (130, "", 1)
+    assert f"{tmp_path / 'out'} keeps the answers so far" in err
+    assert run(capsys, *asked) == (130, "", "\n")
+
+
 @pytest.mark.parametrize("damage", [b"[" * 100_000, b"{}", b"null", b"\xff", b'{"task": "one-word"}'])
 def test_a_damaged_line_is_named_and_kept(
     capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path, damage: bytes

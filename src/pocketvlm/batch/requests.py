@@ -40,7 +40,7 @@ class Lines:
         return len(self.offsets)
 
     def place(self, custom_id: str) -> int | None:
-        """Which request has this custom_id."""
+        """Return which request has this custom_id, or None."""
         return self._places.get(_hash(custom_id))
 
     def add(self, custom_id: str, offset: int, number: int) -> None:
@@ -50,7 +50,7 @@ class Lines:
 
 
 def open_lines(path: Path) -> IO[bytes]:
-    """The file of the requests; `ConfigError` where it is none, or cannot be read.
+    """Open the file of the requests; `ConfigError` where it is none, or cannot be read.
 
     A pipe is refused: the file is read twice, to check every line before any is answered. A device has no end.
     """
@@ -100,7 +100,7 @@ def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
 
 
 def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
-    """One line of a batch file, its body still unchecked but for its model.
+    """Read one line of a batch file; of its body only the model is checked.
 
     Raises:
         ConfigError: what is wrong, after `where`.

@@ -37,7 +37,7 @@ class Results:
             self._take_up(number, offset, line)
 
     def has(self, index: int) -> bool:
-        """Whether request `index` has a result."""
+        """Tell whether request `index` has a result."""
         return self._offsets[index] >= 0
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:

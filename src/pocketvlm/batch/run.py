@@ -47,7 +47,7 @@ class Summary:
 
 
 def check_paths(requests: Path, out: Path, *, overwrite: bool) -> None:
-    """`ConfigError` where results must not be written to `out`; it may be there already only with `overwrite`."""
+    """Raise `ConfigError` where results must not be written to `out`; it may be there only with `overwrite`."""
     if check_output(out, inputs=[requests]) and not overwrite:
         raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
 
@@ -165,7 +165,7 @@ def answer_all(
 
 
 def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str, tools: Any = None) -> dict[str, Any]:
-    """One line of the output: the answers of a request, or what was wrong with it."""
+    """Make one line of the output: the answers of a request, or what was wrong with it."""
     unique = uuid.uuid4().hex
     if isinstance(outcome, Exception):
         status, body = error_response(outcome)
@@ -181,7 +181,7 @@ def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str, t
 
 
 def beside(messages: list[Any], folder: Path) -> list[Any]:
-    """Messages whose pictures and videos, where they are paths, are looked for in `folder`."""
+    """Return the messages with the paths of their pictures and videos placed in `folder`."""
 
     def place(value: Any) -> Any:
         inside = isinstance(value, str) and value and not is_url(value) and value[:5].lower() != "data:"

@@ -37,7 +37,7 @@ class Point:
 
 
 def measure(spec: Spec, series: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Point]:
-    """Points of each series from the smallest to the largest, each series in a fresh process."""
+    """Measure each series from the smallest point to the largest, in a fresh process."""
     points = []
     for name in series:
         worker = Worker(spec)

@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Result:
-    """Of one contender: seconds of every round of each line, and the largest memory it ever had."""
+    """What came of one contender: seconds of every round of each line, and the largest memory it ever had."""
 
     name: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Result:
     work: dict[str, Work] = field(default_factory=dict)
 
     def share(self, line: str, ceilings: Mapping[str, float]) -> float | None:
-        """How much of the machine's ceiling (10^9 a second) the median round reaches."""
+        """Return how much of the machine's ceiling (10^9 a second) the median round reaches."""
         seconds, work = self.median(line), self.work.get(line)
         return work.amount / seconds / 1e9 / ceilings[work.ceiling] if seconds and work else None
 
@@ -44,7 +44,7 @@ class Result:
 
 
 def make(spec: Spec) -> Contender:
-    """The contender that a specification describes."""
+    """Make the contender that a specification describes."""
     from pocketvlm.benchmark import runners
 
     kind, arguments = spec
@@ -60,7 +60,7 @@ def make(spec: Spec) -> Contender:
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process since it began, or of a program it ran; 0 where the system does not say.
+    """Return the largest memory of this process so far, or of a program it ran; 0 where the system does not say.
 
     On Linux not from getrusage for itself: there a new process starts with the peak of the one that started it.
     """
@@ -144,7 +144,7 @@ class Worker:
         return value
 
     def run(self, line: str) -> float | None:
-        """Seconds of one run; None where this contender has no such line."""
+        """Run a line once; returns its seconds, None where this contender has no such line."""
         self.pipe.send(line)
         seconds = self._receive("seconds")
         self.result.peak_bytes = max(self.result.peak_bytes, int(self._receive("peak")))
@@ -161,7 +161,7 @@ class Worker:
 
 
 def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Result]:
-    """Every line in turn: one warm-up of each contender, then `rounds` times one run of each, one after the other."""
+    """Run every line in turn: one warm-up of each contender, then `rounds` times one run of each after the other."""
     with ExitStack() as stack:
         workers = []
         for spec in specs:
@@ -182,6 +182,6 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
 
 
 def ratio(of: Result, to: Result, line: str) -> float | None:
-    """Median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
+    """Return the median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
     pairs = list(zip(of.seconds.get(line, []), to.seconds.get(line, []), strict=False))
     return statistics.median(b / a for a, b in pairs) if pairs else None

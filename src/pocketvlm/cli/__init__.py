@@ -34,7 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
-    """The parser of one command."""
+    """Make the parser of one command."""
     text = COMMANDS[command]
     parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
     import_module(f"pocketvlm.cli.{command}").add_arguments(parser)
@@ -42,7 +42,7 @@ def command_parser(command: str) -> argparse.ArgumentParser:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser that knows the commands by name only: importing all of them would be slow."""
+    """Make the parser that knows the commands by name only: importing all of them would be slow."""
     parser = OneLineParser(
         prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
     )

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def question_is_file(text: str) -> bool:
-    """Whether the only word is a picture whose question was forgotten."""
+    """Tell whether the only word is a picture whose question was forgotten."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_bundles(specs: list[tuple[str, tuple[Any, ...]]]) -> None:
-    """Here, so that the memory of making them is not taken for that of running them."""
+    """Make them here, so that the memory this takes is not counted as that of running them."""
     from pocketvlm.api.loading import ready_bundle
 
     for kind, arguments in specs:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_line(*, interactive: bool) -> str | None:
-    """One line of the user, None at the end of the input. The prompt is a message: it never stands in what is piped on.
+    """Read one line of the user, None at the end of the input; the prompt never stands in what is piped on.
 
     Raises:
         PromptError: the line is no text in the encoding of the input.
@@ -97,7 +97,7 @@ def _turn(
     options: dict[str, Any],
     as_json: bool,
 ) -> list[dict[str, Any]]:
-    """One question and its answer; returns the longer conversation."""
+    """Answer one question; returns the longer conversation."""
     from pocketvlm.api.vlm import question_messages
 
     messages = [*messages, *question_messages(pending, line)]

@@ -80,7 +80,7 @@ def put_rich(*parts: RenderableType, **options: Any) -> None:
 
 
 def say(text: str, *, end: str = "\n") -> None:
-    """A message, to stderr; where that cannot be written, to nobody. Never to stdout."""
+    """Print a message to stderr; where that cannot be written it is dropped. It never stands in stdout."""
     try:
         print(text, end=end, file=sys.stderr, flush=True)
     except OSError:
@@ -88,7 +88,7 @@ def say(text: str, *, end: str = "\n") -> None:
 
 
 def _opened(number: int, flags: int, mode: str) -> TextIO:
-    """A stream in place of one that was closed, on its number: a file that is opened later must not get that."""
+    """Make a stream for one that was closed, with its number: a file that is opened later must not get that."""
     descriptor = os.open(os.devnull, flags)
     if descriptor != number:
         try:

@@ -97,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
         scored = _evaluate(args, tasks, options, settings)
+    except KeyboardInterrupt:
+        if args.out is None:
+            raise
+        raise KeyboardInterrupt(f"{args.out} keeps the answers so far; the same command goes on from there") from None
     except EvaluationError as error:
         say(f"pocketvlm eval: {error}")
         return 1
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fill_in(args: argparse.Namespace) -> None:
-    """Defaults where nothing was given; refuses what would not be honoured, and numbers out of range."""
+    """Set defaults where nothing was given; refuse what would not be honoured, and numbers out of range."""
     refused, by = (_OF_ENDPOINTS, "without --endpoint") if args.endpoint is None else (_OF_MODELS, "with --endpoint")
     for name in refused:
         if getattr(args, name) is not None:
@@ -130,7 +134,7 @@ def _fill_in(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of every request."""
+    """Return the options of every request."""
     given = options_of(args, PICTURES, VIDEO, _SAMPLING)
     if not args.published:
         return {"temperature": 0.0, **given}
@@ -158,7 +162,7 @@ def _list_tasks(as_json: bool) -> int:
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
-    """The tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
+    """Return the tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
     from pocketvlm.evaluation.suite import SyntheticSuite
 
     suite, tasks = SyntheticSuite(), list[Task]()
@@ -176,7 +180,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Whom the answers are from, as results state it; finds what is wrong before torch and weights are loaded."""
+    """Tell whom the answers are from, as results state it; what is wrong is found before torch is loaded."""
     if args.endpoint is not None:
         SamplingParams.from_options({name: options[name] for name in options if name in SAMPLING}, {})
         check_downsample_mode(options.get("downsample_mode", "16x"))
@@ -240,7 +244,7 @@ def _api_key(variable: str) -> str:
 
 @contextmanager
 def _bars() -> Iterator[Progress | None]:
-    """A bar a task, on a terminal only."""
+    """Show one bar for each task, on a terminal only."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -70,7 +70,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
 
 
 def _check_compiled(quantization: Quantization) -> None:
-    """Refuses what no bundle of compiled operators could do here."""
+    """Refuse what no bundle of compiled operators could do here."""
     from pocketvlm.kernels.onnx_ops import library as compiled_operators
 
     if not quantization.suits_compiled:

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def gather(model: str) -> dict[str, Any]:
-    """Facts of the checkpoint, read from its headers (weights stay on disk), and of the machine."""
+    """Gather facts of the checkpoint, from its headers (weights stay on disk), and of the machine."""
     directory = resolve(model)
     config, image = load_configs(directory)
     import torch  # takes seconds: after everything that can be wrong without it

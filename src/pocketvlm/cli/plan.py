@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """(height, width) of a size or of a picture file."""
+    """Return (height, width) of a size or of a picture file."""
     if match := _SIZE.fullmatch(text):
         height, width = int(match[1]), int(match[2])
         if not height or not width:
@@ -85,7 +85,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _pixels(text: str) -> NDArray[np.uint8] | None:
-    """Of a picture file; None of a size."""
+    """Return the pixels of a picture file; None of a size."""
     if _SIZE.fullmatch(text):
         return None
     from pocketvlm.processing.media.load_image import load_image
@@ -120,7 +120,7 @@ def _print_table(plans: list[ViewPlan], *, show_rates: bool) -> None:
 
 
 def _rates(p: ViewPlan) -> str:
-    """One rate for all views, or the overview's and below it those of the slices as they lie."""
+    """Show one rate for all views, or the overview's and below it those of the slices as they lie."""
     if p.rates is None:
         return "by pixels"
     if len(set(p.rates)) == 1 or p.grid is None:

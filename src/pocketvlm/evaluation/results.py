@@ -99,7 +99,7 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[ResultFile
 
 
 def _parse(line: bytes) -> Record:
-    """The record of a line; ValueError, TypeError, KeyError or RecursionError where it holds none."""
+    """Read the record of a line; ValueError, TypeError, KeyError or RecursionError where it holds none."""
     values = json.loads(line)
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(Record)}:
         raise ValueError
