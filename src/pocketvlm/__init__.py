@@ -18,6 +18,7 @@ from pocketvlm.errors import (
     PocketVLMError,
     PromptError,
 )
+from pocketvlm.telemetry import turn_off_reports
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, EngineError, TokenLogprob, Usage
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
+
+turn_off_reports()  # before anything imports the libraries that would send them
 
 __all__ = [
     "VLM",

@@ -1,7 +1,8 @@
 """One base error for everything a user can get wrong.
 
 Each error says, in one line, what was given, what was expected and what to do about it. The command line prints that
-line and exits with 2; the server answers it with a 4xx. A traceback is for our own mistakes only.
+line and exits with 2 (1 where the input was right); the server answers it with a 4xx. A traceback is for our own
+mistakes only.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class PromptError(PocketVLMError):
 
 class QueueFullError(PocketVLMError):
     """As many requests are waiting as may; nothing is wrong with this one, which may be tried again later."""
+
+
+class OutputError(PocketVLMError):
+    """What was asked for was done, but could not be written: the disk is full, or the file has gone."""
 
 
 class MissingExtraError(PocketVLMError):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,18 @@ def memory_bytes(device: torch.device) -> int:
 
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _memory_of_windows()
+
+
+def _memory_of_windows() -> int:
+    """Bytes of this machine, from GlobalMemoryStatusEx."""
+    status = (ctypes.c_uint64 * 8)()  # MEMORYSTATUSEX: its size and the load in 32 bits each, then all memory, …
+    status[0] = ctypes.sizeof(status)
+    windows: Any = ctypes  # `windll` is known to type checkers on Windows only
+    windows.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status[1])
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 from PIL import Image
 
 from pocketvlm.api.answers import Answer, EngineError, Usage
-from pocketvlm.batch.files import Lines, open_partial, read_lines
+from pocketvlm.batch.requests import Lines, read_lines
+from pocketvlm.batch.results import open_partial
 from pocketvlm.batch.run import beside
 from pocketvlm.cli import main
 from pocketvlm.errors import ConfigError
@@ -163,14 +165,14 @@ class StubVLM:
     def __init__(self) -> None:
         self.progress: Any = None
         self.asked: list[tuple[Any, Any]] = []
-        self.most_ahead = 0
+        self.max_ahead = 0
 
     def as_completed(self, requests: Iterable[Any], *, ahead: int = 32) -> Iterator[tuple[int, Any]]:
         source, waiting = iter(requests), list[Any]()
         while True:
             while len(waiting) < ahead and (drawn := next(source, None)) is not None:
                 waiting.append(drawn)
-                self.most_ahead = max(self.most_ahead, len(waiting))
+                self.max_ahead = max(self.max_ahead, len(waiting))
             if not waiting:
                 return
             index, messages, options = waiting.pop()
@@ -199,7 +201,7 @@ def test_no_more_are_drawn_than_may_be_under_way_and_the_order_is_kept(
     requests, out = write(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
     status, text, _ = run(capsys, requests, out, "--concurrency", "3", "--top-k", "5", "--max-tokens", "7", "--json")
     assert (status, json.loads(text)["output_tokens"]) == (0, 40)
-    assert stub.most_ahead == 3
+    assert stub.max_ahead == 3
     assert [messages for messages, _ in stub.asked] != [one["body"]["messages"] for one in made]
     found = [one["response"]["body"]["choices"][0]["message"]["content"] for one in read(out)]
     assert found == [f"{i}" for i in range(20)]
@@ -330,3 +332,88 @@ def test_a_killed_run_goes_on_and_answers_as_an_uninterrupted_one(
         return [one["response"]["body"]["choices"][0]["message"]["content"] for one in read(path)]
 
     assert texts(out) == texts(tmp_path / "whole.jsonl")
+
+
+def test_what_is_no_ordinary_file_is_not_replaced_by_results(
+    tmp_path: Path, stub: StubVLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = write(tmp_path / "in.jsonl", [line("a", messages=saying("a"))])
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    os.link(requests, tmp_path / "same")
+    before = sorted((path.name, path.lstat()) for path in tmp_path.iterdir())
+    for out in ("link", "dangling", "pipe", "same", "/dev/null", "/dev/full"):
+        status, text, err = run(capsys, requests, tmp_path / out, "--overwrite")
+        assert (status, text, err.count("\n")) == (2, "", 1), (out, err)
+    assert sorted((path.name, path.lstat()) for path in tmp_path.iterdir()) == before
+    assert stub.asked == []
+
+
+def test_a_foreign_file_named_like_a_partial_one_is_left_alone(
+    tmp_path: Path, stub: StubVLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = write(tmp_path / "in.jsonl", [line("a", messages=saying("a"))])
+    (tmp_path / "target").write_text("")
+    (tmp_path / "out.jsonl.partial").symlink_to("target")
+    status, _, err = run(capsys, requests, tmp_path / "out.jsonl")
+    assert (status, err.count("\n")) == (2, 1)
+    assert (tmp_path / "out.jsonl.partial").is_symlink()
+    (tmp_path / "out.jsonl.partial").unlink()
+    for name in ("out.jsonl.tmp", "out.jsonl.partial.tmp"):  # as ours were called once
+        (tmp_path / name).write_text("kept")
+    assert run(capsys, requests, tmp_path / "out.jsonl")[0] == 0
+    assert [(tmp_path / name).read_text() for name in ("out.jsonl.tmp", "out.jsonl.partial.tmp")] == ["kept"] * 2
+    assert len(stub.asked) == 1
+
+
+def test_a_file_that_came_while_it_ran_is_not_replaced(
+    tmp_path: Path, stub: StubVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, out = write(tmp_path / "in.jsonl", [line("a", messages=saying("a"))]), tmp_path / "out.jsonl"
+
+    def load(_args: Any) -> Any:
+        out.write_text("another's")
+        return nullcontext(stub)
+
+    monkeypatch.setattr("pocketvlm.cli.batch.loaded", load)
+    status, _, err = run(capsys, requests, out)
+    assert (status, "already there" in err, out.read_text()) == (2, True, "another's")
+    status, _, _ = run(capsys, requests, out, "--overwrite")
+    assert (status, len(stub.asked), len(read(out))) == (0, 1, 1)
+
+
+def test_requests_that_cannot_be_read_twice_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for given, said in (("pipe", "read twice"), ("/dev/zero", "ordinary file"), ("missing", "cannot be read")):
+        status, _, err = run(capsys, tmp_path / given, tmp_path / "out.jsonl")
+        assert (status, said in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_full_disk_keeps_the_results_and_the_same_command_goes_on(
+    tmp_path: Path, stub: StubVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [line(f"r{i}", messages=saying(f"{i}")) for i in range(4)]
+    requests, out = write(tmp_path / "in.jsonl", made), tmp_path / "out.jsonl"
+    plain, lengths = resource.getrlimit(resource.RLIMIT_FSIZE), list[int]()
+
+    def report(*_: Any) -> None:
+        lengths.append(1)
+        if len(lengths) == 2:  # from now on the file of results may not grow
+            size = (tmp_path / "out.jsonl.partial").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, plain[1]))
+
+    monkeypatch.setattr("pocketvlm.cli.batch.progress_bars", lambda: nullcontext(report))
+    try:
+        status, text, err = run(capsys, requests, out, "--concurrency", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, plain)
+    assert (status, text, err.count("\n"), "File too large" in err) == (1, "", 1, True), err
+    assert not out.exists()
+    kept = (tmp_path / "out.jsonl.partial").read_bytes()
+    assert kept.endswith(b"\n")
+    asked = len(stub.asked)
+    status, _, _ = run(capsys, requests, out, "--concurrency", "1")
+    assert (status, len(read(out))) == (0, 4)
+    assert len(stub.asked) - asked == 4 - (kept.count(b"\n") - 1)

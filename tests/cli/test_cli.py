@@ -304,3 +304,26 @@ def test_bars_leave_what_is_printed_alone(
     out, err = capsys.readouterr()
     assert out == "[bold]9[/bold] [/x]\n"
     assert "Reading" in err
+
+
+def test_a_file_that_is_read_is_not_written_over(
+    capsys: pytest.CaptureFixture[str], model: str, image: str, tmp_path: Path
+) -> None:
+    before = Path(image).read_bytes()
+    weights = Path(model) / "model.safetensors"
+    size = weights.stat().st_size
+    for name in ("link", "link.png"):
+        (tmp_path / name).symlink_to(image)
+    for out in (image, str(weights), str(tmp_path / "link"), str(tmp_path), "/dev/null"):
+        for arguments in (
+            ("plan", image, "--model", model, "--draw", out),
+            ("trace", image, "--prompt", "What?", "--model", model, "--save", out),
+        ):
+            status, text, err = run(capsys, *arguments)
+            assert (status, text, err.count("\n")) == (2, "", 1), (arguments, err)
+    for out in ("link.png", "a.txt", str(weights), "missing/a.png"):
+        status, text, err = run(capsys, "bench", "growth", "--model", model, "--plot", str(tmp_path / out))
+        assert (status, text, err.count("\n")) == (2, "", 1), (out, err)
+    assert Path(image).read_bytes() == before
+    assert weights.stat().st_size == size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "link.png"]

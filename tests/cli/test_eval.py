@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -216,3 +217,86 @@ def test_the_published_settings_take_no_others(
     status, text, err = run(capsys, "one-word", "--count", "1", "--published", *more)
     assert (status, text, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_what_is_no_ordinary_file_of_results_is_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
+) -> None:
+    asked = ("one-word", *QUICK, "--endpoint", server.url, "--endpoint-model", "m", "--out")
+    (tmp_path / "target").write_text("")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "deep").write_text("[" * 100_000 + "\n")
+    (tmp_path / "zeros").write_bytes(bytes(5000))
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted((path.name, path.lstat()) for path in tmp_path.iterdir())
+    for out in ("link", "deep", "zeros", "pipe", "/dev/null", "/dev/zero", "/dev/full"):
+        status, text, err = run(capsys, *asked, str(tmp_path / out))
+        assert (status, text, err.count("\n")) == (2, "", 1), (out, err)
+    after = sorted((path.name, path.lstat()) for path in tmp_path.iterdir())
+    assert [(name, found.st_size, found.st_mode) for name, found in after] == [
+        (name, found.st_size, found.st_mode) for name, found in before
+    ]
+    assert server.requests == []
+
+
+def test_ctrl_c_says_what_is_kept(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("one-word", *QUICK, "--endpoint", server.url, "--endpoint-model", "m")
+    assert run(capsys, *asked, "--out", str(tmp_path / "out"))[0] == 0
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pocketvlm.evaluation.harness.evaluate", interrupted)
+    status, text, err = run(capsys, *asked, "--out", str(tmp_path / "out"))
+    assert (status, text, err.count("\n")) == (130, "", 1)
+    assert f"{tmp_path / 'out'} keeps the answers so far" in err
+    assert run(capsys, *asked) == (130, "", "\n")
+
+
+@pytest.mark.parametrize("damage", [b"[" * 100_000, b"{}", b"null", b"\xff", b'{"task": "one-word"}'])
+def test_a_damaged_line_is_named_and_kept(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path, damage: bytes
+) -> None:
+    asked = ("one-word", *QUICK, "--endpoint", server.url, "--endpoint-model", "m", "--out", str(tmp_path / "out"))
+    assert run(capsys, *asked)[0] == 0
+    first, *lines = (tmp_path / "out").read_bytes().splitlines(keepends=True)
+    damaged = b"".join([first, damage + b"\n", *lines])
+    (tmp_path / "out").write_bytes(damaged)
+    status, text, err = run(capsys, *asked)
+    assert (status, text, "line 2 of" in err, err.count("\n")) == (2, "", True, 1)
+    assert (tmp_path / "out").read_bytes() == damaged
+
+
+def test_a_full_disk_ends_a_run_with_status_1_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    limited = (
+        "import resource, sys\n"
+        "from pocketvlm.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    with serving(lambda _n, _r: completion("Oak")) as server:
+        asked = ("eval", "one-word", "--count", "4", "--endpoint", server.url, "--endpoint-model", "m", "--json")
+        for limit, status in (("10", 1), ("900", 1), ("100000", 0)):
+            command = [sys.executable, "-c", limited, limit, *asked, "--out", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr.count("\n")) == (status, status), done.stderr
+            assert ("File too large" in done.stderr) == bool(status)
+            assert out.exists() == (limit != "10")
+    assert out.read_bytes().count(b"\n") == 1 + 4
+    assert json.loads(done.stdout)["tasks"]["one-word"]["count"] == 4
+
+
+def test_a_task_whose_examples_all_failed_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(lambda _n, _r: (400, {}, b'{"error": "no such option"}')) as failing:
+        asked = ("--count", "2", "--endpoint", failing.url, "--endpoint-model", "m", "--json")
+        status, text, err = run(capsys, "one-word", *asked)
+    assert (status, json.loads(text)["tasks"]["one-word"]["failed"], err.count("\n")) == (1, 2, 1)
+    assert "no such option" in err
+    half = (completion("Oak"), (400, {}, b'{"error": "no such option"}'))
+    with serving(lambda n, _r: half[n % 2]) as wavering:
+        asked = ("--count", "2", "--endpoint", wavering.url, "--endpoint-model", "m", "--json")
+        status, text, err = run(capsys, "one-word", *asked)
+    assert (status, json.loads(text)["tasks"]["one-word"]["failed"], err) == (0, 1, "")

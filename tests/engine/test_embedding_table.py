@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,12 @@ import torch
 
 from pocketvlm.engine.runners.embedding_table import EmbeddingTable
 from pocketvlm.errors import CheckpointError
+
+
+@pytest.fixture(params=["as on Linux", "as on Windows"], autouse=True)
+def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "as on Windows":
+        monkeypatch.delattr(os, "preadv", raising=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

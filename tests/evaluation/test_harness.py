@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import LocalModel, Numbered, Reply, messages_of
-from pocketvlm.evaluation.harness import MOST_FAILURES, EvaluationError, evaluate
+from pocketvlm.evaluation.harness import MAX_FAILURES_IN_A_ROW, EvaluationError, evaluate
 from pocketvlm.evaluation.report import HEADINGS, as_json, bootstrap, summarise, table_rows, wilson, wrong
 from pocketvlm.evaluation.results import Record, open_results
 from pocketvlm.evaluation.tasks import Clip, Example, ListTask
@@ -112,7 +112,7 @@ def test_many_failures_in_a_row_end_the_run_and_keep_what_was_answered(tmp_path:
     out = tmp_path / "out.jsonl"
     with pytest.raises(EvaluationError, match="broken"):
         run(Pupil(fails=range(1, 99)), out, count=99, task=listed(99))
-    assert len(out.read_text().splitlines()) == 1 + 1 + MOST_FAILURES
+    assert len(out.read_text().splitlines()) == 1 + 1 + MAX_FAILURES_IN_A_ROW
 
 
 def test_pictures_that_cannot_be_read_are_failures_of_their_own() -> None:

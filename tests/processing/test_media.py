@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pocketvlm.errors import MediaError
+from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media import sources
 from pocketvlm.processing.media.load_image import MediaLimits, draw_grid, is_video, load_image, probe_size
 from pocketvlm.views import Size
@@ -424,7 +424,7 @@ def test_grid_is_drawn_over_the_picture(tmp_path: Path) -> None:
 
 
 def test_unwritable_drawing_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         draw_grid(RGB, (1, 2), tmp_path / "missing" / "grid.png")
 
 

@@ -20,6 +20,7 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.files import whole_file
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
@@ -42,14 +43,14 @@ class Trace:
     summary: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the arrays as an .npz file, complete or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **self.arrays)  # type: ignore[arg-type]  # the names are ours, none is an option
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Write the arrays as an .npz file, complete or not at all.
+
+        Raises:
+            ConfigError: no file can be made there, or `path` is something else than an ordinary file.
+            OutputError: it could not be written to its end.
+        """
+        with whole_file(path) as file:
+            np.savez(file, **self.arrays)  # type: ignore[arg-type]  # the names are ours, none is an option
 
 
 @torch.inference_mode()

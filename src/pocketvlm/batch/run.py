@@ -1,15 +1,23 @@
-"""Requests of a file → results, as they complete."""
+"""A file of requests → the file of their results, whatever stopped the run in between.
+
+While it runs, results are appended to OUT.partial, whose first line says what they are results of; when all are there,
+OUT is written in the order of the requests and the partial file goes.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.batch.files import MAX_LINE, Lines, Partial, Progress, open_lines, parse_line
+from pocketvlm.batch.requests import MAX_LINE, Lines, Progress, open_lines, parse_line, read_lines
+from pocketvlm.batch.results import Results, open_partial
 from pocketvlm.errors import ConfigError, PocketVLMError
+from pocketvlm.files import check_output
 from pocketvlm.processing.media.fetch import is_url
 from pocketvlm.protocol.chat_request import parse_chat_completion
 from pocketvlm.protocol.chat_response import chat_completion, error_response
@@ -19,11 +27,91 @@ if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What came of a file of requests.
+
+    Attributes:
+        requests, succeeded, failed: counts; refusals are failures too.
+        resumed: how many results an earlier run left.
+        seconds: of this run, loading included.
+        output_tokens: of all answers.
+    """
+
+    requests: int
+    succeeded: int
+    failed: int
+    resumed: int
+    seconds: float
+    output_tokens: int
+
+
+def check_paths(requests: Path, out: Path, *, overwrite: bool) -> None:
+    """Raise `ConfigError` where results must not be written to `out`; it may be there only with `overwrite`."""
+    if check_output(out, inputs=[requests]) and not overwrite:
+        raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
+
+
+def run_batch(
+    requests: Path,
+    out: Path,
+    load: Callable[[], AbstractContextManager[VLM]],
+    *,
+    model: str,
+    options: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    concurrency: int,
+    overwrite: bool,
+    bars: Callable[[], AbstractContextManager[Progress | None]],
+) -> Summary:
+    """Answer every request once, and write the results in the order of the requests.
+
+    Args:
+        load: opens the model; called only where an answer is missing.
+        model: the name that lines may give, and results state.
+        options: of requests that do not say otherwise.
+        identity: what else decides the answers, as JSON values; a partial file of another one is refused.
+        concurrency: requests under way at a time.
+        overwrite: whether an ordinary file named `out` is replaced.
+        bars: opens what shows progress: called with (what, done, in all), or None.
+
+    Raises:
+        ConfigError: a line is no request, or a file cannot be what it is to be; nothing is lost.
+        OutputError: results could not be written; those so far are kept.
+        KeyboardInterrupt: with how many results are kept.
+    """
+    check_paths(requests, out, overwrite=overwrite)
+    with bars() as report:
+        lines = read_lines(requests, model, report)
+    settings = {"input": lines.digest, "model": model, "options": dict(options), **identity}
+    began = time.perf_counter()
+    with open_partial(out.with_name(out.name + ".partial"), lines, settings) as results:
+        resumed = results.done
+        try:
+            if resumed < len(lines):
+                with load() as vlm, bars() as report:
+                    vlm.progress = None  # one bar is enough
+                    answer_all(vlm, requests, lines, results, options, model, concurrency, report)
+            check_paths(requests, out, overwrite=overwrite)  # others may have written there since
+            results.write(out)
+        except KeyboardInterrupt:
+            kept = f"{results.done} of {len(lines)} results are kept; the same command goes on from there"
+            raise KeyboardInterrupt(kept) from None
+    return Summary(
+        requests=len(lines),
+        succeeded=len(lines) - results.failed,
+        failed=results.failed,
+        resumed=resumed,
+        seconds=round(time.perf_counter() - began, 3),
+        output_tokens=results.output_tokens,
+    )
+
+
 def answer_all(
     vlm: VLM,
     path: Path,
     lines: Lines,
-    results: Partial,
+    results: Results,
     defaults: Mapping[str, Any],
     model: str,
     concurrency: int,
@@ -39,7 +127,8 @@ def answer_all(
         report: called with (what, done, in all).
 
     Raises:
-        ConfigError: the file is no longer what it was, or results cannot be written.
+        ConfigError: the file is no longer what it was.
+        OutputError: a result could not be written.
     """
     under_way: dict[int, tuple[str, Any]] = {}  # custom_id and tools
 
@@ -76,7 +165,7 @@ def answer_all(
 
 
 def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str, tools: Any = None) -> dict[str, Any]:
-    """One line of the output: the answers of a request, or what was wrong with it."""
+    """Make one line of the output: the answers of a request, or what was wrong with it."""
     unique = uuid.uuid4().hex
     if isinstance(outcome, Exception):
         status, body = error_response(outcome)
@@ -92,7 +181,7 @@ def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str, t
 
 
 def beside(messages: list[Any], folder: Path) -> list[Any]:
-    """Messages whose pictures and videos, where they are paths, are looked for in `folder`."""
+    """Return the messages with the paths of their pictures and videos placed in `folder`."""
 
     def place(value: Any) -> Any:
         inside = isinstance(value, str) and value and not is_url(value) and value[:5].lower() != "data:"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pocketvlm.benchmark.lines import line_of
 from pocketvlm.benchmark.offline import Progress, Spec, Worker
+from pocketvlm.files import whole_file
 
 VIEWS = (1, 2, 5, 10, 19, 37)
 PROMPTS = (100, 320, 1000, 3200, 10000, 32000)
@@ -36,7 +37,7 @@ class Point:
 
 
 def measure(spec: Spec, series: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Point]:
-    """Points of each series from the smallest to the largest, each series in a fresh process."""
+    """Measure each series from the smallest point to the largest, in a fresh process."""
     points = []
     for name in series:
         worker = Worker(spec)
@@ -53,7 +54,7 @@ def measure(spec: Spec, series: Sequence[str], rounds: int, progress: Progress |
 
 
 def plot(points: Sequence[Point], out: Path) -> None:
-    """Seconds and memory of each series, both axes in powers of ten."""
+    """Draw seconds and memory of each series, both axes in powers of ten, to a .png, .pdf or .svg file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,5 +72,8 @@ def plot(points: Sequence[Point], out: Path) -> None:
         above.legend()
         below.semilogx(sizes, [point.peak_bytes / 2**30 for point in own], marker="o")
         below.set(xlabel=name, ylabel="peak memory, GiB", ylim=(0, None))
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    try:
+        with whole_file(out) as file:
+            figure.savefig(file, dpi=110, format=out.suffix[1:].lower())
+    finally:
+        plt.close(figure)

@@ -22,7 +22,7 @@ class Line:
 
     Attributes:
         amount, unit: what one run does, for rates.
-        rounds: most rounds that are worth their time.
+        rounds: the maximum that is worth its time.
     """
 
     name: str

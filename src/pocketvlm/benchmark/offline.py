@@ -6,12 +6,13 @@ A worker loads its contender, then answers one request at a time: a line is prep
 from __future__ import annotations
 
 import multiprocessing
-import resource
+import signal
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +27,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Result:
-    """Of one contender: seconds of every round of each line, and the largest memory it ever had."""
+    """What came of one contender: seconds of every round of each line, and the largest memory it ever had."""
 
     name: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -34,7 +35,7 @@ class Result:
     work: dict[str, Work] = field(default_factory=dict)
 
     def share(self, line: str, ceilings: Mapping[str, float]) -> float | None:
-        """How much of the machine's ceiling (10^9 a second) the median round reaches."""
+        """Return how much of the machine's ceiling (10^9 a second) the median round reaches."""
         seconds, work = self.median(line), self.work.get(line)
         return work.amount / seconds / 1e9 / ceilings[work.ceiling] if seconds and work else None
 
@@ -43,7 +44,7 @@ class Result:
 
 
 def make(spec: Spec) -> Contender:
-    """The contender that a specification describes."""
+    """Make the contender that a specification describes."""
     from pocketvlm.benchmark import runners
 
     kind, arguments = spec
@@ -59,22 +60,27 @@ def make(spec: Spec) -> Contender:
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process since it began, or of a program it ran.
+    """Return the largest memory of this process so far, or of a program it ran; 0 where the system does not say.
 
     On Linux not from getrusage for itself: there a new process starts with the peak of the one that started it.
     """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        own = int(status.read_text().split("VmHWM:")[1].split()[0])
-    else:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    try:
+        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
-    return unit * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return (1 if sys.platform == "darwin" else 1024) * max(own, children)
 
 
 def _work(pipe: Connection, spec: Spec) -> None:
     functions: dict[str, Timed | None] = {}
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         contender = make(spec)
         pipe.send(("name", contender.name))
         while (order := pipe.recv()) is not None:
@@ -88,10 +94,25 @@ def _work(pipe: Connection, spec: Spec) -> None:
             pipe.send(("work", contender.work(line)))
     except PocketVLMError as error:
         pipe.send(("error", str(error)))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # the benchmark has ended
         pass
     except Exception as error:  # the parent says it in one line
-        pipe.send(("error", f"{spec[0]} failed: {type(error).__name__}: {error}"[:300]))
+        with suppress(OSError):
+            pipe.send(("error", f"{spec[0]} failed: {type(error).__name__}: {error}"[:300]))
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes that are started here hear of Ctrl-C when they are ready for it: before, they print a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Worker:
@@ -101,11 +122,12 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(other, spec), daemon=True)
-        self.process.start()
+        with _ctrl_c_held_back():
+            self.process.start()
         other.close()
         try:
             self.result = Result(str(self._receive("name")))
-        except PocketVLMError:
+        except (PocketVLMError, KeyboardInterrupt):
             self.close()
             raise
 
@@ -122,7 +144,7 @@ class Worker:
         return value
 
     def run(self, line: str) -> float | None:
-        """Seconds of one run; None where this contender has no such line."""
+        """Run a line once; returns its seconds, None where this contender has no such line."""
         self.pipe.send(line)
         seconds = self._receive("seconds")
         self.result.peak_bytes = max(self.result.peak_bytes, int(self._receive("peak")))
@@ -139,7 +161,7 @@ class Worker:
 
 
 def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Result]:
-    """Every line in turn: one warm-up of each contender, then `rounds` times one run of each, one after the other."""
+    """Run every line in turn: one warm-up of each contender, then `rounds` times one run of each after the other."""
     with ExitStack() as stack:
         workers = []
         for spec in specs:
@@ -160,6 +182,6 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
 
 
 def ratio(of: Result, to: Result, line: str) -> float | None:
-    """Median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
+    """Return the median over the rounds of `to`'s seconds by `of`'s of the same round: above 1, `of` is faster."""
     pairs = list(zip(of.seconds.get(line, []), to.seconds.get(line, []), strict=False))
     return statistics.median(b / a for a, b in pairs) if pairs else None

@@ -91,8 +91,8 @@ class RunnerContender:
         schemes = bundle.quantization if bundle else Quantization()
         if line in SIDES or line.startswith("views"):
             side = SIDES.get(line, SIDES["view"])
-            most = None if line in SIDES else 1
-            views = plan_views(Size(height=side, width=side), self.image_config, "16x", most).views
+            max_slices = None if line in SIDES else 1
+            views = plan_views(Size(height=side, width=side), self.image_config, "16x", max_slices).views
             flops = vision_flops(config, views) * (1 if line in SIDES else amount)
             return Work(_units(schemes.vision), flops)
         decoder = _meta(config).language_model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.cli import console
+from pocketvlm.errors import OutputError, PocketVLMError
 
 # name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
 COMMANDS = {
@@ -33,7 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def command_parser(command: str) -> argparse.ArgumentParser:
-    """The parser of one command."""
+    """Make the parser of one command."""
     text = COMMANDS[command]
     parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
     import_module(f"pocketvlm.cli.{command}").add_arguments(parser)
@@ -41,7 +42,7 @@ def command_parser(command: str) -> argparse.ArgumentParser:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser that knows the commands by name only: importing all of them would be slow."""
+    """Make the parser that knows the commands by name only: importing all of them would be slow."""
     parser = OneLineParser(
         prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
     )
@@ -54,33 +55,42 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    console.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = next((a for a in arguments if not a.startswith("-")), None)
-    if command in COMMANDS and arguments[0] == command:
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    who = f"pocketvlm {command}".rstrip()
+    try:
+        try:
+            return _run(command, arguments)
+        finally:
+            console.put(end="")  # what argparse printed, which may not be out yet
+    except console.ReaderLeftError:
+        return 0
+    except console.StdoutError as error:
+        console.say(f"{who}: the output could not be written: {error}")
+        return 1
+    except PocketVLMError as error:
+        console.say(f"{who}: {error}")
+        return 1 if isinstance(error, OutputError) else 2
+    except KeyboardInterrupt as stop:
+        if argv is None:  # a program of our own: a second Ctrl-C ends it at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        console.say(f"{who}: stopped; {stop}" if stop.args else "")
+        return 130
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command:
         # Options may stand between pictures and the question, which a parser of several commands cannot read.
         args = command_parser(command).parse_intermixed_args(arguments[1:])
-        args.command, args.version = command, False
-    else:
-        parser = build_parser()
-        args = parser.parse_args(arguments)
+        status: int = import_module(f"pocketvlm.cli.{command}").run(args)
+        return status
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     if args.version:
         from pocketvlm.cli.version import version_text
 
-        print(f"pocketvlm {version_text()}")
-        return 0
-    if args.command is None:
+        console.put(f"pocketvlm {version_text()}")
+    else:
         parser.print_help()
-        return 0
-    try:
-        status: int = import_module(f"pocketvlm.cli.{args.command}").run(args)
-        sys.stdout.flush()
-        return status
-    except PocketVLMError as error:
-        print(f"pocketvlm {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return 0

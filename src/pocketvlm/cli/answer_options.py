@@ -11,7 +11,7 @@ from pocketvlm.grammar.structured_outputs import MAX_TEXT, StructuredOutputs
 
 
 def add_structure(parser: argparse.ArgumentParser) -> None:
-    """--json-schema, --regex, --choice and --grammar, one of them at most."""
+    """Add --json-schema, --regex, --choice and --grammar, of which one may be given."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--json-schema", metavar="SCHEMA", help="the answer is JSON of this schema: a file, or the schema itself"
@@ -24,7 +24,7 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_logprobs(parser: argparse.ArgumentParser) -> None:
-    """--logprobs and --top-logprobs."""
+    """Add --logprobs and --top-logprobs."""
     parser.add_argument("--logprobs", action="store_true", help="how likely each token was; with --json")
     parser.add_argument(
         "--top-logprobs", type=int, metavar="N", help="the N most likely tokens in its place too; with --logprobs"
@@ -32,7 +32,7 @@ def add_logprobs(parser: argparse.ArgumentParser) -> None:
 
 
 def answer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, checked.
+    """Return the options that were given, checked.
 
     Raises:
         ConfigError: a file that cannot be read, a structure that is none, or what only a JSON line has a place for.
@@ -74,7 +74,7 @@ def _checked(option: str, **kind: Any) -> StructuredOutputs:
 
 
 def _read(option: str, path: Path) -> str:
-    """The text of a file; one that is longer than any schema or grammar may be is not read to its end."""
+    """Read the text of a file; one that is longer than any schema or grammar may be is not read to its end."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_TEXT + 1)

@@ -16,9 +16,9 @@ from pocketvlm.cli.common import (
     answer_json,
     loaded,
     options_of,
-    print_json,
     read_media,
 )
+from pocketvlm.cli.console import put, put_json
 from pocketvlm.errors import PromptError
 
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def question_is_file(text: str) -> bool:
-    """Whether the only word is a picture whose question was forgotten."""
+    """Tell whether the only word is a picture whose question was forgotten."""
     try:
         return Path(text).is_file()
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with loaded(args) as vlm:
         answer = vlm.ask(media, question, **options)
     if args.json:
-        print_json(answer_json(answer, media=seconds))
+        put_json(answer_json(answer, media=seconds))
     else:
-        print(answer.text)
+        put(answer.text)
     return 0

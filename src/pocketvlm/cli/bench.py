@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.benchmark.lines import LINES, line_of
-from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.cli.common import add_json, files_read, progress_bars
+from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.errors import ConfigError, MissingExtraError
+from pocketvlm.files import check_output
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
 
@@ -44,8 +46,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--rounds {args.rounds} is below 1")
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
-    if args.plot is not None and (args.what != "growth" or not args.plot.resolve().parent.is_dir()):
-        raise ConfigError("--plot is for growth, and names a file in a folder that exists")
+    if args.plot is not None:
+        if args.what != "growth":
+            raise ConfigError("--plot is for growth only", hint="Leave it out.")
+        if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise ConfigError(f"--plot {args.plot} is no .png, .pdf or .svg", hint="Give it such a name.")
+        check_output(args.plot, inputs=files_read(args.model))
     resolve(args.model)
     specs = _specs(args)
     if args.what == "growth":
@@ -58,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
     best = ceilings.measure()
     facts = {"model": args.model, "machine": _machine(), "threads": usable_cores(), "rounds": args.rounds}
     if args.json:
-        print_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
+        put_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
     else:
         _print(facts, best, results, args.lines)
     return 0
 
 
 def _make_bundles(specs: list[tuple[str, tuple[Any, ...]]]) -> None:
-    """Here, so that the memory of making them is not taken for that of running them."""
+    """Make them here, so that the memory this takes is not counted as that of running them."""
     from pocketvlm.api.loading import ready_bundle
 
     for kind, arguments in specs:
@@ -88,16 +94,15 @@ def _growth(args: argparse.Namespace, spec: tuple[str, tuple[Any, ...]]) -> int:
         growth.plot(points, args.plot)
     if args.json:
         rows = [{"line": p.line, "seconds": p.seconds, "rate": p.rate, "peak_bytes": p.peak_bytes} for p in points]
-        print_json({"model": args.model, "machine": _machine(), "points": rows})
+        put_json({"model": args.model, "machine": _machine(), "points": rows})
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "seconds", "rate", "peak memory", box=None)
     for p in points:
         line = line_of(p.line)
         table.add_row(line.label, f"{p.seconds:.4g}", f"{p.rate:,.4g} {line.unit}/s", f"{p.peak_bytes / 2**30:.2f} GiB")
-    Console().print(table)
+    put_rich(table)
     return 0
 
 
@@ -143,7 +148,6 @@ def _as_json(result: Any, best: dict[str, float]) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], lines: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pocketvlm.benchmark.offline import ratio
@@ -161,10 +165,9 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
             cell += f"\n{100 * share:.0f} % of {result.work[name].ceiling}" if share else ""
             row.append(cell + (f"\n{times:.2f} ×" if times and result is not first else ""))
         table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB")
-    console = Console()
     where = f"{facts['model']} on {facts['machine']}, {facts['threads']} threads"
-    console.print(f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}")
-    console.print(
-        f"ceilings: int8 {best['int8']:,.0f} GOP/s, fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s"
+    put_rich(
+        f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}",
+        f"ceilings: int8 {best['int8']:,.0f} GOP/s, fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s",
+        table,
     )
-    console.print(table)

@@ -17,11 +17,11 @@ from pocketvlm.cli.common import (
     answer_json,
     loaded,
     options_of,
-    print_json,
     read_media,
     source,
 )
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.errors import PocketVLMError, PromptError
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     with loaded(args) as vlm:
         if interactive:
-            print(HELP, file=sys.stderr)
-        while (line := _read(interactive)) is not None:
+            say(HELP)
+        while (line := read_line(interactive=interactive)) is not None:
             if line in ("/quit", "/exit"):
                 break
             if line == "/reset":
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             elif line.startswith("/image "):
                 pending.append(source(line.removeprefix("/image ").strip()))
             elif line.startswith("/"):
-                print(HELP, file=sys.stderr)
+                say(HELP)
             elif line:
                 try:
                     messages = _turn(vlm, messages, pending, line, options, args.json)
@@ -66,17 +66,27 @@ def run(args: argparse.Namespace) -> int:
                 except PocketVLMError as error:
                     if not interactive:
                         raise
-                    print(error, file=sys.stderr)
+                    say(str(error))
                     pending = []
     return 0
 
 
-def _read(interactive: bool) -> str | None:
-    """One line of the user, None at the end of the input."""
+def read_line(*, interactive: bool) -> str | None:
+    """Read one line of the user, None at the end of the input; the prompt never stands in what is piped on.
+
+    Raises:
+        PromptError: the line is no text in the encoding of the input.
+    """
+    on_terminal = interactive and sys.stdout.isatty()
+    if interactive and not on_terminal:
+        say("> ", end="")
     try:
-        return input("> " if interactive else "").strip()
+        return input("> " if on_terminal else "").strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        hint = "Name its encoding in PYTHONIOENCODING."
+        raise PromptError(f"the input is not text in {error.encoding}", hint=hint) from None
 
 
 def _turn(
@@ -87,17 +97,17 @@ def _turn(
     options: dict[str, Any],
     as_json: bool,
 ) -> list[dict[str, Any]]:
-    """One question and its answer; returns the longer conversation."""
+    """Answer one question; returns the longer conversation."""
     from pocketvlm.api.vlm import question_messages
 
     messages = [*messages, *question_messages(pending, line)]
     stream = vlm.stream(messages, **options)
     for text in stream:
         if not as_json:
-            print(text, end="", flush=True)
+            put(text, end="")
     answer = stream.answer
     if as_json:
-        print_json(answer_json(answer))
+        put_json(answer_json(answer))
     else:
-        print()
+        put()
     return [*messages, {"role": "assistant", "content": answer.text}]

@@ -1,9 +1,8 @@
-"""What several commands share: options of the model, of pictures and of sampling, progress bars, JSON lines."""
+"""What several commands share: options of the model, of pictures and of sampling, progress bars, an answer as JSON."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,14 +48,14 @@ PICTURES: dict[str, tuple[type, str]] = {
         "16x; 4x: four times the visual tokens, finer detail; auto: 4x where the print is small, within the budget "
         "(default: the model's own)",
     ),
-    "auto_token_budget": (float, "most visual tokens of auto, as a multiple of 16x: 1.0 to 4.0 (default 1.5)"),
+    "auto_token_budget": (float, "maximum of auto's visual tokens, as a multiple of 16x: 1.0 to 4.0 (default 1.5)"),
     "max_slice_nums": (
         int,
-        "most slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
+        "maximum of slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
     ),
 }
 VIDEO: dict[str, tuple[type, str]] = {
-    "max_num_frames": (int, "most frames of a video (default 128)"),
+    "max_num_frames": (int, "maximum of frames of a video (default 128)"),
     "stack_frames": (int, "frames shown for each second of a video (default 1)"),
 }
 
@@ -68,7 +67,7 @@ PLACES = ("device", "dtype", "runtime", "quantization")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and where it runs."""
+    """Add --model and where it runs."""
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
@@ -79,7 +78,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, *groups: Mapping[str, tuple[type, str]]) -> None:
-    """--some-name for each option some_name of the groups; None when not given."""
+    """Add --some-name for each option some_name of the groups; None when not given."""
     for group in groups:
         for name, (kind, text) in group.items():
             parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=text)
@@ -90,17 +89,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace, *groups: Mapping[str, tuple[type, str]]) -> dict[str, Any]:
-    """The options that were given."""
+    """Return the options that were given."""
     values = {name: getattr(args, name) for group in groups for name in group}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
 def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Any], float]:
-    """Everything that can be wrong with options, model and pictures, found before torch and weights are loaded.
+    """Find all that can be wrong with options, model and pictures before torch and weights are loaded.
 
     Args:
         texts: what the user named: paths or URLs.
@@ -134,13 +129,20 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
 
 
 def source(text: str) -> Any:
-    """What a media argument names: a URL stays text, everything else is a path."""
+    """Return what a media argument names: a URL stays text, everything else is a path."""
     return text if text.startswith(("http://", "https://", "data:")) else Path(text)
+
+
+def files_read(model: str | None, texts: Sequence[str] = ()) -> list[Path]:
+    """List the files that a command reads and must not write over: media, and those of a model's directory."""
+    media = [named for text in texts if isinstance(named := source(text), Path)]
+    directory = None if model is None else Path(model).expanduser()
+    return [*media, *(directory.iterdir() if directory is not None and directory.is_dir() else ())]
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """What takes (what, done, in all) and shows it on a terminal; None where there is none to show it on."""
+    """Give a function that shows (what, done, in all) on a terminal; None where there is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -169,7 +171,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 @contextmanager
 def loaded(args: argparse.Namespace) -> Iterator[VLM]:
-    """The model, with progress bars on a terminal while it loads and while it reads long prompts."""
+    """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts."""
     from pocketvlm.api.vlm import load
 
     with progress_bars() as report:
@@ -180,7 +182,7 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:
-    """The JSON line of an answer, its alternatives in the same form.
+    """Make the JSON line of an answer, its alternatives in the same form.
 
     Args:
         stages: seconds spent before it was asked for.

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from pocketvlm.cli.common import (
     add_options,
     loaded,
     options_of,
-    print_json,
     read_media,
 )
+from pocketvlm.cli.console import ReaderLeftError, put, put_json, put_rich, say
 from pocketvlm.config import check_downsample_mode
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
@@ -97,19 +97,27 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     try:
         scored = _evaluate(args, tasks, options, settings)
+    except KeyboardInterrupt:
+        if args.out is None:
+            raise
+        raise KeyboardInterrupt(f"{args.out} keeps the answers so far; the same command goes on from there") from None
     except EvaluationError as error:
-        print(f"pocketvlm eval: {error}", file=sys.stderr)
+        say(f"pocketvlm eval: {error}")
         return 1
-    if args.json:
-        seconds = round(time.perf_counter() - began, 3)
-        print_json(as_json(scored, {**settings, "seconds": seconds}, args.show_errors))
-    else:
-        _print_table(scored, args.show_errors)
-    return 0
+    failed = [name for name, records in scored.items() if all(record.error for record in records)]
+    for name in failed:
+        say(f"pocketvlm eval: every example of {name} failed, the last one because: {scored[name][-1].error}")
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the examples
+        if args.json:
+            seconds = round(time.perf_counter() - began, 3)
+            put_json(as_json(scored, {**settings, "seconds": seconds}, args.show_errors))
+        else:
+            _print_table(scored, args.show_errors)
+    return int(bool(failed))
 
 
 def _fill_in(args: argparse.Namespace) -> None:
-    """Defaults where nothing was given; refuses what would not be honoured, and numbers out of range."""
+    """Set defaults where nothing was given; refuse what would not be honoured, and numbers out of range."""
     refused, by = (_OF_ENDPOINTS, "without --endpoint") if args.endpoint is None else (_OF_MODELS, "with --endpoint")
     for name in refused:
         if getattr(args, name) is not None:
@@ -120,13 +128,13 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name, least in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
-        if getattr(args, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {least}")
+    for name, minimum in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
+        if getattr(args, name) < minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {minimum}")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of every request."""
+    """Return the options of every request."""
     given = options_of(args, PICTURES, VIDEO, _SAMPLING)
     if not args.published:
         return {"temperature": 0.0, **given}
@@ -147,14 +155,14 @@ def _list_tasks(as_json: bool) -> int:
 
     names = list(SyntheticSuite().names())
     if as_json:
-        print_json({"tasks": names, "sets": list(PUBLIC_SETS)})
+        put_json({"tasks": names, "sets": list(PUBLIC_SETS)})
     else:
-        print("\n".join([*names, *(f"--set {name}=FOLDER" for name in PUBLIC_SETS)]))
+        put("\n".join([*names, *(f"--set {name}=FOLDER" for name in PUBLIC_SETS)]))
     return 0
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
-    """The tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
+    """Return the tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
     from pocketvlm.evaluation.suite import SyntheticSuite
 
     suite, tasks = SyntheticSuite(), list[Task]()
@@ -172,7 +180,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Whom the answers are from, as results state it; finds what is wrong before torch and weights are loaded."""
+    """Tell whom the answers are from, as results state it; what is wrong is found before torch is loaded."""
     if args.endpoint is not None:
         SamplingParams.from_options({name: options[name] for name in options if name in SAMPLING}, {})
         check_downsample_mode(options.get("downsample_mode", "16x"))
@@ -236,7 +244,7 @@ def _api_key(variable: str) -> str:
 
 @contextmanager
 def _bars() -> Iterator[Progress | None]:
-    """A bar a task, on a terminal only."""
+    """Show one bar for each task, on a terminal only."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -258,7 +266,6 @@ def _bars() -> Iterator[Progress | None]:
 
 
 def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from pocketvlm.evaluation.report import HEADINGS, table_rows, wrong
@@ -267,8 +274,8 @@ def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
     for row in table_rows(scored):
         table.add_row(*row)
     # A file or a pipe has no width that the table would have to fit; names may hold brackets, which are not markup.
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    put_rich(table, width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
     for record in (record for records in scored.values() for record in wrong(records, errors)):
-        print(f"\n{record.id}: {record.question}")
-        print(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")
-        print(f"  failed: {record.error}" if record.error else f"  answered {record.answer!r}")
+        put(f"\n{record.id}: {record.question}")
+        put(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")
+        put(f"  failed: {record.error}" if record.error else f"  answered {record.answer!r}")

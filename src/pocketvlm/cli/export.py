@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.bundle import OPERATORS, Operators, Quantization, parse_quantization
-from pocketvlm.cli.common import add_json, print_json, progress_bars
+from pocketvlm.cli.common import add_json, progress_bars
+from pocketvlm.cli.console import put, put_json
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
         about, files = write(args, progress)
     size = sum(files.values())
     if args.json:
-        print_json({"out": str(args.out), "format": args.format, **about, "bytes": size, "files": files})
+        put_json({"out": str(args.out), "format": args.format, **about, "bytes": size, "files": files})
     else:
-        print(f"{args.out}: {len(files)} files, {size / 1e6:,.1f} MB; " + ", ".join(about.values()))
+        put(f"{args.out}: {len(files)} files, {size / 1e6:,.1f} MB; " + ", ".join(about.values()))
     return 0
 
 
@@ -69,7 +70,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
 
 
 def _check_compiled(quantization: Quantization) -> None:
-    """Refuses what no bundle of compiled operators could do here."""
+    """Refuse what no bundle of compiled operators could do here."""
     from pocketvlm.kernels.onnx_ops import library as compiled_operators
 
     if not quantization.suits_compiled:

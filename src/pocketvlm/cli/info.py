@@ -6,7 +6,8 @@ import argparse
 import platform
 from typing import Any
 
-from pocketvlm.cli.common import add_json, print_json
+from pocketvlm.cli.common import add_json
+from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.config import load_configs
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
@@ -20,20 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     facts = gather(args.model)
     if args.json:
-        print_json(facts)
+        put_json(facts)
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+    put_rich(table)
     return 0
 
 
 def gather(model: str) -> dict[str, Any]:
-    """Facts of the checkpoint, read from its headers (weights stay on disk), and of the machine."""
+    """Gather facts of the checkpoint, from its headers (weights stay on disk), and of the machine."""
     directory = resolve(model)
     config, image = load_configs(directory)
     import torch  # takes seconds: after everything that can be wrong without it

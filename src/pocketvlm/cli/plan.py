@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
+from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, options_of
+from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode, load_configs
 from pocketvlm.errors import ConfigError
+from pocketvlm.files import check_output
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
@@ -37,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     given = [*args.image, *args.sizes] or ["448x448", "1344x1344"]
+    if args.draw is not None:
+        if len(given) != 1 or _SIZE.fullmatch(given[0]):
+            raise ConfigError("--draw needs exactly one picture file")
+        check_output(args.draw, inputs=files_read(args.model, given))
     sizes = [_size(text) for text in given]
     model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
@@ -55,16 +61,16 @@ def run(args: argparse.Namespace) -> int:
         for size, picture in zip(sizes, pictures, strict=True)
     ]
     if args.draw is not None:
-        _draw(given, plans, args.draw, mark_rates=mode == "auto")
+        _draw(given[0], plans[0], args.draw, mark_rates=mode == "auto")
     if args.json:
-        print_json({"plans": [_entry(p) for p in plans]})
+        put_json({"plans": [_entry(p) for p in plans]})
     else:
         _print_table(plans, show_rates=mode == "auto")
     return 0
 
 
 def _size(text: str) -> tuple[int, int]:
-    """(height, width) of a size or of a picture file."""
+    """Return (height, width) of a size or of a picture file."""
     if match := _SIZE.fullmatch(text):
         height, width = int(match[1]), int(match[2])
         if not height or not width:
@@ -79,7 +85,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _pixels(text: str) -> NDArray[np.uint8] | None:
-    """Of a picture file; None of a size."""
+    """Return the pixels of a picture file; None of a size."""
     if _SIZE.fullmatch(text):
         return None
     from pocketvlm.processing.media.load_image import load_image
@@ -92,7 +98,6 @@ def _entry(p: ViewPlan) -> dict[str, Any]:
 
 
 def _print_table(plans: list[ViewPlan], *, show_rates: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("height x width", "grid", "views (patches)", "patches", "visual tokens", "TFLOP", "uncompressed")
@@ -111,11 +116,11 @@ def _print_table(plans: list[ViewPlan], *, show_rates: bool) -> None:
             f"{p.vision_flops_uncompressed / 1e12:.3f}",
             *([_rates(p)] if show_rates else []),
         )
-    Console().print(table)
+    put_rich(table)
 
 
 def _rates(p: ViewPlan) -> str:
-    """One rate for all views, or the overview's and below it those of the slices as they lie."""
+    """Show one rate for all views, or the overview's and below it those of the slices as they lie."""
     if p.rates is None:
         return "by pixels"
     if len(set(p.rates)) == 1 or p.grid is None:
@@ -126,10 +131,8 @@ def _rates(p: ViewPlan) -> str:
     return "\n".join([overview, *(" ".join(f"{rate:>3}" for rate in row) for row in rows)])
 
 
-def _draw(given: list[str], plans: list[ViewPlan], out: Path, *, mark_rates: bool) -> None:
-    if len(given) != 1 or _SIZE.fullmatch(given[0]):
-        raise ConfigError("--draw needs exactly one picture file")
-    rates = (plans[0].rates or ())[1:] if mark_rates else ()
+def _draw(picture: str, plan: ViewPlan, out: Path, *, mark_rates: bool) -> None:
+    rates = (plan.rates or ())[1:] if mark_rates else ()
     from pocketvlm.processing.media.load_image import draw_grid
 
-    draw_grid(Path(given[0]), plans[0].grid, out, fine=[rate == "4x" for rate in rates])
+    draw_grid(Path(picture), plan.grid, out, fine=[rate == "4x" for rate in rates])

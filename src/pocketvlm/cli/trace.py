@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json, read_media
-from pocketvlm.errors import ConfigError
+from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, options_of, read_media
+from pocketvlm.cli.console import put_json
+from pocketvlm.files import check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.save is not None and (args.save.is_dir() or not args.save.resolve().parent.is_dir()):
-        raise ConfigError(f"--save {args.save} is a folder, or in one that does not exist", hint="Name a file.")
+    images = [*args.image, *args.images]
+    if args.save is not None:
+        check_output(args.save, inputs=files_read(args.model, images))
     options = options_of(args, PICTURES)
-    media, _ = read_media(args, [*args.image, *args.images], {**options, "max_tokens": args.max_tokens})
+    media, _ = read_media(args, images, {**options, "max_tokens": args.max_tokens})
     from pocketvlm.api.trace import trace  # imports torch: after everything that can be wrong
     from pocketvlm.api.vlm import load, question_messages
 
     with load(args.model, device="cpu", dtype="float32", runtime="torch") as vlm:
         result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
     if args.save is not None:
-        try:
-            result.save(args.save)
-        except OSError as error:
-            raise ConfigError(f"--save {args.save} cannot be written ({error.strerror})") from None
-    print_json(result.summary)
+        result.save(args.save)
+    put_json(result.summary)
     return 0

@@ -15,7 +15,7 @@ from pocketvlm.evaluation.tasks import Example, Task, chosen_indices
 Progress = Callable[[str, int, int], None]
 
 #: After so many failures in a row a run ends.
-MOST_FAILURES = 8
+MAX_FAILURES_IN_A_ROW = 8
 
 
 class EvaluationError(PocketVLMError):
@@ -42,7 +42,7 @@ def evaluate(
         records by task, in the order of the examples.
 
     Raises:
-        EvaluationError: `MOST_FAILURES` examples in a row could not be answered.
+        EvaluationError: `MAX_FAILURES_IN_A_ROW` examples in a row could not be answered.
         ConfigError: an option cannot be honoured, or `results` belongs to other examples.
     """
     done = {} if results is None else results.records
@@ -72,14 +72,14 @@ class _FailureStreak:
 
     def note(self, error: str) -> None:
         self._length = self._length + 1 if error else 0
-        if self._length == MOST_FAILURES:
-            raise EvaluationError(f"{MOST_FAILURES} examples in a row failed, the last one because: {error}")
+        if self._length == MAX_FAILURES_IN_A_ROW:
+            raise EvaluationError(f"{MAX_FAILURES_IN_A_ROW} examples in a row failed, the last one because: {error}")
 
 
 def _ask(
     task: Task, indices: Sequence[int], seed: int, answerer: Answerer, failures: _FailureStreak
 ) -> Iterator[Record]:
-    """Records of the examples as they are answered, then of those that could not even be read."""
+    """Yield records of the examples as they are answered, then of those that could not even be read."""
     unreadable: dict[int, str] = {}
 
     def examples() -> Iterator[Numbered]:
@@ -101,7 +101,7 @@ def _ask(
 
 
 def _kept(task: Task, indices: Sequence[int], seed: int, done: Mapping[Key, Record]) -> dict[int, Record]:
-    """The answers of an earlier run that need not be asked for again."""
+    """Return the answers of an earlier run that need not be asked for again."""
     found = ((index, done.get((task.name, index))) for index in indices)
     kept = {index: record for index, record in found if record is not None and not record.error}
     # Drawn examples follow from the seed, a list may have changed: looking at one of it is cheap, and tells.

@@ -112,9 +112,9 @@ def macro_average(summaries: Iterable[Summary]) -> float:
     return _mean(summary.score for summary in summaries) or 0.0
 
 
-def wrong(records: Sequence[Record], most: int) -> list[Record]:
-    """The first `most` records that are not fully right."""
-    return [record for record in records if record.score < 1][:most]
+def wrong(records: Sequence[Record], count: int) -> list[Record]:
+    """Return the first `count` records that are not fully right."""
+    return [record for record in records if record.score < 1][:count]
 
 
 def as_json(scored: Mapping[str, Sequence[Record]], settings: Mapping[str, Any], errors: int = 0) -> dict[str, Any]:

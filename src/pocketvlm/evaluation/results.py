@@ -5,16 +5,16 @@ The first line holds the settings under which all others were measured; a file o
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.evaluation.scoring import METRICS
+from pocketvlm.files import Journal, open_journal
 
 FORMAT = "pocketvlm eval 1"
 Key = tuple[str, int]
@@ -56,14 +56,25 @@ class Record:
 class ResultFile:
     """The records of a file, and new ones at its end. Made by `open_results`."""
 
-    def __init__(self, file: IO[bytes], records: dict[Key, Record]) -> None:
-        self._file = file
-        self.records = records
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.records: dict[Key, Record] = {}
+        for number, _, line in journal.lines():
+            try:
+                record = _parse(line)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise ConfigError(
+                    f"line {number} of {journal.path} is not a result", hint="Give --out another file."
+                ) from None
+            self.records[record.key] = record
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(asdict(record), ensure_ascii=False).encode(errors="replace") + b"\n")
-        self._file.flush()
+        """Append a record; it survives the end of this process when this returns.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        self._journal.append(asdict(record))
         self.records[record.key] = record
 
 
@@ -78,60 +89,17 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[ResultFile
         ConfigError: the file cannot be written, is none of ours, was measured with other settings, is damaged, or is
             being written by another run.
     """
-    header = json.dumps({"format": FORMAT, "settings": settings}, ensure_ascii=False, sort_keys=True) + "\n"
-    try:
-        file = path.open("a+b")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}", hint="Give --out another file.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"{path} is being written by another run", hint="Give --out another file.") from None
-        file.seek(0)
-        content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if not whole and not header.encode().startswith(content):  # neither new nor a header that was cut off
-            raise _not_ours(path)
-        records = _read(path, whole, header) if whole else {}
-        file.truncate(len(whole))
-        if not whole:
-            file.write(header.encode())
-            file.flush()
-        results = ResultFile(file, records)
-        try:
-            yield results
-        finally:
-            if not whole and not records:
-                path.unlink(missing_ok=True)  # nothing came of it
+
+    def differs(name: str, found: Any, wanted: Any) -> ConfigError:
+        how = f"with {name}={found!r:.80}, this run has {wanted!r:.80}"
+        return ConfigError(f"{path} was measured {how}", hint="Give --out a new file.")
+
+    with open_journal(path, FORMAT, settings, differs) as journal:
+        yield ResultFile(journal)
 
 
-def _read(path: Path, content: bytes, header: str) -> dict[Key, Record]:
-    """Records of whole lines, the header first."""
-    try:
-        first, *lines = content.decode().removesuffix("\n").split("\n")
-    except UnicodeDecodeError:
-        raise _not_ours(path) from None
-    try:
-        found = json.loads(first)
-        ours = isinstance(found, dict) and found.get("format") == FORMAT and isinstance(found["settings"], dict)
-    except (ValueError, KeyError):
-        ours = False
-    if not ours:
-        raise _not_ours(path)
-    if first != header.rstrip():
-        _refuse_other_settings(path, found["settings"], json.loads(header)["settings"])
-    records: dict[Key, Record] = {}
-    for number, line in enumerate(lines, 2):
-        try:
-            record = _parse(line)
-        except (ValueError, TypeError, KeyError):
-            raise ConfigError(f"line {number} of {path} is not a result", hint="Give --out another file.") from None
-        records[record.key] = record
-    return records
-
-
-def _parse(line: str) -> Record:
+def _parse(line: bytes) -> Record:
+    """Read the record of a line; ValueError, TypeError, KeyError or RecursionError where it holds none."""
     values = json.loads(line)
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(Record)}:
         raise ValueError
@@ -144,16 +112,3 @@ def _parse(line: str) -> Record:
     ):
         raise ValueError
     return record
-
-
-def _not_ours(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is not a file of results", hint="Give --out a new file.")
-
-
-def _refuse_other_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise ConfigError(
-                f"{path} was measured with {name}={found.get(name)!r:.80}, this run has {wanted.get(name)!r:.80}",
-                hint="Give --out a new file.",
-            )

@@ -55,7 +55,7 @@ def levenshtein(a: str, b: str) -> int:
     row = steps
     for i, c in enumerate(a, 1):
         best = np.minimum(row[1:] + 1, row[:-1] + (codes != ord(c)))
-        # Insertions run along the row: the least of what lies to the left, plus the way from there.
+        # Insertions run along the row: the minimum of what lies to the left, plus the way from there.
         row = np.minimum.accumulate(np.concatenate(([i], best)) - steps) + steps
     return int(row[-1])
 

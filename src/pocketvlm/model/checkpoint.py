@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError
+from pocketvlm.files import whole_file
 from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
 from pocketvlm.model.text.decoder import fp32_parameters
@@ -249,10 +250,7 @@ def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = t
     directory.mkdir(parents=True, exist_ok=True)
     names = published_names(model)
     tensors = {published: published_tensor(model, ours).to("cpu", dtype) for ours, published in names.items()}
-    partial = directory / f"{WEIGHTS}.partial"
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(directory / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
-    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with whole_file(directory / WEIGHTS) as file:
+        save_file(tensors, file.name, metadata={"format": "pt"})
+    with whole_file(directory / "config.json") as file:
+        file.write((json.dumps(model.config.to_dict(), indent=2) + "\n").encode())

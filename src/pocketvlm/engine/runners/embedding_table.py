@@ -9,6 +9,7 @@ Shapes:  V vocabulary · D hidden
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class EmbeddingTable:
     def __init__(self, file: Path, dtype: type[np.float16 | np.float32], vocabulary: int, hidden: int) -> None:
         self.file, self.dtype, self.shape = file, np.dtype(dtype), (vocabulary, hidden)
         self.row_bytes = hidden * self.dtype.itemsize
-        self.handle = os.open(file, os.O_RDONLY)
+        self.handle = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
         weakref.finalize(self, os.close, self.handle)
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -42,6 +44,16 @@ class EmbeddingTable:
         buffer = memoryview(rows.view(np.uint8).data).cast("B") if rows.size else memoryview(b"")
         size = self.row_bytes
         for row, i in enumerate(wanted):
-            if os.preadv(self.handle, [buffer[row * size : (row + 1) * size]], i * size) != size:
+            if self._read(buffer[row * size : (row + 1) * size], i * size) != size:
                 raise CheckpointError(f"{self.file} ends before row {i}", hint="Export the bundle again.")
         return torch.from_numpy(rows.astype(np.float32)).view(*ids.shape, hidden)
+
+    def _read(self, buffer: memoryview, offset: int) -> int:
+        """Fill `buffer` from that byte of the file on; returns how many bytes there were."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self.handle, [buffer], offset)
+        with self._lock:  # Windows reads only where the file stands, which all threads share
+            os.lseek(self.handle, offset, os.SEEK_SET)
+            found = os.read(self.handle, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, features
 
 from pocketvlm.errors import MediaError
+from pocketvlm.files import whole_file
 from pocketvlm.processing.media.fetch import is_url
 from pocketvlm.processing.media.kinds import HEAD_BYTES, is_avif, is_picture, is_video_content, kind_of
 from pocketvlm.processing.media.limits import MediaLimits
@@ -133,11 +134,12 @@ def draw_grid(
     Args:
         source: as for `load_image`.
         grid: (rows, columns); None draws nothing but the frame.
-        out: the file to write; overwritten if it is there.
+        out: the file to write; an ordinary file of that name is replaced.
         fine: which slices, row by row, are at 4x while others are not: their borders are green and wider.
 
     Raises:
-        MediaError: as `load_image`, or `out` cannot be written.
+        MediaError: as `load_image`.
+        ConfigError, OutputError: `out` cannot be written.
     """
     image = Image.fromarray(load_image(source, limits))
     rows, columns = grid or (1, 1)
@@ -155,10 +157,8 @@ def draw_grid(
             outline=(0, 150, 60) if is_fine else (230, 0, 90),
             width=2 * thickness if is_fine else thickness,
         )
-    try:
-        image.save(out, "PNG")
-    except OSError:
-        raise MediaError(f"{describe(out)} cannot be written", hint="Check its directory and permissions.") from None
+    with whole_file(Path(out)) as file:
+        image.save(file, "PNG")
 
 
 def is_video(source: object) -> bool:

@@ -1,0 +1,74 @@
+"""The command as a process of its own, with descriptors of its own: files, pipes that nobody reads, terminals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+COMMAND = (sys.executable, "-m", "pocketvlm.cli")
+
+
+class Done(NamedTuple):
+    """What became of a process: its exit status, and what it wrote (empty where it wrote elsewhere)."""
+
+    status: int
+    out: bytes
+    err: bytes
+
+
+def run_process(*arguments: str, shell: str = "", stdin: bytes = b"", **environment: str) -> Done:
+    """Run the command.
+
+    Args:
+        arguments: of the command.
+        shell: redirections behind it, such as "2>&-".
+        environment: what differs from that of this process; an empty value takes a variable away.
+    """
+    env = {name: value for name, value in {**os.environ, **environment}.items() if value}
+    line = ["sh", "-c", f'exec "$@" {shell}', "sh", *COMMAND, *arguments]
+    done = subprocess.run(line, input=stdin, capture_output=True, env=env, check=False, timeout=300)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_unread(*arguments: str) -> Done:
+    """Run the command with stdout on a pipe whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, check=False, timeout=300)
+    finally:
+        os.close(write)
+    return Done(done.returncode, b"", done.stderr)
+
+
+def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], bool]) -> Done:
+    """Run the command on a terminal of its own, and press keys once.
+
+    Args:
+        press: the keys; b"\\x03" is Ctrl-C.
+        when: asked again and again with the process id and what was shown so far.
+    """
+    import pty
+    import select
+
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execvp(COMMAND[0], [*COMMAND, *arguments])
+    shown, is_pressed = b"", False
+    while True:
+        if select.select([terminal], [], [], 0.02)[0]:
+            try:
+                new = os.read(terminal, 4096)
+            except OSError:  # how Linux says that the terminal is closed
+                break
+            if not new:
+                break
+            shown += new
+        if not is_pressed and when(process, shown):
+            os.write(terminal, press)
+            is_pressed = True
+    os.close(terminal)
+    return Done(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown, b"")
