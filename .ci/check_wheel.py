@@ -34,7 +34,9 @@ QUESTION, ANSWER = "What is the total?", "11.60"
 def hatchling(root: Path, target: str, out: Path) -> Path:
     """The one file that hatchling makes of `root` as `target`, in the empty folder `out`."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(out)]
-    subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"hatchling builds no {target} of {root}:\n{done.stdout}{done.stderr}")
     (built,) = out.iterdir()
     return built
 
