@@ -84,6 +84,18 @@ def test_importing_the_package_or_its_command_line_does_not_import_torch() -> No
     assert result.stdout == "False\n", result.stderr
 
 
+def test_asking_the_embedded_model_imports_no_compiler_and_nothing_that_only_exports_need() -> None:
+    """Each of these costs as much time as the whole answer."""
+    code = (
+        "import sys, pocketvlm; vlm = pocketvlm.load('nano', runtime='torch'); "
+        "vlm.ask('examples/word.png', 'What does it say?', max_tokens=4); "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'onnx_ir', 'huggingface_hub', "
+        "'llguidance', 'triton', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.stdout == "[]\n", result.stdout + result.stderr
+
+
 def test_every_public_name_resolves_and_dir_lists_them_all() -> None:
     assert dir(pocketvlm) == sorted(pocketvlm.__all__)
     assert len(set(pocketvlm.__all__)) == len(pocketvlm.__all__)

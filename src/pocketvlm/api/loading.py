@@ -14,7 +14,6 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError
-from pocketvlm.export.onnx.bundle import cached_bundle
 from pocketvlm.kernels.onnx_ops import library as compiled_operators
 from pocketvlm.model.checkpoint import count_parameters, load_model
 
@@ -83,6 +82,8 @@ def _is_for_onnx(directory: Path, device: torch.device, runtime: str, quantizati
 
 def ready_bundle(directory: Path, quantization: str, progress: Progress | None = None) -> Path:
     """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
+    from pocketvlm.export.onnx.bundle import cached_bundle  # brings onnx_ir and sympy, a second that PyTorch spares
+
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
     if is_bundle(directory):
         made = Manifest.read(directory).quantization

@@ -13,6 +13,7 @@ from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_mul, linear_s
 from pocketvlm.kernels.linear.fp16_linear import FP16Linear
 from pocketvlm.kernels.linear.replace import for_decoding
 from pocketvlm.model.cache.base import Cache, LayerCache
+from pocketvlm.model.embedding import Embedding
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.gated_attention import GatedAttention
 from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
@@ -65,7 +66,7 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head: nn.Module | None = None

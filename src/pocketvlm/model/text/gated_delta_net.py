@@ -35,7 +35,9 @@ class GatedDeltaNet(nn.Module):
         self.in_proj_a = nn.Linear(config.hidden_size, self.value_heads, bias=False)
         self.conv1d = nn.Conv1d(self.channels, self.channels, self.taps, groups=self.channels, bias=False)
         # Kept in fp32 always: exp(A_log) in half precision can round to zero or infinity.
-        self.A_log = nn.Parameter(torch.empty(self.value_heads).uniform_(0.01, 16).log())
+        self.A_log = nn.Parameter(torch.empty(self.value_heads))
+        if not self.A_log.is_meta:  # see `Embedding`
+            nn.init.uniform_(self.A_log, 0.01, 16).data.log_()
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)

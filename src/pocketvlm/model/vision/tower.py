@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pocketvlm.config import ModelConfig, VisionConfig
 from pocketvlm.kernels.attention import attend
 from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_gelu_tanh
+from pocketvlm.model.embedding import Embedding
 from pocketvlm.model.vision.early_compression import EarlyCompression
 from pocketvlm.model.vision.view_packing import ViewGroup, ViewPacking
 
@@ -77,7 +78,7 @@ class VisionTower(nn.Module):
         self.config = vision
         self.insert_layer_id = config.insert_layer_id
         self.patch_embedding = nn.Linear(vision.patch_dim, vision.hidden_size)
-        self.position_embedding = nn.Embedding(vision.positions_per_side**2, vision.hidden_size)
+        self.position_embedding = Embedding(vision.positions_per_side**2, vision.hidden_size)
         self.layers = nn.ModuleList(VisionLayer(vision) for _ in range(vision.num_hidden_layers))
         self.vit_merger = EarlyCompression(vision, ViewAttention(vision))
         self.post_layernorm = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
