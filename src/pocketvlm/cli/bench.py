@@ -164,7 +164,6 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
     console = Console()
     where = f"{facts['model']} on {facts['machine']}, {facts['threads']} threads"
     console.print(f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}")
-    console.print(
-        f"ceilings: int8 {best['int8']:,.0f} GOP/s, fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s"
-    )
+    int8 = f"int8 {best['int8']:,.0f} GOP/s, " if "int8" in best else ""
+    console.print(f"ceilings: {int8}fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s")
     console.print(table)
