@@ -3,7 +3,8 @@
 
     python .ci/check_wheel.py                     # `make check-wheel`: base install first, then with the extras
     python .ci/check_wheel.py --wheel FILE        # of a wheel that is built already
-    python .ci/check_wheel.py --environment DIR   # an environment with wheel and extras installed: only the commands
+    python .ci/check_wheel.py --environment DIR   # only the commands, where wheel and extras are installed
+    python .ci/check_wheel.py --base              # the base install only; with --environment: extras are not installed
 
 Builds with hatchling from the environment that runs it. The sdist must build the very same wheel. The commands run in a
 folder of their own, so that nothing of the repository can be imported. At the first one that does not do what it should
@@ -142,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--wheel", type=Path, help="check this wheel instead of building one")
     cli.add_argument("--environment", type=Path, help="run the commands in this environment, and install nothing")
-    cli.add_argument("--base", action="store_true", help="leave the extras out")
+    cli.add_argument("--base", action="store_true", help="without the extras, and that errors name them")
     args = cli.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,7 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fill(work)
         if args.environment is not None:
             env = Environment(args.environment.absolute(), work)
-            check_base(env)
         else:
             wheel = args.wheel.absolute() if args.wheel is not None else build(folder)
             if wheel.stat().st_size > MAX_BYTES:
@@ -158,10 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             venv.create(folder / "venv", with_pip=True)
             env = Environment(folder / "venv", work)
             env.install(str(wheel))
-            check_base(env)
+        check_base(env)
+        if args.environment is None or args.base:
             check_missing(env)
-            if not args.base:
-                env.install(f"pocketvlm[{EXTRAS}] @ {wheel.as_uri()}")
+        if args.environment is None and not args.base:
+            env.install(f"pocketvlm[{EXTRAS}] @ {wheel.as_uri()}")
         if not args.base:
             check_extras(env)
     return 0

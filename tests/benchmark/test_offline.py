@@ -15,7 +15,7 @@ from pocketvlm.benchmark.lines import LINES, line_of
 from pocketvlm.benchmark.llama_cpp import LlamaCppContender
 from pocketvlm.benchmark.offline import Result, compete, ratio
 from pocketvlm.cli import main
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, MissingExtraError
 
 
 def test_runtimes_take_turns_on_every_line(seeded_checkpoint: Callable[[int], Path]) -> None:
@@ -68,6 +68,12 @@ def test_ceilings_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ceilings.measure()
     assert set(found) == {"fp32", "int8", "read"}
     assert min(found.values()) > 0
+    monkeypatch.setattr(ceilings, "_int8_product", _missing)
+    assert set(ceilings.measure()) == {"fp32", "read"}
+
+
+def _missing() -> None:
+    raise MissingExtraError("onnx-ir", "onnx")
 
 
 def test_growth_measures_every_size(
@@ -142,10 +148,14 @@ def test_a_tool_that_fails_is_one_line(tools: Path) -> None:
         function()
 
 
+@pytest.mark.parametrize("int8", [{"int8": 1.0}, {}], ids=["with the extra onnx", "without"])
 def test_the_command_prints_one_json_line(
-    capsys: pytest.CaptureFixture[str], seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    seeded_checkpoint: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    int8: dict[str, float],
 ) -> None:
-    monkeypatch.setattr(ceilings, "measure", lambda: {"int8": 1.0, "fp32": 1.0, "read": 1.0})
+    monkeypatch.setattr(ceilings, "measure", lambda: {"fp32": 1.0, "read": 1.0} | int8)
     model = str(seeded_checkpoint(0))
     command = ["bench", "offline", "--model", model, "--runs", "torch", "--lines", "prompt", "--rounds", "1"]
     assert main([*command, "--json"]) == 0

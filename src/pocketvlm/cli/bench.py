@@ -166,8 +166,9 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
             row.append(cell + (f"\n{times:.2f} ×" if times and result is not first else ""))
         table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB")
     where = f"{facts['model']} on {facts['machine']}, {facts['threads']} threads"
+    int8 = f"int8 {best['int8']:,.0f} GOP/s, " if "int8" in best else ""
     put_rich(
         f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}",
-        f"ceilings: int8 {best['int8']:,.0f} GOP/s, fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s",
+        f"ceilings: {int8}fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s",
         table,
     )
