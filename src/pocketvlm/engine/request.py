@@ -10,7 +10,7 @@ import time
 from collections import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -86,7 +86,7 @@ class Request:
             parts = self.patches.split([view.patches for view in self.views])
             self.view_keys = tuple(view_key(part, view) for part, view in zip(parts, self.views, strict=True))
 
-    @property
+    @cached_property  # asked for several times a step for each sequence, and the length of a tensor is slow
     def prompt_tokens(self) -> int:
         return len(self.input_ids)
 
