@@ -89,7 +89,7 @@ def test_asking_the_embedded_model_imports_no_compiler_and_nothing_that_only_exp
     code = (
         "import sys, pocketvlm; vlm = pocketvlm.load('nano', runtime='torch'); "
         "vlm.ask('examples/word.png', 'What does it say?', max_tokens=4); "
-        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy', 'onnx_ir', 'huggingface_hub', "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'av', 'sympy', 'onnx_ir', 'huggingface_hub', "
         "'llguidance', 'triton', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,10 +173,18 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 @contextmanager
 def loaded(args: argparse.Namespace) -> Iterator[VLM]:
     """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts."""
-    from pocketvlm.api.vlm import load
+    # Imports and loading make objects that stay: looking through all of them for garbage, time and again, takes a
+    # tenth of a first answer.
+    gc.disable()
+    try:
+        from pocketvlm.api.vlm import load
 
+        with progress_bars() as report:
+            vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
+    finally:
+        gc.freeze()
+        gc.enable()
     with progress_bars() as report:
-        vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
         vlm.progress = report
         with vlm:
             yield vlm

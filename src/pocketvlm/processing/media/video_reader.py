@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.media.repair import PNG_MAGIC, is_animated_png
 from pocketvlm.processing.media.sources import describe, open_source
 from pocketvlm.processing.media.timeline import Timeline, check_rate
-from pocketvlm.processing.media.video_file import FileReader
+
+if TYPE_CHECKING:
+    from pocketvlm.processing.media.video_file import FileReader
 
 Frame = tuple[int, NDArray[np.uint8]]
 
@@ -90,4 +92,6 @@ def _open_stream(stream: IO[bytes], name: str, limits: MediaLimits) -> FileReade
         and not (head.startswith(PNG_MAGIC) and is_animated_png(stream))
     ):
         raise MediaError(f"{name} is a picture, expected a video", hint="Pass it as a picture, or convert it to MP4.")
+    from pocketvlm.processing.media.video_file import FileReader  # brings PyAV, which pictures do without
+
     return FileReader(stream, name, limits)
