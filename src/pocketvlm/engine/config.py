@@ -40,7 +40,7 @@ class EngineConfig:
         prefix_cache_memory: bytes for beginnings of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
             keeps none.
         encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
-        max_waiting: requests in the queue; one more is refused.
+        max_waiting: requests in the queue; the engine refuses one more, callers of `VLM` and `AsyncVLM` wait for room.
         cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a row of one buffer for
             each. On CUDA paged; ONNX Runtime has the other only.
         enforce_eager: no CUDA graphs.
