@@ -6,6 +6,8 @@ line and exits with 2; the server answers it with a 4xx. A traceback is for our 
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class PocketVLMError(ValueError):
     """Base of every error that bad input can cause.
@@ -45,3 +47,8 @@ class MissingExtraError(PocketVLMError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed", hint=f"Install it with: pip install 'pocketvlm[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """To be raised again in another process, it is made again."""
+        return type(self), (self.package, self.extra)

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.job import Job
+from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.machine import usable_cores
@@ -29,6 +30,7 @@ class AsyncVLM:
     """
 
     def __init__(self, vlm: VLM, *, max_in_flight: int = 1024, workers: int | None = None) -> None:
+        vlm.shared.process.check()
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
         self._workers = ThreadPoolExecutor(workers or max(1, min(4, usable_cores())), "pocketvlm-prepare")
@@ -74,12 +76,17 @@ class AsyncVLM:
 
     async def close(self, *, drain: bool = True) -> None:
         """Take no more requests, and end, the model as well: with `drain` when those in flight are done, else now."""
+        if not self.engine.process.is_here:
+            return
         try:
             await asyncio.to_thread(self.engine.close, drain=drain)
         finally:
             # What waits for a thread is not cancelled: that would look as if its callers had been. It fails by itself.
             self._workers.shutdown(wait=False)
             await asyncio.to_thread(self.vlm.close)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -9,24 +9,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NoReturn
 
 from pocketvlm.api.answers import EngineError
 from pocketvlm.api.job import Job
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Request
+from pocketvlm.machine import OwnProcess
 
 Progress = Callable[[str, int, int], None]
 
 
 class SharedEngine:
-    """Jobs in, their deltas into `Job.deltas`.
+    """Jobs in, their deltas into `Job.deltas`. In a forked child every call raises `RuntimeError`.
 
     Attributes:
         progress: called with (what, done, in all) during long prefills; None is silent.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.process = engine, OwnProcess()
         self.progress: Progress | None = None
         self._jobs: dict[Request, Job] = {}
         self._given_up: deque[Job] = deque()
@@ -39,6 +41,7 @@ class SharedEngine:
 
     def try_submit(self, job: Job) -> bool:
         """Hand a job in, if the engine's queue has room."""
+        self.process.check()  # before a lock that nobody would open
         with self._one_at_a_time:
             self._abort_given_up()
             if not self.engine.has_room:
@@ -50,6 +53,7 @@ class SharedEngine:
 
     def step(self) -> None:
         """One step of the engine, if it has work, for whichever jobs it runs."""
+        self.process.check()
         with self._one_at_a_time:
             self._abort_given_up()
             if self.engine.has_work:
@@ -57,6 +61,7 @@ class SharedEngine:
 
     def advance(self, job: Job) -> None:
         """One step of the engine, unless another thread's step has brought `job` further meanwhile."""
+        self.process.check()
         with self._one_at_a_time:
             self._abort_given_up()
             if job.is_done or job.deltas:
@@ -92,3 +97,11 @@ class SharedEngine:
                 del self._jobs[output.request]
                 if job.error is not None:
                     self.engine.abort(job.request)
+
+
+def refuse_to_travel(thing: object) -> NoReturn:
+    """For `__reduce__`, which pickling and copying call."""
+    raise TypeError(
+        f"a {type(thing).__name__} holds weights and caches of this process and is neither pickled nor copied. "
+        "Call pocketvlm.load in the worker or actor itself, with the model's name."
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.job import Job
-from pocketvlm.api.shared_engine import SharedEngine
+from pocketvlm.api.shared_engine import SharedEngine, refuse_to_travel
 from pocketvlm.errors import PromptError
 
 
@@ -48,6 +49,9 @@ class Stream:
         """Give the answer up."""
         if not self._job.is_done:
             self._engine.give_up(self._job)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def __del__(self) -> None:
         if hasattr(self, "_job"):

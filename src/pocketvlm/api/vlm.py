@@ -9,13 +9,13 @@ from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from pocketvlm.api.answers import Answer
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
 from pocketvlm.api.many import answer_many
-from pocketvlm.api.shared_engine import Progress, SharedEngine
+from pocketvlm.api.shared_engine import Progress, SharedEngine, refuse_to_travel
 from pocketvlm.api.stream import Stream
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
@@ -167,6 +167,7 @@ class VLM:
         """
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
             raise ConfigError(f"ahead={ahead!r:.40} is not an integer of at least 1")
+        self.shared.process.check()
         return answer_many(self.shared, self.prepare, requests, ahead)
 
     def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
@@ -211,12 +212,17 @@ class VLM:
     def close(self) -> None:
         """Take no more requests and end the processes that were started for them; safe from any thread, and again.
 
-        A stream that is under way may still be read to its end.
+        A stream that is under way may still be read to its end. In a forked child it does nothing: all is the parent's.
         """
+        if not self.shared.process.is_here:
+            return
         with self._making_grammars:
             self._closed = True
             if self._grammars is not None:
                 self._grammars.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def __enter__(self) -> Self:
         return self
@@ -234,6 +240,7 @@ class VLM:
         self.shared.progress = report
 
     def _check_open(self) -> None:
+        self.shared.process.check()
         if self._closed:
             raise RuntimeError("the model is closed")
 

@@ -20,6 +20,7 @@ from typing import Self
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import FinishReason, Output, Request
 from pocketvlm.errors import QueueFullError
+from pocketvlm.machine import OwnProcess
 
 logger = logging.getLogger(__name__)
 Order = Callable[[], None]
@@ -66,6 +67,7 @@ class AsyncEngine:
         self._in_flight = 0
         self._lock = threading.Lock()  # of the two above and below: no request is taken that nobody would see
         self._closing, self._fault = False, ""
+        self.process = OwnProcess()
         self._thread = threading.Thread(target=self._run, name="pocketvlm-engine", daemon=True)
         self._thread.start()
 
@@ -75,7 +77,8 @@ class AsyncEngine:
         return self._thread.is_alive() and not self._closing
 
     def check_alive(self) -> None:
-        """`RuntimeError` when no requests are taken."""
+        """`RuntimeError` when no requests are taken, and in a forked child, which does not have the thread."""
+        self.process.check()
         if not self.is_alive:
             raise RuntimeError(self._fault or "the engine is closed")
 
@@ -121,7 +124,10 @@ class AsyncEngine:
         self._orders.put(order)
 
     def close(self, *, drain: bool = True) -> None:
-        """Take no more requests, and end: with `drain` when those in flight are done, else now."""
+        """Take no more requests, and end: with `drain` when those in flight are done, else now. A forked child, which
+        has no such thread, ends nothing."""
+        if not self.process.is_here:
+            return
         with self._lock:
             self._closing = True
             if not drain:
