@@ -15,6 +15,7 @@ from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.machine import usable_cores
+from pocketvlm.ranges import Range
 
 
 class AsyncVLM:
@@ -30,6 +31,8 @@ class AsyncVLM:
     """
 
     def __init__(self, vlm: VLM, *, max_in_flight: int = 1024, workers: int | None = None) -> None:
+        max_in_flight = Range(int, 1).check("max_in_flight", max_in_flight)
+        workers = Range(int, 1, 1024, nullable=True).check("workers", workers)
         vlm.shared.process.check()
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)

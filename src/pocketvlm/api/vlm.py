@@ -27,6 +27,7 @@ from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
+from pocketvlm.ranges import Range, plain_number, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
@@ -94,6 +95,8 @@ class VLM:
         *,
         engine_config: EngineConfig | None = None,
     ) -> None:
+        if not (engine_config is None or isinstance(engine_config, EngineConfig)):
+            raise ConfigError(f"engine_config is of type {type(engine_config).__name__}, expected an EngineConfig")
         self.runner, self.processor, self.name = runner, processor, name
         self.config = runner.config
         self.defaults = dict(defaults)
@@ -165,8 +168,7 @@ class VLM:
         Raises:
             PromptError: an item of `requests` is no such triple; all that were read before it are answered first.
         """
-        if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
-            raise ConfigError(f"ahead={ahead!r:.40} is not an integer of at least 1")
+        ahead = Range(int, 1).check("ahead", ahead)
         self.shared.process.check()
         return answer_many(self.shared, self.prepare, requests, ahead)
 
@@ -176,7 +178,7 @@ class VLM:
         began = time.perf_counter()
         if not isinstance(options, Mapping):
             raise ConfigError(f"options are of type {type(options).__name__}, expected values by name")
-        media = {k: v for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
+        media = {k: plain_number(k, v) for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
         sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
         params = SamplingParams.from_options(sampling, self.defaults)
         inputs = self.processor(messages, **media)
@@ -254,7 +256,7 @@ class VLM:
 def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
     """One user message: pictures and videos first, then the question."""
     if not isinstance(question, str) or not question.strip():
-        raise PromptError(f"question={question!r} is not a text", hint="Say what you want to know.")
+        raise PromptError(f"question={show(question)} is not a text", hint="Say what you want to know.")
     sources = list(media) if isinstance(media, list | tuple) else [] if media is None else [media]
     content: list[dict[str, Any]] = []
     for source in sources:

@@ -26,6 +26,9 @@ from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.media.sources import describe, open_source
+from pocketvlm.ranges import show
+
+MIN_RATE, MAX_RATE = 1e-5, 10_000  # frames a second: from one a day
 
 Frame = tuple[int, NDArray[np.uint8]]
 
@@ -222,10 +225,10 @@ def open_video(source: object, fps: float | None, limits: MediaLimits, files: bo
 def check_rate(fps: float) -> float:
     """A usable number of frames a second."""
     try:
-        if isinstance(fps, bool) or not 0 < float(fps) <= 10_000:
+        if isinstance(fps, bool) or not MIN_RATE <= float(fps) <= MAX_RATE:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise MediaError(
-            f"fps={fps!r:.40} is no number of frames a second", hint="Expected 0 < fps <= 10000."
+            f"fps={show(fps)} is no number of frames a second", hint=f"Expected {MIN_RATE} to {MAX_RATE}."
         ) from None
     return float(fps)

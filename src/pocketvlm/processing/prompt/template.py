@@ -25,6 +25,7 @@ from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.processing.prompt.messages import MediaPart, check_messages, check_tools
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
+from pocketvlm.ranges import show
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
 # a model's answer that was not parsed carries the calls as text.
@@ -136,7 +137,7 @@ class ChatTemplate:
         """
         for name, value in (("enable_thinking", enable_thinking), ("add_generation_prompt", add_generation_prompt)):
             if not isinstance(value, bool):
-                raise PromptError(f"{name}={value!r:.40} is not true or false")
+                raise PromptError(f"{name}={show(value)} is not true or false")
         conversation = check_messages(messages)
         checked_tools = check_tools(tools)
         guard = self._unused_character(conversation.messages, checked_tools)
