@@ -169,8 +169,8 @@ def stall(vlm: pocketvlm.VLM, args: argparse.Namespace) -> dict[str, Any]:
         before, with_jpegs, counted = time.perf_counter(), False, 0
         tokens = value(vlm, "generation_tokens_total")
         while counted < args.tokens * 40 - 2:
-            vlm._advance(stream._job)
-            stream._job.pieces.clear()
+            vlm.shared.advance(stream._job)
+            stream._job.deltas.clear()
             now, count = time.perf_counter(), value(vlm, "generation_tokens_total")
             if count > tokens:
                 gaps[with_jpegs].append(now - before)

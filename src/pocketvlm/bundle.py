@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.ranges import show
 
 FORMAT = 7  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
@@ -68,13 +69,15 @@ PRESETS: dict[str, Quantization] = {
 
 def parse_quantization(text: str) -> Quantization:
     """A name of `PRESETS`, or parts such as "vision=int8,decoder=int4" (the others stay fp32)."""
-    if text in PRESETS:
+    if isinstance(text, str) and text in PRESETS:
         return PRESETS[text]
-    parts = dict(part.partition("=")[::2] for part in text.split(","))
-    known = {part.name for part in fields(Quantization)}
+    pairs = [part.partition("=")[::2] for part in text.split(",")] if isinstance(text, str) else []
+    parts, known = dict(pairs), {part.name for part in fields(Quantization)}
+    if len(parts) < len(pairs):
+        raise ConfigError(f"quantization={show(text)} names a part twice", hint="Give each part once.")
     if not parts or not known.issuperset(parts):
         raise ConfigError(
-            f"quantization={text!r} is unknown",
+            f"quantization={show(text)} is unknown",
             hint=f"Use auto, {', '.join(PRESETS)}, or parts such as vision=int8,decoder=int4,head=int8.",
         )
     return Quantization(**parts)  # type: ignore[arg-type]  # checked there

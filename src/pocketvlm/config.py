@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import show
 
 # The rate of one view, and what a request may ask for: one rate for all views, or "auto", which gives each its own.
 DownsampleMode = Literal["16x", "4x"]
@@ -35,9 +36,9 @@ LayerType = Literal["linear_attention", "full_attention"]
 def check_downsample_mode(mode: str) -> DownsampleOption:
     """Return `mode` if it is one of `DOWNSAMPLE_OPTIONS`; raise `ConfigError` otherwise."""
     for known in DOWNSAMPLE_OPTIONS:
-        if mode == known:
+        if isinstance(mode, str) and mode == known:
             return known
-    raise ConfigError(f"downsample_mode={mode!r:.40} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_OPTIONS)}.")
+    raise ConfigError(f"downsample_mode={show(mode)} is unknown", hint=f"Use one of {', '.join(DOWNSAMPLE_OPTIONS)}.")
 
 
 def check_auto_token_budget(value: float | None, is_auto: bool) -> float:
@@ -51,7 +52,7 @@ def check_auto_token_budget(value: float | None, is_auto: bool) -> float:
         return AUTO_TOKEN_BUDGET
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 4:
         raise ConfigError(
-            f"auto_token_budget={value!r:.40} is not a number from 1.0 to 4.0",
+            f"auto_token_budget={show(value)} is not a number from 1.0 to 4.0",
             hint="It is the most visual tokens, as a multiple of those that 16x takes.",
         )
     if not is_auto:
@@ -64,15 +65,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def check_device_name(name: str) -> str:
     """Return `name` if it is "auto", "cpu", "cuda" or "cuda:N"; raise `ConfigError` otherwise."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
-        raise ConfigError(f"device={name!r} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", name):
+        raise ConfigError(f"device={show(name)} is unknown", hint="Use 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     return name
 
 
 def check_dtype_name(name: str) -> str:
     """Return `name` if it is "auto" or one of `DTYPES`; raise `ConfigError` otherwise."""
-    if name not in ("auto", *DTYPES):
-        raise ConfigError(f"dtype={name!r} is unknown", hint=f"Use auto, {', '.join(DTYPES)}.")
+    if not isinstance(name, str) or name not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype={show(name)} is unknown", hint=f"Use auto, {', '.join(DTYPES)}.")
     return name
 
 

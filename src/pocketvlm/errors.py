@@ -7,6 +7,8 @@ mistakes only.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class PocketVLMError(ValueError):
     """Base of every error that bad input can cause.
@@ -50,3 +52,8 @@ class MissingExtraError(PocketVLMError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed", hint=f"Install it with: pip install 'pocketvlm[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """To be raised again in another process, it is made again."""
+        return type(self), (self.package, self.extra)

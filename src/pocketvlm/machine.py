@@ -92,3 +92,22 @@ def release_free_memory() -> None:
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)
+
+
+class OwnProcess:
+    """The process that something was made in. A fork of it has none of its threads, and may find their locks taken."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        return os.getpid() == self.pid
+
+    def check(self) -> None:
+        """`RuntimeError` in another process."""
+        if not self.is_here:
+            raise RuntimeError(
+                f"the model was loaded in process {self.pid}, and cannot be used in process {os.getpid()}, a fork "
+                "of it. Call pocketvlm.load in the worker itself."
+            )

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,32 @@ def test_an_event_loop_ends_it_too(checkpoint: Path, drain: bool) -> None:
 
     asyncio.run(ask())
     assert children() == before
+
+
+def test_closing_cancels_no_caller_that_waits_for_a_thread(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task was not cancelled by anybody: it gets an error, and `except Exception` sees it."""
+    began, go_on = threading.Event(), threading.Event()
+
+    async def ask() -> list[object]:
+        model = pocketvlm.load(checkpoint)
+        prepare = model.prepare
+
+        def slow(messages: Any, options: Any) -> Any:
+            began.set()
+            go_on.wait(60)
+            return prepare(messages, options)
+
+        monkeypatch.setattr(model, "prepare", slow)
+        vlm = AsyncVLM(model, workers=1)
+        tasks = [asyncio.create_task(vlm.chat(MESSAGES, max_tokens=2)) for _ in range(4)]
+        await asyncio.to_thread(began.wait, 60)
+        await vlm.close()
+        go_on.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+
+    errors = asyncio.run(ask())
+    assert [type(error) for error in errors] == [RuntimeError] * 4
+    assert all("closed" in str(error) for error in errors)
 
 
 def test_a_program_that_closes_nothing_leaves_no_process(checkpoint: Path) -> None:

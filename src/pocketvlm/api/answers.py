@@ -53,7 +53,7 @@ class Answer:
 
     text: str
     usage: Usage
-    timing: Mapping[str, float]
+    timing: Mapping[str, float] = field(hash=False)
     finish_reason: str
     reasoning: str | None = None
     token_ids: tuple[int, ...] = ()
@@ -62,6 +62,25 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new in one answer. All deltas of an answer, joined, are the answer.
+
+    Attributes:
+        index: which of the request's `n` answers it belongs to.
+        text: of the answer; empty while text may still turn out to be the beginning of a stop string.
+        reasoning: what the model thought first, with `enable_thinking=True`; never part of `text`.
+        logprobs: of the tokens that are new, where they were asked for; their text may come later.
+        finish_reason: as in `Answer`, with the last delta of an answer.
+    """
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
 
 
 class EngineError(RuntimeError):

@@ -1,4 +1,4 @@
-"""The Python face for event loops: many conversations at once on one engine."""
+"""The Python interface for event loops: many conversations at once on one engine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from pocketvlm.api.answers import Answer
+from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.job import Job
+from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.machine import usable_cores
+from pocketvlm.ranges import Range
 
 
 class AsyncVLM:
@@ -29,52 +31,65 @@ class AsyncVLM:
     """
 
     def __init__(self, vlm: VLM, *, max_in_flight: int = 1024, workers: int | None = None) -> None:
+        max_in_flight = Range(int, 1).check("max_in_flight", max_in_flight)
+        workers = Range(int, 1, 1024, nullable=True).check("workers", workers)
+        vlm.shared.process.check()
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
         self._workers = ThreadPoolExecutor(workers or max(1, min(4, usable_cores())), "pocketvlm-prepare")
 
     async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""
-        if not self.engine.is_alive:
-            raise RuntimeError("the engine is closed")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self.vlm.prepare, messages, options)
+        self.engine.check_alive()
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._prepare, messages, options)
 
-    async def run(self, job: Job) -> AsyncGenerator[tuple[int, str], None]:
-        """Answer what was prepared: (index of the choice, new text), text possibly empty at an end."""
-        async with aclosing(self.engine.generate(job.request)) as news:
-            async for output in news:
-                stopped, new = job.take(output)
-                if stopped:
-                    self.engine.finish(job.request, output.index)
+    def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
+        self.engine.check_alive()  # it may have been closed while this waited for a thread
+        return self.vlm.prepare(messages, options)
+
+    async def run(self, job: Job) -> AsyncGenerator[Delta, None]:
+        """Answer what was prepared: what is new, of all `n` answers, as it comes."""
+        async with aclosing(self.engine.generate(job.request)) as outputs:
+            async for output in outputs:
+                delta = job.take(output)
                 if job.error is not None:
                     raise job.error
-                yield output.index, new
+                if delta is not None:
+                    if delta.finish_reason is not None and output.finish_reason is None:
+                        self.engine.finish(job.request, output.index)
+                    yield delta
                 if job.is_done:
                     return
 
     async def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> AsyncGenerator[str, None]:
-        """Text of the first answer, piece by piece. One that is closed early is given up."""
-        async with aclosing(self.run(await self.prepare(messages, **options))) as pieces:
-            async for index, text in pieces:
-                if text and index == 0:
-                    yield text
+        """Text of the first answer, piece by piece, without its reasoning (`run` yields both). One that is closed early
+        is given up."""
+        async with aclosing(self.run(await self.prepare(messages, **options))) as deltas:
+            async for delta in deltas:
+                if delta.text and delta.index == 0:
+                    yield delta.text
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
         """The whole answer."""
         job = await self.prepare(messages, **options)
-        async with aclosing(self.run(job)) as pieces:
-            async for _ in pieces:
+        async with aclosing(self.run(job)) as deltas:
+            async for _ in deltas:
                 pass
         return job.answer()
 
     async def close(self, *, drain: bool = True) -> None:
         """Take no more requests, and end, the model as well: with `drain` when those in flight are done, else now."""
+        if not self.engine.process.is_here:
+            return
         try:
             await asyncio.to_thread(self.engine.close, drain=drain)
         finally:
-            self._workers.shutdown(wait=False, cancel_futures=True)
+            # What waits for a thread is not cancelled: that would look as if its callers had been. It fails by itself.
+            self._workers.shutdown(wait=False)
             await asyncio.to_thread(self.vlm.close)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,6 +16,7 @@ from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError
 from pocketvlm.kernels.onnx_ops import library as compiled_operators
 from pocketvlm.model.checkpoint import count_parameters, load_model
+from pocketvlm.ranges import show
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,9 +36,9 @@ def load_runner(
     progress: Progress | None = None,
 ) -> Runner:
     """Make the model in `directory` (a checkpoint or a bundle) ready; the options are those of `pocketvlm.load`."""
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"runtime={runtime!r} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
-    if quantization != "auto":
+    if not isinstance(runtime, str) or runtime not in RUNTIMES:
+        raise ConfigError(f"runtime={show(runtime)} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
+    if not isinstance(quantization, str) or quantization != "auto":
         parse_quantization(quantization)
     target = choose_device(device)
     number_type = choose_dtype(dtype, target)

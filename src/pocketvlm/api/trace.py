@@ -102,6 +102,7 @@ def trace(vlm: VLM, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 
     Args:
         options: those of pictures (`downsample_mode`, `max_slice_nums`, …).
     """
+    vlm.shared.process.check()
     SamplingParams(max_tokens=max_tokens)
     inputs = vlm.processor(messages, **options)
     if not isinstance(vlm.runner, TorchRunner):

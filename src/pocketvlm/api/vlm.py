@@ -1,39 +1,37 @@
-"""The Python face: `load` a model, then `ask`, `chat`, `stream` or `batch`."""
+"""The Python interface: `load` a model, then `ask`, `chat`, `stream` or `batch`."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from pocketvlm.api.answers import Answer, EngineError
+from pocketvlm.api.answers import Answer
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
+from pocketvlm.api.many import answer_many
+from pocketvlm.api.shared_engine import Progress, SharedEngine, refuse_to_travel
+from pocketvlm.api.stream import Stream
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Request
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.errors import ConfigError, PocketVLMError, PromptError
-from pocketvlm.machine import usable_cores
+from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
+from pocketvlm.ranges import Range, plain_number, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
 
-logger = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 Key = TypeVar("Key", bound=Hashable)
 PROMPT_OPTIONS = (
     "downsample_mode",
@@ -97,15 +95,13 @@ class VLM:
         *,
         engine_config: EngineConfig | None = None,
     ) -> None:
+        if not (engine_config is None or isinstance(engine_config, EngineConfig)):
+            raise ConfigError(f"engine_config is of type {type(engine_config).__name__}, expected an EngineConfig")
         self.runner, self.processor, self.name = runner, processor, name
         self.config = runner.config
         self.defaults = dict(defaults)
         self.engine = Engine(runner, engine_config)
-        #: Called with (what, done, in all) during long prefills; None is silent.
-        self.progress: Progress | None = None
-        self._jobs: dict[Request, Job] = {}
-        self._given_up: deque[Job] = deque()
-        self._one_at_a_time = threading.Lock()
+        self.shared = SharedEngine(self.engine)
         self._numbers = itertools.count()
         self._grammars: GrammarCompiler | None = None
         self._making_grammars, self._closed = threading.Lock(), False
@@ -129,14 +125,18 @@ class VLM:
     def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream:
         """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end.
 
-        With `num_beams` above 1 all text comes at the end, in one piece: until then no beam is the answer. With `n`
-        above 1 it is the text of the first answer. Several streams may be read in turns or from several threads: they
-        run together.
+        Reasoning (`enable_thinking=True`) is no part of that text: iterate over `.deltas()` of the result for it, for
+        log probabilities and for the other answers with `n` above 1. With `num_beams` above 1 everything comes at the
+        end, in one piece: until then no beam is the answer. Several streams may be read in turns or from several
+        threads: they run together.
         """
-        return Stream(self, self.prepare(messages, options))
+        return Stream(self.shared, self.prepare(messages, options))
 
     def batch(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[Answer]:
         """Answer several conversations together, in order; greedy answers equal those one by one."""
+        if isinstance(conversations, str | Mapping) or not isinstance(conversations, Iterable):
+            kind = type(conversations).__name__
+            raise PromptError(f"conversations are of type {kind}", hint="Give a list of lists of messages.")
         found: dict[int, Answer] = {}
         requests = ((i, messages, options) for i, messages in enumerate(conversations))
         with closing(self.as_completed(requests)) as completed:
@@ -164,52 +164,21 @@ class VLM:
         Yields:
             each key with its answers (`n` of them), or with the error of that request alone: `PocketVLMError` where it
             cannot be honoured, `EngineError` or what else went wrong where it was lost.
+
+        Raises:
+            PromptError: an item of `requests` is no such triple; all that were read before it are answered first.
         """
-        if ahead < 1:
-            raise ConfigError(f"ahead={ahead} is below 1")
-        source = iter(requests)
-        preparing: dict[Future[Job], Key] = {}
-        running: dict[Job, Key] = {}
-        exhausted = False
-        workers = ThreadPoolExecutor(max(1, min(4, usable_cores())), "pocketvlm-prepare")
-        try:
-            while True:
-                while not exhausted and len(preparing) + len(running) < ahead:
-                    if (following := next(source, None)) is None:
-                        exhausted = True
-                        break
-                    key, messages, options = following
-                    preparing[workers.submit(self.prepare, messages, options)] = key
-                for future in [future for future in preparing if future.done()]:
-                    key = preparing.pop(future)
-                    try:
-                        job = future.result()
-                        self._submit(job)
-                    except Exception as error:  # of this request alone, whatever it is
-                        if not isinstance(error, PocketVLMError):
-                            logger.exception("a request could not be prepared")
-                        yield key, error
-                    else:
-                        running[job] = key
-                if running:
-                    oldest = next(iter(running))
-                    oldest.pieces.clear()  # nobody reads them here
-                    self._advance(oldest)
-                    for job in [job for job in running if job.is_done]:
-                        yield running.pop(job), job.error or job.answers()
-                elif preparing:
-                    wait(preparing, return_when=FIRST_COMPLETED)
-                elif exhausted:
-                    return
-        finally:
-            workers.shutdown(wait=False, cancel_futures=True)
-            self._given_up.extend(running)
+        ahead = Range(int, 1).check("ahead", ahead)
+        self.shared.process.check()
+        return answer_many(self.shared, self.prepare, requests, ahead)
 
     def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
         """Check a conversation and make it ready for the engine; safe in any thread. `RuntimeError` once closed."""
         self._check_open()
         began = time.perf_counter()
-        media = {k: v for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
+        if not isinstance(options, Mapping):
+            raise ConfigError(f"options are of type {type(options).__name__}, expected values by name")
+        media = {k: plain_number(k, v) for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
         sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
         params = SamplingParams.from_options(sampling, self.defaults)
         inputs = self.processor(messages, **media)
@@ -245,12 +214,17 @@ class VLM:
     def close(self) -> None:
         """Take no more requests and end the processes that were started for them; safe from any thread, and again.
 
-        A stream that is under way may still be read to its end.
+        A stream that is under way may still be read to its end. In a forked child it does nothing: all is the parent's.
         """
+        if not self.shared.process.is_here:
+            return
         with self._making_grammars:
             self._closed = True
             if self._grammars is not None:
                 self._grammars.close()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_travel(self)
 
     def __enter__(self) -> Self:
         return self
@@ -258,91 +232,31 @@ class VLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def progress(self) -> Progress | None:
+        """Called with (what, done, in all) during long prefills; None is silent."""
+        return self.shared.progress
+
+    @progress.setter
+    def progress(self, report: Progress | None) -> None:
+        self.shared.progress = report
+
     def _check_open(self) -> None:
+        self.shared.process.check()
         if self._closed:
             raise RuntimeError("the model is closed")
 
-    def _submit(self, job: Job) -> None:
-        with self._one_at_a_time:
-            job.request.arrival = time.monotonic()
-            self.engine.add(job.request)
-            self._jobs[job.request] = job
-
-    def _advance(self, job: Job) -> None:
-        """One step of the engine, unless another thread's step has brought `job` further meanwhile."""
-        with self._one_at_a_time:
-            while self._given_up:
-                lost = self._given_up.popleft()
-                self.engine.abort(lost.request)
-                self._jobs.pop(lost.request, None)
-            if job.is_done or job.pieces:
-                return
-            if not self.engine.has_work:
-                job.error = EngineError("the engine lost this request")
-            for output in self.engine.step():
-                if (owner := self._jobs.get(output.request)) is None:
-                    continue
-                stopped, new = owner.take(output)
-                if stopped:
-                    self.engine.finish(output.request, output.index)
-                if new and output.index == 0:
-                    owner.pieces.append(new)
-                if owner.is_done:
-                    del self._jobs[output.request]
-                    if owner.error is not None:
-                        self.engine.abort(owner.request)
-        if self.progress is not None and not job.is_done:
-            first, total = job.request.sequences[0], job.request.prompt_tokens
-            if not first.output_ids:
-                self.progress("Reading the prompt", min(first.computed, total), total)
-
     def _complete(self, job: Job) -> Answer:
-        stream = Stream(self, job)
+        stream = Stream(self.shared, job)
         for _ in stream:
             pass
         return stream.answer
 
 
-class Stream:
-    """Text of an answer as it is generated. One that is not read to its end is given up with its object."""
-
-    def __init__(self, vlm: VLM, job: Job) -> None:
-        self._vlm, self._job = vlm, job
-        vlm._submit(job)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        job = self._job
-        while not job.pieces and not job.is_done:
-            self._vlm._advance(job)
-        if job.pieces:
-            return job.pieces.popleft()
-        if job.error is not None:
-            raise job.error
-        raise StopIteration
-
-    def close(self) -> None:
-        """Give the answer up."""
-        if not self._job.is_done:
-            self._vlm._given_up.append(self._job)  # taken up with the next step: this may run in the middle of one
-
-    def __del__(self) -> None:
-        self.close()
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer; `PromptError` while text is still to come."""
-        if not self._job.is_done:
-            raise PromptError("the answer is not complete yet", hint="Iterate over the stream first.")
-        return self._job.answer()
-
-
 def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
     """One user message: pictures and videos first, then the question."""
     if not isinstance(question, str) or not question.strip():
-        raise PromptError(f"question={question!r} is not a text", hint="Say what you want to know.")
+        raise PromptError(f"question={show(question)} is not a text", hint="Say what you want to know.")
     sources = list(media) if isinstance(media, list | tuple) else [] if media is None else [media]
     content: list[dict[str, Any]] = []
     for source in sources:

@@ -1,50 +1,56 @@
-"""An engine in a thread of its own, for event loops: requests in, `async for` their news out.
+"""An engine in a thread of its own, for event loops: requests in, `async for` their outputs out.
 
-Orders (add, finish, abort) wait in a queue and are carried out between steps. News of a step are handed to each event
-loop in one call. A reader that is slow or gone holds nothing up: what it has not read waits with its stream, and a
-stream that is closed early gives its request up.
+Orders (add, finish, abort) wait in a queue and are carried out between steps. Outputs of a step are handed to each
+event loop in one call. A reader that is slow or gone holds nothing up: what it has not read waits with its stream, and
+a stream that is closed early gives its request up. However the thread ends, every stream ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.request import Output, Request
+from pocketvlm.engine.request import FinishReason, Output, Request
 from pocketvlm.errors import QueueFullError
+from pocketvlm.machine import OwnProcess
 
+logger = logging.getLogger(__name__)
 Order = Callable[[], None]
 
 
 class OutputStream:
-    """News of one request, for one event loop."""
+    """Outputs of one request, for one event loop; used within it.
+
+    Attributes:
+        ended: nothing more will come.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.loop = asyncio.get_running_loop()
-        self.news: deque[Output] = deque()
-        self.open_choices = set(range(request.params.n))
+        self.outputs: deque[Output] = deque()
+        self.ended = False
         self._more = asyncio.Event()
 
-    def put(self, output: Output) -> None:
-        """Within the event loop."""
-        self.news.append(output)
+    def put(self, outputs: Sequence[Output], is_last: bool) -> None:
+        self.outputs.extend(outputs)
+        self.ended |= is_last
         self._more.set()
 
-    async def next(self) -> Output:
-        while not self.news:
+    async def next(self) -> Output | None:
+        """The next output; None at the end."""
+        while not self.outputs and not self.ended:
             self._more.clear()
             await self._more.wait()
-        output = self.news.popleft()
-        if output.finish_reason is not None:
-            self.open_choices.discard(output.index)
-        return output
+        return self.outputs.popleft() if self.outputs else None
 
 
 class AsyncEngine:
@@ -57,8 +63,11 @@ class AsyncEngine:
         self.engine, self.max_in_flight = engine, max_in_flight
         self.streams: dict[Request, OutputStream] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._held: deque[Request] = deque()  # taken, and waiting for room in the engine's own queue
         self._in_flight = 0
-        self._closing = False
+        self._lock = threading.Lock()  # of the two above and below: no request is taken that nobody would see
+        self._closing, self._fault = False, ""
+        self.process = OwnProcess()
         self._thread = threading.Thread(target=self._run, name="pocketvlm-engine", daemon=True)
         self._thread.start()
 
@@ -67,47 +76,63 @@ class AsyncEngine:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._closing
 
+    def check_alive(self) -> None:
+        """`RuntimeError` when no requests are taken, and in a forked child, which does not have the thread."""
+        self.process.check()
+        if not self.is_alive:
+            raise RuntimeError(self._fault or "the engine is closed")
+
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
-        """News of a request until all its answers have ended.
+        """Outputs of a request until all its answers have ended.
 
         Raises:
             QueueFullError: too many requests are in flight; try again later.
             PocketVLMError: the request can never be honoured.
             RuntimeError: the engine is closed.
         """
-        if not self.is_alive:
-            raise RuntimeError("the engine is closed")
-        if self._in_flight >= self.max_in_flight:
-            self.engine.metrics.rejections.labels("queue_full").inc()
-            raise QueueFullError(f"{self.max_in_flight} requests are in flight", hint="Try again later.")
+        self.check_alive()
         self.engine.check(request)
         stream = OutputStream(request)
-        self._in_flight += 1
+        self._take(stream)
         try:
-            self._orders.put(lambda: self._add(request, stream))
-            while stream.open_choices:
-                yield await stream.next()
+            while (output := await stream.next()) is not None:
+                yield output
         finally:
-            self._in_flight -= 1
-            if stream.open_choices:
+            with self._lock:
+                self._in_flight -= 1
+            if not stream.ended:
                 self._orders.put(lambda: self._abort(request))
+
+    def _take(self, stream: OutputStream) -> None:
+        with self._lock:
+            self.check_alive()  # a thread that closes has not taken its last order yet
+            if self._in_flight >= self.max_in_flight:
+                self.engine.metrics.rejections.labels("queue_full").inc()
+                raise QueueFullError(f"{self.max_in_flight} requests are in flight", hint="Try again later.")
+            self._in_flight += 1
+            self.streams[stream.request] = stream
+            self._orders.put(lambda: self._held.append(stream.request))
 
     def finish(self, request: Request, index: int) -> None:
         """End one answer whose reader saw a stop string."""
 
         def order() -> None:
             self.engine.finish(request, index)
-            if request.is_finished:
-                self.streams.pop(request, None)
+            if request.is_finished and (stream := self.streams.pop(request, None)) is not None:
+                self._hand_over(stream, (), is_last=True)
 
         self._orders.put(order)
 
     def close(self, *, drain: bool = True) -> None:
-        """Take no more requests, and end: with `drain` when those in flight are done, else now."""
-        self._closing = True
-        if not drain:
-            self._orders.put(self._abort_all)
-        self._orders.put(None)
+        """Take no more requests, and end: with `drain` when those in flight are done, else now. A forked child, which
+        has no such thread, ends nothing."""
+        if not self.process.is_here:
+            return
+        with self._lock:
+            self._closing = True
+            if not drain:
+                self._orders.put(self._abort_all)
+            self._orders.put(None)
         self._thread.join()
 
     async def __aenter__(self) -> Self:
@@ -119,6 +144,18 @@ class AsyncEngine:
         await asyncio.to_thread(self.close, drain=error is None)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            logger.critical("the engine's thread has ended", exc_info=error)
+            self._fault = f"the engine failed ({type(error).__name__}) and takes no more requests"
+        finally:
+            with self._lock:
+                self._closing = True
+            for request in list(self.streams):
+                self._lose(request, "error", self._fault or "the engine was closed")
+
+    def _serve(self) -> None:
         last = False
         while True:
             while not last and (not self.engine.has_work or not self._orders.empty()):
@@ -127,55 +164,64 @@ class AsyncEngine:
                     last = True
                 else:
                     order()
+                    self._admit()
             while last and not self._orders.empty():
                 if (order := self._orders.get()) is not None:
                     order()
+            self._admit()
             if not self.engine.has_work:
                 return
             self._tell(self.engine.step())
 
-    def _add(self, request: Request, stream: OutputStream) -> None:
-        try:
-            self.engine.add(request)
-        except Exception as error:  # its own fault, found late: the stream says so
-            self._hand_over(
-                stream, [Output(request, i, finish_reason="error", error=str(error)) for i in range(request.params.n)]
-            )
-        else:
-            self.streams[request] = stream
+    def _admit(self) -> None:
+        """Those that wait for room go in, in order, as far as there is any."""
+        while self._held and self.engine.has_room:
+            request = self._held.popleft()
+            try:
+                self.engine.add(request)
+            except Exception as error:  # its own fault, found late: the stream says so
+                self._lose(request, "error", str(error))
+        now = time.monotonic()
+        for request in [one for one in self._held if one.deadline is not None and now >= one.deadline]:
+            self._held.remove(request)
+            self._lose(request, "abort", "the deadline has passed")
 
     def _abort(self, request: Request) -> None:
         self.engine.abort(request)
         self.streams.pop(request, None)
+        if request in self._held:
+            self._held.remove(request)
 
     def _abort_all(self) -> None:
-        lost = [
-            Output(sequence.request, sequence.index, finish_reason="abort", error="the engine was closed")
-            for request in self.streams
-            for sequence in request.sequences
-            if sequence.finish_reason is None
-        ]
+        self._held.clear()
         for request in list(self.streams):
+            self._lose(request, "abort", "the engine was closed")
             self.engine.abort(request)
-        self._tell(lost)
+
+    def _lose(self, request: Request, reason: FinishReason, error: str) -> None:
+        """Tell a stream that those of its answers that have not ended never will."""
+        if (stream := self.streams.pop(request, None)) is not None:
+            ended = {sequence.index for sequence in request.sequences if sequence.finish_reason is not None}
+            lost = [i for i in range(request.params.n) if i not in ended]
+            outputs = [Output(request, i, finish_reason=reason, error=error) for i in lost]
+            self._hand_over(stream, outputs, is_last=True)
 
     def _tell(self, outputs: list[Output]) -> None:
         by_stream: dict[OutputStream, list[Output]] = {}
         for output in outputs:
             if (stream := self.streams.get(output.request)) is not None:
                 by_stream.setdefault(stream, []).append(output)
-        for stream, news in by_stream.items():
-            self._hand_over(stream, news)
-            if stream.request.is_finished:
+        for stream, own in by_stream.items():
+            if is_last := stream.request.is_finished:
                 self.streams.pop(stream.request, None)
+            if not self._hand_over(stream, own, is_last=is_last) and not is_last:
+                self._abort(stream.request)
 
     @staticmethod
-    def _hand_over(stream: OutputStream, news: list[Output]) -> None:
-        def put() -> None:
-            for output in news:
-                stream.put(output)
-
+    def _hand_over(stream: OutputStream, outputs: Sequence[Output], *, is_last: bool) -> bool:
+        """False where there is no one left to read."""
         try:
-            stream.loop.call_soon_threadsafe(put)
+            stream.loop.call_soon_threadsafe(stream.put, outputs, is_last)
         except RuntimeError:  # its loop has ended, and its reader with it
-            return
+            return False
+        return True

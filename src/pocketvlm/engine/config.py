@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, get_args
 
@@ -12,19 +13,22 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.machine import memory_bytes
 from pocketvlm.model.cache.base import state_bytes, token_bytes
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
+from pocketvlm.ranges import Range, check_all, show
 
 MAX_SEQS = {"cpu": 16, "cuda": 256}
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
 PREFIX_SHARE, MAX_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
 ENCODER_SHARE, MAX_ENCODER = 0.01, 2**28
 MIB = 2**20
-LEAST = {  # what each budget may be at least
-    "max_num_seqs": 1,
-    "max_num_batched_tokens": 1,
-    "cache_memory": 1,
-    "prefix_cache_memory": 0,
-    "encoder_cache_memory": 0,
-    "max_waiting": 1,
+# Every option that is a number or a flag. Budgets that a machine does not have are cut by what `Sizes` makes of them.
+RANGES: Mapping[str, Range] = {
+    "max_num_seqs": Range(int, 1, nullable=True),
+    "max_num_batched_tokens": Range(int, 1, nullable=True),
+    "cache_memory": Range(int, 1, nullable=True),
+    "prefix_cache_memory": Range(int, 0, nullable=True),
+    "encoder_cache_memory": Range(int, 0, nullable=True),
+    "max_waiting": Range(int, 1),
+    "enforce_eager": Range(bool),
 }
 
 
@@ -40,7 +44,7 @@ class EngineConfig:
         prefix_cache_memory: bytes for prefixes of prompts that are kept; a twentieth, up to 1 GiB, on CUDA 4; 0
             keeps none.
         encoder_cache_memory: bytes for features of pictures; a hundredth, up to 256 MiB.
-        max_waiting: requests in the queue; one more is refused.
+        max_waiting: requests in the queue; the engine refuses one more, callers of `VLM` and `AsyncVLM` wait for room.
         cache_layout: "paged": keys and values in blocks that sequences share; "contiguous": a part of one buffer for
             each. On CUDA paged; ONNX Runtime has the other only.
         enforce_eager: no CUDA graphs.
@@ -56,14 +60,10 @@ class EngineConfig:
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:
-        if self.cache_layout not in (None, *get_args(CacheLayout)):
-            raise ConfigError(f"cache_layout={self.cache_layout!r:.40} is neither 'paged' nor 'contiguous'")
-        if not isinstance(self.enforce_eager, bool):
-            raise ConfigError(f"enforce_eager={self.enforce_eager!r:.40} is neither True nor False")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"{name}={value!r:.40} is not an integer of at least {least}")
+        check_all(RANGES, self)
+        layout = self.cache_layout
+        if layout is not None and not (isinstance(layout, str) and layout in get_args(CacheLayout)):
+            raise ConfigError(f"cache_layout={show(layout)} is neither 'paged' nor 'contiguous'")
 
 
 @dataclass(frozen=True)

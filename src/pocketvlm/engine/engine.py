@@ -61,6 +61,11 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.requests or self._lost)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue takes one more request."""
+        return len(self.scheduler.waiting) < self.config.max_waiting
+
     def check(self, request: Request) -> None:
         """Raise the user's mistakes: a prompt that cannot fit, more beams than slots, a token that does not exist."""
         params = request.params
@@ -77,7 +82,7 @@ class Engine:
         self.check(request)
         if request.request_id in self.requests:
             raise ConfigError(f"a request {request.request_id!r} is already here")
-        if len(self.scheduler.waiting) >= self.config.max_waiting:
+        if not self.has_room:
             self.metrics.rejections.labels("queue_full").inc()
             raise QueueFullError(f"{self.config.max_waiting} requests are waiting", hint="Try again later.")
         self.scheduler.add_request(request)

@@ -98,7 +98,7 @@ class GrammarWorker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
         )
-        self._end = weakref.finalize(self, _end, process)
+        self._end = weakref.finalize(self, _end, process, os.getpid())
         self._process, self._ready = process, False
 
     def _ask(self, question: Any, seconds: float) -> Any:
@@ -125,7 +125,9 @@ class GrammarWorker:
             timer.cancel()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], parent: int) -> None:
+    if os.getpid() != parent:  # a fork that ends leaves the process to those that started it
+        return
     process.kill()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from pocketvlm.errors import CheckpointError
+from pocketvlm.ranges import show
 
 EMBEDDED = ("nano",)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,6 +23,8 @@ def resolve(model: str | Path) -> Path:
     Raises:
         CheckpointError: no such directory, or the hub has no such model or cannot be reached.
     """
+    if not isinstance(model, str | Path):
+        raise CheckpointError(f"model={show(model)} is neither a name nor a path", hint="Use 'nano', for instance.")
     try:
         path = Path(model).expanduser()
         is_directory, exists = path.is_dir(), path.exists()

@@ -30,6 +30,7 @@ from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
+from pocketvlm.ranges import show
 
 
 class Processor:
@@ -207,10 +208,10 @@ class Processor:
     def _modes(self, given: DownsampleOption | Sequence[DownsampleOption] | None, count: int) -> list[DownsampleOption]:
         """One mode for each medium."""
         if given is None or isinstance(given, str):
-            return [check_downsample_mode(given or self.model_config.downsample_mode)] * count
+            return [check_downsample_mode(self.model_config.downsample_mode if given is None else given)] * count
         if not isinstance(given, (list, tuple)) or len(given) != count:
             raise ConfigError(
-                f"downsample_mode={given!r:.60} does not fit a prompt with {count} pictures and videos",
+                f"downsample_mode={show(given, 60)} does not fit a prompt with {count} pictures and videos",
                 hint="Give one mode, or one for each of them in order.",
             )
         return [check_downsample_mode(mode) for mode in given]
@@ -252,5 +253,5 @@ def _flag(name: str, value: bool | None, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r:.40} is not true or false")
+        raise ConfigError(f"{name}={show(value)} is not true or false")
     return value

@@ -9,17 +9,39 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import Range, check_all, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
-MAX_BEAMS = 64
-MAX_ANSWERS = 64
-MAX_LOOKUP = 64
 MAX_LOGPROBS = 20
 MAX_BIASED = 1024
 MAX_STOP_STRINGS, MAX_STOP_LENGTH = 16, 256
 MAX_STOP_TOKEN_IDS = 1024
+
+# Every option that is a number or a flag. What the others may be stands in their own checks below.
+RANGES: Mapping[str, Range] = {
+    "temperature": Range(float, 0, 100),
+    "top_k": Range(int, -1),
+    "top_p": Range(float, 0, 1, is_open=True),
+    "min_p": Range(float, 0, 1),
+    # Scores are divided by it: further down they are no numbers any more.
+    "repetition_penalty": Range(float, 0.01, 100),
+    "frequency_penalty": Range(float, -2, 2),
+    "presence_penalty": Range(float, -2, 2),
+    "seed": Range(int, -(2**63), nullable=True),
+    "n": Range(int, 1, 64),
+    "ignore_eos": Range(bool),
+    "max_tokens": Range(int, 1),
+    "min_tokens": Range(int, 0),
+    "logprobs": Range(int, 0, MAX_LOGPROBS, nullable=True),
+    "num_beams": Range(int, 1, 64),
+    "length_penalty": Range(float, -10, 10),
+    "early_stopping": Range(bool),
+    "prompt_lookup_num_tokens": Range(int, 0, 64),
+}
+TOKEN_ID = Range(int, 0, 2**31 - 1)
+BIAS = Range(float, -100, 100)
 
 # What beam search cannot honour, each with the value that asks for nothing.
 BESIDE_BEAMS: dict[str, Any] = {
@@ -32,10 +54,6 @@ BESIDE_BEAMS: dict[str, Any] = {
     "min_tokens": 0,
     "structured_outputs": None,
 }
-
-
-def _is_token(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,29 +112,7 @@ class SamplingParams:
     prompt_lookup_num_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._check("temperature", self.temperature, 0, 100)
-        self._check("top_p", self.top_p, 0, 1, above=True)
-        self._check("min_p", self.min_p, 0, 1)
-        self._check("repetition_penalty", self.repetition_penalty, 0, 100, above=True)
-        self._check("frequency_penalty", self.frequency_penalty, -2, 2)
-        self._check("presence_penalty", self.presence_penalty, -2, 2)
-        self._check("length_penalty", self.length_penalty, -10, 10)
-        for name, least, most in (
-            ("top_k", -1, 2**31),
-            ("max_tokens", 1, 2**31),
-            ("min_tokens", 0, 2**31),
-            ("n", 1, MAX_ANSWERS),
-            ("num_beams", 1, MAX_BEAMS),
-            ("prompt_lookup_num_tokens", 0, MAX_LOOKUP),
-        ):
-            self._check_integer(name, getattr(self, name), least, most)
-        if self.logprobs is not None:
-            self._check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
-            raise ConfigError(f"seed={self.seed!r:.40} is not an integer")
-        for name in ("early_stopping", "ignore_eos"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ConfigError(f"{name}={value!r:.40} is neither True nor False")
+        check_all(RANGES, self)
         if self.min_tokens > self.max_tokens:
             raise ConfigError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
         self._check_stop()
@@ -131,35 +127,36 @@ class SamplingParams:
 
     def _check_stop(self) -> None:
         if not (self.stop is None or isinstance(self.stop, str | list | tuple)):
-            raise ConfigError(f"stop={self.stop!r:.80} is neither a string nor a list of strings")
+            raise ConfigError(f"stop={show(self.stop, 80)} is neither a string nor a list of strings")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         for string in stop:
             if not isinstance(string, str) or not string or len(string) > MAX_STOP_LENGTH:
-                raise ConfigError(f"stop={string!r:.80} is not a string of 1 to {MAX_STOP_LENGTH} characters")
+                raise ConfigError(f"stop={show(string, 80)} is not a string of 1 to {MAX_STOP_LENGTH} characters")
         if len(stop) > MAX_STOP_STRINGS:
             raise ConfigError(f"{len(stop)} stop strings were given, at most {MAX_STOP_STRINGS} are allowed")
         ids = self.stop_token_ids
-        if not isinstance(ids, list | tuple) or not all(map(_is_token, ids)):
-            raise ConfigError(f"stop_token_ids={ids!r:.80} is not a list of token ids")
+        if not isinstance(ids, list | tuple):
+            raise ConfigError(f"stop_token_ids={show(ids, 80)} is not a list of token ids")
         if len(ids) > MAX_STOP_TOKEN_IDS:
             raise ConfigError(f"stop_token_ids has {len(ids)} entries, at most {MAX_STOP_TOKEN_IDS} are allowed")
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(ids))
+        object.__setattr__(self, "stop_token_ids", tuple(TOKEN_ID.check("a token of stop_token_ids", t) for t in ids))
 
     def _check_bias(self) -> None:
         if self.logit_bias is None:
             return
+        given: Any = self.logit_bias
         try:
-            bias = dict(self.logit_bias)
+            pairs = [(token, value) for token, value in (given.items() if isinstance(given, Mapping) else given)]
         except (TypeError, ValueError):
-            bias = None
-        if bias is None or not all(map(_is_token, bias)):
-            raise ConfigError(f"logit_bias={self.logit_bias!r:.80} does not give numbers by token id")
+            raise ConfigError(f"logit_bias={show(given, 80)} does not give numbers by token id") from None
+        bias = {TOKEN_ID.check("a token of logit_bias", token): value for token, value in pairs}
         if len(bias) > MAX_BIASED:
             raise ConfigError(f"logit_bias has {len(bias)} entries, at most {MAX_BIASED} are allowed")
-        for token, value in bias.items():
-            self._check(f"logit_bias of token {token}", value, -100, 100)
-        object.__setattr__(self, "logit_bias", tuple(sorted(bias.items())) or None)
+        if len(bias) < len(pairs):
+            raise ConfigError("logit_bias names a token twice")
+        checked = {token: BIAS.check(f"logit_bias of token {token}", value) for token, value in bias.items()}
+        object.__setattr__(self, "logit_bias", tuple(sorted(checked.items())) or None)
 
     def _check_structure(self) -> None:
         if self.structured_outputs is None:
@@ -168,7 +165,7 @@ class SamplingParams:
 
         if not isinstance(self.structured_outputs, StructuredOutputs):
             raise ConfigError(
-                f"structured_outputs={self.structured_outputs!r:.80} is not a StructuredOutputs",
+                f"structured_outputs={show(self.structured_outputs, 80)} is not a StructuredOutputs",
                 hint="Make one of a JSON schema, a regular expression, a list of choices or a grammar.",
             )
 
@@ -205,26 +202,15 @@ class SamplingParams:
                 hint="Leave stop out, or set num_beams=1.",
             )
 
-    @staticmethod
-    def _check(name: str, value: Any, low: float, high: float, *, above: bool = False) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        # Compared the right way round, NaN fails too.
-        if not number or not low <= value <= high or (above and value == low):
-            raise ConfigError(f"{name}={value!r:.40} is not a number {'above' if above else 'from'} {low} to {high}")
-
-    @staticmethod
-    def _check_integer(name: str, value: Any, least: int, most: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            wanted = f"at least {least}" if most == 2**31 else f"{least} to {most}"
-            raise ConfigError(f"{name}={value!r:.40} is not an integer of {wanted}")
-
     @classmethod
     def from_options(cls, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Self:
         """Options over a checkpoint's defaults; `ConfigError` names an option that does not exist."""
         known = {f.name for f in fields(cls)}
         for name in options:
             if name not in known:
-                raise ConfigError(f"option {name!r} is unknown", hint=f"Sampling options: {', '.join(sorted(known))}.")
+                raise ConfigError(
+                    f"option {show(name)} is unknown", hint=f"Sampling options: {', '.join(sorted(known))}."
+                )
         return cls(**{**defaults, **{k: v for k, v in options.items() if v is not None}})
 
     @staticmethod
@@ -238,6 +224,15 @@ class SamplingParams:
 
     @classmethod
     def defaults_in(cls, directory: Path) -> dict[str, Any]:
-        """`defaults_of` a checkpoint directory; greedy where it has no `generation_config.json`."""
+        """`defaults_of` a checkpoint directory; greedy where it has no `generation_config.json`.
+
+        Raises:
+            ConfigError: values that no request could be answered with.
+        """
         file = directory / "generation_config.json"
-        return cls.defaults_of(read_json(file) if file.is_file() else {})
+        defaults = cls.defaults_of(read_json(file) if file.is_file() else {})
+        try:
+            cls(**defaults)  # now, not with every request
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+        return defaults

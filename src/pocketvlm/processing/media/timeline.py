@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from pocketvlm.errors import MediaError
+from pocketvlm.ranges import show
 
+MIN_RATE, MAX_RATE = 1e-5, 10_000  # frames a second: from one a day
 _ROUNDING = 1e-6  # seconds by which a time may miss the frame it means
 
 
@@ -65,10 +67,10 @@ class Timeline:
 def check_rate(fps: float) -> float:
     """A usable number of frames a second."""
     try:
-        if isinstance(fps, bool) or not 0 < float(fps) <= 10_000:
+        if isinstance(fps, bool) or not MIN_RATE <= float(fps) <= MAX_RATE:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise MediaError(
-            f"fps={fps!r:.40} is no number of frames a second", hint="Expected 0 < fps <= 10000."
+            f"fps={show(fps)} is no number of frames a second", hint=f"Expected {MIN_RATE} to {MAX_RATE}."
         ) from None
     return float(fps)

@@ -20,6 +20,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.timeline import Timeline
 from pocketvlm.processing.media.video_reader import FrameReader, open_video
 from pocketvlm.processing.patches.image import CutImage, ImageViews, cut_image, finish_images
+from pocketvlm.ranges import show
 
 _DEFAULT_LIMITS = MediaLimits()
 _GAP = 6  # pixels between the frames of a composite
@@ -247,11 +248,11 @@ def _canvas_size(shape: tuple[int, ...], count: int) -> tuple[int, int]:
 def check_positive(name: str, value: int) -> int:
     """Return `value` if it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r:.40} is not a positive integer")
+        raise ConfigError(f"{name}={show(value)} is not a positive integer")
     return value
 
 
 def _check_stack(value: int) -> int:
     if check_positive("stack_frames", value) > MAX_STACK_FRAMES:
-        raise ConfigError(f"stack_frames={value} is too many", hint=f"At most {MAX_STACK_FRAMES} are possible.")
+        raise ConfigError(f"stack_frames={show(value)} is too many", hint=f"At most {MAX_STACK_FRAMES} are possible.")
     return value

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
@@ -267,7 +268,8 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
 
 def _fps(part: Mapping[str, Any], where: str) -> float | None:
     fps = part.get("fps")
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float))):
+    is_number = isinstance(fps, Real) and not isinstance(fps, bool)
+    if fps is not None and not is_number:
         raise PromptError(f"{where}.fps is {show(fps)}, expected a number")
     return fps
 

@@ -1,0 +1,109 @@
+"""Tokens of one answer → the text and the reasoning that are certain, as they grow.
+
+What may turn out to be the beginning of a stop string, or of the tag that ends the reasoning, is held back until it is
+known what it is. How tokens are spread over calls changes nothing of what comes out in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pocketvlm.api.answers import TokenLogprob
+from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer
+
+REASONING_ENDS = "</think>"
+
+
+class ReasoningSplitter:
+    """Text that begins with reasoning, cut at the first `</think>`.
+
+    Reasoning loses the white space at both of its ends, the answer the newlines at its beginning. Without the tag all
+    of the text is reasoning.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._is_open, self._has_reasoning, self._has_text = True, False, False
+
+    def add(self, new: str, is_last: bool) -> tuple[str, str]:
+        """Take more text; returns the reasoning and the answer's text that have become certain."""
+        if not self._is_open:
+            return "", self._answer(new)
+        thought, tag, rest = (self._held + new).partition(REASONING_ENDS)
+        self._is_open = not tag
+        if not self._has_reasoning:
+            thought = thought.lstrip()
+        certain = thought if tag or is_last else thought[: len(thought) - overlap(thought, REASONING_ENDS)]
+        certain = certain.rstrip()  # white space may be the last of it
+        self._held = thought[len(certain) :]
+        self._has_reasoning |= bool(certain)
+        return certain, self._answer(rest)
+
+    def _answer(self, text: str) -> str:
+        if not self._has_text:
+            text = text.lstrip("\n")
+            self._has_text = bool(text)
+        return text
+
+
+@dataclass
+class Choice:
+    """One answer as it grows.
+
+    Attributes:
+        stops: strings that end it, wherever they come, in its reasoning too.
+        splitter: None for answers without reasoning.
+        held: text that may be the beginning of a stop string.
+        texts, reasonings: what has become certain, in pieces.
+    """
+
+    detokenizer: IncrementalDetokenizer
+    stops: Sequence[str] = ()
+    splitter: ReasoningSplitter | None = None
+    held: str = ""
+    texts: list[str] = field(default_factory=list)
+    reasonings: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, tokens: Sequence[int], is_last: bool) -> tuple[str, str, bool]:
+        """Take tokens; returns the reasoning and the text that are new, and whether a stop string has ended them."""
+        text = self.held + "".join(map(self.detokenizer.add, tokens))
+        if is_last:
+            text += self.detokenizer.flush()
+        stop = first_stop(text, self.stops)
+        if stop is not None:
+            certain, self.held = text[:stop], ""
+        else:
+            held = 0 if is_last else max((overlap(text, stop) for stop in self.stops), default=0)
+            certain, self.held = text[: len(text) - held], text[len(text) - held :]
+        is_last |= stop is not None
+        reasoning, answer = ("", certain) if self.splitter is None else self.splitter.add(certain, is_last)
+        self.reasonings.append(reasoning)
+        self.texts.append(answer)
+        return reasoning, answer, stop is not None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def reasoning(self) -> str | None:
+        """None for answers without reasoning."""
+        return None if self.splitter is None else "".join(self.reasonings)
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first, the longer of two that end together; None without any.
+
+    That is the one that a reader of single characters would stop at, whatever the tokens.
+    """
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

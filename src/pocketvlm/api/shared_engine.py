@@ -1,0 +1,107 @@
+"""An engine that several threads share, without a thread of its own: whoever waits for an answer runs the next step.
+
+A step brings all jobs further, so that streams that are read in turns, or from several threads, run together.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn
+
+from pocketvlm.api.answers import EngineError
+from pocketvlm.api.job import Job
+from pocketvlm.engine.engine import Engine
+from pocketvlm.engine.request import Request
+from pocketvlm.machine import OwnProcess
+
+Progress = Callable[[str, int, int], None]
+
+
+class SharedEngine:
+    """Jobs in, their deltas into `Job.deltas`. In a forked child every call raises `RuntimeError`.
+
+    Attributes:
+        progress: called with (what, done, in all) during long prefills; None is silent.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.process = engine, OwnProcess()
+        self.progress: Progress | None = None
+        self._jobs: dict[Request, Job] = {}
+        self._given_up: deque[Job] = deque()
+        self._one_at_a_time = threading.Lock()
+
+    def submit(self, job: Job) -> None:
+        """Hand a job in. Where the engine's queue is full, run steps until there is room."""
+        while not self.try_submit(job):
+            self.step()
+
+    def try_submit(self, job: Job) -> bool:
+        """Hand a job in, if the engine's queue has room."""
+        self.process.check()  # before a lock that nobody would open
+        with self._one_at_a_time:
+            self._abort_given_up()
+            if not self.engine.has_room:
+                return False
+            job.request.arrival = time.monotonic()
+            self.engine.add(job.request)
+            self._jobs[job.request] = job
+            return True
+
+    def step(self) -> None:
+        """One step of the engine, if it has work, for whichever jobs it runs."""
+        self.process.check()
+        with self._one_at_a_time:
+            self._abort_given_up()
+            if self.engine.has_work:
+                self._step()
+
+    def advance(self, job: Job) -> None:
+        """One step of the engine, unless another thread's step has brought `job` further meanwhile."""
+        self.process.check()
+        with self._one_at_a_time:
+            self._abort_given_up()
+            if job.is_done or job.deltas:
+                return
+            if self.engine.has_work:
+                self._step()
+            else:
+                job.error = EngineError("the engine lost this request")
+        if self.progress is not None and not job.is_done:
+            first, total = job.request.sequences[0], job.request.prompt_tokens
+            if not first.output_ids:
+                self.progress("Reading the prompt", min(first.computed, total), total)
+
+    def give_up(self, job: Job) -> None:
+        """Nobody waits for this one any more. It ends with the next step: this may be called in the middle of one."""
+        self._given_up.append(job)
+
+    def _abort_given_up(self) -> None:
+        while self._given_up:
+            lost = self._given_up.popleft()
+            self.engine.abort(lost.request)
+            self._jobs.pop(lost.request, None)
+
+    def _step(self) -> None:
+        for output in self.engine.step():
+            if (job := self._jobs.get(output.request)) is None:
+                continue
+            if (delta := job.take(output)) is not None:
+                job.deltas.append(delta)
+                if delta.finish_reason is not None and output.finish_reason is None:
+                    self.engine.finish(output.request, output.index)
+            if job.is_done:
+                del self._jobs[output.request]
+                if job.error is not None:
+                    self.engine.abort(job.request)
+
+
+def refuse_to_travel(thing: object) -> NoReturn:
+    """For `__reduce__`, which pickling and copying call."""
+    raise TypeError(
+        f"a {type(thing).__name__} holds weights and caches of this process and is neither pickled nor copied. "
+        "Call pocketvlm.load in the worker or actor itself, with the model's name."
+    )
