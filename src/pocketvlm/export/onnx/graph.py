@@ -1,6 +1,6 @@
 """A graph under construction: operators by name, weights that are made only while they are written.
 
-A thin face of `onnx_ir`. Graphs use the standard operators of `OPSET` and ONNX Runtime's own (`contrib`).
+A thin interface to `onnx_ir`. Graphs use the standard operators of `OPSET` and ONNX Runtime's own (`contrib`).
 """
 
 from __future__ import annotations
