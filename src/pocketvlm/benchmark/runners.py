@@ -15,7 +15,7 @@ from pocketvlm.api.loading import load_runner
 from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of, timed
 from pocketvlm.benchmark.reference import import_transformers
 from pocketvlm.bundle import Quantization, Scheme
-from pocketvlm.config import ImageConfig, ModelConfig, load_configs
+from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.engine.sampling.sampler import best_tokens
@@ -27,6 +27,7 @@ from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.patches.image import ImageViews, encode_image, to_reference_layout
 from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.processor_config import load_configs
 from pocketvlm.views import Size
 
 BEFORE = 64  # tokens of each sequence before a decode line begins

@@ -16,10 +16,10 @@ from pocketvlm.config import (
     check_device_name,
     check_downsample_mode,
     check_dtype_name,
-    load_configs,
 )
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.hub import resolve
+from pocketvlm.processor_config import load_configs
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.views import Size
 

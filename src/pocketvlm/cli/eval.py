@@ -208,6 +208,7 @@ def _answerer(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[
             if args.published:
                 published = PublishedSettings()
                 vlm.processor.image_config = published.image_config(vlm.processor.image_config)
+                vlm.processor.video_config = published.image_config(vlm.processor.video_config)
                 shown = published.media
             yield LocalModel(vlm, options, args.batch_size, shown)
         return

@@ -7,9 +7,9 @@ import platform
 from typing import Any
 
 from pocketvlm.cli.common import add_json, print_json
-from pocketvlm.config import load_configs
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
+from pocketvlm.processor_config import load_configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
-from pocketvlm.config import check_auto_token_budget, check_downsample_mode, load_configs
+from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.processor_config import load_configs
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:

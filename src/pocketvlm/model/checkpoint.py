@@ -8,6 +8,7 @@ never exists.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
+from pocketvlm.processor_config import has_image_config, read_image_configs
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
@@ -173,8 +177,11 @@ def load_model(
     """
     directory = Path(directory)
     config = ModelConfig.from_dict(read_json(directory / "config.json"))
-    preprocessor = directory / "preprocessor_config.json"
-    image = ImageConfig.from_dict(read_json(preprocessor)) if preprocessor.is_file() else ImageConfig()
+    if has_image_config(directory):
+        image = read_image_configs(directory)[0]
+    else:
+        image = ImageConfig()
+        logger.warning("%s does not say how pictures are normalised: the published mean and deviation hold", directory)
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
     files = weight_files(directory)

@@ -30,6 +30,7 @@ from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
+from pocketvlm.processor_config import read_image_configs
 
 
 class Processor:
@@ -37,7 +38,8 @@ class Processor:
 
     Args:
         tokenizer, chat_template: the string half.
-        image_config: how pictures and videos are cut.
+        image_config: how pictures are cut.
+        video_config: how videos are; as pictures when None.
         model_config: whose placeholder ids the tokenizer must share.
         limits: what pictures and videos are refused.
         files: False refuses paths as sources of media, for callers whose messages come from strangers.
@@ -53,6 +55,7 @@ class Processor:
         image_config: ImageConfig,
         model_config: ModelConfig,
         *,
+        video_config: ImageConfig | None = None,
         limits: MediaLimits | None = None,
         files: bool = True,
     ) -> None:
@@ -69,13 +72,14 @@ class Processor:
             )
         if image_config.patch_size != model_config.vision.patch_size:
             raise ConfigError(
-                f"preprocessor_config.json cuts patches of {image_config.patch_size} pixels, the tower takes "
+                f"the settings of pictures cut patches of {image_config.patch_size} pixels, the tower takes "
                 f"{model_config.vision.patch_size}",
-                hint="Use the preprocessor_config.json that came with the weights.",
+                hint="Use the processor_config.json or preprocessor_config.json that came with the weights.",
             )
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.image_config = image_config
+        self.video_config = video_config or image_config
         self.model_config = model_config
         self.limits = limits or MediaLimits()
         self.files = files
@@ -95,10 +99,11 @@ class Processor:
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory", hint="Point at a MiniCPM-V 4.6 checkpoint.")
         model_config = ModelConfig.from_dict(read_json(directory / "config.json"))
-        image_config = ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
+        image_config, video_config = read_image_configs(directory)
         tokenizer = Tokenizer.from_directory(directory)
         chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens)
-        return cls(tokenizer, chat_template, image_config, model_config, limits=limits, files=files)
+        options: dict[str, Any] = {"video_config": video_config, "limits": limits, "files": files}
+        return cls(tokenizer, chat_template, image_config, model_config, **options)
 
     def __call__(
         self,
@@ -146,7 +151,7 @@ class Processor:
         for name, value in (("max_slice_nums", max_slice_nums), ("video_max_slice_nums", video_max_slice_nums)):
             if value is not None:
                 check_positive(name, value)
-        check_sampling(self.image_config, max_num_frames, stack_frames, self.limits)
+        check_sampling(self.video_config, max_num_frames, stack_frames, self.limits)
         prompt = self.chat_template.render(
             messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
         )
@@ -233,7 +238,7 @@ class Processor:
         try:
             views = encode_video(
                 part.source,
-                self.image_config,
+                self.video_config,
                 mode,
                 slices,
                 auto_token_budget=budget if mode == "auto" else None,

@@ -22,6 +22,7 @@ from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export.gguf.tensors import decoder_tensors, vision_tensors
 from pocketvlm.model.checkpoint import load_model, stored_dtype
+from pocketvlm.processor_config import read_image_configs
 
 try:
     import gguf
@@ -74,6 +75,7 @@ def write_gguf(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
     config = ModelConfig.from_dict(read_json(checkpoint / "config.json"))
+    image, _ = read_image_configs(checkpoint)
     _check(config)
     tokens = _vocabulary(read_json(checkpoint / "tokenizer.json"), config.text.vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def write_gguf(
         _token_keys(writer, checkpoint, config, tokens)
         _write(writer, list(decoder_tensors(model)), dtype, _part(progress, 250, 600))
         writer = _writer(files[1], "clip", name, dtype)
-        _vision_keys(writer, config, _image_config(checkpoint), downsample_mode)
+        _vision_keys(writer, config, image, downsample_mode)
         _write(writer, list(vision_tensors(model, downsample_mode)), dtype, _part(progress, 600, 1000))
         partial.chmod(0o755)
         partial.replace(out)
@@ -115,11 +117,6 @@ def _part(progress: Progress | None, start: int, end: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(start + (end - start) * done // max(total, 1), 1000)
-
-
-def _image_config(checkpoint: Path) -> ImageConfig:
-    file = checkpoint / "preprocessor_config.json"
-    return ImageConfig.from_dict(read_json(file)) if file.is_file() else ImageConfig()
 
 
 def _writer(path: Path, architecture: str, name: str, dtype: GGUFType) -> gguf.GGUFWriter:

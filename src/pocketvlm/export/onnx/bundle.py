@@ -21,6 +21,7 @@ from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processor_config import read_image_configs
 
 Progress = Callable[[int, int], None]
 
@@ -90,6 +91,7 @@ def write_bundle(
         CheckpointError: the checkpoint cannot be read, or the disk is full.
     """
     importlib.import_module("pocketvlm.export.onnx")  # or a clear error, before anything is written
+    read_image_configs(checkpoint)  # likewise: the graphs would carry a mean and deviation that nobody gave
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
