@@ -1,6 +1,6 @@
 """What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
 
-`ModelConfig` mirrors `config.json`, `ImageConfig` the settings of pictures (`processor_config` says which file of a
+`ModelConfig` mirrors `config.json`, `ImageConfig` the settings of pictures (`config_files` says which file of a
 directory holds them). Run-time choices (device, dtype, sampling) live elsewhere: nothing here depends on how a model is
 run. Source of the names: the published configuration of MiniCPM-V 4.6.
 """

@@ -24,6 +24,7 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PocketVLMError, PromptError
 from pocketvlm.machine import usable_cores
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
 from pocketvlm.processing.processor import Processor
@@ -50,7 +51,7 @@ PROMPT_OPTIONS = (
 
 
 def load(
-    model: str | Path = "nano",
+    model: str | Path | ModelDirectory = "nano",
     *,
     device: str = "auto",
     runtime: str = "auto",
@@ -62,7 +63,8 @@ def load(
     """Load a model.
 
     Args:
-        model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.
+        model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6; or what
+            `resolve` made of one of these.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         runtime: "torch"; "onnx" (ONNX Runtime, on a CPU; the checkpoint is made into a bundle once, in the cache);
             "auto": onnx on a CPU for 100 million parameters and more, where it is installed; else torch.
@@ -78,7 +80,8 @@ def load(
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
-    processor, defaults = Processor.from_directory(directory), SamplingParams.defaults_in(directory)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    defaults = SamplingParams.defaults_of(directory.configs.generation)
     return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
 
 

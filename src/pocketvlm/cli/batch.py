@@ -22,6 +22,7 @@ from pocketvlm.cli.common import (
     add_json,
     add_model,
     add_options,
+    directory_of,
     loaded,
     options_of,
     print_json,
@@ -29,8 +30,6 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.fingerprint import fingerprint
-from pocketvlm.model.hub import resolve
 
 # Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "prompt_lookup_num_tokens"}
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "input": lines.digest,
         "model": model,
-        "weights": fingerprint(resolve(args.model)),
+        "weights": directory_of(args).fingerprint,
         "options": options,
         **{name: getattr(args, name) for name in PLACES},
     }

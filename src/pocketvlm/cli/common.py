@@ -18,8 +18,8 @@ from pocketvlm.config import (
     check_dtype_name,
 )
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
-from pocketvlm.processor_config import load_configs
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.views import Size
 
@@ -78,6 +78,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def directory_of(args: argparse.Namespace) -> ModelDirectory:
+    """The directory of --model, looked up and read once for a command."""
+    if "directory" not in args:
+        args.directory = resolve(args.model)
+    directory: ModelDirectory = args.directory
+    return directory
+
+
 def add_options(parser: argparse.ArgumentParser, *groups: Mapping[str, tuple[type, str]]) -> None:
     """--some-name for each option some_name of the groups; None when not given."""
     for group in groups:
@@ -117,10 +125,10 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     check_dtype_name(getattr(args, "dtype", "auto"))
     sampling = {k: v for k, v in options.items() if k in SAMPLING or k in ANSWERS}
     SamplingParams.from_options(sampling, {"temperature": 0.0})  # before a model is looked up, maybe downloaded
-    directory = resolve(args.model)
-    SamplingParams.from_options(sampling, SamplingParams.defaults_in(directory))
-    model_config, config = load_configs(directory)
-    mode = check_downsample_mode(options.get("downsample_mode", model_config.downsample_mode))
+    directory = directory_of(args)
+    SamplingParams.from_options(sampling, SamplingParams.defaults_of(directory.configs.generation))
+    config = directory.image_config
+    mode = check_downsample_mode(options.get("downsample_mode", directory.config.downsample_mode))
     check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
     media = []
     for text in texts:
@@ -173,7 +181,7 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
     from pocketvlm.api.vlm import load
 
     with progress_bars() as report:
-        vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
+        vlm = load(directory_of(args), **{name: getattr(args, name) for name in PLACES}, progress=report)
         vlm.progress = report
         with vlm:
             yield vlm

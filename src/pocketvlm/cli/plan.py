@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, options_of, print_json
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
+from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.patches.slicing import plan_views
-from pocketvlm.processor_config import load_configs
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     given = [*args.image, *args.sizes] or ["448x448", "1344x1344"]
     sizes = [_size(text) for text in given]
-    model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
+    configs = ConfigFiles() if args.model is None else resolve(args.model).configs
+    model_config, image_config = configs.model, configs.image
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
     options = {**own, **options_of(args, PICTURES)}
     mode = check_downsample_mode(options["downsample_mode"])

@@ -20,6 +20,7 @@ from pocketvlm.config import (
     check_downsample_mode,
     read_json,
 )
+from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
@@ -30,7 +31,6 @@ from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
-from pocketvlm.processor_config import read_image_configs
 
 
 class Processor:
@@ -85,11 +85,19 @@ class Processor:
         self.files = files
 
     @classmethod
-    def from_directory(cls, path: str | Path, *, limits: MediaLimits | None = None, files: bool = True) -> Self:
+    def from_directory(
+        cls,
+        path: str | Path,
+        *,
+        configs: ConfigFiles | None = None,
+        limits: MediaLimits | None = None,
+        files: bool = True,
+    ) -> Self:
         """Read tokenizer, template and configurations of a checkpoint directory; weights are not touched.
 
         Args:
             path: the directory.
+            configs: its configuration files, where they have been read already.
             limits, files: see the class.
 
         Raises:
@@ -98,12 +106,12 @@ class Processor:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory", hint="Point at a MiniCPM-V 4.6 checkpoint.")
-        model_config = ModelConfig.from_dict(read_json(directory / "config.json"))
-        image_config, video_config = read_image_configs(directory)
-        tokenizer = Tokenizer.from_directory(directory)
-        chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens)
-        options: dict[str, Any] = {"video_config": video_config, "limits": limits, "files": files}
-        return cls(tokenizer, chat_template, image_config, model_config, **options)
+        configs = configs or ConfigFiles.read(directory)
+        config = read_json(directory / "tokenizer_config.json")
+        tokenizer = Tokenizer.from_directory(directory, config=config, generation=configs.generation)
+        chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens, config=config)
+        options: dict[str, Any] = {"video_config": configs.video, "limits": limits, "files": files}
+        return cls(tokenizer, chat_template, configs.image, configs.model, **options)
 
     def __call__(
         self,

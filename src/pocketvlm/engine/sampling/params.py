@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pocketvlm.config import read_json
 from pocketvlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -235,9 +233,3 @@ class SamplingParams:
         if not generation_config.get("do_sample", False):
             picked["temperature"] = 0.0
         return picked
-
-    @classmethod
-    def defaults_in(cls, directory: Path) -> dict[str, Any]:
-        """`defaults_of` a checkpoint directory; greedy where it has no `generation_config.json`."""
-        file = directory / "generation_config.json"
-        return cls.defaults_of(read_json(file) if file.is_file() else {})

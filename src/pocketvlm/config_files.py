@@ -1,4 +1,4 @@
-"""Which file of a model directory says how pictures and videos are cut: `ImageConfig` of each.
+"""The configuration files of a model's directory, read once, and which of them holds for pictures and for videos.
 
 `transformers` 5 writes one `processor_config.json` with the settings of pictures under "image_processor" and those of
 videos under "video_processor"; before, each had a file of its own. Where both are there the nested settings hold, as in
@@ -9,15 +9,42 @@ pictures is refused, as it is there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import ConfigError
 
 PROCESSOR, IMAGE, VIDEO = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+GENERATION = "generation_config.json"
 # What the model and its views have once, for pictures and videos alike.
 _SHARED = ("patch_size", "image_mean", "image_std")
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """What a model's directory says beside weights and tokenizer; without arguments the published MiniCPM-V 4.6.
+
+    Attributes:
+        model: shapes (`config.json`).
+        image: how pictures are cut.
+        video: how the frames of videos are cut, and how many there are.
+        generation: content of `generation_config.json`; empty where there is none.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: ImageConfig = field(default_factory=ImageConfig)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read them; `ConfigError` where one is missing or does not fit."""
+        model = ModelConfig.from_dict(read_json(directory / "config.json"))
+        image, video = read_image_configs(directory)
+        generation = directory / GENERATION
+        return cls(model, image, video, read_json(generation) if generation.is_file() else {})
 
 
 def read_image_configs(directory: Path) -> tuple[ImageConfig, ImageConfig]:
@@ -47,14 +74,6 @@ def read_image_configs(directory: Path) -> tuple[ImageConfig, ImageConfig]:
                 hint="A model has one for both: give them the value that it was trained with.",
             )
     return pictures, videos
-
-
-def load_configs(directory: Path | None) -> tuple[ModelConfig, ImageConfig]:
-    """The model's configuration and that of its pictures; None is the published MiniCPM-V 4.6."""
-    if directory is None:
-        return ModelConfig(), ImageConfig()
-    model = ModelConfig.from_dict(read_json(directory / "config.json"))
-    return model, read_image_configs(directory)[0]
 
 
 def has_image_config(directory: Path) -> bool:

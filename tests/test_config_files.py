@@ -17,12 +17,12 @@ from helpers.checkpoints import write_checkpoint
 from pocketvlm.bundle import PRESETS
 from pocketvlm.cli import main
 from pocketvlm.config import ImageConfig
+from pocketvlm.config_files import IMAGE, PROCESSOR, VIDEO, read_image_configs
 from pocketvlm.errors import ConfigError
 from pocketvlm.export.gguf.files import write_gguf
 from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.processing.processor import Processor
-from pocketvlm.processor_config import IMAGE, PROCESSOR, VIDEO, read_image_configs
 
 BRIGHT = {"image_mean": [0.25, 0.5, 0.75]}
 PICTURE = np.zeros((900, 1200, 3), dtype=np.uint8)
