@@ -27,6 +27,7 @@ from pocketvlm.machine import usable_cores
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
+from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
 
@@ -36,18 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 Key = TypeVar("Key", bound=Hashable)
-PROMPT_OPTIONS = (
-    "downsample_mode",
-    "auto_token_budget",
-    "max_slice_nums",
-    "max_num_frames",
-    "stack_frames",
-    "use_image_id",
-    "use_video_id",
-    "video_max_slice_nums",
-    "enable_thinking",
-    "tools",
-)
+PROMPT_OPTIONS = (*PICTURE_OPTIONS, "enable_thinking", "tools")
 
 
 def load(

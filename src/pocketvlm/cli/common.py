@@ -20,6 +20,7 @@ from pocketvlm.config import (
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.picture_options import option_help
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.views import Size
 
@@ -43,24 +44,9 @@ SAMPLING: dict[str, tuple[type, str]] = {
         "try this many tokens at once that followed the newest ones before; the answer stays the same (default 0)",
     ),
 }
-PICTURES: dict[str, tuple[type, str]] = {
-    "downsample_mode": (
-        str,
-        "16x; 4x: four times the visual tokens, finer detail; auto: 4x where the print is small, within the budget "
-        "(default: the model's own)",
-    ),
-    "auto_token_budget": (float, "most visual tokens of auto, as a multiple of 16x: 1.0 to 4.0 (default 1.5)"),
-    "max_slice_nums": (
-        int,
-        "most slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
-    ),
-}
-VIDEO: dict[str, tuple[type, str]] = {
-    "max_num_frames": (int, "most frames of a video (default 128)"),
-    "stack_frames": (int, "frames shown for each second of a video (default 1)"),
-}
-
-
+_TYPES: dict[str, type] = {"integer": int, "number": float, "string or list of strings": str}
+PICTURES = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("pictures").items()}
+VIDEO = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("videos").items()}
 # Further options of sampling, which commands have in forms of their own.
 ANSWERS = ("stop", "n", "logprobs", "structured_outputs")
 # Where and with which numbers a model runs: options of `load`.
