@@ -1,8 +1,8 @@
 """What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
 
-`ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device,
-dtype, sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published
-configuration of MiniCPM-V 4.6.
+`ModelConfig` mirrors `config.json`, `ImageConfig` the settings of pictures (`config_files` says which file of a
+directory holds them). Run-time choices (device, dtype, sampling) live elsewhere: nothing here depends on how a model is
+run. Source of the names: the published configuration of MiniCPM-V 4.6.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How pictures and videos become views (`preprocessor_config.json`)."""
+    """How pictures and videos become views."""
 
     max_slice_nums: int = 9
     scale_resolution: int = 448
@@ -331,14 +331,6 @@ class ImageConfig:
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
-
-
-def load_configs(directory: Path | None) -> tuple[ModelConfig, ImageConfig]:
-    """Both configurations of a checkpoint directory; None is the published MiniCPM-V 4.6."""
-    if directory is None:
-        return ModelConfig(), ImageConfig()
-    model = ModelConfig.from_dict(read_json(directory / "config.json"))
-    return model, ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,22 @@ def test_typed_control_tokens_give_the_ids_of_the_references_own_safeguard(
     messages = [user(before + name + after)]
     expected = reference_inputs(theirs, messages, {}, sanitize_control_tokens=True)
     assert ours(messages).input_ids.tolist() == expected["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["alone", "beside a stale file"])
+def test_a_directory_that_the_reference_saved_is_read_as_it_reads_it(
+    theirs: Any, checkpoint: Path, tmp_path: Path, stale: bool
+) -> None:
+    """It writes processor_config.json only; a preprocessor_config.json that is left beside it no longer holds."""
+    saved = copy.deepcopy(theirs)
+    saved.image_processor.scale_resolution = 224
+    saved.image_processor.max_slice_nums = 4
+    saved.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    if stale:
+        shutil.copy(checkpoint / "preprocessor_config.json", tmp_path)
+    messages = [user(image(500, 700), text("?"))]
+    again, mine = reference.transformers.AutoProcessor.from_pretrained(tmp_path), Processor.from_directory(tmp_path)
+    assert_equal_inputs(mine(messages), reference_inputs(again, messages, {}), mine)
+    assert mine(messages).visual_tokens < Processor.from_directory(checkpoint)(messages).visual_tokens
