@@ -14,7 +14,7 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test test-cpus test-slow bench wheel check-wheel format clean
+.PHONY: help demo test test-cpus test-slow mutants bench wheel check-wheel format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ test-cpus: $(VENV)/.installed-dev ## parity, kernels, model and engine as other 
 
 test-slow: $(VENV)/.installed-dev ## the tests at the published model's true size: minutes and gigabytes
 	$(bin)/python -m pytest -m slow
+
+mutants: $(VENV)/.installed-dev ## one-line faults in a copy of the package, which the tests must notice: minutes
+	PYTHONPATH=tests $(bin)/python -m mutants --jobs $(JOBS)
 
 bench: $(VENV)/.installed-dev ## speed against transformers, true size, on this CPU: many minutes, 13 GB of memory
 	$(bin)/python benchmarks/against_transformers.py

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import write_checkpoint
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from pocketvlm.bundle import Operators
 from pocketvlm.kernels.onnx_ops import library as compiled_operators
@@ -16,6 +16,10 @@ from pocketvlm.kernels.onnx_ops import library as compiled_operators
 # The same examples on every run, and no clock: these tests run on slow shared machines.
 settings.register_profile("pocketvlm", deadline=None, derandomize=True)
 settings.load_profile("pocketvlm")
+# `make mutants` wants to know whether a test fails, not the smallest example.
+settings.register_profile(
+    "mutants", settings.get_profile("pocketvlm"), phases=(Phase.explicit, Phase.generate), print_blob=False
+)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -17,6 +17,8 @@ from helpers.checkpoints import NAMES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketvlm.config_files import ConfigFiles
+from pocketvlm.model.hub import resolve
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
@@ -281,3 +283,26 @@ def test_a_directory_that_the_reference_saved_is_read_as_it_reads_it(
     again, mine = reference.transformers.AutoProcessor.from_pretrained(tmp_path), Processor.from_directory(tmp_path)
     assert_equal_inputs(mine(messages), reference_inputs(again, messages, {}), mine)
     assert mine(messages).visual_tokens < Processor.from_directory(checkpoint)(messages).visual_tokens
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"processor_config.json"},
+        {"preprocessor_config.json", "video_preprocessor_config.json"},
+        {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"},
+    ],
+    ids=["of version 5", "of version 4", "all"],
+)
+def test_the_checkpoint_that_we_write_is_found_by_readers_of_either_version(tmp_path: Path, kept: set[str]) -> None:
+    """Its settings of pictures and videos stand in every file that one of them looks for, and say the same."""
+    nano = resolve("nano").path
+    shutil.copytree(nano, tmp_path / "nano")
+    for name in {path.name for path in nano.glob("*processor_config.json")} - kept:
+        (tmp_path / "nano" / name).unlink()
+    theirs = reference.transformers.AutoProcessor.from_pretrained(tmp_path / "nano")
+    assert theirs.image_processor.scale_resolution == theirs.video_processor.scale_resolution == 224
+    assert ConfigFiles.read(tmp_path / "nano") == ConfigFiles.read(nano)
+    ours, messages = Processor.from_directory(tmp_path / "nano"), [user(image(300, 500), text("?"))]
+    mode = {"downsample_mode": "16x"}
+    assert_equal_inputs(ours(messages, **mode), reference_inputs(theirs, messages, mode), ours)

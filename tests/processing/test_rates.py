@@ -163,6 +163,18 @@ def test_most_fine_print_first_then_in_order_and_the_overview_last() -> None:
     ]
 
 
+def test_the_only_view_of_a_frame_does_not_come_last_as_an_overview_does() -> None:
+    """A frame that is not sliced is shown nowhere else."""
+    sliced, whole = (plan_views(Size(height=side, width=side), CONFIG, "auto").views for side in (336, 112))
+    assert len(whole) == 1 < len(sliced)
+    scores = [[64] + [1] * (len(sliced) - 1), [64]]
+    tokens = sum(view.visual_tokens for view in (*sliced, *whole))
+    budget = 1 + 3 * whole[0].visual_tokens / tokens  # for one of them
+    first, second = choose_rates([sliced, whole], scores, budget + 1e-6)
+    assert modes(first) == ["16x"] * len(sliced)
+    assert modes(second) == ["4x"]
+
+
 def test_the_slice_with_the_small_print_is_raised() -> None:
     encoded = encode_image(PAGE, CONFIG, "auto")
     assert modes(encoded.views) == ["16x"] * 6 + ["4x"] + ["16x"] * 3
