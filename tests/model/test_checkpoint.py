@@ -218,6 +218,14 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed_in_one_line(direc
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.int64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(directory: Path, dtype: torch.dtype) -> None:
+    name = "model.language_model.norm.weight"
+    rewrite(directory, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    kind = str(dtype).removeprefix("torch.")
+    one_clear_error(directory, CheckpointError, f"1 not of floating point: {name} ({kind})")
+
+
 @pytest.mark.parametrize("shape", [(64, 3, 7, 7), (64, 588), (64, 3, 196), (64, 3, 14, 14, 1), ()])
 def test_misshapen_patch_embedding_is_listed_like_any_other(directory: Path, shape: tuple[int, ...]) -> None:
     name = "model.vision_tower.embeddings.patch_embedding.weight"

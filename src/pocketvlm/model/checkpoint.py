@@ -195,7 +195,7 @@ def load_model(
     total = 2 * size if cpu_kernels else size
     narrow = cpu_kernels and fp16_linear.is_available()
     missing, keep_fp32 = dict(model.named_parameters()), fp32_parameters(model)
-    unexpected, misshapen, unused = list[str](), list[str](), 0
+    unexpected, misshapen, integers, unused = list[str](), list[str](), list[str](), 0
     for file in files:
         for published, tensor in _read_tensors(file):
             done += tensor.nbytes
@@ -213,6 +213,9 @@ def load_model(
             if tensor.shape != expected:
                 misshapen.append(f"{published} {list(tensor.shape)} instead of {list(expected)}")
                 continue
+            if not tensor.is_floating_point():
+                integers.append(f"{published} ({str(tensor.dtype).removeprefix('torch.')})")
+                continue
             target = torch.float32 if ours in keep_fp32 else dtype
             if narrow and tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and ours.startswith("language_model."):
                 target = tensor.dtype  # `use_cpu_kernels` never needs these in fp32
@@ -227,7 +230,7 @@ def load_model(
     if (directory / diagnosis.ADAPTER).is_file():
         logger.warning("%s has an adapter beside its weights, which is not applied", directory)
     names = published_names(model)
-    _complain(directory, [names[ours] for ours in missing], unexpected, misshapen)
+    _complain(directory, [names[ours] for ours in missing], unexpected, misshapen, integers)
     model.eval()
     if cpu_kernels:
         model.use_cpu_kernels((lambda done, all_: progress(size + size * done // all_, total)) if progress else None)
@@ -250,7 +253,9 @@ def _configs(directory: str | Path | ModelDirectory) -> tuple[ModelConfig, Image
     return config, ImageConfig()
 
 
-def _complain(directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+def _complain(
+    directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str], integers: list[str]
+) -> None:
     """Raise one error that lists everything that does not fit."""
 
     def some(names: list[str]) -> str:
@@ -258,7 +263,12 @@ def _complain(directory: Path, missing: list[str], unexpected: list[str], missha
 
     faults = [
         f"{len(names)} {what}: {some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+            ("not of floating point", integers),
+        )
         if names
     ]
     if faults:

@@ -8,8 +8,6 @@ files of the decoder's.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export.gguf.tensors import decoder_tensors, vision_tensors
+from pocketvlm.export.new_directory import new_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
@@ -73,17 +72,13 @@ def write_gguf(
         ConfigError: `out` is there already, or llama.cpp has no place for this model's layout.
         CheckpointError: the checkpoint cannot be read, or the files cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
     directory = resolve(checkpoint)
     config = directory.config
     _check(config)
     tokens = _vocabulary(read_json(directory.path / "tokenizer.json"), config.text.vocab_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
     name = out.name
-    files = (partial / f"{name}-{dtype}.gguf", partial / f"mmproj-{name}-{downsample_mode}-{dtype}.gguf")
-    try:
+    with new_directory(out) as partial:
+        files = (partial / f"{name}-{dtype}.gguf", partial / f"mmproj-{name}-{downsample_mode}-{dtype}.gguf")
         model = load_model(directory, dtype=stored_dtype(directory.path), progress=_part(progress, 0, 250))
         writer = _writer(files[0], "qwen35", name, dtype)
         _decoder_keys(writer, config)
@@ -92,12 +87,6 @@ def write_gguf(
         writer = _writer(files[1], "clip", name, dtype)
         _vision_keys(writer, config, directory.image_config, downsample_mode)
         _write(writer, list(vision_tensors(model, downsample_mode)), dtype, _part(progress, 600, 1000))
-        partial.chmod(0o755)
-        partial.replace(out)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return GGUFFiles(out / files[0].name, out / files[1].name)
 
 

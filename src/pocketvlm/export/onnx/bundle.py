@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import importlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from filelock import FileLock
 
 from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.export.new_directory import PARTIAL, new_directory
 from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
@@ -29,7 +29,6 @@ Progress = Callable[[int, int], None]
 # Everything of a checkpoint but its weights: a bundle is a model directory of its own.
 TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 _NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
-_PARTIAL = ".partial-"
 # Bytes a weight takes in a bundle, scales included; for the free space and the progress bar.
 _BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
 
@@ -57,7 +56,7 @@ def cached_bundle(
         with FileLock(root / f"{place.name}.lock"):
             if _is_whole(place, source):
                 return place
-            for left in root.glob(f"{place.name}{_PARTIAL}*"):  # of a process that was killed: the lock is ours
+            for left in root.glob(f"{place.name}{PARTIAL}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(place, ignore_errors=True)
             write_bundle(directory, place, quantization, progress, operators)
@@ -94,11 +93,7 @@ def write_bundle(
     """
     importlib.import_module("pocketvlm.export.onnx")  # or a clear error, before anything is written
     directory = resolve(checkpoint)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{out.name}{_PARTIAL}", dir=out.parent))
-    try:
+    with new_directory(out) as partial:
         model = load_model(directory, dtype=stored_dtype(directory.path), progress=_between(progress, 0, 0.25))
         needed = _expected_size(model, quantization)
         if shutil.disk_usage(partial).free < needed:
@@ -117,12 +112,6 @@ def write_bundle(
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
         manifest = Manifest(quantization, fingerprint(directory.path), files, operators)
         manifest.write(partial)
-        partial.chmod(0o755)
-        partial.replace(out)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     if progress:
         progress(1000, 1000)  # small tensors stand in the graphs and are not counted
     return manifest
