@@ -22,7 +22,7 @@ def nano() -> pocketvlm.VLM:
 
 
 def test_its_weights_are_under_20_megabytes() -> None:
-    assert sum(file.stat().st_size for file in resolve("nano").iterdir()) < 20_000_000
+    assert sum(file.stat().st_size for file in resolve("nano").path.iterdir()) < 20_000_000
 
 
 def test_it_has_every_kind_of_layer_and_early_compression(nano: pocketvlm.VLM) -> None:

@@ -3,8 +3,9 @@
 
     python recipes/nano/make_tokenizer.py [OUT]
 
-Files: tokenizer.json, tokenizer_config.json, generation_config.json, preprocessor_config.json, in the published layout,
-so that transformers' AutoProcessor and AutoTokenizer load them. Needs only tokenizers.
+Files: tokenizer.json, tokenizer_config.json, generation_config.json, and the settings of pictures and videos in
+preprocessor_config.json, video_preprocessor_config.json and processor_config.json alike: transformers 4, transformers 5
+and the engines built on either each look for another one. Needs only tokenizers.
 
 Ids: 0 to 255 the byte alphabet, then the merges, then the 50 published control tokens in their published order.
 """
@@ -34,6 +35,8 @@ _QUESTION_WORDS = (
     "where which who with word words written yellow you "
 )
 QUESTION_WORDS = tuple(_QUESTION_WORDS.split())
+
+PROCESSOR_CLASS = "MiniCPMV4_6Processor"
 
 _SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
@@ -104,7 +107,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def write(out: Path) -> dict[str, int]:
-    """Write the four files into `out`; returns the ids that a config.json needs and the vocabulary's size."""
+    """Write the files into `out`; returns the ids that a config.json needs and the vocabulary's size."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(out / "tokenizer.json"))
@@ -148,19 +151,23 @@ def write(out: Path) -> dict[str, int]:
             "pad_token_id": token_id("<|endoftext|>"),
         },
     )
+    settings: dict[str, object] = {
+        "processor_class": PROCESSOR_CLASS,
+        "max_slice_nums": 9,
+        "scale_resolution": 224,  # a view of 224 x 224 pixels is 256 patches
+        "patch_size": 14,
+        "use_image_id": True,
+        "slice_mode": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    image = {"image_processor_type": "MiniCPMV4_6ImageProcessor", **settings}
+    video = {"video_processor_type": "MiniCPMV4_6VideoProcessor", **settings}
+    save("preprocessor_config.json", image)
+    save("video_preprocessor_config.json", video)
     save(
-        "preprocessor_config.json",
-        {
-            "image_processor_type": "MiniCPMV4_6ImageProcessor",
-            "processor_class": "MiniCPMV4_6Processor",
-            "max_slice_nums": 9,
-            "scale_resolution": 224,  # a view of 224 x 224 pixels is 256 patches
-            "patch_size": 14,
-            "use_image_id": True,
-            "slice_mode": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
+        "processor_config.json",
+        {"processor_class": PROCESSOR_CLASS, "image_processor": image, "video_processor": video},
     )
     return {
         "vocab_size": tokenizer.get_vocab_size(),

@@ -14,8 +14,10 @@ TEXT_FILES = (
     "chat_template.jinja",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "video_preprocessor_config.json",
 )
 
 # One view is 224 x 224: 256 patches, 16 visual tokens at 16x or 64 at 4x.

@@ -1,8 +1,8 @@
 """What a model is (shapes) and how its pictures are cut (image settings): frozen, to and from the published JSON.
 
-`ModelConfig` mirrors `config.json`, `ImageConfig` mirrors `preprocessor_config.json`. Run-time choices (device,
-dtype, sampling) live elsewhere: nothing here depends on how a model is run. Source of the names: the published
-configuration of MiniCPM-V 4.6.
+`ModelConfig` mirrors `config.json`, `ImageConfig` the settings of pictures (`config_files` says which file of a
+directory holds them). Run-time choices (device, dtype, sampling) live elsewhere: nothing here depends on how a model is
+run. Source of the names: the published configuration of MiniCPM-V 4.6.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pocketvlm import config_ranges
+from pocketvlm.config_ranges import check_colours, check_numbers
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import show
 
@@ -80,7 +82,7 @@ def check_dtype_name(name: str) -> str:
 def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
     """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {data!r:.40}, expected an object")
+        raise ConfigError(f"{where} is {show(data)}, expected an object")
     picked = {}
     for f in fields(cls):
         value = data.get(f.name)
@@ -93,17 +95,9 @@ def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
             kind, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             name = f"{where}.{f.name}".lstrip(".")
-            raise ConfigError(f"{name} is {value!r:.40}, expected {type(f.default).__name__}")
+            raise ConfigError(f"{name} is {show(value)}, expected {type(f.default).__name__}")
         picked[f.name] = value
     return picked
-
-
-def _check_counts(config: Any, where: str) -> None:
-    """Every integer field of a configuration is a count of at least one."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise ConfigError(f"{where}.{f.name} is {value}, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ class VisionConfig:
     hidden_act: str = "gelu_pytorch_tanh"
 
     def __post_init__(self) -> None:
-        _check_counts(self, "vision_config")
+        check_numbers(self, config_ranges.VISION, "vision_config")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"vision hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
@@ -178,7 +172,7 @@ class TextConfig:
     linear_conv_kernel_dim: int = 4
 
     def __post_init__(self) -> None:
-        _check_counts(self, "text_config")
+        check_numbers(self, config_ranges.TEXT, "text_config")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ConfigError(f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} layers")
         unknown = sorted({str(kind) for kind in self.layer_types} - {"linear_attention", "full_attention"})
@@ -231,6 +225,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_downsample_mode(self.downsample_mode)
+        check_numbers(self, config_ranges.MODEL)
         if not 0 <= self.insert_layer_id < self.vision.num_hidden_layers:
             raise ConfigError(
                 f"insert_layer_id {self.insert_layer_id} is outside the tower's {self.vision.num_hidden_layers} layers"
@@ -257,7 +252,8 @@ class ModelConfig:
             raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
         if "layer_types" not in text_data:
             interval, layers = text_data.get("full_attention_interval", 4), text_data.get("num_hidden_layers")
-            if not isinstance(interval, int) or not isinstance(layers, int) or interval < 1:
+            layers = config_ranges.TEXT["num_hidden_layers"].check("text_config.num_hidden_layers", layers)
+            if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
                 raise ConfigError("text_config has neither layer_types nor a usable full_attention_interval")
             kinds = ("linear_attention", "full_attention")
             text_data["layer_types"] = tuple(kinds[(i + 1) % interval == 0] for i in range(layers))
@@ -287,7 +283,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How pictures and videos become views (`preprocessor_config.json`)."""
+    """How pictures and videos become views."""
 
     max_slice_nums: int = 9
     scale_resolution: int = 448
@@ -301,13 +297,8 @@ class ImageConfig:
     stack_frames: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_slice_nums", "scale_resolution", "patch_size", "max_num_frames", "stack_frames"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name}={value!r} is not a positive integer")
-        for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
-            if len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
-                raise ConfigError(f"{name} is {values!r:.60}, expected three numbers")
+        check_numbers(self, config_ranges.IMAGE)
+        check_colours(self)
         if self.four_x_rounding not in FOUR_X_ROUNDING:
             raise ConfigError(
                 f"four_x_rounding={self.four_x_rounding!r} is unknown", hint=f"Use one of {', '.join(FOUR_X_ROUNDING)}."
@@ -333,21 +324,15 @@ class ImageConfig:
         }
 
 
-def load_configs(directory: Path | None) -> tuple[ModelConfig, ImageConfig]:
-    """Both configurations of a checkpoint directory; None is the published MiniCPM-V 4.6."""
-    if directory is None:
-        return ModelConfig(), ImageConfig()
-    model = ModelConfig.from_dict(read_json(directory / "config.json"))
-    return model, ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a configuration file; `ConfigError` names the file and the fault."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", hint="A checkpoint directory needs this file.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not readable JSON: it is nested too deeply") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, no JSON, or an integer of thousands of digits
         raise ConfigError(f"{path} is not readable JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object")

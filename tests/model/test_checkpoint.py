@@ -204,7 +204,7 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed_in_one_line(direc
     def spoil(tensors: Tensors) -> None:
         del tensors["model.vision_tower.post_layernorm.bias"], tensors["model.merger.mlp.0.linear_1.weight"]
         tensors["model.language_model.layers.0.linear_attn.A_log"] = torch.zeros(7)
-        tensors["model.mtp.weight"] = torch.zeros(2)
+        tensors["model.other.weight"] = torch.zeros(2)
 
     rewrite(directory, spoil)
     one_clear_error(
@@ -213,7 +213,7 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed_in_one_line(direc
         "2 missing",
         "model.vision_tower.post_layernorm.bias",
         "model.merger.mlp.0.linear_1.weight",
-        "1 unexpected: model.mtp.weight",
+        "1 unexpected: model.other.weight",
         "1 of another shape: model.language_model.layers.0.linear_attn.A_log [7] instead of [4]",
     )
 

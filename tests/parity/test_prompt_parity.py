@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from helpers.checkpoints import NAMES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pocketvlm.config_files import ConfigFiles
+from pocketvlm.model.hub import resolve
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
@@ -261,3 +264,45 @@ def test_typed_control_tokens_give_the_ids_of_the_references_own_safeguard(
     messages = [user(before + name + after)]
     expected = reference_inputs(theirs, messages, {}, sanitize_control_tokens=True)
     assert ours(messages).input_ids.tolist() == expected["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["alone", "beside a stale file"])
+def test_a_directory_that_the_reference_saved_is_read_as_it_reads_it(
+    theirs: Any, checkpoint: Path, tmp_path: Path, stale: bool
+) -> None:
+    """It writes processor_config.json only; a preprocessor_config.json that is left beside it no longer holds."""
+    saved = copy.deepcopy(theirs)
+    saved.image_processor.scale_resolution = 224
+    saved.image_processor.max_slice_nums = 4
+    saved.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    if stale:
+        shutil.copy(checkpoint / "preprocessor_config.json", tmp_path)
+    messages = [user(image(500, 700), text("?"))]
+    again, mine = reference.transformers.AutoProcessor.from_pretrained(tmp_path), Processor.from_directory(tmp_path)
+    assert_equal_inputs(mine(messages), reference_inputs(again, messages, {}), mine)
+    assert mine(messages).visual_tokens < Processor.from_directory(checkpoint)(messages).visual_tokens
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"processor_config.json"},
+        {"preprocessor_config.json", "video_preprocessor_config.json"},
+        {"processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"},
+    ],
+    ids=["of version 5", "of version 4", "all"],
+)
+def test_the_checkpoint_that_we_write_is_found_by_readers_of_either_version(tmp_path: Path, kept: set[str]) -> None:
+    """Its settings of pictures and videos stand in every file that one of them looks for, and say the same."""
+    nano = resolve("nano").path
+    shutil.copytree(nano, tmp_path / "nano")
+    for name in {path.name for path in nano.glob("*processor_config.json")} - kept:
+        (tmp_path / "nano" / name).unlink()
+    theirs = reference.transformers.AutoProcessor.from_pretrained(tmp_path / "nano")
+    assert theirs.image_processor.scale_resolution == theirs.video_processor.scale_resolution == 224
+    assert ConfigFiles.read(tmp_path / "nano") == ConfigFiles.read(nano)
+    ours, messages = Processor.from_directory(tmp_path / "nano"), [user(image(300, 500), text("?"))]
+    mode = {"downsample_mode": "16x"}
+    assert_equal_inputs(ours(messages, **mode), reference_inputs(theirs, messages, mode), ours)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pocketvlm.bundle import PRESETS, Manifest, Operators, is_bundle, parse_quantization
+from pocketvlm.bundle import PRESETS, Manifest, Operators, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
@@ -16,6 +16,8 @@ from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError
 from pocketvlm.kernels.onnx_ops import library as compiled_operators
 from pocketvlm.model.checkpoint import count_parameters, load_model
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
 from pocketvlm.ranges import show
 
 Progress = Callable[[str, int, int], None]
@@ -27,7 +29,7 @@ AUTO_QUANTIZATION = "int8"  # the one that keeps the answers; 4 bits are a choic
 
 
 def load_runner(
-    directory: Path,
+    model: str | Path | ModelDirectory,
     *,
     device: str = "auto",
     runtime: str = "auto",
@@ -35,11 +37,12 @@ def load_runner(
     dtype: str = "auto",
     progress: Progress | None = None,
 ) -> Runner:
-    """Make the model in `directory` (a checkpoint or a bundle) ready; the options are those of `pocketvlm.load`."""
+    """Make the model (a checkpoint or a bundle) ready; the options are those of `pocketvlm.load`."""
     if not isinstance(runtime, str) or runtime not in RUNTIMES:
         raise ConfigError(f"runtime={show(runtime)} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
     if not isinstance(quantization, str) or quantization != "auto":
         parse_quantization(quantization)
+    directory = resolve(model)
     target = choose_device(device)
     number_type = choose_dtype(dtype, target)
     if _is_for_onnx(directory, target, runtime, quantization, dtype):
@@ -49,9 +52,9 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        return ONNXRunner(ready_bundle(directory, quantization, progress))
-    if is_bundle(directory):
-        raise ConfigError(f"{directory} is a bundle, which only runtime='onnx' runs")
+        return ONNXRunner(ready_bundle(directory, quantization, progress), config=directory.config)
+    if directory.kind == "bundle":
+        raise ConfigError(f"{directory.path} is a bundle, which only runtime='onnx' runs")
     if quantization not in ("auto", "none"):
         raise ConfigError(
             f"quantization={quantization!r} is for runtime='onnx' on the CPU", hint="Leave it at auto here."
@@ -60,11 +63,11 @@ def load_runner(
     return TorchRunner(load_model(directory, dtype=number_type, device=target, cpu_kernels=True, progress=report))
 
 
-def describe_choice(directory: Path) -> str:
+def describe_choice(directory: ModelDirectory) -> str:
     """What `load` makes of the model when every option is left at auto."""
     device = choose_device("auto")
-    if is_bundle(directory):
-        manifest = Manifest.read(directory)
+    if directory.kind == "bundle":
+        manifest = Manifest.read(directory.path)
         return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
     if _is_for_onnx(directory, device, "auto", "auto", "auto"):
         operators = "compiled" if compiled_operators.is_possible() else "standard"
@@ -72,27 +75,28 @@ def describe_choice(directory: Path) -> str:
     return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
 
 
-def _is_for_onnx(directory: Path, device: torch.device, runtime: str, quantization: str, dtype: str) -> bool:
+def _is_for_onnx(directory: ModelDirectory, device: torch.device, runtime: str, quantization: str, dtype: str) -> bool:
     if runtime != "auto":
         return runtime == "onnx"
-    if is_bundle(directory) or quantization not in ("auto", "none"):
+    if directory.kind == "bundle" or quantization not in ("auto", "none"):
         return True
     is_free = quantization == "auto" and dtype == "auto" and device.type == "cpu"
-    return is_free and find_spec("onnxruntime") is not None and count_parameters(directory) >= LARGE
+    return is_free and find_spec("onnxruntime") is not None and count_parameters(directory.path) >= LARGE
 
 
-def ready_bundle(directory: Path, quantization: str, progress: Progress | None = None) -> Path:
+def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress: Progress | None = None) -> Path:
     """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
     from pocketvlm.export.onnx.bundle import cached_bundle  # brings onnx_ir and sympy, a second that PyTorch spares
 
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
-    if is_bundle(directory):
-        made = Manifest.read(directory).quantization
+    directory = resolve(model)
+    if directory.kind == "bundle":
+        made = Manifest.read(directory.path).quantization
         if quantization != "auto" and parse_quantization(quantization) != made:
-            raise ConfigError(f"the bundle {directory} has {made}, not quantization={quantization!r}")
-        return directory
+            raise ConfigError(f"the bundle {directory.path} has {made}, not quantization={quantization!r}")
+        return directory.path
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
-    what = f"Preparing {directory.name} for this CPU (once)"
+    what = f"Preparing {directory} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
     operators: Operators = "compiled" if chosen.suits_compiled and compiled_operators.library() else "standard"
     return cached_bundle(directory, chosen, report, operators)

@@ -23,8 +23,10 @@ from pocketvlm.engine.request import Request
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
+from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
 from pocketvlm.ranges import Range, plain_number, show
@@ -33,22 +35,11 @@ if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
 
 Key = TypeVar("Key", bound=Hashable)
-PROMPT_OPTIONS = (
-    "downsample_mode",
-    "auto_token_budget",
-    "max_slice_nums",
-    "max_num_frames",
-    "stack_frames",
-    "use_image_id",
-    "use_video_id",
-    "video_max_slice_nums",
-    "enable_thinking",
-    "tools",
-)
+PROMPT_OPTIONS = (*PICTURE_OPTIONS, "enable_thinking", "tools")
 
 
 def load(
-    model: str | Path = "nano",
+    model: str | Path | ModelDirectory = "nano",
     *,
     device: str = "auto",
     runtime: str = "auto",
@@ -60,7 +51,8 @@ def load(
     """Load a model.
 
     Args:
-        model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6.
+        model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6; or what
+            `resolve` made of one of these.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
         runtime: "torch"; "onnx" (ONNX Runtime, on a CPU; the checkpoint is made into a bundle once, in the cache);
             "auto": onnx on a CPU for 100 million parameters and more, where it is installed; else torch.
@@ -76,7 +68,8 @@ def load(
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
-    processor, defaults = Processor.from_directory(directory), SamplingParams.defaults_in(directory)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    defaults = SamplingParams.defaults_of(directory.configs.generation)
     return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
 
 

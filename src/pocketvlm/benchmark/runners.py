@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from pocketvlm.api.loading import load_runner
 from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of, timed
 from pocketvlm.benchmark.reference import import_transformers
 from pocketvlm.bundle import Quantization, Scheme
-from pocketvlm.config import ImageConfig, ModelConfig, load_configs
+from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.engine.sampling.sampler import best_tokens
@@ -53,7 +52,7 @@ class RunnerContender:
     def __init__(self, model: str, runtime: str, quantization: str) -> None:
         self.name = f"pocketvlm {runtime}" + (f" {quantization}" if runtime == "onnx" else "")
         directory = resolve(model)
-        self.image_config: ImageConfig = load_configs(directory)[1]
+        self.image_config: ImageConfig = directory.image_config
         chosen = "auto" if runtime == "torch" else quantization
         self.runner: Runner = load_runner(directory, runtime=runtime, quantization=chosen)
 
@@ -145,11 +144,11 @@ class TransformersContender:
     name = "transformers float32"
 
     def __init__(self, model: str) -> None:
-        directory: Path = resolve(model)
-        self.image_config: ImageConfig = load_configs(directory)[1]
+        directory = resolve(model)
+        self.image_config: ImageConfig = directory.image_config
         # Its classes for this model are newer than its stubs.
         kind: Any = import_transformers().MiniCPMV4_6ForConditionalGeneration
-        self.model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model = kind.from_pretrained(directory.path, dtype=torch.float32).eval()
 
     def work(self, line: str) -> Work | None:
         del line

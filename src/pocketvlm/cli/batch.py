@@ -16,6 +16,7 @@ from pocketvlm.cli.common import (
     add_json,
     add_model,
     add_options,
+    directory_of,
     files_read,
     loaded,
     options_of,
@@ -25,8 +26,6 @@ from pocketvlm.cli.common import (
 from pocketvlm.cli.console import ReaderLeftError, put, put_json
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output
-from pocketvlm.model.fingerprint import fingerprint
-from pocketvlm.model.hub import resolve
 
 # Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "prompt_lookup_num_tokens"}
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         lambda: loaded(args),
         model=args.served_model_name or args.model,
         options=options,
-        identity={"weights": fingerprint(resolve(args.model)), **places},
+        identity={"weights": directory_of(args).fingerprint, **places},
         concurrency=args.concurrency,
         overwrite=args.overwrite,
         bars=progress_bars,

@@ -16,10 +16,11 @@ from pocketvlm.config import (
     check_device_name,
     check_downsample_mode,
     check_dtype_name,
-    load_configs,
 )
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.picture_options import option_help
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.views import Size
 
@@ -43,24 +44,9 @@ SAMPLING: dict[str, tuple[type, str]] = {
         "try this many tokens at once that followed the newest ones before; the answer stays the same (default 0)",
     ),
 }
-PICTURES: dict[str, tuple[type, str]] = {
-    "downsample_mode": (
-        str,
-        "16x; 4x: four times the visual tokens, finer detail; auto: 4x where the print is small, within the budget "
-        "(default: the model's own)",
-    ),
-    "auto_token_budget": (float, "maximum of auto's visual tokens, as a multiple of 16x: 1.0 to 4.0 (default 1.5)"),
-    "max_slice_nums": (
-        int,
-        "maximum of slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)",
-    ),
-}
-VIDEO: dict[str, tuple[type, str]] = {
-    "max_num_frames": (int, "maximum of frames of a video (default 128)"),
-    "stack_frames": (int, "frames shown for each second of a video (default 1)"),
-}
-
-
+_TYPES: dict[str, type] = {"integer": int, "number": float, "string or list of strings": str}
+PICTURES = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("pictures").items()}
+VIDEO = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("videos").items()}
 # Further options of sampling, which commands have in forms of their own.
 ANSWERS = ("stop", "n", "logprobs", "structured_outputs")
 # Where and with which numbers a model runs: options of `load`.
@@ -76,6 +62,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantization", default="auto", help="of the onnx runtime: auto, none, int8, int4, or parts: decoder=int4,…"
     )
+
+
+def directory_of(args: argparse.Namespace) -> ModelDirectory:
+    """The directory of --model, looked up and read once for a command."""
+    if "directory" not in args:
+        args.directory = resolve(args.model)
+    directory: ModelDirectory = args.directory
+    return directory
 
 
 def add_options(parser: argparse.ArgumentParser, *groups: Mapping[str, tuple[type, str]]) -> None:
@@ -113,10 +107,10 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     check_dtype_name(getattr(args, "dtype", "auto"))
     sampling = {k: v for k, v in options.items() if k in SAMPLING or k in ANSWERS}
     SamplingParams.from_options(sampling, {"temperature": 0.0})  # before a model is looked up, maybe downloaded
-    directory = resolve(args.model)
-    SamplingParams.from_options(sampling, SamplingParams.defaults_in(directory))
-    model_config, config = load_configs(directory)
-    mode = check_downsample_mode(options.get("downsample_mode", model_config.downsample_mode))
+    directory = directory_of(args)
+    SamplingParams.from_options(sampling, SamplingParams.defaults_of(directory.configs.generation))
+    config = directory.image_config
+    mode = check_downsample_mode(options.get("downsample_mode", directory.config.downsample_mode))
     check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
     media = []
     for text in texts:
@@ -180,7 +174,7 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
         from pocketvlm.api.vlm import load
 
         with progress_bars() as report:
-            vlm = load(args.model, **{name: getattr(args, name) for name in PLACES}, progress=report)
+            vlm = load(directory_of(args), **{name: getattr(args, name) for name in PLACES}, progress=report)
     finally:
         gc.freeze()
         gc.enable()

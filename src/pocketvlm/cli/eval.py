@@ -19,6 +19,7 @@ from pocketvlm.cli.common import (
     add_json,
     add_model,
     add_options,
+    directory_of,
     loaded,
     options_of,
     read_media,
@@ -29,8 +30,6 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
 from pocketvlm.evaluation.results import open_results
 from pocketvlm.evaluation.tasks import Task
-from pocketvlm.model.fingerprint import fingerprint
-from pocketvlm.model.hub import resolve
 
 if TYPE_CHECKING:
     from pocketvlm.evaluation.answerers import Answerer
@@ -186,9 +185,8 @@ def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]
         check_downsample_mode(options.get("downsample_mode", "16x"))
         return {"endpoint": args.endpoint, "model": args.endpoint_model}
     read_media(args, [], options)
-    directory = resolve(args.model)
     where = {name: getattr(args, name) for name in PLACES}
-    return {"model": args.model, "weights": fingerprint(directory), **where}
+    return {"model": args.model, "weights": directory_of(args).fingerprint, **where}
 
 
 def _evaluate(
@@ -216,6 +214,7 @@ def _answerer(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[
             if args.published:
                 published = PublishedSettings()
                 vlm.processor.image_config = published.image_config(vlm.processor.image_config)
+                vlm.processor.video_config = published.image_config(vlm.processor.video_config)
                 shown = published.media
             yield LocalModel(vlm, options, args.batch_size, shown)
         return

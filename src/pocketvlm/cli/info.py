@@ -8,7 +8,6 @@ from typing import Any
 
 from pocketvlm.cli.common import add_json
 from pocketvlm.cli.console import put_json, put_rich
-from pocketvlm.config import load_configs
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.hub import resolve
 
@@ -35,23 +34,23 @@ def run(args: argparse.Namespace) -> int:
 def gather(model: str) -> dict[str, Any]:
     """Gather facts of the checkpoint, from its headers (weights stay on disk), and of the machine."""
     directory = resolve(model)
-    config, image = load_configs(directory)
+    config, image = directory.config, directory.image_config
     import torch  # takes seconds: after everything that can be wrong without it
 
     from pocketvlm.api.loading import describe_choice
-    from pocketvlm.bundle import Manifest, is_bundle
+    from pocketvlm.bundle import Manifest
     from pocketvlm.cli.version import version_text
     from pocketvlm.model.checkpoint import count_parameters, weight_files
 
-    if is_bundle(directory):
-        weights: dict[str, Any] = {"weights_bytes": sum(Manifest.read(directory).files.values())}
+    if directory.kind == "bundle":
+        weights: dict[str, Any] = {"weights_bytes": sum(Manifest.read(directory.path).files.values())}
     else:
-        sizes = sum(f.stat().st_size for f in weight_files(directory))
-        weights = {"parameters": count_parameters(directory), "weights_bytes": sizes}
+        sizes = sum(f.stat().st_size for f in weight_files(directory.path))
+        weights = {"parameters": count_parameters(directory.path), "weights_bytes": sizes}
     kinds = config.text.layer_types
     return {
         "model": model,
-        "directory": str(directory),
+        "directory": str(directory.path),
         **weights,
         "runs_with": describe_choice(directory),
         "vision_layers": config.vision.num_hidden_layers,

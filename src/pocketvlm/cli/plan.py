@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, options_of
 from pocketvlm.cli.console import put_json, put_rich
-from pocketvlm.config import check_auto_token_budget, check_downsample_mode, load_configs
+from pocketvlm.config import check_auto_token_budget, check_downsample_mode
+from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output
 from pocketvlm.model.hub import resolve
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--draw needs exactly one picture file")
         check_output(args.draw, inputs=files_read(args.model, given))
     sizes = [_size(text) for text in given]
-    model_config, image_config = load_configs(None if args.model is None else resolve(args.model))
+    configs = ConfigFiles() if args.model is None else resolve(args.model).configs
+    model_config, image_config = configs.model, configs.image
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
     options = {**own, **options_of(args, PICTURES)}
     mode = check_downsample_mode(options["downsample_mode"])

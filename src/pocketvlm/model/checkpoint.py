@@ -8,9 +8,12 @@ never exists.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +21,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.config_files import has_image_config, read_image_configs
 from pocketvlm.errors import CheckpointError
 from pocketvlm.files import whole_file
 from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
+from pocketvlm.model import diagnosis
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
@@ -38,6 +46,8 @@ _PREFIXES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.", ""),
 )
+# Multi-token prediction: a further layer that drafts tokens. The reference leaves it out as well.
+_MTP = re.compile(r"(model\.)?(language_model\.)?mtp\.")
 _PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 
 
@@ -95,13 +105,17 @@ def weight_files(directory: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{directory / INDEX} has no weight_map")
         files = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
+    elif (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
     else:
-        files = [directory / WEIGHTS]
-    for file in files:
-        if file.parent != directory:
-            raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
-        if not file.is_file():
-            raise CheckpointError(f"{file} does not exist", hint="A checkpoint needs its safetensors weights.")
+        raise diagnosis.without_weights(directory)
+    if any(file.parent != directory for file in files):
+        raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
+    if missing := [file for file in files if not file.is_file()]:
+        raise CheckpointError(
+            f"{missing[0]} does not exist: {len(missing)} of the {len(files)} files that {INDEX} names are missing",
+            hint="Download or copy them again.",
+        )
     return files
 
 
@@ -111,9 +125,9 @@ def count_parameters(directory: Path) -> int:
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="pt") as handle:
-                total += sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
+                total += sum(math.prod(handle.get_slice(name).get_shape()) for name in _used(handle))
         except SafetensorError:
-            raise _truncated(file) from None
+            raise diagnosis.of_unreadable(file) from None
     return total
 
 
@@ -122,16 +136,17 @@ def stored_dtype(directory: Path) -> torch.dtype:
     for file in weight_files(directory):
         try:
             with safe_open(file, framework="pt") as handle:
-                kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+                kinds = {handle.get_slice(name).get_dtype() for name in _used(handle)}
         except SafetensorError:
-            raise _truncated(file) from None
+            raise diagnosis.of_unreadable(file) from None
         if not kinds <= {"BF16", "BOOL"}:
             return torch.float32
     return torch.bfloat16
 
 
-def _truncated(file: Path) -> CheckpointError:
-    return CheckpointError(f"{file} is truncated or no safetensors file", hint="Download or copy it again.")
+def _used(handle: Any) -> list[str]:
+    """Names of the tensors of an open file without those of multi-token prediction."""
+    return [name for name in handle.keys() if not _MTP.match(name)]  # noqa: SIM118  # it is no mapping
 
 
 def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -148,13 +163,11 @@ def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                     yield name, tensor
                     del tensor
     except SafetensorError:
-        raise CheckpointError(
-            f"{file} is truncated or no safetensors file", hint="Download or copy it again."
-        ) from None
+        raise diagnosis.of_unreadable(file) from None
 
 
 def load_model(
-    directory: str | Path,
+    directory: str | Path | ModelDirectory,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -172,10 +185,8 @@ def load_model(
         ConfigError: config.json is missing or does not fit.
         CheckpointError: weights are missing, truncated, or of other names or shapes; every such name is listed.
     """
+    config, image = _configs(directory)
     directory = Path(directory)
-    config = ModelConfig.from_dict(read_json(directory / "config.json"))
-    preprocessor = directory / "preprocessor_config.json"
-    image = ImageConfig.from_dict(read_json(preprocessor)) if preprocessor.is_file() else ImageConfig()
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
     files = weight_files(directory)
@@ -184,10 +195,13 @@ def load_model(
     total = 2 * size if cpu_kernels else size
     narrow = cpu_kernels and fp16_linear.is_available()
     missing, keep_fp32 = dict(model.named_parameters()), fp32_parameters(model)
-    unexpected, misshapen = [], []
+    unexpected, misshapen, unused = list[str](), list[str](), 0
     for file in files:
         for published, tensor in _read_tensors(file):
             done += tensor.nbytes
+            if _MTP.match(published):
+                unused += 1
+                continue
             ours = our_name(published)
             if published == "lm_head.weight" and config.text.tie_word_embeddings:
                 continue  # some exporters write the tied head a second time
@@ -208,6 +222,10 @@ def load_model(
             del tensor
             if progress is not None:
                 progress(done, total)
+    if unused:
+        logger.warning("%s: mtp.* tensors (%d) are left out: tokens are predicted one by one", directory, unused)
+    if (directory / diagnosis.ADAPTER).is_file():
+        logger.warning("%s has an adapter beside its weights, which is not applied", directory)
     names = published_names(model)
     _complain(directory, [names[ours] for ours in missing], unexpected, misshapen)
     model.eval()
@@ -216,6 +234,20 @@ def load_model(
     if progress is not None:
         progress(total, total)  # headers are bytes too, and there may have been nothing to pack
     return model
+
+
+def _configs(directory: str | Path | ModelDirectory) -> tuple[ModelConfig, ImageConfig]:
+    """Of a model's directory, or of weights alone, such as training leaves behind."""
+    if isinstance(directory, ModelDirectory):
+        return directory.config, directory.image_config
+    directory = Path(directory)
+    if (error := diagnosis.without_config(directory)) is not None:
+        raise error
+    config = ModelConfig.from_dict(read_json(directory / "config.json"))
+    if has_image_config(directory):
+        return config, read_image_configs(directory)[0]
+    logger.warning("%s does not say how pictures are normalised: the published mean and deviation hold", directory)
+    return config, ImageConfig()
 
 
 def _complain(directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:

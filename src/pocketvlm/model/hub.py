@@ -1,4 +1,4 @@
-"""From the name of a model to a directory on this disk: the embedded model, a directory, or a hub id."""
+"""From the name of a model to its directory on this disk: the embedded model, a directory, or a hub id."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from pocketvlm.errors import CheckpointError
+from pocketvlm.model import diagnosis
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.ranges import show
 
 EMBEDDED = ("nano",)
@@ -14,15 +16,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ("*.json", "*.jinja", "*.safetensors")
 
 
-def resolve(model: str | Path) -> Path:
-    """The checkpoint directory of `model`.
+def resolve(model: str | Path | ModelDirectory) -> ModelDirectory:
+    """The directory of `model`, its configurations read; one that was read before is returned as it is.
 
     A directory that exists wins over a hub id of the same spelling. Hub models are downloaded once into the cache of
     huggingface_hub and found there without a connection afterwards; HF_HUB_OFFLINE=1 never connects.
 
     Raises:
         CheckpointError: no such directory, or the hub has no such model or cannot be reached.
+        ConfigError: a configuration file is missing or does not fit.
     """
+    return model if isinstance(model, ModelDirectory) else ModelDirectory.read(_find(model), str(model))
+
+
+def _find(model: str | Path) -> Path:
     if not isinstance(model, str | Path):
         raise CheckpointError(f"model={show(model)} is neither a name nor a path", hint="Use 'nano', for instance.")
     try:
@@ -35,7 +42,7 @@ def resolve(model: str | Path) -> Path:
     if is_directory:
         return path
     if exists:
-        raise CheckpointError(f"{path} is a file, expected a checkpoint directory")
+        raise diagnosis.of_file(path)
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
             f"there is no model {str(model)!r:.80}",

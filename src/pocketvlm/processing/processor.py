@@ -20,12 +20,14 @@ from pocketvlm.config import (
     check_downsample_mode,
     read_json,
 )
+from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.patches.image import Pixels, encode_images
 from pocketvlm.processing.patches.video import check_positive, check_sampling, encode_video
+from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
@@ -38,7 +40,8 @@ class Processor:
 
     Args:
         tokenizer, chat_template: the string half.
-        image_config: how pictures and videos are cut.
+        image_config: how pictures are cut.
+        video_config: how videos are; as pictures when None.
         model_config: whose placeholder ids the tokenizer must share.
         limits: what pictures and videos are refused.
         files: False refuses paths as sources of media, for callers whose messages come from strangers.
@@ -54,6 +57,7 @@ class Processor:
         image_config: ImageConfig,
         model_config: ModelConfig,
         *,
+        video_config: ImageConfig | None = None,
         limits: MediaLimits | None = None,
         files: bool = True,
     ) -> None:
@@ -70,23 +74,32 @@ class Processor:
             )
         if image_config.patch_size != model_config.vision.patch_size:
             raise ConfigError(
-                f"preprocessor_config.json cuts patches of {image_config.patch_size} pixels, the tower takes "
+                f"the settings of pictures cut patches of {image_config.patch_size} pixels, the tower takes "
                 f"{model_config.vision.patch_size}",
-                hint="Use the preprocessor_config.json that came with the weights.",
+                hint="Use the processor_config.json or preprocessor_config.json that came with the weights.",
             )
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.image_config = image_config
+        self.video_config = video_config or image_config
         self.model_config = model_config
         self.limits = limits or MediaLimits()
         self.files = files
 
     @classmethod
-    def from_directory(cls, path: str | Path, *, limits: MediaLimits | None = None, files: bool = True) -> Self:
+    def from_directory(
+        cls,
+        path: str | Path,
+        *,
+        configs: ConfigFiles | None = None,
+        limits: MediaLimits | None = None,
+        files: bool = True,
+    ) -> Self:
         """Read tokenizer, template and configurations of a checkpoint directory; weights are not touched.
 
         Args:
             path: the directory.
+            configs: its configuration files, where they have been read already.
             limits, files: see the class.
 
         Raises:
@@ -95,70 +108,56 @@ class Processor:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory} is not a directory", hint="Point at a MiniCPM-V 4.6 checkpoint.")
-        model_config = ModelConfig.from_dict(read_json(directory / "config.json"))
-        image_config = ImageConfig.from_dict(read_json(directory / "preprocessor_config.json"))
-        tokenizer = Tokenizer.from_directory(directory)
-        chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens)
-        return cls(tokenizer, chat_template, image_config, model_config, limits=limits, files=files)
+        configs = configs or ConfigFiles.read(directory)
+        config = read_json(directory / "tokenizer_config.json")
+        tokenizer = Tokenizer.from_directory(directory, config=config, generation=configs.generation)
+        chat_template = ChatTemplate.from_directory(directory, tokenizer.control_tokens, config=config)
+        options: dict[str, Any] = {"video_config": configs.video, "limits": limits, "files": files}
+        return cls(tokenizer, chat_template, configs.image, configs.model, **options)
 
     def __call__(
         self,
         messages: Any,
         *,
-        downsample_mode: DownsampleOption | Sequence[DownsampleOption] | None = None,
-        auto_token_budget: float | None = None,
-        max_slice_nums: int | None = None,
         tools: Any = None,
         enable_thinking: bool = False,
         add_generation_prompt: bool = True,
-        use_image_id: bool | None = None,
-        use_video_id: bool | None = None,
-        max_num_frames: int | None = None,
-        stack_frames: int | None = None,
-        video_max_slice_nums: int = 1,
+        **options: Any,
     ) -> ModelInputs:
         """Process one conversation.
 
         Args:
             messages: OpenAI-style messages, see `pocketvlm.processing.prompt.messages`.
-            downsample_mode: "16x" or "4x" for all views; "auto": the pixels of each view decide; or one of these for
-                each picture and video in prompt order; the checkpoint's when None.
-            auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x,
-                from 1.0 to 4.0; 1.5 when None.
-            max_slice_nums: most slices of a picture beside its overview; the checkpoint's when None. A picture or video
-                that has its own, or `detail` "low", in its message goes by that.
             tools: OpenAI tool definitions.
             enable_thinking: let the model reason before it answers.
             add_generation_prompt: end with the opening of an assistant message.
-            use_image_id: number the pictures in the prompt; the checkpoint's when None.
-            use_video_id: number the videos as well; as `use_image_id` when None, which is what the reference does.
-                The model's authors recommend False.
-            max_num_frames: most frames of a video; the checkpoint's when None.
-            stack_frames: frames shown for each second of a video, the extra ones side by side in one picture; 1 means
-                no such picture; the checkpoint's when None.
-            video_max_slice_nums: most slices of each frame.
+            options: those of `PictureOptions`, by name.
 
         Raises:
             PromptError: messages, tools or template options do not form a prompt.
             MediaError: a picture or video cannot be read or is over a limit; the message names its place.
             ConfigError: an option has a value that cannot be honoured.
         """
+        how = PictureOptions(**options)
         # Also where no medium of a kind is there: an option that is wrong is refused, not overlooked.
-        for name, value in (("max_slice_nums", max_slice_nums), ("video_max_slice_nums", video_max_slice_nums)):
+        for name, value in (
+            ("max_slice_nums", how.max_slice_nums),
+            ("video_max_slice_nums", how.video_max_slice_nums),
+        ):
             if value is not None:
                 check_positive(name, value)
-        check_sampling(self.image_config, max_num_frames, stack_frames, self.limits)
+        check_sampling(self.video_config, how.max_num_frames, how.stack_frames, self.limits)
         prompt = self.chat_template.render(
             messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
         )
         kinds = [part.kind for part in prompt.media]
         self.limits.check_counts(kinds.count("image"), kinds.count("video"))
-        modes = self._modes(downsample_mode, len(prompt.media))
-        only = downsample_mode if isinstance(downsample_mode, str) else self.model_config.downsample_mode
-        budget = check_auto_token_budget(auto_token_budget, "auto" in (modes or (only,)))
+        modes = self._modes(how.downsample_mode, len(prompt.media))
+        only = how.downsample_mode if isinstance(how.downsample_mode, str) else self.model_config.downsample_mode
+        budget = check_auto_token_budget(how.auto_token_budget, "auto" in (modes or (only,)))
         encoded: dict[int, Units] = {}
         # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
-        wanted = [part.max_slice_nums or max_slice_nums for part in prompt.media]
+        wanted = [part.max_slice_nums or how.max_slice_nums for part in prompt.media]
         pictures = [i for i, part in enumerate(prompt.media) if part.kind == "image"]
         for mode, slices in dict.fromkeys((modes[i], wanted[i]) for i in pictures):
             chosen = [i for i in pictures if (modes[i], wanted[i]) == (mode, slices)]
@@ -174,15 +173,13 @@ class Processor:
             encoded |= {i: (unit,) for i, unit in zip(chosen, views, strict=True)}
         for i, part in enumerate(prompt.media):
             if part.kind == "video":
-                encoded[i] = self._encode_video(
-                    part, modes[i], budget, part.max_slice_nums or video_max_slice_nums, max_num_frames, stack_frames
-                )
-        image_id = _flag("use_image_id", use_image_id, self.image_config.use_image_id)
+                encoded[i] = self._encode_video(part, modes[i], budget, how)
+        image_id = _flag("use_image_id", how.use_image_id, self.image_config.use_image_id)
         return self.assemble(
             prompt,
             [encoded[i] for i in range(len(prompt.media))],
             use_image_id=image_id,
-            use_video_id=_flag("use_video_id", use_video_id, image_id),
+            use_video_id=_flag("use_video_id", how.use_video_id, image_id),
         )
 
     def assemble(
@@ -222,24 +219,16 @@ class Processor:
         except MediaError as error:
             raise MediaError(f"{part.where}: {error}") from None
 
-    def _encode_video(
-        self,
-        part: MediaPart,
-        mode: DownsampleOption,
-        budget: float,
-        slices: int,
-        frames: int | None,
-        stack: int | None,
-    ) -> Units:
+    def _encode_video(self, part: MediaPart, mode: DownsampleOption, budget: float, how: PictureOptions) -> Units:
         try:
             views = encode_video(
                 part.source,
-                self.image_config,
+                self.video_config,
                 mode,
-                slices,
+                part.max_slice_nums or how.video_max_slice_nums,
                 auto_token_budget=budget if mode == "auto" else None,
-                max_num_frames=frames,
-                stack_frames=stack,
+                max_num_frames=how.max_num_frames,
+                stack_frames=how.stack_frames,
                 fps=part.fps,
                 limits=self.limits,
                 files=self.files,

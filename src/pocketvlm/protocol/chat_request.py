@@ -14,20 +14,12 @@ from typing import Any
 
 from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
+from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value, show
 from pocketvlm.tools.definitions import check_tools
 
-# What each option of a processor is, in one word of `check`. vLLM's field for them is mm_processor_kwargs.
-MM_PROCESSOR_KWARGS = {
-    "downsample_mode": "string or list of strings",
-    "auto_token_budget": "number",
-    "max_slice_nums": "integer",
-    "max_num_frames": "integer",
-    "stack_frames": "integer",
-    "use_image_id": "boolean",
-    "use_video_id": "boolean",
-    "video_max_slice_nums": "integer",
-}
+# vLLM's field for the options of a processor is mm_processor_kwargs.
+MM_PROCESSOR_KWARGS = PICTURE_OPTIONS
 # Fields that are options of the same name and type.
 _OPTIONS = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pocketvlm.config import read_json
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import Range, check_all, show
 
@@ -213,26 +211,19 @@ class SamplingParams:
                 )
         return cls(**{**defaults, **{k: v for k, v in options.items() if v is not None}})
 
-    @staticmethod
-    def defaults_of(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-        """What a `generation_config.json` asks for; without `do_sample` it asks for greedy decoding."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        picked = {k: generation_config[k] for k in names if generation_config.get(k) is not None}
-        if not generation_config.get("do_sample", False):
-            picked["temperature"] = 0.0
-        return picked
-
     @classmethod
-    def defaults_in(cls, directory: Path) -> dict[str, Any]:
-        """`defaults_of` a checkpoint directory; greedy where it has no `generation_config.json`.
+    def defaults_of(cls, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a `generation_config.json` asks for; without `do_sample` it asks for greedy decoding.
 
         Raises:
             ConfigError: values that no request could be answered with.
         """
-        file = directory / "generation_config.json"
-        defaults = cls.defaults_of(read_json(file) if file.is_file() else {})
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        picked = {k: generation_config[k] for k in names if generation_config.get(k) is not None}
+        if not generation_config.get("do_sample", False):
+            picked["temperature"] = 0.0
         try:
-            cls(**defaults)  # now, not with every request
+            cls(**picked)  # now, not with every request
         except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from None
-        return defaults
+            raise ConfigError(f"generation_config.json: {error}") from None
+        return picked

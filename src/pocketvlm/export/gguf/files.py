@@ -22,6 +22,8 @@ from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, read_json
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export.gguf.tensors import decoder_tensors, vision_tensors
 from pocketvlm.model.checkpoint import load_model, stored_dtype
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
 
 try:
     import gguf
@@ -54,7 +56,7 @@ class GGUFFiles:
 
 
 def write_gguf(
-    checkpoint: Path,
+    checkpoint: Path | ModelDirectory,
     out: Path,
     dtype: GGUFType = "bf16",
     downsample_mode: DownsampleMode = "16x",
@@ -73,21 +75,22 @@ def write_gguf(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
-    config = ModelConfig.from_dict(read_json(checkpoint / "config.json"))
+    directory = resolve(checkpoint)
+    config = directory.config
     _check(config)
-    tokens = _vocabulary(read_json(checkpoint / "tokenizer.json"), config.text.vocab_size)
+    tokens = _vocabulary(read_json(directory.path / "tokenizer.json"), config.text.vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
     name = out.name
     files = (partial / f"{name}-{dtype}.gguf", partial / f"mmproj-{name}-{downsample_mode}-{dtype}.gguf")
     try:
-        model = load_model(checkpoint, dtype=stored_dtype(checkpoint), progress=_part(progress, 0, 250))
+        model = load_model(directory, dtype=stored_dtype(directory.path), progress=_part(progress, 0, 250))
         writer = _writer(files[0], "qwen35", name, dtype)
         _decoder_keys(writer, config)
-        _token_keys(writer, checkpoint, config, tokens)
+        _token_keys(writer, directory.path, config, tokens)
         _write(writer, list(decoder_tensors(model)), dtype, _part(progress, 250, 600))
         writer = _writer(files[1], "clip", name, dtype)
-        _vision_keys(writer, config, _image_config(checkpoint), downsample_mode)
+        _vision_keys(writer, config, directory.image_config, downsample_mode)
         _write(writer, list(vision_tensors(model, downsample_mode)), dtype, _part(progress, 600, 1000))
         partial.chmod(0o755)
         partial.replace(out)
@@ -115,11 +118,6 @@ def _part(progress: Progress | None, start: int, end: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, total: progress(start + (end - start) * done // max(total, 1), 1000)
-
-
-def _image_config(checkpoint: Path) -> ImageConfig:
-    file = checkpoint / "preprocessor_config.json"
-    return ImageConfig.from_dict(read_json(file)) if file.is_file() else ImageConfig()
 
 
 def _writer(path: Path, architecture: str, name: str, dtype: GGUFType) -> gguf.GGUFWriter:

@@ -19,7 +19,9 @@ from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
+from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.fingerprint import fingerprint
+from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
 
 Progress = Callable[[int, int], None]
@@ -33,7 +35,7 @@ _BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
 
 
 def cached_bundle(
-    checkpoint: Path,
+    checkpoint: Path | ModelDirectory,
     quantization: Quantization,
     progress: Progress | None = None,
     operators: Operators = "standard",
@@ -45,7 +47,8 @@ def cached_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read, or there is no room for the bundle.
     """
-    source = fingerprint(checkpoint)
+    directory = resolve(checkpoint)
+    source = directory.fingerprint
     parts = (quantization.vision, quantization.decoder, quantization.head)
     root = cache_directory() / "onnx"
     place = root / f"{source}-{'-'.join(parts)}-{operators}-f{FORMAT}"
@@ -57,7 +60,7 @@ def cached_bundle(
             for left in root.glob(f"{place.name}{_PARTIAL}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(place, ignore_errors=True)
-            write_bundle(checkpoint, place, quantization, progress, operators)
+            write_bundle(directory, place, quantization, progress, operators)
     except OSError as error:
         raise CheckpointError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
@@ -74,7 +77,7 @@ def _is_whole(place: Path, source: str) -> bool:
 
 
 def write_bundle(
-    checkpoint: Path,
+    checkpoint: Path | ModelDirectory,
     out: Path,
     quantization: Quantization,
     progress: Progress | None = None,
@@ -90,12 +93,13 @@ def write_bundle(
         CheckpointError: the checkpoint cannot be read, or the disk is full.
     """
     importlib.import_module("pocketvlm.export.onnx")  # or a clear error, before anything is written
+    directory = resolve(checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{out.name}{_PARTIAL}", dir=out.parent))
     try:
-        model = load_model(checkpoint, dtype=stored_dtype(checkpoint), progress=_between(progress, 0, 0.25))
+        model = load_model(directory, dtype=stored_dtype(directory.path), progress=_between(progress, 0, 0.25))
         needed = _expected_size(model, quantization)
         if shutil.disk_usage(partial).free < needed:
             raise CheckpointError(
@@ -107,11 +111,11 @@ def write_bundle(
         del model  # from here on each graph holds its own weights, and lets them go when it is written
         _write_graphs(graphs, partial, _between(progress, 0.25, 1))
         for pattern in TEXT_FILES:
-            for file in sorted(checkpoint.glob(pattern)):
+            for file in sorted(directory.path.glob(pattern)):
                 if file.name not in _NOT_COPIED:
                     shutil.copyfile(file, partial / file.name)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        manifest = Manifest(quantization, fingerprint(checkpoint), files, operators)
+        manifest = Manifest(quantization, fingerprint(directory.path), files, operators)
         manifest.write(partial)
         partial.chmod(0o755)
         partial.replace(out)

@@ -89,15 +89,23 @@ class ChatTemplate:
         self._lasts = {name[-1] for name in names}
 
     @classmethod
-    def from_directory(cls, path: str | Path, control_tokens: Iterable[str]) -> Self:
+    def from_directory(
+        cls, path: str | Path, control_tokens: Iterable[str], *, config: Mapping[str, Any] | None = None
+    ) -> Self:
         """Read `chat_template.jinja`, or else `chat_template` in `tokenizer_config.json`.
+
+        Args:
+            path: the directory.
+            control_tokens: what a user's text may not spell.
+            config: the content of `tokenizer_config.json`, where it has been read already.
 
         Raises:
             CheckpointError: there is neither, or it is not valid Jinja.
             ConfigError: `tokenizer_config.json` is missing or not JSON.
         """
         directory = Path(path)
-        config = read_json(directory / "tokenizer_config.json")
+        if config is None:
+            config = read_json(directory / "tokenizer_config.json")
         file = directory / "chat_template.jinja"
         source: Any = config.get("chat_template")
         if file.is_file():

@@ -93,8 +93,18 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
-    def from_directory(cls, path: str | Path) -> Self:
+    def from_directory(
+        cls,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        generation: Mapping[str, Any] | None = None,
+    ) -> Self:
         """Read `tokenizer.json`, `tokenizer_config.json` and, where it exists, `generation_config.json`.
+
+        Args:
+            path: the directory.
+            config, generation: the content of the latter two, where they have been read already.
 
         Raises:
             CheckpointError: `tokenizer.json` is missing or not a tokenizer this class can use.
@@ -104,12 +114,16 @@ class Tokenizer:
         file = directory / "tokenizer.json"
         if not file.is_file():
             raise CheckpointError(f"{file} does not exist", hint="A checkpoint directory needs this file.")
-        config = read_json(directory / "tokenizer_config.json")
+        if config is None:
+            config = read_json(directory / "tokenizer_config.json")
+        if generation is None:
+            file_of_defaults = directory / "generation_config.json"
+            generation = read_json(file_of_defaults) if file_of_defaults.is_file() else {}
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every fault in the file
             raise CheckpointError(f"{file} is not a tokenizer ({type(error).__name__})") from None
-        stop_ids = set(_eos_ids(directory / "generation_config.json"))
+        stop_ids = set(_eos_ids(directory / "generation_config.json", generation.get("eos_token_id")))
         eos = token_content(config.get("eos_token"))
         if eos is not None:
             eos_id = backend.token_to_id(eos)
@@ -232,11 +246,8 @@ def token_content(entry: Any) -> str | None:
     return entry if isinstance(entry, str) else None
 
 
-def _eos_ids(file: Path) -> list[int]:
-    """Read `eos_token_id` of a generation_config.json: one id, a list, or nothing."""
-    if not file.is_file():
-        return []
-    value = read_json(file).get("eos_token_id")
+def _eos_ids(file: Path, value: Any) -> list[int]:
+    """The `eos_token_id` of a generation_config.json: one id, a list, or nothing."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise CheckpointError(f"{file}: eos_token_id is {value!r}, expected an integer or a list of integers")

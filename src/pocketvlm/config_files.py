@@ -1,0 +1,101 @@
+"""The configuration files of a model's directory, read once, and which of them holds for pictures and for videos.
+
+`transformers` 5 writes one `processor_config.json` with the settings of pictures under "image_processor" and those of
+videos under "video_processor"; before, each had a file of its own. Where both are there the nested settings hold, as in
+the reference: the older file is what another program left behind. Nothing is guessed: a directory without settings of
+pictures is refused, as it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.errors import ConfigError
+
+PROCESSOR, IMAGE, VIDEO = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+GENERATION = "generation_config.json"
+# What the model and its views have once, for pictures and videos alike.
+_SHARED = ("patch_size", "image_mean", "image_std")
+
+
+@dataclass(frozen=True)
+class ConfigFiles:
+    """What a model's directory says beside weights and tokenizer; without arguments the published MiniCPM-V 4.6.
+
+    Attributes:
+        model: shapes (`config.json`).
+        image: how pictures are cut.
+        video: how the frames of videos are cut, and how many there are.
+        generation: content of `generation_config.json`; empty where there is none.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: ImageConfig = field(default_factory=ImageConfig)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read them; `ConfigError` where one is missing or does not fit."""
+        model = ModelConfig.from_dict(read_json(directory / "config.json"))
+        image, video = read_image_configs(directory)
+        generation = directory / GENERATION
+        return cls(model, image, video, read_json(generation) if generation.is_file() else {})
+
+
+def read_image_configs(directory: Path) -> tuple[ImageConfig, ImageConfig]:
+    """The settings of pictures and those of videos.
+
+    Pictures: "image_processor" of `processor_config.json`, else `preprocessor_config.json`. Videos: "video_processor",
+    else `video_preprocessor_config.json`, else those of pictures.
+
+    Raises:
+        ConfigError: there are no settings of pictures, a file does not fit, or pictures and videos differ in what they
+            have in common.
+    """
+    nested = _nested(directory)
+    image = _settings(directory, nested, "image_processor", IMAGE)
+    if image is None:
+        raise ConfigError(
+            f"{directory} has no preprocessor_config.json, and no processor_config.json with an image_processor",
+            hint="Copy the file that came with the weights: how pictures are cut is not guessed.",
+        )
+    video = _settings(directory, nested, "video_processor", VIDEO)
+    pictures, videos = image[1], image[1] if video is None else video[1]
+    for name in _SHARED:
+        if video is not None and getattr(pictures, name) != getattr(videos, name):
+            raise ConfigError(
+                f"{name} is {getattr(pictures, name)!r:.60} of pictures ({image[0]}) and "
+                f"{getattr(videos, name)!r:.60} of videos ({video[0]})",
+                hint="A model has one for both: give them the value that it was trained with.",
+            )
+    return pictures, videos
+
+
+def has_image_config(directory: Path) -> bool:
+    """Whether the directory says how pictures are cut."""
+    return "image_processor" in _nested(directory) or (directory / IMAGE).is_file()
+
+
+def _nested(directory: Path) -> dict[str, Any]:
+    return read_json(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
+
+
+def _settings(directory: Path, nested: Mapping[str, Any], key: str, file: str) -> tuple[str, ImageConfig] | None:
+    """(where they stand, the settings); None where the directory has none of this kind."""
+    if key in nested:
+        where, data = f"{PROCESSOR}: {key}", nested[key]
+    elif (directory / file).is_file():
+        where, data = file, read_json(directory / file)
+    else:
+        return None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{directory / PROCESSOR}: {key} is {data!r:.40}, expected an object")
+    try:
+        return where, ImageConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

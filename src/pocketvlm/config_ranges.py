@@ -1,0 +1,82 @@
+"""Every number of a model's configuration with its range: what lies outside would pass at load and fail later.
+
+One table for each kind of configuration, checked wherever a configuration is made, so no value comes in another way.
+The upper bounds are far above anything published; they are there for files that are damaged or meant to harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import Range, show
+
+_WIDTH, _HEADS, _LAYERS = Range(int, 1, 2**17), Range(int, 1, 1024), Range(int, 1, 512)
+_TOKEN = Range(int, 0, 2**24)
+_PATCH = Range(int, 1, 256)
+# A variance is a mean of squares of fp32 numbers: an addend above 1 would drown it, one below would not be seen.
+_EPSILON = Range(float, 1e-12, 1.0)
+
+VISION: Mapping[str, Range] = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": _WIDTH,
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_channels": Range(int, 3, 3),  # patches are cut from RGB pixels
+    "image_size": Range(int, 1, 2**16),
+    "patch_size": _PATCH,
+    "layer_norm_eps": _EPSILON,
+}
+TEXT: Mapping[str, Range] = {
+    "hidden_size": _WIDTH,
+    "intermediate_size": _WIDTH,
+    "num_hidden_layers": _LAYERS,
+    "vocab_size": Range(int, 1, 2**24),
+    "max_position_embeddings": Range(int, 1, 2**30),
+    "rms_norm_eps": _EPSILON,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _HEADS,
+    "head_dim": Range(int, 1, 2**12),
+    "rope_theta": Range(float, 1.0, 1e12),
+    "partial_rotary_factor": Range(float, 0.0, 1.0, is_open=True),
+    "linear_num_key_heads": _HEADS,
+    "linear_num_value_heads": _HEADS,
+    "linear_key_head_dim": Range(int, 1, 2**12),
+    "linear_value_head_dim": Range(int, 1, 2**12),
+    "linear_conv_kernel_dim": Range(int, 2, 64),
+}
+MODEL: Mapping[str, Range] = {
+    "insert_layer_id": Range(int, 0, 511),
+    "image_token_id": _TOKEN,
+    "video_token_id": _TOKEN,
+    "eos_token_id": _TOKEN,
+}
+# Of pictures and videos alike.
+IMAGE: Mapping[str, Range] = {
+    "max_slice_nums": Range(int, 1, 2**31 - 1),
+    "scale_resolution": Range(int, 1, 2**14),
+    "patch_size": _PATCH,
+    "max_num_frames": Range(int, 1, 2**31 - 1),
+    "stack_frames": Range(int, 1, 64),
+}
+# Three numbers each, one for each colour.
+COLOURS: Mapping[str, Range] = {
+    "image_mean": Range(float, -100.0, 100.0),
+    "image_std": Range(float, 1e-3, 100.0),
+}
+
+
+def check_numbers(config: object, table: Mapping[str, Range], where: str = "") -> None:
+    """Raise `ConfigError` for the first attribute of `config` that is outside of its range, named as `where`.name."""
+    for name, allowed in table.items():
+        allowed.check(f"{where}.{name}".lstrip("."), getattr(config, name))
+
+
+def check_colours(config: object) -> None:
+    """Raise `ConfigError` unless means and deviations are three numbers each, within their range."""
+    for name, allowed in COLOURS.items():
+        values = getattr(config, name)
+        if not isinstance(values, tuple) or len(values) != 3:
+            raise ConfigError(f"{name} is {show(values)}, expected three numbers")
+        for value in values:
+            allowed.check(name, value)

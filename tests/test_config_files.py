@@ -1,0 +1,151 @@
+"""Which file of a directory says how pictures are cut: the same one for loading, every export and the commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from helpers.checkpoints import write_checkpoint
+
+from pocketvlm.bundle import PRESETS
+from pocketvlm.cli import main
+from pocketvlm.config import ImageConfig
+from pocketvlm.config_files import IMAGE, PROCESSOR, VIDEO, read_image_configs
+from pocketvlm.errors import ConfigError
+from pocketvlm.export.gguf.files import write_gguf
+from pocketvlm.export.onnx.bundle import write_bundle
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.processing.processor import Processor
+
+BRIGHT = {"image_mean": [0.25, 0.5, 0.75]}
+PICTURE = np.zeros((900, 1200, 3), dtype=np.uint8)
+
+
+def write(directory: Path, **files: Any) -> Path:
+    """Replace the settings of a directory by `image`, `video` and `processor`, each the content of its file."""
+    names = {"image": IMAGE, "video": VIDEO, "processor": PROCESSOR}
+    for kind, name in names.items():
+        (directory / name).unlink(missing_ok=True)
+        if kind in files:
+            (directory / name).write_text(json.dumps(files[kind]), encoding="utf-8")
+    return directory
+
+
+def nested(image: Any = None, video: Any = None) -> dict[str, Any]:
+    found = {"image_processor": image, "video_processor": video}
+    return {"processor_class": "MiniCPMV4_6Processor"} | {k: v for k, v in found.items() if v is not None}
+
+
+def visual_tokens(directory: Path, kind: str = "image") -> int:
+    content = [{"type": kind, kind: PICTURE if kind == "image" else [PICTURE, PICTURE], "fps": 1}]
+    if kind == "image":
+        del content[0]["fps"]
+    return Processor.from_directory(directory)([{"role": "user", "content": content}]).visual_tokens
+
+
+@pytest.fixture
+def weighted(seeded_checkpoint: Callable[[int], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(seeded_checkpoint(0), tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("files", "pictures", "frames"),
+    [
+        ({"image": {"max_slice_nums": 2, "max_num_frames": 7}}, 2, 7),
+        ({"processor": nested({"max_slice_nums": 3})}, 3, 128),
+        ({"processor": nested({"max_slice_nums": 3}), "image": {"max_slice_nums": 2}}, 3, 128),
+        ({"processor": nested({"max_slice_nums": 3}, {"max_num_frames": 5}), "video": {"max_num_frames": 6}}, 3, 5),
+        ({"processor": nested(None, {"max_num_frames": 5}), "image": {"max_slice_nums": 2}}, 2, 5),
+        ({"image": {"max_slice_nums": 2}, "video": {"max_num_frames": 6}}, 2, 6),
+        ({"processor": {"max_slice_nums": 8}, "image": {"max_slice_nums": 2}}, 2, 128),
+    ],
+    ids=["old", "new", "both", "video", "nested video", "old video", "flat"],
+)
+def test_nested_settings_hold_before_those_of_older_files(
+    tmp_path: Path, files: dict[str, Any], pictures: int, frames: int
+) -> None:
+    image, video = read_image_configs(write(tmp_path, **files))
+    assert (image.max_slice_nums, video.max_num_frames) == (pictures, frames)
+
+
+def test_a_stale_file_changes_no_visual_token(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    stale, current = ImageConfig().to_dict(), ImageConfig(max_slice_nums=1, scale_resolution=224).to_dict()
+    write(tmp_path, image=stale)
+    before = visual_tokens(tmp_path)
+    write(tmp_path, processor=nested(current))
+    after = visual_tokens(tmp_path)
+    assert before != after
+    write(tmp_path, processor=nested(current), image=stale)
+    assert visual_tokens(tmp_path) == after
+
+
+def test_videos_go_by_settings_of_their_own(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    write(tmp_path, processor=nested({"scale_resolution": 448}, {"scale_resolution": 224}))
+    narrow, wide = visual_tokens(tmp_path, "video"), visual_tokens(tmp_path)
+    write(tmp_path, processor=nested({"scale_resolution": 448}))
+    assert narrow < visual_tokens(tmp_path, "video")
+    assert visual_tokens(tmp_path) == wide
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "has no preprocessor_config.json"),
+        ({"processor": {"processor_class": "x"}}, "has no preprocessor_config.json"),
+        ({"processor": {"image_processor": None}, "image": {}}, "image_processor is None"),
+        ({"processor": {"image_processor": [1]}}, "image_processor is"),
+        ({"processor": nested({"max_slice_nums": 0})}, "image_processor: max_slice_nums"),
+        ({"processor": nested({}, BRIGHT)}, "image_mean is .* of pictures .* of videos"),
+    ],
+    ids=["none", "flat", "null", "list", "value", "two means"],
+)
+def test_what_is_missing_or_does_not_fit_is_one_line(tmp_path: Path, files: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_image_configs(write(tmp_path, **files))
+
+
+def test_every_reader_takes_the_same_file(weighted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        weighted, processor=nested(ImageConfig(scale_resolution=224).to_dict() | BRIGHT), image=ImageConfig().to_dict()
+    )
+    assert load_model(weighted).pixel_mean == tuple(BRIGHT["image_mean"])
+    projector = gguf.GGUFReader(write_gguf(weighted, tmp_path / "gguf").projector)
+    assert projector.fields["clip.vision.image_mean"].contents() == BRIGHT["image_mean"]
+    write_bundle(weighted, tmp_path / "onnx", PRESETS["none"])
+    assert read_image_configs(tmp_path / "onnx") == read_image_configs(weighted)
+    assert main(["info", "--json", "--model", str(weighted)]) == 0
+    assert json.loads(capsys.readouterr().out)["scale_resolution"] == 224
+
+
+@pytest.mark.parametrize("form", ["onnx", "gguf"])
+@pytest.mark.parametrize("files", [{}, {"processor": {"processor_class": "x"}}], ids=["neither", "flat"])
+def test_an_export_invents_no_settings(
+    weighted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, files: dict[str, Any]
+) -> None:
+    write(weighted, **files)
+    assert main(["export", form, str(tmp_path / "out"), "--model", str(weighted)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "preprocessor_config.json" in said
+    assert "\n" not in said
+    assert sorted(tmp_path.iterdir()) == [weighted]
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
+        write_gguf(weighted, tmp_path / "out") if form == "gguf" else write_bundle(
+            weighted, tmp_path / "out", PRESETS["int8"]
+        )
+
+
+def test_weights_without_settings_load_and_say_what_they_took(weighted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(weighted)
+    with caplog.at_level(logging.WARNING, "pocketvlm"):
+        model = load_model(weighted)
+    assert model.pixel_mean == (0.5, 0.5, 0.5)
+    assert [record for record in caplog.records if str(weighted) in record.getMessage()]
