@@ -490,12 +490,15 @@ MUTANTS = [
     ),
     *_of(
         "model/fingerprint.py",
-        "evaluation/test_harness.py",
+        "model/test_fingerprint.py",
+        ('"*.jinja", ', "", "test_any_byte_changed_in_any_file_changes_it"),
+        ("        content.seek(start)", "        pass", "test_every_byte_of_a_large_file_counts_whatever_the_chunks"),
         (
-            "                digest.update(content.read(_SAMPLE))",
-            "                pass",
-            "test_a_fingerprint_tells_weights_apart",
+            "{before.st_mtime_ns} {before.st_ctime_ns}",
+            "{before.st_mtime_ns}",
+            "test_a_rewrite_with_its_old_size_and_time_of_writing_is_noticed",
         ),
+        ("> _YOUNG_NS", "> 0", "test_a_file_that_was_written_a_moment_ago_is_not_kept"),
     ),
     *_of(
         "ranges.py",
