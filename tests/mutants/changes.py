@@ -63,15 +63,22 @@ MUTANTS = [
         (
             "int(Decimal(repr(token_budget)) * tokens)",
             "int(token_budget * tokens)",
-            "test_the_budget_holds_and_a_larger_one_only_adds",
-            "test_the_most_tokens_are_reached_by_some_picture",
+            "test_a_budget_pays_to_the_last_token_what_it_is_written_as",
         ),
     ),
     *_of(
         "processing/patches/image.py",
         "processing/test_image.py",
-        ("source.transpose(0, 3, 1, 4, 2, 5)", "source.transpose(3, 0, 1, 4, 2, 5)"),
-        ("size=[size.height, size.width], mode", "size=[size.width, size.height], mode"),
+        (
+            "source.transpose(0, 3, 1, 4, 2, 5)",
+            "source.transpose(3, 0, 1, 4, 2, 5)",
+            "test_patches_are_row_major_inside_views_and_views_follow_the_grid",
+        ),
+        (
+            "size=[size.height, size.width], mode",
+            "size=[size.width, size.height], mode",
+            "test_resize_keeps_height_and_width_apart",
+        ),
     ),
     *_of(
         "processing/media/limits.py",
@@ -483,12 +490,15 @@ MUTANTS = [
     ),
     *_of(
         "model/fingerprint.py",
-        "evaluation/test_harness.py",
+        "model/test_fingerprint.py",
+        ('"*.jinja", ', "", "test_any_byte_changed_in_any_file_changes_it"),
+        ("        content.seek(start)", "        pass", "test_every_byte_of_a_large_file_counts_whatever_the_chunks"),
         (
-            "                digest.update(content.read(_SAMPLE))",
-            "                pass",
-            "test_a_fingerprint_tells_weights_apart",
+            "{before.st_mtime_ns} {before.st_ctime_ns}",
+            "{before.st_mtime_ns}",
+            "test_a_rewrite_with_its_old_size_and_time_of_writing_is_noticed",
         ),
+        ("> _YOUNG_NS", "> 0", "test_a_file_that_was_written_a_moment_ago_is_not_kept"),
     ),
     *_of(
         "ranges.py",

@@ -183,6 +183,9 @@ def test_no_control_token_forms_across_the_seam_of_user_and_template_text() -> N
     assert "<function=a<think>\n<parameter=b</tool_call>\n" in prompt.text
     assert controls(prompt).count("<think>") == 1
     assert controls(prompt).count("</tool_call>") == 1
+    # Other templates write the first character of a token, and the text follows.
+    template = ChatTemplate("<think><{{ messages[0].content }}", NAMES)
+    assert [piece.is_control for piece in template.render([user("think>")]).pieces] == [True, False]
 
 
 def asked(*ids: Any) -> dict[str, Any]:

@@ -127,6 +127,14 @@ def test_resize_to_the_same_size_is_the_picture_itself() -> None:
     assert resize(pixels, Size(height=20, width=30)) is pixels
 
 
+def test_resize_keeps_height_and_width_apart() -> None:
+    rows = torch.arange(0, 240, 12, dtype=torch.uint8)[:, None, None].expand(20, 30, 3)  # each row of one grey
+    resized = resize(rows, Size(height=40, width=15))
+    assert resized.shape == (40, 15, 3)
+    assert (resized == resized[:, :1]).all()
+    assert resized[:, 0, 0].unique().numel() > 20
+
+
 def test_normalise_maps_black_to_minus_one_and_white_to_one() -> None:
     patches = torch.tensor([[[[0, 255, 127]]]], dtype=torch.uint8)
     assert normalise(patches, CONFIG).tolist() == [[-1.0, 1.0, pytest.approx(-0.5 / 127.5)]]

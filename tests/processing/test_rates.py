@@ -163,6 +163,15 @@ def test_most_fine_print_first_then_in_order_and_the_overview_last() -> None:
     ]
 
 
+def test_a_budget_pays_to_the_last_token_what_it_is_written_as() -> None:
+    """2.32 times 100 tokens are 232, though the product of the floats is less: eleven views at twelve tokens each."""
+    views = [View(Size(height=8, width=8), "16x")] * 25
+    assert [view.visual_tokens for view in views] == [4] * 25
+    assert int(2.32 * 100) == 231
+    (chosen,) = choose_rates([views], [[64] * 25], 2.32)
+    assert modes(chosen).count("4x") == 11
+
+
 def test_the_only_view_of_a_frame_does_not_come_last_as_an_overview_does() -> None:
     """A frame that is not sliced is shown nowhere else."""
     sliced, whole = (plan_views(Size(height=side, width=side), CONFIG, "auto").views for side in (336, 112))

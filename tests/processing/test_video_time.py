@@ -135,6 +135,9 @@ def test_what_is_evenly_spaced_is_counted_as_the_reference_counts() -> None:
     # Rounded to milliseconds, frame 30 of 29.97 a second starts 1 ms after the first second, as in Matroska.
     times = [round(i / 29.97, 3) for i in range(60)]
     assert Timeline.of(times, 2.003, 29.97) == Timeline(60, 29.97, 60 / 29.97)
+    # Up to half of an interval off.
+    assert Timeline.of([0.0, 0.149, 0.2], 0.3, 10.0).times is None
+    assert Timeline.of([0.0, 0.151, 0.2], 0.3, 10.0).times is not None
     uneven = Timeline.of([0.0, 0.1, 5.0], 5.1, 10.0)
     assert [uneven.frame_at(time) for time in (0, 0.05, 0.1, 4.9, 5.0, 9.0)] == [0, 0, 1, 1, 2, 2]
     assert uneven.fps == pytest.approx(3 / 5.1)
