@@ -6,6 +6,8 @@ write down what comes out of each part. So the tables say what the code does.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -126,6 +128,7 @@ def cost_table(config: ModelConfig) -> list[str]:
     return table(["picture", "rate", "views", "patches", "visual tokens", "GFLOP, tower and merger"], lines)
 
 
+@cache
 @torch.inference_mode()
 def tables() -> dict[str, list[str]]:
     """Name of a generated part → its lines."""

@@ -82,7 +82,7 @@ def test_growth_measures_every_size(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    small = {"views": ("views-1", "views-3"), "prompt": ("prompt-9", "prompt-600"), "batch": ("decode1", "decode3")}
+    small = {"views": ("views-1", "views-3"), "batch": ("decode1", "decode3")}
     monkeypatch.setattr("pocketvlm.benchmark.growth.SERIES", small)
     model = str(seeded_checkpoint(0))
     command = ["bench", "growth", "--model", model, "--runs", "onnx:none", "--rounds", "1"]
@@ -156,11 +156,14 @@ def test_the_command_prints_one_json_line(
     int8: dict[str, float],
 ) -> None:
     monkeypatch.setattr(ceilings, "measure", lambda: {"fp32": 1.0, "read": 1.0} | int8)
+    seen, real = [], offline.compete
+    monkeypatch.setattr(offline, "compete", lambda *arguments: seen.append(real(*arguments)) or seen[0])
     model = str(seeded_checkpoint(0))
     command = ["bench", "offline", "--model", model, "--runs", "torch", "--lines", "prompt", "--rounds", "1"]
     assert main([*command, "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["results"][0]["rates"]["prompt"] > 0
+    monkeypatch.setattr(offline, "compete", lambda *_: seen[0])  # in words, the same results
     assert main(command) == 0
     assert "pocketvlm torch" in capsys.readouterr().out
 
@@ -175,12 +178,16 @@ def test_the_command_prints_one_json_line(
         ("--against", "llama.cpp"),
         ("--gguf", "x.gguf"),
         ("--against", "llama.cpp", "--gguf", "no-such.gguf"),
+        ("--against", "llama.cpp", "--gguf", __file__, "--mmproj", "no-such.gguf"),
         ("--model", "no-such"),
         ("--lines", "other"),
         ("--plot", "x.png"),
     ],
 )
-def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture[str], wrong: tuple[str, ...]) -> None:
+def test_wrong_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(offline, "compete", None)  # it is said before anything is loaded
     try:
         status = main(["bench", "offline", *wrong])
     except SystemExit as stop:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import cache
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ def picture(runner: TorchRunner, seed: int, tokens: int = 8, mode: Any = "16x") 
     return make_request(runner, ids, params, frozenset(), random_patches(views, seed), views)
 
 
+@cache
+def alone(seed: int, length: int = 20, tokens: int = 8) -> tuple[int, ...]:
+    """What a request of text gets that nothing else runs beside, whatever the layout."""
+    runner = torch_runner(tiny_model(0), "contiguous")
+    return tuple(run(runner, [text(runner, seed, length, tokens)])[0])
+
+
 def is_empty(engine: Engine) -> bool:
     engine.check_integrity()
     pool = engine.pool
@@ -75,7 +83,6 @@ def test_an_abort_storm_leaves_survivors_alone_and_nothing_behind(runner: TorchR
     """Half of the readers leave at a random point, some before their first token."""
     chance = random.Random(0)
     engine = Engine(runner, EngineConfig(max_num_seqs=8, prefix_cache_memory=2_000_000))
-    expected = {seed: run(runner, [text(runner, seed)])[0] for seed in range(20)}
 
     async def storm() -> float:
         async with AsyncEngine(engine, max_in_flight=REQUESTS) as asynchronous:
@@ -84,8 +91,8 @@ def test_an_abort_storm_leaves_survivors_alone_and_nothing_behind(runner: TorchR
                 await asyncio.sleep(chance.random() * REQUESTS / 1000)
                 leaves = chance.randrange(9) if i % 2 else None
                 tokens = await read(asynchronous, text(runner, i % 20), leaves)
-                alone = expected[i % 20] if leaves is None else expected[i % 20][: len(tokens)]
-                assert_same_answers(runner.model, [text(runner, i % 20)], [tokens], [alone])
+                expected = alone(i % 20) if leaves is None else alone(i % 20)[: len(tokens)]
+                assert_same_answers(runner.model, [text(runner, i % 20)], [tokens], [expected])
 
             await asyncio.gather(*(one(i) for i in range(REQUESTS)))
             began = time.monotonic()
@@ -129,7 +136,7 @@ def test_a_reader_that_leaves_frees_its_slot_within_two_steps(runner: TorchRunne
 
 def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: TorchRunner) -> None:
     made = [(seed, 10 + seed % 30, 16) for seed in range(64)]
-    expected = [run(runner, [text(runner, *one)])[0] for one in made]
+    expected = [alone(*one) for one in made]
     engine = Engine(runner, EngineConfig(max_num_seqs=16, prefix_cache_memory=0))
     limit_cache(engine, 4 * 40)
     requests = [text(runner, *one) for one in made]
@@ -144,13 +151,13 @@ def test_64_requests_in_a_cache_for_four_all_finish_as_they_would_alone(runner: 
 
 def test_a_batch_of_32_at_both_rates_equals_each_alone(runner: TorchRunner) -> None:
     made = [(seed, 6, "4x" if seed % 2 else "16x") for seed in range(32)]
-    alone = [run(runner, [picture(runner, *one)])[0] for one in made]
+    expected = [run(runner, [picture(runner, *one)])[0] for one in made]
     together = run(runner, [picture(runner, *one) for one in made], max_num_seqs=32)
-    assert_same_answers(runner.model, [picture(runner, *one) for one in made], together, alone)
+    assert_same_answers(runner.model, [picture(runner, *one) for one in made], together, expected)
 
 
 def test_answers_are_the_same_in_batches_of_1_to_64(runner: TorchRunner) -> None:
-    expected = [run(runner, [text(runner, seed)])[0] for seed in range(64)]
+    expected = [alone(seed) for seed in range(64)]
     for size in (2, 7, 16, 33, 64):
         together = run(runner, [text(runner, seed) for seed in range(size)], max_num_seqs=64)
         assert_same_answers(runner.model, [text(runner, seed) for seed in range(size)], together, expected[:size])

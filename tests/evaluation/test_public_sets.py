@@ -35,7 +35,7 @@ from helpers.public_layouts import (
     video_mme_json,
     video_row,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MediaError, MissingExtraError
@@ -270,11 +270,15 @@ def test_objects_of_classes_are_refused(value: object, tmp_path: Path) -> None:
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
-    max_leaves=8,
+    max_leaves=4,
 )
 
 
-@given(rows=st.lists(st.dictionaries(st.text(), plain)), protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+@settings(max_examples=50)
+@given(
+    rows=st.lists(st.dictionaries(st.text(), plain, max_size=3), max_size=3),
+    protocol=st.integers(0, pickle.HIGHEST_PROTOCOL),
+)
 def test_plain_pickles_come_back_as_they_were(
     rows: list[dict[str, Any]], protocol: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -32,9 +32,6 @@ class LlamaCppContender:
     def __init__(self, model: Path, projector: Path | None, threads: int) -> None:
         self.model, self.projector, self.threads = model, projector, threads
         self.name = f"llama.cpp {model.stem}"
-        for file in (model, projector):
-            if file is not None and not file.is_file():
-                raise ConfigError(f"{file} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
 
     def work(self, line: str) -> Work | None:
         del line

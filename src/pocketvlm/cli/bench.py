@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--rounds {args.rounds} is below 1")
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
+    for file in (*args.gguf, args.mmproj):
+        if file is not None and not file.is_file():  # said now, not when the others have been loaded
+            raise ConfigError(f"{file} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
     if args.plot is not None:
         if args.what != "growth":
             raise ConfigError("--plot is for growth only", hint="Leave it out.")
