@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+TIMEOUT = 300  # seconds after which a process is taken to hang
 COMMAND = (sys.executable, "-m", "pocketvlm.cli")
 
 
@@ -29,7 +32,7 @@ def run_process(*arguments: str, shell: str = "", stdin: bytes = b"", **environm
     """
     env = {name: value for name, value in {**os.environ, **environment}.items() if value}
     line = ["sh", "-c", f'exec "$@" {shell}', "sh", *COMMAND, *arguments]
-    done = subprocess.run(line, input=stdin, capture_output=True, env=env, check=False, timeout=300)
+    done = subprocess.run(line, input=stdin, capture_output=True, env=env, check=False, timeout=TIMEOUT)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -38,7 +41,9 @@ def run_unread(*arguments: str) -> Done:
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run([*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, check=False, timeout=300)
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=write, stderr=subprocess.PIPE, check=False, timeout=TIMEOUT
+        )
     finally:
         os.close(write)
     return Done(done.returncode, b"", done.stderr)
@@ -56,9 +61,15 @@ def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], 
 
     process, terminal = pty.fork()
     if process == 0:
+        # As on a terminal: a suite that was started in the background passes on that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvp(COMMAND[0], [*COMMAND, *arguments])
-    shown, is_pressed = b"", False
+    shown, is_pressed, deadline = b"", False, time.monotonic() + TIMEOUT
     while True:
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise AssertionError(f"{arguments} did not end in {TIMEOUT} s; it showed {shown[-500:]!r}")
         if select.select([terminal], [], [], 0.02)[0]:
             try:
                 new = os.read(terminal, 4096)
