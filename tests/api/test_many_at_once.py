@@ -224,7 +224,7 @@ def test_a_second_turn_reads_only_what_is_new_and_encodes_nothing(vlm: pocketvlm
 
 def test_progress_tells_how_much_of_a_long_prompt_is_read(vlm: pocketvlm.VLM) -> None:
     seen: list[tuple[str, int, int]] = []
-    vlm.progress = lambda *news: seen.append(news)
+    vlm.progress = lambda *report: seen.append(report)
     config = pocketvlm.EngineConfig(max_num_batched_tokens=64)
     slow = pocketvlm.VLM(vlm.runner, vlm.processor, vlm.defaults, engine_config=config)
     slow.progress = vlm.progress

@@ -34,17 +34,17 @@ class Lines:
     def __init__(self) -> None:
         self.offsets, self.numbers = array("q"), array("q")
         self.digest = ""
-        self._places: dict[bytes, int] = {}
+        self._indices: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def place(self, custom_id: str) -> int | None:
+    def index_of(self, custom_id: str) -> int | None:
         """Return which request has this custom_id, or None."""
-        return self._places.get(_hash(custom_id))
+        return self._indices.get(_hash(custom_id))
 
     def add(self, custom_id: str, offset: int, number: int) -> None:
-        self._places[_hash(custom_id)] = len(self)
+        self._indices[_hash(custom_id)] = len(self)
         self.offsets.append(offset)
         self.numbers.append(number)
 
@@ -82,7 +82,7 @@ def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
             if line.strip():
                 where = f"{path}, line {number}"
                 custom_id = parse_line(line, where, model)["custom_id"]
-                if (other := lines.place(custom_id)) is not None:
+                if (other := lines.index_of(custom_id)) is not None:
                     raise ConfigError(
                         f"{where}: custom_id {custom_id!r:.60} is that of line {lines.numbers[other]}",
                         hint="Give each line its own.",

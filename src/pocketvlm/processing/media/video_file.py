@@ -152,8 +152,8 @@ class FileReader:
         if not showing or (len(pts) < self._stream.frames and "mp4" in self._container.format.name):
             raise self._damaged()
         for kind in ("showing", "decoding")[self._lacks_showing_times(pts) :]:
-            place = 0 if kind == "showing" else 1
-            shown = sorted((entry[place] or 0, entry[2]) for entry in showing if entry[place] is not None)
+            column = 0 if kind == "showing" else 1
+            shown = sorted((entry[column] or 0, entry[2]) for entry in showing if entry[column] is not None)
             # A lost packet may take the time of its frame with it.
             if len({time for time, _ in shown}) == len(shown) >= max(1, len(showing) - corrupt):
                 if kind == "showing":
