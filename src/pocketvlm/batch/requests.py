@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import show_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -114,21 +115,21 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: expected an object with {', '.join(_FIELDS)}")
     for name in request:
         if name not in _FIELDS:
-            raise ConfigError(f"{where}: a request has no field {ascii(name)[:60]}", hint="Leave it out.")
+            raise ConfigError(f"{where}: a request has no field {show_json(name)}", hint="Leave it out.")
     custom_id = request.get("custom_id")
     # Half a surrogate pair can be read as JSON, but is no text that could be written again.
     if not isinstance(custom_id, str) or not custom_id or any("\ud800" <= char <= "\udfff" for char in custom_id):
         raise ConfigError(f"{where}: custom_id is missing or no text", hint="Give each line its own.")
     if request.get("method") != "POST":
-        raise ConfigError(f"{where}: method is {ascii(request.get('method'))[:60]}, expected 'POST'")
+        raise ConfigError(f"{where}: method is {show_json(request.get('method'))}, expected 'POST'")
     if request.get("url") != URL:
-        raise ConfigError(f"{where}: url is {ascii(request.get('url'))[:60]}, expected '{URL}'")
+        raise ConfigError(f"{where}: url is {show_json(request.get('url'))}, expected '{URL}'")
     body = request.get("body")
     if not isinstance(body, dict):
         raise ConfigError(f"{where}: body is missing or not an object")
     if body.get("model") not in (None, model):
         raise ConfigError(
-            f"{where}: model is {ascii(body['model'])[:60]}, this run has {model!r:.60}",
+            f"{where}: model is {show_json(body['model'])}, this run has {model!r:.60}",
             hint="Pass --model, or --served-model-name with the name that the lines give.",
         )
     return request
