@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.protocol.fields import is_text
 from pocketvlm.ranges import show_json
 
 Progress = Callable[[str, int, int], None]
@@ -117,8 +118,7 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
         if name not in _FIELDS:
             raise ConfigError(f"{where}: a request has no field {show_json(name)}", hint="Leave it out.")
     custom_id = request.get("custom_id")
-    # Half a surrogate pair can be read as JSON, but is no text that could be written again.
-    if not isinstance(custom_id, str) or not custom_id or any("\ud800" <= char <= "\udfff" for char in custom_id):
+    if not isinstance(custom_id, str) or not custom_id or not is_text(custom_id):
         raise ConfigError(f"{where}: custom_id is missing or no text", hint="Give each line its own.")
     if request.get("method") != "POST":
         raise ConfigError(f"{where}: method is {show_json(request.get('method'))}, expected 'POST'")

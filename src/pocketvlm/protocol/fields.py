@@ -65,7 +65,7 @@ def check(name: str, value: Any, kind: str) -> Any:
         if "integer" in kind and isinstance(value, int) and not isinstance(value, bool):
             raise ConfigError(f"{name} is {show_json(value)}, beyond an integer of 64 bits")
         raise ConfigError(f"{name} is {show_json(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
-    if "string" in kind and not all(map(_is_text, _strings(value))):
+    if "string" in kind and not all(map(is_text, _strings(value))):
         raise ConfigError(f"{name} holds half of a surrogate pair, which is no character")
     return value
 
@@ -76,7 +76,7 @@ def _strings(value: Any) -> Iterable[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Return whether UTF-8 can carry it: JSON can spell halves of characters."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
