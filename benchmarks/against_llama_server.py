@@ -119,9 +119,9 @@ def main() -> None:
             for name, run in contenders.items():
                 asked = [messages(1000 * (turn + 1) + i) for i in range(args.requests)]
                 began = time.perf_counter()
-                told = run(asked)
+                counts = run(asked)
                 seconds.setdefault(name, []).append(round(time.perf_counter() - began, 2))
-                assert told == [args.tokens] * args.requests, (name, told)
+                assert counts == [args.tokens] * args.requests, (name, counts)
     found = {
         name: {"seconds": times, "ratio": round(statistics.median(map(truediv, times, seconds["pocketvlm"])), 2)}
         for name, times in seconds.items()

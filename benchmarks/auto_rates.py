@@ -3,7 +3,8 @@
 
     python benchmarks/auto_rates.py [--split heldout] [--pages 100] [--budget 1.5]
 
-Prints three tables and one JSON line. Needs no model. The constants of `processing/rates.py` were set on --split train.
+Prints three tables and one JSON line. Needs no model. The constants of `processing/patches/rates` were set on --split
+train.
 """
 
 from __future__ import annotations

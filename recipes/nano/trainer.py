@@ -82,8 +82,8 @@ class Trainer:
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen] + list(self.reader.parameters())
         self.parameters: list[Tensor] = matrices + rest
-        eyes = (self.model.vision_tower, self.model.merger, self.reader)
-        self.tower_parameters: list[Tensor] = [p for module in eyes for p in module.parameters()]
+        vision = (self.model.vision_tower, self.model.merger, self.reader)
+        self.tower_parameters: list[Tensor] = [p for module in vision for p in module.parameters()]
         compression = (self.model.vision_tower.vit_merger, self.model.merger)
         self.compression_parameters: list[Tensor] = [p for module in compression for p in module.parameters()]
         s = self.settings

@@ -1,4 +1,4 @@
-"""pocketvlm: run, serve, fine-tune and measure the small vision-language model MiniCPM-V 4.6 on one machine.
+"""pocketvlm: run, measure and take apart the small vision-language model MiniCPM-V 4.6 on one machine.
 
 import pocketvlm
 vlm = pocketvlm.load("nano")

@@ -1,7 +1,7 @@
 """A bundle: a checkpoint made ready for ONNX Runtime, as a directory of graphs and their weights.
 
 `bundle.json` says what is in it; every other file is listed there with its size, so that a bundle that was cut short is
-found out before it is loaded. `export.bundle` writes bundles, `engine.onnx_runner` runs them.
+found out before it is loaded. `export.onnx.bundle` writes bundles, `engine.runners.onnx_runner` runs them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits
 
 Scheme = Literal["fp32", "int8", "int4"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-# "standard": those of ONNX and ONNX Runtime. "compiled": some of ours (`kernels.compiled_operators`), on this machine.
+# "standard": those of ONNX and ONNX Runtime. "compiled": some of ours (`kernels.onnx_ops`), on this machine.
 Operators = Literal["standard", "compiled"]
 OPERATORS: tuple[Operators, ...] = get_args(Operators)
 
@@ -58,8 +58,8 @@ class Quantization:
 
 
 # Named choices. A head of 4 bits is read in half the time, and the scores that can win are made again from the
-# embeddings (`engine.exact_scores`). The tower stays at 8 bits in "int4": it is read once a picture, not once a token,
-# and at 4 bits its features lose more than its memory is worth.
+# embeddings (`engine.runners.exact_scores`). The tower stays at 8 bits in "int4": it is read once a picture, not once a
+# token, and at 4 bits its features lose more than its memory is worth.
 PRESETS: dict[str, Quantization] = {
     "none": Quantization(),
     "int8": Quantization("int8", "int8", "int4"),

@@ -82,3 +82,19 @@ def show(value: object, length: int = 40) -> str:
         return f"{value!r:.{length}}"
     except Exception:  # integers of thousands of digits, and whatever else objects do there
         return f"a value of type {type(value).__name__}"
+
+
+def show_json(value: object) -> str:
+    """A value of a body in JSON for an error message, in at most 60 characters of ASCII.
+
+    A string or a number as Python writes it, of all else the type: an object that stands for a list or a mapping may be
+    anyone's, and its `repr` is not called.
+    """
+    if value is None:
+        return "missing"
+    if isinstance(value, int) and not -(10**60) < value < 10**60:
+        return "an integer of more than 60 digits"  # writing it could take seconds, or be refused
+    if isinstance(value, str):
+        value = value[:60]
+    text = ascii(value) if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

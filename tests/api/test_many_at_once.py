@@ -222,9 +222,23 @@ def test_a_second_turn_reads_only_what_is_new_and_encodes_nothing(vlm: pocketvlm
     assert second.text == fresh.chat(follow, **GREEDY).text
 
 
+def test_a_chat_that_is_interrupted_leaves_nothing_behind_while_its_traceback_is_kept(vlm: pocketvlm.VLM) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = pocketvlm.EngineConfig(max_num_batched_tokens=64)
+    slow = pocketvlm.VLM(vlm.runner, vlm.processor, vlm.defaults, engine_config=config)
+    slow.progress = interrupt
+    with pytest.raises(KeyboardInterrupt) as kept:  # as an interpreter keeps the last one
+        slow.chat(about(0, "word " * 200), **GREEDY)
+    slow.shared.step()
+    assert is_idle(slow)
+    assert kept.traceback
+
+
 def test_progress_tells_how_much_of_a_long_prompt_is_read(vlm: pocketvlm.VLM) -> None:
     seen: list[tuple[str, int, int]] = []
-    vlm.progress = lambda *news: seen.append(news)
+    vlm.progress = lambda *report: seen.append(report)
     config = pocketvlm.EngineConfig(max_num_batched_tokens=64)
     slow = pocketvlm.VLM(vlm.runner, vlm.processor, vlm.defaults, engine_config=config)
     slow.progress = vlm.progress

@@ -155,6 +155,17 @@ def test_a_reader_whose_loop_has_ended_holds_no_one_up(engine: Engine) -> None:
     assert not engine.has_work
 
 
+@pytest.mark.parametrize("tokens", [2, ENDLESS])
+def test_a_reader_whose_loop_has_ended_counts_no_more_among_those_in_flight(engine: Engine, tokens: int) -> None:
+    running = AsyncEngine(engine, max_in_flight=1)
+    loop = asyncio.new_event_loop()
+    kept = running.generate(request(engine, tokens))
+    loop.run_until_complete(anext(kept))
+    loop.close()
+    assert run(read(running, request(engine, seed=1)))[-1].finish_reason == "length"
+    in_thread(running.close)
+
+
 def test_one_more_than_may_be_in_flight_is_refused_and_leaves_nothing(engine: Engine) -> None:
     async def ask() -> None:
         async with AsyncEngine(engine, max_in_flight=2) as running:

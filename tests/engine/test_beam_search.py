@@ -137,7 +137,9 @@ def test_without_early_stopping_a_running_beam_may_still_beat_whole_answers(earl
     assert beams.advance(first) == [0, 0]
     assert [beam.ids for beam in beams.beams] == [(1,), (3,)]
     second = torch.tensor([[5.0, 4.9, 0.0, 0.0, 0.0], [0.0] * V])  # (1, 0); as good as it, running: (1, 1)
-    assert beams.advance(second)[0] == 0
+    parents = beams.advance(second)
+    assert parents is not None
+    assert parents[0] == 0
     assert beams.beams[0].ids == (1, 1)
     assert beams.done == early_stopping
     assert beams.best.ids == (1,)

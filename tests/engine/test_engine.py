@@ -149,7 +149,7 @@ def test_a_batch_gives_each_request_with_or_without_beams_its_solo_answer(
     for asked, one, got, (expected, score) in zip(requests(), together, answers, solo, strict=True):
         if asked.params.num_beams == 1:
             assert_same_answers(runner.model, [asked], [got], [expected])
-        else:  # of two beams that are as good, either may be told
+        else:  # of two beams that are as good, either may be the answer
             assert got == expected or one.score == pytest.approx(score, rel=TIE)
 
 

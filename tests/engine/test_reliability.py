@@ -224,6 +224,36 @@ def test_a_nan_in_one_slot_fails_that_request_alone_and_leaves_its_slot_clean(la
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("when", ["in the prompt", "of one beam"])
+def test_a_nan_in_a_search_with_beams_fails_that_request_alone(when: str, layout: str) -> None:
+    runner = Broken(layout)
+    expected = [run(runner, [text(runner, seed)])[0] for seed in range(3)]
+    engine = Engine(runner, EngineConfig(max_num_seqs=8))
+    searched = make_request(runner, random_text(20, 9), SamplingParams(temperature=0, max_tokens=8, num_beams=3))
+    others, early = [text(runner, seed) for seed in range(3)], list[Output]()
+    if when == "in the prompt":
+        runner.nan_of = searched.input_ids.tolist()
+    for request in (searched, *others):
+        engine.add(request)
+    if when == "of one beam":
+        cache = engine.pool.cache
+        while len(searched.sequences) < 3:
+            early += engine.step()
+        slot = searched.sequences[1].slot
+        assert slot is not None
+        with torch.inference_mode():
+            lost = [state.fill_(torch.nan) for state in cache.save_state(slot)]
+            cache.restore_state(slot, lost, cache.lengths[slot])
+    failed: list[Output] = []
+    answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
+    assert [(output.request, output.error) for output in failed] == [(searched, "the model gave no usable scores")]
+    begun = [[token for output in early if output.request is request for token in output.tokens] for request in others]
+    kept = [first + answers[request][0] for first, request in zip(begun, others, strict=True)]
+    assert_same_answers(runner.model, [text(runner, seed) for seed in range(3)], kept, expected)
+    assert is_empty(engine)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("at", [1, 3, 7])
 def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int, layout: str) -> None:
     runner = Broken(layout)

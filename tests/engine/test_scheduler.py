@@ -64,8 +64,8 @@ def test_no_step_takes_more_tokens_and_patches_than_its_budgets(
         watch(engine, patch, look)
         for request in requests:
             engine.add(request)
-        told = drive(engine)
-    assert len(told) == len(requests)
+        answers = drive(engine)
+    assert len(answers) == len(requests)
 
 
 def test_a_step_encodes_as_many_views_as_its_budget_holds(runner: TorchRunner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_requests_run_side_by_side_and_examples_are_drawn_no_further_ahead() -> 
         endpoint = Endpoint(url=server.url, model="m", concurrency=3)
         for answered, _ in enumerate(endpoint.answer(examples()), 1):
             assert len(drawn) - answered < 3 + 1
-    assert server.most_at_once == 3
+    assert server.max_at_once == 3
 
 
 def test_an_example_that_cannot_be_sent_is_a_failure(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.grammar import compiler as grammar_module
-from pocketvlm.grammar import trial_worker as grammar_worker
+from pocketvlm.grammar import trial_worker
 from pocketvlm.grammar.compiler import KEPT, Grammar, GrammarCompiler
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
@@ -413,9 +413,9 @@ def test_an_answer_that_grows_too_complex_is_not_accepted(tiny: Setting, monkeyp
 
 def test_a_grammar_whose_masks_take_long_is_refused(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = list(range(tiny.tokenizer.vocab_size))
-    assert grammar_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/") == ""
-    monkeypatch.setattr(grammar_worker, "STEP_SECONDS", -1.0)
-    assert "too much time" in grammar_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/")
+    assert trial_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/") == ""
+    monkeypatch.setattr(trial_worker, "STEP_SECONDS", -1.0)
+    assert "too much time" in trial_worker._try_out(tiny.compiler.tokenizer, tokens, "start: /a+/")
 
 
 def test_masks_of_tensors_and_arrays_are_the_same_and_others_refused(tiny: Setting) -> None:

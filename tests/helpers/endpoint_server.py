@@ -26,7 +26,7 @@ class Server:
         self.url = url
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
+        self.at_once = self.max_at_once = 0
         self.lock = threading.Lock()
 
 
@@ -42,7 +42,7 @@ def serving(script: Script) -> Iterator[Server]:
                 server.requests.append(asked)
                 server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 server.at_once += 1
-                server.most_at_once = max(server.most_at_once, server.at_once)
+                server.max_at_once = max(server.max_at_once, server.at_once)
             found = self.path == "/v1/chat/completions"
             status, headers, body = script(number, asked) if found else (404, {}, b"")
             with server.lock:

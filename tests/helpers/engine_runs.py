@@ -54,18 +54,18 @@ def make_request(
 def drive(
     engine: Engine, on_output: Callable[[Output], None] | None = None, *, may_fail: bool = False
 ) -> dict[Request, list[list[int]]]:
-    """Step until nothing is left; returns the tokens that were told, for each request and each of its choices."""
-    told: dict[Request, list[list[int]]] = {}
+    """Step until nothing is left; returns the tokens of its outputs, for each request and each of its choices."""
+    answers: dict[Request, list[list[int]]] = {}
     while engine.has_work:
         for output in engine.step():
             assert may_fail or output.error is None, output.error
-            choices = told.setdefault(output.request, [])
+            choices = answers.setdefault(output.request, [])
             choices += [[] for _ in range(output.index + 1 - len(choices))]
             choices[output.index] += output.tokens
             if on_output is not None:
                 on_output(output)
         engine.check_integrity()
-    return told
+    return answers
 
 
 def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list[int]]:
@@ -73,8 +73,8 @@ def run(runner: Runner, requests: Sequence[Request], **config: Any) -> list[list
     engine = Engine(runner, EngineConfig(**config))
     for request in requests:
         engine.add(request)
-    told = drive(engine)
-    return [told.get(request, [[]])[0] for request in requests]
+    answers = drive(engine)
+    return [answers.get(request, [[]])[0] for request in requests]
 
 
 def assert_same_answers(

@@ -65,8 +65,8 @@ def test_height_and_width_are_not_swapped(processor: Processor, height: int, wid
 
 def test_slices_rows_are_separated_by_line_breaks_inside_one_message(processor: Processor) -> None:
     """Trap: a prompt cannot be cut at line breaks; the text after the last slice starts with one, too."""
-    told = text(processor, processor(ask(pixels(900, 900), words="a\nb")))
-    body = told.replace("<|image_pad|>", "")
+    prompt = text(processor, processor(ask(pixels(900, 900), words="a\nb")))
+    body = prompt.replace("<|image_pad|>", "")
     assert "<image></image><slice></slice><slice></slice>\n<slice></slice><slice></slice>\na\nb<|im_end|>" in body
 
 
@@ -120,8 +120,8 @@ def test_each_picture_may_have_its_own_slices(processor: Processor) -> None:
     def views(*parts: dict[str, Any], **options: Any) -> list[int]:
         """How many views each picture has."""
         inputs = processor([{"role": "user", "content": list(parts)}], **options)
-        told = text(processor, inputs).split("<image_id>")[1:]
-        return [1 + part.count("<slice>") for part in told]
+        prompt = text(processor, inputs).split("<image_id>")[1:]
+        return [1 + part.count("<slice>") for part in prompt]
 
     def named(**fields: Any) -> dict[str, Any]:
         return {"type": "image", "image": picture} | fields
@@ -193,9 +193,9 @@ def watch(video: Any, fps: float | None = 2.0) -> list[dict[str, Any]]:
 def test_a_video_uses_its_own_placeholder(processor: Processor) -> None:
     """Trap: a video with image placeholders is silently garbage."""
     inputs = processor(watch(frames(6)))
-    told = text(processor, inputs)
-    assert told.count("<|video_pad|>") == inputs.visual_tokens == 3 * 63
-    assert "<|image_pad|>" not in told
+    prompt = text(processor, inputs)
+    assert prompt.count("<|video_pad|>") == inputs.visual_tokens == 3 * 63
+    assert "<|image_pad|>" not in prompt
     assert len(inputs.views) == 3
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.patches.image import encode_image, encode_images
-from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches, most_tokens
+from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches, max_token_views
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.processing.patches.video import encode_video
 from pocketvlm.processing.processor import Processor
@@ -130,13 +130,14 @@ def test_the_budget_holds_and_a_larger_one_only_adds(
             assert small.downsample_mode == "16x" or large.downsample_mode == "4x"
             assert score > 0 or large.downsample_mode == "16x"
     if len(plans) == 1:
-        assert sum(v.visual_tokens for v in chosen[0]) <= sum(v.visual_tokens for v in most_tokens(plans[0], budget))
+        most = max_token_views(plans[0], budget)
+        assert sum(v.visual_tokens for v in chosen[0]) <= sum(v.visual_tokens for v in most)
 
 
 @given(size=sizes, limit=st.integers(1, 40), budget=budgets)
 def test_the_most_tokens_are_reached_by_some_picture(size: Size, limit: int, budget: float) -> None:
     views = plan_views(size, CONFIG, "auto", limit).views
-    most = most_tokens(views, budget)
+    most = max_token_views(views, budget)
     scores = [view.patches if up.downsample_mode == "4x" else 0 for view, up in zip(views, most, strict=True)]
     assert choose_rates([views], [scores], budget) == [most]
 

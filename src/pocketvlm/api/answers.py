@@ -1,9 +1,9 @@
-"""From tokens to text: one request together with its words, and the `Answer` it becomes."""
+"""What callers get: an `Answer`, the `Delta`s it comes in, and the error of one that was lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
+
+
+def with_alternatives(answers: Sequence[Answer]) -> Answer:
+    """The first of the answers to one request, with the others as its alternatives."""
+    first, *others = answers
+    return replace(first, alternatives=tuple(others))
 
 
 @dataclass(frozen=True)

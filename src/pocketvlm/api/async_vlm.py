@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.job import Job
+from pocketvlm.api.many import preparing_threads
 from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
-from pocketvlm.machine import usable_cores
 from pocketvlm.ranges import Range
 
 
@@ -36,7 +35,7 @@ class AsyncVLM:
         vlm.shared.process.check()
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
-        self._workers = ThreadPoolExecutor(workers or max(1, min(4, usable_cores())), "pocketvlm-prepare")
+        self._workers = preparing_threads(workers)
 
     async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""

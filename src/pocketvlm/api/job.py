@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from pocketvlm.api.answers import Answer, Delta, EngineError, TokenLogprob, Usage
+from pocketvlm.api.answers import Answer, Delta, EngineError, TokenLogprob, Usage, with_alternatives
 from pocketvlm.api.choice import Choice, ReasoningSplitter
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -85,10 +85,7 @@ class Job:
 
     def answer(self) -> Answer:
         """The first, with the others as its alternatives."""
-        first, *others = self.answers()
-        if not others:
-            return first
-        return Answer(**{**vars(first), "alternatives": tuple(others)})
+        return with_alternatives(self.answers())
 
     def _answer(self, choice: Choice) -> Answer:
         request = self.request

@@ -31,7 +31,7 @@ def answer_many(
     ready: deque[tuple[Key, Job]] = deque()  # prepared, and waiting for room in the engine's queue
     running: dict[Job, Key] = {}
     exhausted, fault = False, None
-    workers = ThreadPoolExecutor(max(1, min(4, usable_cores())), "pocketvlm-prepare")
+    workers = preparing_threads()
     try:
         while True:
             while not exhausted and len(preparing) + len(ready) + len(running) < ahead:
@@ -50,12 +50,13 @@ def answer_many(
             for future in [future for future in preparing if future.done()]:
                 key = preparing.pop(future)
                 try:
-                    ready.append((key, future.result()))
+                    job = future.result()
+                    job.deltas = deque(maxlen=0)  # nobody reads them
+                    ready.append((key, job))
                 except Exception as error:  # of this request alone, whatever it is
                     yield key, _logged(error)
             while ready:
                 key, job = ready[0]
-                job.deltas = deque(maxlen=0)  # nobody reads them
                 try:
                     if not engine.try_submit(job):
                         break
@@ -80,6 +81,11 @@ def answer_many(
         workers.shutdown(wait=False, cancel_futures=True)
         for job in running:
             engine.give_up(job)
+
+
+def preparing_threads(count: int | None = None) -> ThreadPoolExecutor:
+    """Threads that read pictures and make prompts ahead of the engine; without a count up to four, for the cores."""
+    return ThreadPoolExecutor(count or max(1, min(4, usable_cores())), "pocketvlm-prepare")
 
 
 def _logged(error: Exception) -> Exception:

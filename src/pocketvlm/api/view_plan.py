@@ -16,7 +16,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.processing.media.load_image import ImageSource, load_image
 from pocketvlm.processing.patches.image import encode_image
-from pocketvlm.processing.patches.rates import most_tokens
+from pocketvlm.processing.patches.rates import max_token_views
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size, View
 
@@ -81,7 +81,7 @@ def plan(
     slices = plan_views(size, image_config or ImageConfig(), mode, max_slice_nums)
     if mode != "auto":
         return _view_plan(size, slices.grid, slices.views, model_config)
-    costliest = _view_plan(size, slices.grid, most_tokens(slices.views, budget), model_config)
+    costliest = _view_plan(size, slices.grid, max_token_views(slices.views, budget), model_config)
     if costliest.visual_tokens == slices.visual_tokens:  # the budget is too small for any view, whatever its pixels
         return costliest
     return replace(costliest, visual_tokens_min=slices.visual_tokens, rates=None)

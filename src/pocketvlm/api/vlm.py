@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from pocketvlm.api.answers import Answer
+from pocketvlm.api.answers import Answer, with_alternatives
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
 from pocketvlm.api.many import answer_many
@@ -136,8 +135,7 @@ class VLM:
             for i, answers in completed:
                 if isinstance(answers, Exception):
                     raise answers
-                first, *others = answers
-                found[i] = replace(first, alternatives=tuple(others)) if others else first
+                found[i] = with_alternatives(answers)
         return [found[i] for i in range(len(found))]
 
     def as_completed(
@@ -240,10 +238,10 @@ class VLM:
             raise RuntimeError("the model is closed")
 
     def _complete(self, job: Job) -> Answer:
-        stream = Stream(self.shared, job)
-        for _ in stream:
-            pass
-        return stream.answer
+        with closing(Stream(self.shared, job)) as stream:  # an interrupt's traceback may keep it for long
+            for _ in stream:
+                pass
+            return stream.answer
 
 
 def question_messages(media: Any, question: str) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.protocol.fields import is_text
+from pocketvlm.ranges import show_json
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,17 +36,17 @@ class Lines:
     def __init__(self) -> None:
         self.offsets, self.numbers = array("q"), array("q")
         self.digest = ""
-        self._places: dict[bytes, int] = {}
+        self._indices: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def place(self, custom_id: str) -> int | None:
+    def index_of(self, custom_id: str) -> int | None:
         """Return which request has this custom_id, or None."""
-        return self._places.get(_hash(custom_id))
+        return self._indices.get(_hash(custom_id))
 
     def add(self, custom_id: str, offset: int, number: int) -> None:
-        self._places[_hash(custom_id)] = len(self)
+        self._indices[_hash(custom_id)] = len(self)
         self.offsets.append(offset)
         self.numbers.append(number)
 
@@ -82,7 +84,7 @@ def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
             if line.strip():
                 where = f"{path}, line {number}"
                 custom_id = parse_line(line, where, model)["custom_id"]
-                if (other := lines.place(custom_id)) is not None:
+                if (other := lines.index_of(custom_id)) is not None:
                     raise ConfigError(
                         f"{where}: custom_id {custom_id!r:.60} is that of line {lines.numbers[other]}",
                         hint="Give each line its own.",
@@ -114,21 +116,20 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: expected an object with {', '.join(_FIELDS)}")
     for name in request:
         if name not in _FIELDS:
-            raise ConfigError(f"{where}: a request has no field {ascii(name)[:60]}", hint="Leave it out.")
+            raise ConfigError(f"{where}: a request has no field {show_json(name)}", hint="Leave it out.")
     custom_id = request.get("custom_id")
-    # Half a surrogate pair can be read as JSON, but is no text that could be written again.
-    if not isinstance(custom_id, str) or not custom_id or any("\ud800" <= char <= "\udfff" for char in custom_id):
+    if not isinstance(custom_id, str) or not custom_id or not is_text(custom_id):
         raise ConfigError(f"{where}: custom_id is missing or no text", hint="Give each line its own.")
     if request.get("method") != "POST":
-        raise ConfigError(f"{where}: method is {ascii(request.get('method'))[:60]}, expected 'POST'")
+        raise ConfigError(f"{where}: method is {show_json(request.get('method'))}, expected 'POST'")
     if request.get("url") != URL:
-        raise ConfigError(f"{where}: url is {ascii(request.get('url'))[:60]}, expected '{URL}'")
+        raise ConfigError(f"{where}: url is {show_json(request.get('url'))}, expected '{URL}'")
     body = request.get("body")
     if not isinstance(body, dict):
         raise ConfigError(f"{where}: body is missing or not an object")
     if body.get("model") not in (None, model):
         raise ConfigError(
-            f"{where}: model is {ascii(body['model'])[:60]}, this run has {model!r:.60}",
+            f"{where}: model is {show_json(body['model'])}, this run has {model!r:.60}",
             hint="Pass --model, or --served-model-name with the name that the lines give.",
         )
     return request

@@ -66,7 +66,7 @@ class Results:
         """Note what an earlier run left in one line."""
         try:
             result = json.loads(line)
-            index = self._lines.place(result["custom_id"])
+            index = self._lines.index_of(result["custom_id"])
             if index is None or self.has(index):
                 raise ValueError
             self._note(index, offset, result)

@@ -146,7 +146,7 @@ def answer_all(
             file.seek(lines.offsets[index])
             line = parse_line(file.readline(MAX_LINE), where, model)
             custom_id = line["custom_id"]
-            if lines.place(custom_id) != index:
+            if lines.index_of(custom_id) != index:
                 raise ConfigError(f"{where} has changed since the run began", hint="Leave it alone while it runs.")
             try:
                 request = parse_chat_completion(line["body"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, options_of, read_media
+from pocketvlm.cli.common import PICTURES, add_json, add_options, directory_of, files_read, options_of, read_media
 from pocketvlm.cli.console import put_json
 from pocketvlm.files import check_output
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from pocketvlm.api.trace import trace  # imports torch: after everything that can be wrong
     from pocketvlm.api.vlm import load, question_messages
 
-    with load(args.model, device="cpu", dtype="float32", runtime="torch") as vlm:
+    with load(directory_of(args), device="cpu", dtype="float32", runtime="torch") as vlm:
         result = trace(vlm, question_messages(media, args.prompt), max_tokens=args.max_tokens, **options)
     if args.save is not None:
         result.save(args.save)

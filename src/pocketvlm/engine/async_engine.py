@@ -64,8 +64,8 @@ class AsyncEngine:
         self.streams: dict[Request, OutputStream] = {}
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._held: deque[Request] = deque()  # taken, and waiting for room in the engine's own queue
-        self._in_flight = 0
-        self._lock = threading.Lock()  # of the two above and below: no request is taken that nobody would see
+        self._in_flight: set[OutputStream] = set()
+        self._lock = threading.Lock()  # of `_in_flight` and `_closing`: no request is taken that nobody would see
         self._closing, self._fault = False, ""
         self.process = OwnProcess()
         self._thread = threading.Thread(target=self._run, name="pocketvlm-engine", daemon=True)
@@ -99,17 +99,19 @@ class AsyncEngine:
                 yield output
         finally:
             with self._lock:
-                self._in_flight -= 1
+                self._in_flight.discard(stream)
             if not stream.ended:
                 self._orders.put(lambda: self._abort(request))
 
     def _take(self, stream: OutputStream) -> None:
         with self._lock:
             self.check_alive()  # a thread that closes has not taken its last order yet
-            if self._in_flight >= self.max_in_flight:
+            if len(self._in_flight) >= self.max_in_flight:  # readers whose loop has ended will not say that they left
+                self._in_flight = {one for one in self._in_flight if not one.loop.is_closed()}
+            if len(self._in_flight) >= self.max_in_flight:
                 self.engine.metrics.rejections.labels("queue_full").inc()
                 raise QueueFullError(f"{self.max_in_flight} requests are in flight", hint="Try again later.")
-            self._in_flight += 1
+            self._in_flight.add(stream)
             self.streams[stream.request] = stream
             self._orders.put(lambda: self._held.append(stream.request))
 

@@ -108,7 +108,7 @@ class Sequence:
         index: among the request's.
         output_ids: tokens generated so far.
         computed: tokens, of the prompt and the answer so far, that its slot of the cache holds.
-        slot: its seat in the cache; None while it waits.
+        slot: which slot of the cache is its own; None while it waits.
         pins: keys of the views whose features it still needs.
     """
 

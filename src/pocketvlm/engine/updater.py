@@ -22,6 +22,8 @@ from pocketvlm.engine.sampling.beam_search import BeamSearch
 from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState
 from pocketvlm.engine.scheduler import Scheduler
 
+NO_SCORES = "the model gave no usable scores"
+
 
 class Scored(NamedTuple):
     """Pairs a sequence with the row of the scores that it goes on from."""
@@ -121,7 +123,7 @@ class Updater:
         """Add one more token to an answer, or end it."""
         request, token = sequence.request, sampled.token
         if token < 0:
-            return self.fail_sequence(sequence, "the model gave no usable scores", erase=True)
+            return self.fail_sequence(sequence, NO_SCORES, erase=True)
         if sequence.grammar is not None and not sequence.grammar.accept(token):
             return self.fail_sequence(sequence, "the answer left its grammar")
         shown: tuple[int, ...] = (token,)
@@ -164,12 +166,14 @@ class Updater:
         search = request.search
         rows = dict(scored)
         parents = search.advance(scores_RV[[rows[beam] for beam in request.sequences]])
-        if not search.done:
+        if parents is not None and not search.done:
             self._branch_beams(request, parents)
             return []
         for beam in request.sequences[1:]:
-            self.scheduler.forget(beam)
+            self.scheduler.forget(beam, erase=parents is None)
         request.sequences = request.sequences[:1]
+        if parents is None:
+            return [self.fail_sequence(request.sequences[0], NO_SCORES, erase=True)]
         request.sequences[0].output_ids = list(search.best.ids)
         request.score = search.best.score
         self.end(request.sequences[0], search.best.finish_reason)

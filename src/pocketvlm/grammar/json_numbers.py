@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
+from pocketvlm.ranges import show
 
 _EXACT = 2**53  # up to here a double holds every integer
 _BEYOND = 2**63  # the compiler's integers end below
@@ -53,8 +54,8 @@ def _keep_bounds(part: dict[str, Any]) -> None:
         low, high = lower[-1], upper[-1]
         if low.value < high.value or (low.value == high.value and not low.is_exclusive and not high.is_exclusive):
             raise ConfigError(
-                f"no number between {low.key} {_show(low.value)} and {high.key} {_show(high.value)} can be told from "
-                "these bounds",
+                f"no number between {low.key} {show(low.value)} and {high.key} {show(high.value)} can be "
+                "told from these bounds",
                 hint="Move them apart.",
             )
     for name, exclusive, found in (("minimum", "exclusiveMinimum", lower), ("maximum", "exclusiveMaximum", upper)):
@@ -91,7 +92,7 @@ def _bounds(part: Mapping[str, Any], name: str, exclusive: str, sign: int) -> li
 def _inward(key: str, value: float, sign: int, is_exclusive: bool) -> tuple[float, float]:
     """Return the double nearest to a lower (`sign` 1) or upper (-1) bound that it allows, and what to write for it."""
     if not abs(value) <= _BEYOND:
-        raise ConfigError(f"{key} {_show(value)} is beyond 64 bits", hint="Leave it out, or use a string.")
+        raise ConfigError(f"{key} {show(value)} is beyond 64 bits", hint="Leave it out, or use a string.")
     # Up to 2**53 a number is the double that it is read as; beyond, shortest digits may be another number's.
     limit = Decimal(value) if abs(value) <= _EXACT else max(_readings(value), key=lambda reading: sign * reading)
     bound = float(value) if value or not is_exclusive else sign * _SMALLEST
@@ -102,7 +103,7 @@ def _inward(key: str, value: float, sign: int, is_exclusive: bool) -> tuple[floa
             break
         bound = math.nextafter(bound, sign * math.inf)
     if abs(read) >= _BEYOND:
-        raise ConfigError(f"{key} {_show(value)} leaves no number of 64 bits", hint="Leave it out, or use a string.")
+        raise ConfigError(f"{key} {show(value)} leaves no number of 64 bits", hint="Leave it out, or use a string.")
     return read, bound
 
 
@@ -138,7 +139,7 @@ def _check_constant(value: float) -> None:
     is_kept = is_kept and (isinstance(value, int) or _as_read(value) == value)
     if not is_kept:
         raise ConfigError(
-            f"the constant {_show(value)} has more digits than can be kept",
+            f"the constant {show(value)} has more digits than can be kept",
             hint=f"Whole numbers are kept up to {_EXACT}, others to 15 digits; use a string.",
         )
 
@@ -151,7 +152,8 @@ def _coefficient(divisor: float) -> tuple[int, int]:
     digits = int(value) if value <= _MAX_COEFFICIENT else 0
     if Decimal(digits).scaleb(-places) != abs(Decimal(repr(divisor))):
         raise ConfigError(
-            f"multipleOf {_show(divisor)} cannot be kept", hint="Use a divisor of few digits, such as 5, 0.5 or 0.01."
+            f"multipleOf {show(divisor)} cannot be kept",
+            hint="Use a divisor of few digits, such as 5, 0.5 or 0.01.",
         )
     return digits, places
 
@@ -165,7 +167,3 @@ def _check_multiples(divisors: set[tuple[int, int]]) -> None:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _show(value: float) -> str:
-    return f"{value!r:.40}"

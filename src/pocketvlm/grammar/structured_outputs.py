@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
-from pocketvlm.tools.definitions import MAX_DEPTH, MAX_TOOLS_TEXT, check_tools, show
+from pocketvlm.ranges import show_json
+from pocketvlm.tools.definitions import MAX_DEPTH, MAX_TOOLS_TEXT, check_tools
 
 MAX_TEXT = 64 * 1024  # bytes of a schema or a grammar
 MAX_REGEX = 4096  # bytes
@@ -49,7 +50,7 @@ class StructuredOutputs:
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
-            raise ConfigError(f"json_object is {show(self.json_object)}, expected true or false")
+            raise ConfigError(f"json_object is {show_json(self.json_object)}, expected true or false")
         # Compared by identity: 0 is no way to say nothing, and arrays do not compare as a whole.
         given = [name for name in KINDS if getattr(self, name) is not None and getattr(self, name) is not False]
         # A schema may be `false`, which nothing satisfies; it is given all the same.
@@ -71,18 +72,18 @@ class StructuredOutputs:
         if self.tools is not None:
             self._check_tools()
         elif self.tool_choice != "auto":
-            raise ConfigError(f"tool_choice={show(self.tool_choice)} means nothing without tools")
+            raise ConfigError(f"tool_choice={show_json(self.tool_choice)} means nothing without tools")
 
     def _check_json(self) -> None:
         schema, text = _canonical("json", self.json, MAX_TEXT)
         if not isinstance(schema, dict | bool):
-            raise ConfigError(f"json is {show(schema)}, expected a JSON schema", hint="A schema is an object.")
+            raise ConfigError(f"json is {show_json(schema)}, expected a JSON schema", hint="A schema is an object.")
         check_schema(schema, "json")
         object.__setattr__(self, "json", text)
 
     def _check_choice(self) -> None:
         if not isinstance(self.choice, list | tuple) or not self.choice:
-            raise ConfigError(f"choice is {show(self.choice)}, expected a list of strings")
+            raise ConfigError(f"choice is {show_json(self.choice)}, expected a list of strings")
         if len(self.choice) > MAX_CHOICES:
             raise ConfigError(f"choice has {len(self.choice)} entries, at most {MAX_CHOICES} are allowed")
         for text in self.choice:
@@ -99,7 +100,8 @@ class StructuredOutputs:
             check_schema(tool["function"].get("parameters") or {}, name)
         if self.tool_choice not in ("auto", "required", *names):
             raise ConfigError(
-                f"tool_choice={show(self.tool_choice)} is no tool", hint="Set it to auto, required or a tool's name."
+                f"tool_choice={show_json(self.tool_choice)} is no tool",
+                hint="Set it to auto, required or a tool's name.",
             )
         object.__setattr__(self, "tools", json.dumps(tools, ensure_ascii=False, separators=(",", ":")))
 
@@ -111,11 +113,13 @@ class StructuredOutputs:
             ConfigError: the format is none of text, json_object and json_schema, or not as OpenAI describes it.
         """
         if not isinstance(response_format, Mapping):
-            raise ConfigError(f"response_format is {show(response_format)}, expected an object")
+            raise ConfigError(f"response_format is {show_json(response_format)}, expected an object")
         kind = response_format.get("type")
         known = {"text": (), "json_object": (), "json_schema": ("json_schema",)}
         if not isinstance(kind, str) or kind not in known:
-            raise ConfigError(f"the type of response_format is {show(kind)}", hint=f"It is one of {', '.join(known)}.")
+            raise ConfigError(
+                f"the type of response_format is {show_json(kind)}", hint=f"It is one of {', '.join(known)}."
+            )
         _only(response_format, ("type", *known[kind]), f"response_format of type {kind}")
         if kind == "text":
             return None
@@ -127,7 +131,7 @@ class StructuredOutputs:
         _only(inner, ("name", "description", "schema", "strict"), "response_format.json_schema")
         for field, kinds in (("name", str), ("description", str), ("strict", bool)):
             if inner.get(field) is not None and not isinstance(inner[field], kinds):
-                raise ConfigError(f"response_format.json_schema.{field} is {show(inner[field])}: wrong type")
+                raise ConfigError(f"response_format.json_schema.{field} is {show_json(inner[field])}: wrong type")
         return cls(json=dict(inner["schema"]))
 
 
@@ -141,7 +145,7 @@ def check_schema(schema: Any, what: str) -> None:
         # Further properties may be repeated in an answer, and a repeated one counts once.
         if isinstance(minimum, int | float) and minimum > named + 1:
             raise ConfigError(
-                f"{what} has minProperties={minimum!r:.40} beside {named} required properties: unsupported",
+                f"{what} has minProperties={show_json(minimum)} beside {named} required properties: unsupported",
                 hint="Name the properties under required.",
             )
 
@@ -188,7 +192,7 @@ def _check_depth(what: str, value: Any) -> None:
 
 def _check_text(what: str, text: Any, limit: int) -> None:
     if not isinstance(text, str):
-        raise ConfigError(f"{what} is {show(text)}, expected a string")
+        raise ConfigError(f"{what} is {show_json(text)}, expected a string")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -200,4 +204,4 @@ def _check_text(what: str, text: Any, limit: int) -> None:
 def _only(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
     for name in given:
         if name not in known:
-            raise ConfigError(f"{what} has no field {show(name)}", hint=f"Its fields: {', '.join(known)}.")
+            raise ConfigError(f"{what} has no field {show_json(name)}", hint=f"Its fields: {', '.join(known)}.")

@@ -69,7 +69,7 @@ class MiniCPMV(nn.Module):
         return self.language_model.norm.weight.dtype
 
     def use_cpu_kernels(self, progress: Callable[[int, int], None] | None = None) -> Self:
-        """Switch to the fp32 products of `kernels.cpu_kernels`, in place. Such a model cannot be trained or saved.
+        """Switch to the fp32 products of `kernels.linear.replace`, in place. Such a model cannot be trained or saved.
 
         Args:
             progress: called with (layers packed, layers in all).

@@ -15,7 +15,8 @@ from typing import Any
 from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
-from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value, show
+from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value
+from pocketvlm.ranges import show_json
 from pocketvlm.tools.definitions import check_tools
 
 # vLLM's field for the options of a processor is mm_processor_kwargs.
@@ -78,11 +79,11 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
         MissingExtraError: what structured outputs need is not installed.
     """
     if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show(body)}, expected a JSON object")
+        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
     for name in given:
         if name not in FIELDS:
-            raise ConfigError(f"the field {show(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
+            raise ConfigError(f"the field {show_json(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
     for name, (kind, allowed) in _WITHOUT_EFFECT.items():
         if name in given:
             check(name, given[name], kind)
@@ -132,7 +133,7 @@ def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
     biases: dict[int, float] = {}
     for key, bias in check("logit_bias", given["logit_bias"], "object").items():
         if not (isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10):
-            raise ConfigError(f"logit_bias has the key {show(key)}, expected a token id such as '151645'")
+            raise ConfigError(f"logit_bias has the key {show_json(key)}, expected a token id such as '151645'")
         biases[int(key)] = check(f"logit_bias[{key!r}]", bias, "number")
     return {"logit_bias": biases}
 
@@ -150,7 +151,9 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
 
         return {"structured_outputs": StructuredOutputs.from_response_format(wanted)}
     if set(wanted) != {"type"}:
-        raise ConfigError(f"response_format of type text has no field {show(next(k for k in wanted if k != 'type'))}")
+        raise ConfigError(
+            f"response_format of type text has no field {show_json(next(k for k in wanted if k != 'type'))}"
+        )
     if "structured_outputs" not in given:
         return {}
     if len(structure) != 1:
@@ -174,11 +177,11 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
     # A tool of the name of a mode could not be told from it further on.
     if not isinstance(name, str) or (name in ("auto", "none", "required")) == isinstance(choice, Mapping):
         hint = 'Use auto, none, required, or {"type": "function", "function": {"name": …}}.'
-        raise ConfigError(f"tool_choice={show(choice)} is unknown", hint=hint)
+        raise ConfigError(f"tool_choice={show_json(choice)} is unknown", hint=hint)
     if tools is None:
         # Clients that give no tools, or an empty list, still say "auto" or "none": nothing is asked for then.
         if choice not in ("auto", "none"):
-            raise ConfigError(f"tool_choice={show(choice)} means nothing without tools", hint="Leave it out.")
+            raise ConfigError(f"tool_choice={show_json(choice)} means nothing without tools", hint="Leave it out.")
         return {}
     if choice == "none":
         return {}
@@ -201,7 +204,7 @@ def _template(given: Mapping[str, Any]) -> dict[str, Any]:
         return options
     if check("reasoning_effort", given["reasoning_effort"], "string") != "none":
         raise ConfigError(
-            f"reasoning_effort={show(given['reasoning_effort'])} is not supported, expected 'none'",
+            f"reasoning_effort={show_json(given['reasoning_effort'])} is not supported, expected 'none'",
             hint='For an answer after thinking use chat_template_kwargs {"enable_thinking": true}.',
         )
     if options.get("enable_thinking"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import show_json
 
 # Integers of a body are 64 bits wide: a larger one is refused here, as everything behind would cut it off or fail.
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
@@ -24,7 +25,7 @@ def only_kinds(field: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
     found, names = not_null(field, value), tuple(known)
     for name in found:
         if name not in names:
-            raise ConfigError(f"{field}: {show(name)} is unknown, expected one of {', '.join(names)}")
+            raise ConfigError(f"{field}: {show_json(name)} is unknown, expected one of {', '.join(names)}")
     return found
 
 
@@ -62,9 +63,9 @@ def check(name: str, value: Any, kind: str) -> Any:
     """Return `value` if it is of a kind of `_KINDS`; raise `ConfigError` otherwise."""
     if not _KINDS[kind](value):
         if "integer" in kind and isinstance(value, int) and not isinstance(value, bool):
-            raise ConfigError(f"{name} is {show(value)}, beyond an integer of 64 bits")
-        raise ConfigError(f"{name} is {show(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
-    if "string" in kind and not all(map(_is_text, _strings(value))):
+            raise ConfigError(f"{name} is {show_json(value)}, beyond an integer of 64 bits")
+        raise ConfigError(f"{name} is {show_json(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
+    if "string" in kind and not all(map(is_text, _strings(value))):
         raise ConfigError(f"{name} holds half of a surrogate pair, which is no character")
     return value
 
@@ -75,20 +76,10 @@ def _strings(value: Any) -> Iterable[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Return whether UTF-8 can carry it: JSON can spell halves of characters."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def refuse_value(name: str, value: Any, *allowed: Any) -> None:
-    raise ConfigError(f"{name}={show(value)} is not supported, expected {' or '.join(map(repr, allowed))}")
-
-
-def show(value: Any) -> str:
-    """Return `value` for a message, in at most 60 characters of ASCII."""
-    if isinstance(value, int) and not -(10**60) < value < 10**60:
-        return "an integer of more than 60 digits"  # writing it could take seconds, or be refused
-    if isinstance(value, str):
-        value = value[:60]
-    text = ascii(value) if isinstance(value, str | int | float | None) else f"of type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise ConfigError(f"{name}={show_json(value)} is not supported, expected {' or '.join(map(repr, allowed))}")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketvlm.errors import PromptError
+from pocketvlm.ranges import show_json
 
 MAX_TOOLS = 128
 MAX_TOOLS_TEXT = 256 * 1024  # bytes of all definitions together, as JSON
@@ -26,14 +27,14 @@ def check_tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if isinstance(tools, str | bytes) or not isinstance(tools, Sequence):
-        raise PromptError(f"tools is {show(tools)}, expected a list of tool definitions")
+        raise PromptError(f"tools is {show_json(tools)}, expected a list of tool definitions")
     if len(tools) > MAX_TOOLS:
         raise PromptError(f"tools holds {len(tools)} definitions, at most {MAX_TOOLS} are allowed")
     checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     names = [tool["function"]["name"] for tool in checked]
     for index, name in enumerate(names):
         if name in names[:index]:
-            raise PromptError(f"tools[{index}].function.name is {show(name)}, as that of another tool")
+            raise PromptError(f"tools[{index}].function.name is {show_json(name)}, as that of another tool")
     size = len(json.dumps(checked, ensure_ascii=False).encode())
     if size > MAX_TOOLS_TEXT:
         raise PromptError(f"tools takes {size} bytes as JSON, at most {MAX_TOOLS_TEXT} are allowed")
@@ -46,9 +47,9 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
         raise PromptError(f'{where}: expected {{"type": "function", "function": {{...}}}}')
     check_name(function.get("name"), f"{where}.function.name")
     if not isinstance(function.get("parameters"), Mapping | None):
-        raise PromptError(f"{where}.function.parameters is {show(function['parameters'])}, expected a JSON schema")
+        raise PromptError(f"{where}.function.parameters is {show_json(function['parameters'])}, expected a JSON schema")
     if not isinstance(function.get("strict"), bool | None):
-        raise PromptError(f"{where}.function.strict is {show(function['strict'])}, expected true or false")
+        raise PromptError(f"{where}.function.strict is {show_json(function['strict'])}, expected true or false")
     checked: dict[str, Any] = plain_json(tool, where)
     return checked
 
@@ -57,7 +58,9 @@ def check_name(name: Any, what: str) -> None:
     """Raise `PromptError` for the name of a tool or a parameter that could not stand in `<function=NAME>`."""
     fits = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name == name.strip() and name.isprintable()
     if not fits or "<" in name or ">" in name:
-        raise PromptError(f"{what} is {show(name)}, expected up to {MAX_NAME} printable characters without < and >")
+        raise PromptError(
+            f"{what} is {show_json(name)}, expected up to {MAX_NAME} printable characters without < and >"
+        )
 
 
 def plain_json(value: Any, where: str, depth: int = 0) -> Any:
@@ -82,18 +85,9 @@ def plain_json(value: Any, where: str, depth: int = 0) -> Any:
 def text(value: Any, where: str, *, empty: bool = True) -> str:
     """Return `value` as a plain string that UTF-8 can carry; raise `PromptError` for anything else."""
     if not isinstance(value, str) or not (value or empty):
-        raise PromptError(f"{where} is {show(value)}, expected {'a string' if empty else 'a non-empty string'}")
+        raise PromptError(f"{where} is {show_json(value)}, expected {'a string' if empty else 'a non-empty string'}")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise PromptError(f"{where} holds half of a surrogate pair, which is no character") from None
     return str(value)
-
-
-def show(value: Any) -> str:
-    """Return `value` for an error message: short, and never an unknown object's own idea of its representation."""
-    if value is None:
-        return "missing"
-    if isinstance(value, str):
-        return ascii(value if len(value) <= 40 else value[:40] + "...")
-    return f"of type {type(value).__name__}"

@@ -6,6 +6,7 @@ Shapes:  K running beams · V vocabulary
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,20 +72,23 @@ class BeamSearch:
         """The answer, once the search is `done`."""
         return self._whole[0]
 
-    def advance(self, logits_KV: Tensor) -> list[int]:
+    def advance(self, logits_KV: Tensor) -> list[int] | None:
         """Go one token further.
 
         Args:
             logits_KV: scores of the next token, a row for each of `beams`.
 
         Returns:
-            for each of the new `beams`, the index of the one it continues.
+            for each of the new `beams`, the index of the one it continues; None, and nothing has changed, where scores
+            hold NaN or the best of a beam is infinite.
         """
-        width = self.params.num_beams
+        width, candidates = self.params.num_beams, self._candidates(logits_KV)
+        if any(math.isnan(total) for *_, total in candidates):
+            return None
         self.length += 1
         is_last = self.length == self.max_tokens
         beams, parents = list[Beam](), list[int]()
-        for rank, (parent, token, total) in enumerate(self._candidates(logits_KV)):
+        for rank, (parent, token, total) in enumerate(candidates):
             ids = self.beams[parent].ids
             if is_last or token in self.stop_ids:
                 # Answers count only where running on would have: what ranks lower is there to fill the beams.

@@ -76,15 +76,15 @@ class SamplingParams:
         min_tokens: no token that ends the answer is chosen before it has this many.
         logprobs: log probabilities of each token of the answer, and of this many most probable ones in its place, as
             the model gives them, before any other option; 0 is the answer's alone, None is none.
-        structured_outputs: a grammar that the answer keeps to (`engine/structured_outputs`).
-        num_beams: above 1, keep this many beginnings of an answer and give the best whole answer (beam search), with
+        structured_outputs: a grammar that the answer keeps to (`grammar/structured_outputs`).
+        num_beams: above 1, keep this many candidates of an answer and give the best whole answer (beam search), with
             temperature 0 and without `stop`; each takes the memory of a sequence. 1 keeps one.
         length_penalty: beams compare by the sum of their log probabilities divided by their length to this power:
             above 0 favours long answers, below 0 short ones.
         early_stopping: end as soon as `num_beams` answers are complete, even where a running beam scores better.
         prompt_lookup_num_tokens: try up to this many tokens at once that followed the newest ones before, in the prompt
-            or the answer (`engine/prompt_lookup`). The answer stays the same; one that repeats what was there comes
-            sooner. For single answers, without beams; 0 tries none.
+            or the answer (`engine/sampling/prompt_lookup`). The answer stays the same; one that repeats what was there
+            comes sooner. For single answers, without beams; 0 tries none.
     """
 
     temperature: float = 1.0

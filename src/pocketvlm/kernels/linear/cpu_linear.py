@@ -1,7 +1,7 @@
 """What a linear layer of the CPU kernels can do, and the products that models call.
 
-`kernels.onednn_linear` and `kernels.fp16_linear` are the two kinds; the plain twin of both is
-`torch.nn.functional.linear` and the operation behind it. `kernels.cpu_kernels` chooses.
+`kernels.linear.onednn_linear` and `kernels.linear.fp16_linear` are the two kinds; the plain twin of both is
+`torch.nn.functional.linear` and the operation behind it. `kernels.linear.replace` chooses.
 
 Shapes:  T rows · K inputs · N outputs
 """

@@ -3,7 +3,7 @@
 Decoding waits for weights to arrive from memory. The published weights are bfloat16, 8 bits of mantissa; multiplied by
 a power of two they fit into fp16, 11 bits. FBGEMM's product reads those, widens them to fp32 in registers, and
 multiplies and adds in fp32 as any fp32 product does. Weights of more than 8 bits (fine-tuned in fp32, say) are not
-narrowed: `is_lossless` says no, and such layers stay with `kernels.onednn_linear`.
+narrowed: `is_lossless` says no, and such layers stay with `kernels.linear.onednn_linear`.
 
 Measured at the sizes of MiniCPM-V 4.6, two AVX-512 cores, against oneDNN on plain or blocked fp32 weights, whichever is
 faster: 2.2 times at one row, 1.3 to 1.7 at eight, 0.9 to 1.0 at 16 and more.

@@ -96,9 +96,9 @@ struct Operator {
   int (*input_kind)(const Operator*, size_t) = [](const Operator*, size_t) { return 0; };   // required
   int (*output_kind)(const Operator*, size_t) = [](const Operator*, size_t) { return 0; };
   int (*memory_type)(const Operator*, size_t) = [](const Operator*, size_t) { return 0; };  // where it runs
-  int (*input_least)(const Operator*) = [](const Operator*) { return 1; };
+  int (*input_min_arity)(const Operator*) = [](const Operator*) { return 1; };
   int (*inputs_alike)(const Operator*) = [](const Operator*) { return 0; };
-  int (*output_least)(const Operator*) = [](const Operator*) { return 1; };
+  int (*output_min_arity)(const Operator*) = [](const Operator*) { return 1; };
   int (*outputs_alike)(const Operator*) = [](const Operator*) { return 0; };
   Status (*create)(const Operator*, const Api*, const Info*, void**) = nullptr;
   Status (*compute)(void*, Context*) = nullptr;

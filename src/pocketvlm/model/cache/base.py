@@ -92,7 +92,7 @@ class RecordableCache(Protocol):
 
 
 class Cache(ABC):
-    """Holds the state of up to `slots` sequences. A slot is a sequence's seat; slots are numbered from 0.
+    """Holds the state of up to `slots` sequences. A slot holds one sequence; slots are numbered from 0.
 
     Args:
         config: shapes of the decoder.

@@ -99,7 +99,7 @@ class Decoder(nn.Module):
         return self.lm_head(x_TD)
 
     def join_projections(self) -> None:
-        """Give the tied head a product of its own (`kernels.cpu_kernels`)."""
+        """Give the tied head a product of its own (`kernels.linear.replace`)."""
         if self.lm_head is None:
             self.lm_head = for_decoding(self.embed_tokens.weight, keep_plain=True)
             if isinstance(self.lm_head, FP16Linear):

@@ -38,7 +38,7 @@ class GatedAttention(nn.Module):
         self.qkv_proj: CPULinear | None = None  # all three projections in one, once joined
 
     def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.cpu_kernels`)."""
+        """Join the projections of the input for CPU inference (`kernels.linear.replace`)."""
         if is_suitable(self.q_proj):
             self.qkv_proj = join(self.q_proj, self.k_proj, self.v_proj)
             del self.q_proj, self.k_proj, self.v_proj

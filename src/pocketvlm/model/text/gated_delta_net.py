@@ -44,7 +44,7 @@ class GatedDeltaNet(nn.Module):
         self.in_proj: CPULinear | None = None  # all four projections in one, once joined
 
     def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.cpu_kernels`)."""
+        """Join the projections of the input for CPU inference (`kernels.linear.replace`)."""
         names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
         if is_suitable(self.in_proj_qkv):
             self.in_proj = join(*(getattr(self, name) for name in names))

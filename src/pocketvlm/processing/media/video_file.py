@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.rgb import rgb_from_array
-from pocketvlm.processing.media.timeline import Timeline
+from pocketvlm.processing.media.timeline import MAX_RATE, MIN_RATE, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +152,8 @@ class FileReader:
         if not showing or (len(pts) < self._stream.frames and "mp4" in self._container.format.name):
             raise self._damaged()
         for kind in ("showing", "decoding")[self._lacks_showing_times(pts) :]:
-            place = 0 if kind == "showing" else 1
-            shown = sorted((entry[place] or 0, entry[2]) for entry in showing if entry[place] is not None)
+            column = 0 if kind == "showing" else 1
+            shown = sorted((entry[column] or 0, entry[2]) for entry in showing if entry[column] is not None)
             # A lost packet may take the time of its frame with it.
             if len({time for time, _ in shown}) == len(shown) >= max(1, len(showing) - corrupt):
                 if kind == "showing":
@@ -194,7 +194,7 @@ class FileReader:
         if scan.corrupt:
             logger.warning("%s is damaged; frames near the damage may be wrong", self._name)
         stated = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-        fps = stated if 0 < stated <= 10_000 else None
+        fps = stated if MIN_RATE <= stated <= MAX_RATE else None
         if scan.kind != "none":
             unit, zero = self._stream.time_base or Fraction(1), scan.shown[0][0]
             begins, length = scan.shown[-1]

@@ -77,7 +77,7 @@ def encode_image(
     Args:
         pixels: uint8 RGB [H, W, 3], a tensor or an array; never written to.
         config, downsample_mode, max_slice_nums: as for `plan_views`; with "auto" the pixels decide the rate of each
-            view, see `processing.rates`.
+            view, see `processing.patches.rates`.
         auto_token_budget: most visual tokens with "auto", as a multiple of those of 16x; 1.5 when None.
 
     Raises:

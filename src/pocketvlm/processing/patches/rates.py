@@ -98,7 +98,7 @@ def choose_rates(
     return [tuple(views) for views in chosen]
 
 
-def most_tokens(views: Sequence[View], token_budget: float) -> tuple[View, ...]:
+def max_token_views(views: Sequence[View], token_budget: float) -> tuple[View, ...]:
     """The 16x views of one picture as they are when its pixels make `choose_rates` use the most tokens possible."""
     overview, *slices = views
     left, chosen = _extra_tokens([views], token_budget), []

@@ -66,7 +66,7 @@ def plan_views(
         size: height and width in pixels.
         config: how the model wants its pictures.
         downsample_mode: "16x" or "4x", for every view; "auto" plans as "16x", in sizes that suit both rates, and leaves
-            it to `processing.rates` to raise views to 4x.
+            it to `processing.patches.rates` to raise views to 4x.
         max_slice_nums: most slices beside the overview (any integer >= 1; 1 means overview only); `config`'s when None.
 
     Raises:

@@ -22,7 +22,8 @@ from numbers import Real
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
-from pocketvlm.tools.definitions import plain_json, show, text
+from pocketvlm.ranges import show_json
+from pocketvlm.tools.definitions import plain_json, text
 
 MediaKind = Literal["image", "video"]
 Message = Mapping[str, Any]
@@ -72,7 +73,7 @@ class Conversation:
 def check_messages(messages: Any) -> Conversation:
     """Check and copy `messages`; raise `PromptError` with one line naming the first message at fault."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
-        raise PromptError(f"messages is {show(messages)}, expected a list of messages")
+        raise PromptError(f"messages is {show_json(messages)}, expected a list of messages")
     if not messages:
         raise PromptError("messages is empty, expected at least one user message")
     media: list[MediaPart] = []
@@ -119,7 +120,7 @@ def _in_order_of_calls(messages: Iterable[tuple[int, Any]]) -> Iterator[tuple[in
             call = fields.get("tool_call_id")
             if calls and isinstance(call, str) and call not in calls:
                 raise PromptError(
-                    f"messages[{index}]: tool_call_id is {show(call)}, which no call before it has",
+                    f"messages[{index}]: tool_call_id is {show_json(call)}, which no call before it has",
                     hint="Give the id of a call of the assistant message before it.",
                 )
             run.append((calls.get(call, -1) if isinstance(call, str) else -1, index, message))
@@ -149,10 +150,10 @@ def _call_ids(message: Message) -> dict[str, int]:
 def _check_fields(message: Any, where: str) -> str:
     """Return the role of a message, whose fields must all be known for that role."""
     if not isinstance(message, Mapping):
-        raise PromptError(f"{where} is {show(message)}, expected an object with role and content")
+        raise PromptError(f"{where} is {show_json(message)}, expected an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"{where}: role is {show(role)}, expected one of {', '.join(ROLES)}")
+        raise PromptError(f"{where}: role is {show_json(role)}, expected one of {', '.join(ROLES)}")
     role = "system" if role == "developer" else role
     # Clients echo answers back with every field of the protocol, unset ones as null or empty: those ask for nothing.
     unknown = [
@@ -161,7 +162,7 @@ def _check_fields(message: Any, where: str) -> str:
         if key not in _FIELDS[role] and key not in _LABELS and not _is_unset(value)
     ]
     if unknown:
-        raise PromptError(f"{where}: a {role} message has no field {show(unknown[0])}")
+        raise PromptError(f"{where}: a {role} message has no field {show_json(unknown[0])}")
     _check_labels(message, where)
     if role == "tool" and message.get("tool_call_id") is not None:
         text(message["tool_call_id"], f"{where}.tool_call_id")
@@ -177,7 +178,7 @@ def _check_labels(labelled: Mapping[str, Any], where: str) -> None:
     for key, kind in _LABELS.items():
         value = labelled.get(key)
         if value is not None and not isinstance(value, kind):
-            raise PromptError(f"{where}.{key} is {show(value)}, which is no {key}")
+            raise PromptError(f"{where}.{key} is {show_json(value)}, which is no {key}")
 
 
 def _assistant_fields(message: Message, where: str) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def _assistant_fields(message: Message, where: str) -> dict[str, Any]:
     if calls is None:
         return result
     if not isinstance(calls, (list, tuple)):
-        raise PromptError(f"{where}.tool_calls is {show(calls)}, expected a list")
+        raise PromptError(f"{where}.tool_calls is {show_json(calls)}, expected a list")
     if calls:
         result["tool_calls"] = [_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return result
@@ -206,12 +207,12 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
-            raise PromptError(f"{where}: arguments of {show(name)} is not valid JSON") from None
+            raise PromptError(f"{where}: arguments of {show_json(name)} is not valid JSON") from None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise PromptError(f"{where}: arguments of {show(name)} is {show(arguments)}, expected a JSON object")
-    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {show(name)}")}}
+        raise PromptError(f"{where}: arguments of {show_json(name)} is {show_json(arguments)}, expected a JSON object")
+    return {"function": {"name": name, "arguments": plain_json(arguments, f"{where}: arguments of {show_json(name)}")}}
 
 
 def _content(message: Message, role: str, where: str, media: list[MediaPart], *, optional: bool) -> str | list[Any]:
@@ -221,7 +222,7 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
     if isinstance(content, str):
         return text(content, f"{where}.content")
     if not isinstance(content, (list, tuple)):
-        raise PromptError(f"{where}.content is {show(content)}, expected a string or a list of parts")
+        raise PromptError(f"{where}.content is {show_json(content)}, expected a string or a list of parts")
     if not content:
         raise PromptError(f"{where}.content is an empty list, expected at least one part")
     parts: list[dict[str, str]] = []
@@ -242,16 +243,16 @@ def _content(message: Message, role: str, where: str, media: list[MediaPart], *,
 def _part(part: Any, where: str) -> tuple[str, Any]:
     """Return type and value of one content part; for the URL types, the value is the URL."""
     if not isinstance(part, Mapping):
-        raise PromptError(f"{where} is {show(part)}, expected an object with a type")
+        raise PromptError(f"{where} is {show_json(part)}, expected an object with a type")
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _PART_TYPES:
-        raise PromptError(f"{where}: part type is {show(kind)}, expected one of {', '.join(_PART_TYPES)}")
+        raise PromptError(f"{where}: part type is {show_json(kind)}, expected one of {', '.join(_PART_TYPES)}")
     known = {"type", kind, *_LABELS}
     if kind != "text":
         known |= {"detail", "max_slice_nums"} | ({"fps"} if kind == "video" else set())
     unknown = [key for key, value in part.items() if key not in known and value is not None]
     if unknown:
-        raise PromptError(f"{where}: a part of type {kind} has no field {show(unknown[0])}")
+        raise PromptError(f"{where}: a part of type {kind} has no field {show_json(unknown[0])}")
     _check_labels(part, where)
     value = part.get(kind)
     if value is None:
@@ -261,7 +262,7 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if isinstance(value, Mapping):
         unknown = [key for key, item in value.items() if key not in ("url", "detail") and item is not None]
         if unknown:
-            raise PromptError(f"{where}.{kind} has no field {show(unknown[0])}")
+            raise PromptError(f"{where}.{kind} has no field {show_json(unknown[0])}")
         value = value.get("url")
     return kind, text(value, f"{where}.{kind}.url", empty=False)
 
@@ -270,7 +271,7 @@ def _fps(part: Mapping[str, Any], where: str) -> float | None:
     fps = part.get("fps")
     is_number = isinstance(fps, Real) and not isinstance(fps, bool)
     if fps is not None and not is_number:
-        raise PromptError(f"{where}.fps is {show(fps)}, expected a number")
+        raise PromptError(f"{where}.fps is {show_json(fps)}, expected a number")
     return fps
 
 
@@ -278,11 +279,11 @@ def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
     """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
     slices = part.get("max_slice_nums")
     if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
-        raise PromptError(f"{where}.max_slice_nums is {show(slices)}, expected a positive integer")
+        raise PromptError(f"{where}.max_slice_nums is {show_json(slices)}, expected a positive integer")
     inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
     detail = part.get("detail") if inner is None else inner
     if detail is not None and detail not in _DETAILS:
-        raise PromptError(f"{where}: detail is {show(detail)}, expected one of {', '.join(_DETAILS)}")
+        raise PromptError(f"{where}: detail is {show_json(detail)}, expected one of {', '.join(_DETAILS)}")
     if detail != "low":
         return slices
     if slices not in (None, 1):

@@ -25,7 +25,8 @@ from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.processing.prompt.messages import MediaPart, check_messages
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
-from pocketvlm.tools.definitions import check_tools, show
+from pocketvlm.ranges import show_json
+from pocketvlm.tools.definitions import check_tools
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
 # a model's answer that was not parsed carries the calls as text.
@@ -145,7 +146,7 @@ class ChatTemplate:
         """
         for name, value in (("enable_thinking", enable_thinking), ("add_generation_prompt", add_generation_prompt)):
             if not isinstance(value, bool):
-                raise PromptError(f"{name} is {show(value)}, expected true or false")
+                raise PromptError(f"{name} is {show_json(value)}, expected true or false")
         conversation = check_messages(messages)
         checked_tools = check_tools(tools)
         guard = self._unused_character(conversation.messages, checked_tools)
@@ -235,9 +236,9 @@ def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:
     checked: dict[str, bool] = {}
     for name, value in (kwargs or {}).items():
         if name != "enable_thinking":
-            raise PromptError(f"chat_template_kwargs: {show(name)} is unknown, expected enable_thinking")
+            raise PromptError(f"chat_template_kwargs: {show_json(name)} is unknown, expected enable_thinking")
         if not isinstance(value, bool):
-            raise PromptError(f"chat_template_kwargs: enable_thinking is {show(value)}, expected true or false")
+            raise PromptError(f"chat_template_kwargs: enable_thinking is {show_json(value)}, expected true or false")
         checked[name] = value
     return checked
 
