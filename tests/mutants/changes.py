@@ -475,7 +475,7 @@ MUTANTS = [
     ),
     *_of(
         "files.py",
-        "test_files.py",
+        "test_written_files.py",
         (
             "            shutil.copymode(path, partial)",
             "            pass",
