@@ -248,7 +248,7 @@ MUTANTS = [
         (
             "self.prefixes.popitem(last=False)",
             "self.prefixes.popitem(last=True)",
-            "test_blocks_are_shared_counted_and_given_back",
+            "test_what_was_not_used_for_longest_goes_first",
         ),
     ),
     *_of(
@@ -283,6 +283,7 @@ MUTANTS = [
         "engine/caches/encoder_cache.py",
         "engine/test_prefix_cache.py",
         ("if key not in self.pins]", "]", "test_features_within_their_budget_stay_while_they_are_pinned"),
+        ("        self.features.move_to_end(key)\n", "", "test_what_was_not_used_for_longest_goes_first"),
     ),
     *_of(
         "engine/request.py",
