@@ -250,6 +250,21 @@ def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], 
     assert cache.blocks.used == 0
 
 
+def test_what_was_not_used_for_longest_goes_first() -> None:
+    cache, keys = small_cache("contiguous", 40), (b"first", b"second", b"third")
+    prefixes = PrefixCache(cache, 10**7)
+    cache.restore_state(0, cache.save_state(0), 40)
+    features = EncoderCache(2 * 4 * 8)
+    for key in keys:
+        if key == keys[2]:
+            prefixes.budget = prefixes.used_bytes  # of two
+            assert prefixes.find([keys[0]]) is not None
+            assert features[keys[0]] is not None
+        prefixes.store(key, 0)
+        features.add(key, torch.zeros(1, 8))
+    assert set(prefixes.prefixes) == set(features.features) == {keys[0], keys[2]}
+
+
 def test_trap_states_outlive_their_budget_in_requests_that_have_ended(runner: TorchRunner) -> None:
     """Requests and their sequences name each other, so they wait for the collector: what is large must not."""
     engine, request = Engine(runner), prompt(runner, 0, ((1, "16x"),))

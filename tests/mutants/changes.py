@@ -231,11 +231,6 @@ MUTANTS = [
         ),
         (
             "if spent + size > patches and plan.views:",
-            "if spent + size > patches:",
-            "test_no_step_takes_more_tokens_and_patches_than_its_budgets",
-        ),
-        (
-            "if spent + size > patches and plan.views:",
             "if spent + size >= patches and plan.views:",
             "test_a_step_encodes_as_many_views_as_its_budget_holds",
         ),
@@ -253,7 +248,7 @@ MUTANTS = [
         (
             "self.prefixes.popitem(last=False)",
             "self.prefixes.popitem(last=True)",
-            "test_blocks_are_shared_counted_and_given_back",
+            "test_what_was_not_used_for_longest_goes_first",
         ),
     ),
     *_of(
@@ -288,6 +283,7 @@ MUTANTS = [
         "engine/caches/encoder_cache.py",
         "engine/test_prefix_cache.py",
         ("if key not in self.pins]", "]", "test_features_within_their_budget_stay_while_they_are_pinned"),
+        ("        self.features.move_to_end(key)\n", "", "test_what_was_not_used_for_longest_goes_first"),
     ),
     *_of(
         "engine/request.py",
@@ -502,21 +498,10 @@ MUTANTS = [
     ),
     *_of(
         "ranges.py",
-        "engine/test_option_ranges.py",
-        (
-            "not self.min <= value <= self.max",
-            "not self.min < value <= self.max",
-            "test_an_option_of_sampling_is_honoured_within_its_range_and_refused_outside",
-        ),
-        (
-            "not self.min <= value <= self.max",
-            "not self.min <= value < self.max",
-            "test_an_option_of_sampling_is_honoured_within_its_range_and_refused_outside",
-        ),
-        (
-            " or (self.is_open and value == self.min)",
-            "",
-            "test_an_option_of_sampling_is_honoured_within_its_range_and_refused_outside",
-        ),
+        "test_ranges.py",
+        ("not self.min <= value <= self.max", "not self.min < value <= self.max"),
+        ("not self.min <= value <= self.max", "not self.min <= value < self.max"),
+        (" or (self.is_open and value == self.min)", ""),
+        ("if not -MAX_INTEGER <= number <= MAX_INTEGER:", "if not number <= MAX_INTEGER:"),
     ),
 ]
