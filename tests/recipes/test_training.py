@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.invariants import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,7 +128,7 @@ def test_added_layers_change_nothing_at_first(tmp_path: Path) -> None:
     data = t.collate(CURRICULUM[3], (1,), 300)
     with torch.no_grad():
         a, b = (m.encode_views(data.patches, data.views) for m in (small, large))
-    torch.testing.assert_close(a, b)
+    assert_close(a, b)
 
 
 def test_tokens_keep_their_embeddings_by_their_text(tmp_path: Path) -> None:
