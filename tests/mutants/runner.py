@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +108,7 @@ def _copy(root: Path, tree: Path) -> Path:
 
 
 @contextmanager
-def _changed(tree: Path, mutant: Mutant | None):
+def _changed(tree: Path, mutant: Mutant | None) -> Iterator[None]:
     if mutant is None:
         yield
         return
