@@ -257,7 +257,7 @@ MUTANTS = [
         (
             "            tensor.copy_(saved)",
             "            pass",
-            "test_trap_keys_without_states_a_hit_continues_the_recurrence",
+            "test_blocks_are_shared_counted_and_given_back",
         ),
     ),
     *_of(
@@ -345,7 +345,6 @@ MUTANTS = [
         "engine/sampling/beam_search.py",
         "engine/test_beam_search.py",
         ("total / self.length**self.params.length_penalty)", "total * self.length**self.params.length_penalty)"),
-        ("if rank < width:", "if True:"),
         ("-hypothesis.score)", "hypothesis.score)"),
     ),
     *_of(
