@@ -104,3 +104,10 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path: Path, text: str) -> None
         read_json(file)
     file.write_text(json.dumps({"a": 1}))
     assert read_json(file) == {"a": 1}
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1 / 256, 3 / 256, 0.3])
+def test_a_part_of_a_head_that_cannot_turn_in_pairs_is_refused(factor: float) -> None:
+    with pytest.raises(ConfigError, match="partial_rotary_factor"):
+        TextConfig(head_dim=64 if factor == 0.3 else 256, partial_rotary_factor=factor)
+    assert TextConfig(partial_rotary_factor=2 / 256).rotary_dim == 2

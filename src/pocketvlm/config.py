@@ -187,6 +187,11 @@ class TextConfig:
                 f"{self.linear_num_value_heads} linear value heads are no multiple of "
                 f"{self.linear_num_key_heads} key heads"
             )
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise ConfigError(
+                f"partial_rotary_factor {self.partial_rotary_factor} rotates {self.rotary_dim} of {self.head_dim} "
+                "dimensions, expected an even number of at least 2: they turn in pairs"
+            )
         if self.hidden_act != "silu":
             raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")
         if self.attention_bias or not self.attn_output_gate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -17,11 +18,18 @@ CACHE_VARIABLE = "POCKETVLM_CACHE"
 
 
 def cache_directory() -> Path:
-    """Where things are kept that were made once for this user: $POCKETVLM_CACHE, else pocketvlm in the user's cache."""
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pocketvlm"
+    """Where things are kept that were made once for this user: $POCKETVLM_CACHE, else pocketvlm in the user's cache.
+
+    Raises:
+        FileNotFoundError: this user has no home, as in containers that run under any number.
+    """
+    try:
+        if given := os.environ.get(CACHE_VARIABLE):
+            return Path(given).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "pocketvlm"
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "this user has no home directory") from None
 
 
 def usable_processors() -> int:

@@ -126,6 +126,14 @@ def test_ctrl_c_ends_a_conversation_without_a_traceback(seeded_checkpoint: Calla
     assert b"Traceback" not in done.out
 
 
+def test_lines_of_a_conversation_can_be_edited(seeded_checkpoint: Callable[[int], Path]) -> None:
+    keys = b"/qut\x02i\r"  # Ctrl-B goes a letter back
+    done = run_on_terminal(
+        "chat", "--model", str(seeded_checkpoint(0)), press=keys, when=lambda _, shown: b"> " in shown
+    )
+    assert done.status == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found as Linux shows them")
 def test_ctrl_c_ends_a_benchmark_and_its_workers_without_a_traceback(seeded_checkpoint: Callable[[int], Path]) -> None:
     workers: set[str] = set()

@@ -40,6 +40,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MediaError, MissingExtraError
 from pocketvlm.evaluation.public_sets import PUBLIC_SETS, circular_accuracy, load, public_set
+from pocketvlm.evaluation.public_sets.files import read_json_lines, read_json_object, read_json_rows
 from pocketvlm.evaluation.public_sets.mmbench import examples as mmbench
 from pocketvlm.evaluation.public_sets.refcoco import read_plain_pickle
 from pocketvlm.evaluation.scoring import parse_box, score
@@ -428,3 +429,10 @@ def test_every_listed_split_is_looked_for_under_its_own_name(name: str, tmp_path
         with pytest.raises(ConfigError) as caught:
             load(name, tmp_path, split)
         assert split.casefold() in str(caught.value).casefold()
+
+
+@pytest.mark.parametrize("read", [read_json_rows, read_json_object, read_json_lines])
+def test_annotations_that_are_nested_too_deeply_are_one_line(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "annotations.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ConfigError, match="is not readable"):
+        read(tmp_path / "annotations.json")

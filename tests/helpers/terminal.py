@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 TIMEOUT = 300  # seconds after which a process is taken to hang
+PAUSE = 20  # seconds between two presses of the same keys: longer than a command needs to end
 COMMAND = (sys.executable, "-m", "pocketvlm.cli")
 
 
@@ -50,7 +51,10 @@ def run_unread(*arguments: str) -> Done:
 
 
 def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], bool]) -> Done:
-    """Run the command on a terminal of its own, and press keys once.
+    """Run the command on a terminal of its own, and press keys until it ends.
+
+    A signal that arrives between two system calls does not wake the second one (Python only notes it), so a user who
+    is that unlucky presses the keys again, and so does this.
 
     Args:
         press: the keys; b"\\x03" is Ctrl-C.
@@ -64,7 +68,7 @@ def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], 
         # As on a terminal: a suite that was started in the background passes on that Ctrl-C is ignored.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvp(COMMAND[0], [*COMMAND, *arguments])
-    shown, is_pressed, deadline = b"", False, time.monotonic() + TIMEOUT
+    shown, next_press, deadline = b"", 0.0, time.monotonic() + TIMEOUT
     while True:
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
@@ -78,8 +82,8 @@ def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], 
             if not new:
                 break
             shown += new
-        if not is_pressed and when(process, shown):
+        if time.monotonic() > next_press and when(process, shown):
             os.write(terminal, press)
-            is_pressed = True
+            next_press = time.monotonic() + PAUSE
     os.close(terminal)
     return Done(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown, b"")

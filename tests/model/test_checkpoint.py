@@ -13,10 +13,12 @@ import torch
 from helpers.invariants import prefill
 from helpers.tiny_models import random_text
 from parity import reference
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pocketvlm.errors import CheckpointError, ConfigError, PocketVLMError
+from pocketvlm.errors import CheckpointError, ConfigError, OutputError, PocketVLMError
+from pocketvlm.model import checkpoint
 from pocketvlm.model.checkpoint import INDEX, WEIGHTS, load_model, our_name, published_names, save_model
 from pocketvlm.model.text.decoder import fp32_parameters
 
@@ -107,6 +109,18 @@ def test_saved_config_reads_back_equal_in_both(directory: Path, tmp_path: Path) 
 def test_saving_leaves_no_partial_file(directory: Path, tmp_path: Path) -> None:
     save_model(load_model(directory), tmp_path / "saved")
     assert sorted(f.name for f in (tmp_path / "saved").iterdir()) == ["config.json", WEIGHTS]
+
+
+def test_a_disk_that_is_full_while_saving_is_one_line(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        save_model(load_model(directory), tmp_path / "saved")
+    assert not list((tmp_path / "saved").iterdir())
 
 
 def test_our_names_and_the_published_ones_are_one_to_one(directory: Path) -> None:
@@ -325,6 +339,13 @@ def test_index_that_names_a_file_outside(directory: Path, outside: str) -> None:
 def test_index_without_a_usable_map(directory: Path, index: dict[str, object]) -> None:
     (directory / INDEX).write_text(json.dumps(index))
     one_clear_error(directory, CheckpointError)
+
+
+def test_index_that_names_what_the_fingerprint_does_not_cover(directory: Path) -> None:
+    names = load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).rename(directory / "weights.st")
+    (directory / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "weights.st")}))
+    one_clear_error(directory, CheckpointError, "weights.st, expected *.safetensors")
 
 
 def test_index_that_names_a_missing_shard(directory: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pocketvlm.errors import CheckpointError
-from pocketvlm.machine import CACHE_VARIABLE
+from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model import fingerprint as module
 from pocketvlm.model.fingerprint import fingerprint
 
@@ -155,3 +155,16 @@ def test_a_file_that_cannot_be_read_is_one_line(large: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "_of_chunk", fail)
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         fingerprint(large)
+
+
+def test_a_user_without_a_home_is_served_without_a_cache(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    right = fingerprint(large)
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    with pytest.raises(FileNotFoundError, match="no home"):
+        cache_directory()
+    assert fingerprint(large) == right

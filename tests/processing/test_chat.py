@@ -374,6 +374,14 @@ def test_a_template_that_fails_is_a_prompt_error(source: str, fault: str) -> Non
         ChatTemplate(source, NAMES).render([Q])
 
 
+@pytest.mark.parametrize(
+    "source", ["{{ " + "(" * 100_000 + " }}", "{% if a %}" * 50_000, "{% for a in b %}" * 30 + "{% endfor %}" * 30]
+)
+def test_a_template_that_is_nested_too_deeply_is_a_checkpoint_error(source: str) -> None:
+    with pytest.raises(CheckpointError, match="not valid Jinja"):
+        ChatTemplate(source, NAMES)
+
+
 def test_a_template_that_is_no_jinja_is_a_checkpoint_error() -> None:
     with pytest.raises(CheckpointError, match="not valid Jinja"):
         ChatTemplate("{% if %}", NAMES)

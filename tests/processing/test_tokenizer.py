@@ -145,6 +145,14 @@ def test_stop_ids_add_what_the_checkpoint_lists(tmp_path: Path, eos: int | list[
     assert tokenizer.stop_ids == listed | {tokenizer.control_id("<|endoftext|>"), tokenizer.control_id("<|im_end|>")}
 
 
+@pytest.mark.parametrize("eos", [-1, 2**24, 2**32, 10**30, [0, 2**24]], ids=str)
+def test_an_end_that_is_no_token_is_one_clear_line(tmp_path: Path, eos: int | list[int]) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id .* is no token"):
+        Tokenizer.from_directory(tmp_path)
+
+
 def test_a_vocabulary_without_merges_works(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(write_checkpoint(tmp_path, merges=False))
     assert tokenizer.control_id("<|endoftext|>") == 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     with loaded(args) as vlm:
         if interactive:
+            with suppress(ImportError):  # not on Windows, whose consoles edit lines themselves
+                import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
             say(HELP)
         while (line := read_line(interactive=interactive)) is not None:
             if line in ("/quit", "/exit"):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ImageConfig, ModelConfig, read_json
 from pocketvlm.config_files import has_image_config, read_image_configs
-from pocketvlm.errors import CheckpointError
+from pocketvlm.errors import CheckpointError, OutputError
 from pocketvlm.files import whole_file
 from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
@@ -111,6 +111,8 @@ def weight_files(directory: Path) -> list[Path]:
         raise diagnosis.without_weights(directory)
     if any(file.parent != directory for file in files):
         raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
+    if other := [file.name for file in files if file.suffix != ".safetensors"]:  # the fingerprint would not cover it
+        raise CheckpointError(f"{directory / INDEX} names {other[0]:.80}, expected *.safetensors files only")
     if missing := [file for file in files if not file.is_file()]:
         raise CheckpointError(
             f"{missing[0]} does not exist: {len(missing)} of the {len(files)} files that {INDEX} names are missing",
@@ -283,6 +285,7 @@ def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = t
 
     Raises:
         CheckpointError: the model has CPU kernels, which keep no plain weights; nothing is written.
+        ConfigError, OutputError: a file cannot be made, or not be written to its end; no half of it is left.
     """
     if any(isinstance(module, CPULinear) for module in model.modules()):
         raise CheckpointError(
@@ -293,6 +296,9 @@ def save_model(model: MiniCPMV, directory: str | Path, *, dtype: torch.dtype = t
     names = published_names(model)
     tensors = {published: published_tensor(model, ours).to("cpu", dtype) for ours, published in names.items()}
     with whole_file(directory / WEIGHTS) as file:
-        save_file(tensors, file.name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, file.name, metadata={"format": "pt"})
+        except SafetensorError as error:  # what the system says, as this library says it
+            raise OutputError(f"{directory / WEIGHTS} cannot be written: {error}") from None
     with whole_file(directory / "config.json") as file:
         file.write((json.dumps(model.config.to_dict(), indent=2) + "\n").encode())

@@ -95,7 +95,7 @@ def read_json_lines(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable lines of JSON: {error}", hint="Download it again.") from None
     return _records(path, rows)
 
@@ -122,7 +122,7 @@ def texts(row: Row, name: str, path: Path) -> tuple[str, ...]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not readable JSON: {error}", hint="Download it again.") from None
 
 

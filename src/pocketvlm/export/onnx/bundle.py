@@ -49,7 +49,11 @@ def cached_bundle(
     directory = resolve(checkpoint)
     source = directory.fingerprint
     parts = (quantization.vision, quantization.decoder, quantization.head)
-    root = cache_directory() / "onnx"
+    try:
+        root = cache_directory() / "onnx"
+    except OSError as error:
+        hint = f"Name a folder in {CACHE_VARIABLE}."
+        raise CheckpointError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
     place = root / f"{source}-{'-'.join(parts)}-{operators}-f{FORMAT}"
     try:
         root.mkdir(parents=True, exist_ok=True)

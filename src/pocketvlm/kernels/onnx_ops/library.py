@@ -48,8 +48,8 @@ def library() -> Path | None:
     key = hashlib.sha256(repr((program, FLAGS, sorted(flags))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())
-    file = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
     try:
+        file = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
         if not file.is_file():
             _compile(program, file)
     except (OSError, subprocess.SubprocessError) as error:

@@ -81,7 +81,8 @@ class ChatTemplate:
             raise CheckpointError(f"control token {names[-1]!r} is one character: it could not be told from text")
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
+            # The last three are Python's, of a template that is nested too deeply for its compiler.
             raise CheckpointError(f"the chat template is not valid Jinja ({type(error).__name__})") from None
         self._source = source
         self._variables = dict(variables or {})

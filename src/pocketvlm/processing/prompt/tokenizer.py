@@ -20,6 +20,7 @@ import tokenizers
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.ranges import show
 
 # A turn ends at <|im_end|>, a document at <|endoftext|>. Checkpoints name one or the other as "the" end; generation
 # that watches for only one of them runs on past the answer.
@@ -130,7 +131,15 @@ class Tokenizer:
             if eos_id is None:
                 raise CheckpointError(f"{directory}: eos_token {eos!r} is not in tokenizer.json")
             stop_ids.add(eos_id)
-        return cls(backend, stop_ids=stop_ids)
+        tokenizer = cls(backend, stop_ids=stop_ids)
+        outside = sorted(token for token in stop_ids if not 0 <= token < tokenizer.vocab_size)
+        if outside:
+            raise CheckpointError(
+                f"{directory / 'generation_config.json'}: eos_token_id {show(outside[0])} is no token of the "
+                f"{tokenizer.vocab_size} in tokenizer.json",
+                hint="Use the files that came with the weights.",
+            )
+        return tokenizer
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
