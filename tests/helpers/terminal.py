@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 TIMEOUT = 300  # seconds after which a process is taken to hang
-PAUSE = 20  # seconds between two presses of the same keys: longer than a command needs to end
+REACTION = 0.5  # seconds from what is seen to the keys
 COMMAND = (sys.executable, "-m", "pocketvlm.cli")
 
 
@@ -51,10 +51,10 @@ def run_unread(*arguments: str) -> Done:
 
 
 def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], bool]) -> Done:
-    """Run the command on a terminal of its own, and press keys until it ends.
+    """Run the command on a terminal of its own, and press keys as a person does: a moment later.
 
-    A signal that arrives between two system calls does not wake the second one (Python only notes it), so a user who
-    is that unlucky presses the keys again, and so does this.
+    A signal between the system calls that print the prompt and wait for a line does not end the waiting: Python only
+    notes it. On a busy machine, whoever reads the prompt runs just then.
 
     Args:
         press: the keys; b"\\x03" is Ctrl-C.
@@ -68,7 +68,7 @@ def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], 
         # As on a terminal: a suite that was started in the background passes on that Ctrl-C is ignored.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvp(COMMAND[0], [*COMMAND, *arguments])
-    shown, next_press, deadline = b"", 0.0, time.monotonic() + TIMEOUT
+    shown, is_pressed, deadline = b"", False, time.monotonic() + TIMEOUT
     while True:
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
@@ -82,8 +82,9 @@ def run_on_terminal(*arguments: str, press: bytes, when: Callable[[int, bytes], 
             if not new:
                 break
             shown += new
-        if time.monotonic() > next_press and when(process, shown):
+        if not is_pressed and when(process, shown):
+            time.sleep(REACTION)
             os.write(terminal, press)
-            next_press = time.monotonic() + PAUSE
+            is_pressed = True
     os.close(terminal)
     return Done(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown, b"")
