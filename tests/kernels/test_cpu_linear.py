@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +19,13 @@ from helpers.invariants import (
 from helpers.tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, with_text
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from pocketvlm.kernels.linear import fp16_linear
-from pocketvlm.kernels.linear.cpu_linear import CPULinear, linear_add, linear_gelu_tanh, linear_mul, linear_silu
+from pocketvlm.kernels.linear.choice import for_decoding, for_prompts, is_small, pack
+from pocketvlm.kernels.linear.cpu_linear import CPULinear, PlainLinear
 from pocketvlm.kernels.linear.fp16_linear import FP16Linear
 from pocketvlm.kernels.linear.onednn_linear import OneDNNLinear
-from pocketvlm.kernels.linear.replace import is_suitable, pack, use_cpu_linears
 from pocketvlm.model.checkpoint import load_model, save_model
 from pocketvlm.model.vlm import MiniCPMV
 
@@ -66,12 +68,14 @@ def packed_fp16(weight: torch.Tensor) -> FP16Linear:
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "plain"])
 def test_fused_epilogues_equal_the_composition(rows: int, bias: bool, kind: str) -> None:
     torch.manual_seed(rows)
     linear = torch.nn.Linear(96, 130, bias=bias and kind != "fp16").requires_grad_(False)
     if kind == "fp16":
         packed: CPULinear = packed_fp16(rounded(linear).weight)
+    elif kind == "plain":
+        packed = PlainLinear(linear.weight, linear.bias)
     else:
         packed = OneDNNLinear(linear.weight, linear.bias)
     if kind == "blocked":
@@ -79,10 +83,10 @@ def test_fused_epilogues_equal_the_composition(rows: int, bias: bool, kind: str)
     x, other = torch.randn(rows, 96), torch.randn(rows, 130)
     kept = x.clone(), other.clone()
     assert_close(packed(x), linear(x))
-    for fused in (linear_gelu_tanh, linear_silu):
-        assert_close(fused(packed, x), fused(linear, x))
-    for fused in (linear_add, linear_mul):
-        assert_close(fused(packed, x, other), fused(linear, x, other))
+    assert_close(packed.gelu_tanh(x), F.gelu(linear(x), approximate="tanh"))
+    assert_close(packed.silu(x), F.silu(linear(x)))
+    assert_close(packed.add(x, other), linear(x) + other)
+    assert_close(packed.mul(x, other), linear(x) * other)
     assert torch.equal(x, kept[0]), "operands are not written to"
     assert torch.equal(other, kept[1])
 
@@ -149,11 +153,18 @@ def test_a_model_loaded_with_cpu_kernels_is_the_same_model(tmp_path: Path, tied:
     assert_same_decoding(prefill(loaded, ids), prefill(plain, ids))
 
 
-def test_layers_too_small_to_pack_become_fp32() -> None:
-    module = torch.nn.ModuleList([torch.nn.Linear(64, 63).bfloat16()])
-    use_cpu_linears(module, decoding=True)
-    assert type(module[0]) is torch.nn.Linear
-    assert module[0].weight.dtype == torch.float32
+@pytest.mark.parametrize("choose", [for_decoding, for_prompts])
+def test_layers_too_small_to_pack_compute_in_fp32(choose: Callable[[torch.nn.Linear], CPULinear]) -> None:
+    linear = torch.nn.Linear(64, 63, bias=False).bfloat16()
+    small, x = choose(linear), torch.randn(2, 64)
+    assert type(small) is PlainLinear
+    assert torch.equal(small(x), x @ linear.weight.float().T)
+
+
+def test_projections_side_by_side_are_one_product() -> None:
+    linears = [torch.nn.Linear(64, width, bias=False) for width in (128, 3, 70)]
+    x = torch.randn(5, 64)
+    assert_close(for_decoding(*linears)(x), torch.cat([linear(x) for linear in linears], dim=-1))
 
 
 def test_packed_model_equals_the_plain_one_with_a_picture(pair: tuple[MiniCPMV, MiniCPMV]) -> None:
@@ -187,8 +198,12 @@ def test_half_precision_models_are_left_as_they_are() -> None:
     assert [name for name, _ in half.use_cpu_kernels().named_parameters()] == names
 
 
-@pytest.mark.parametrize(
-    ("shape", "device", "expected"), [((64, 64), "cpu", True), ((63, 64), "cpu", False), ((64, 64), "meta", False)]
-)
-def test_only_large_layers_on_the_cpu_are_replaced(shape: tuple[int, int], device: str, expected: bool) -> None:
-    assert is_suitable(torch.nn.Linear(*shape, device=device)) is expected
+@pytest.mark.parametrize(("shape", "expected"), [((64, 64), False), ((63, 64), True), ((64, 63), True)])
+def test_only_large_layers_are_packed(shape: tuple[int, int], expected: bool) -> None:
+    assert is_small(torch.empty(shape)) is expected
+
+
+def test_a_model_off_the_cpu_is_left_as_it_is() -> None:
+    model = MiniCPMV(tiny_model(2).config).to("meta")
+    kinds = [type(module) for module in model.modules()]
+    assert [type(module) for module in model.use_cpu_kernels().modules()] == kinds

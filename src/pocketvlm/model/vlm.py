@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.kernels.linear.replace import cpu_linears, is_available, pack, use_cpu_linears
+from pocketvlm.kernels.linear.choice import cpu_linears, is_available
 from pocketvlm.model.cache.base import Cache
+from pocketvlm.model.cpu_layers import use_cpu_layers
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.decoder import Decoder
 from pocketvlm.model.vision.merger import Merger
@@ -69,17 +70,13 @@ class MiniCPMV(nn.Module):
         return self.language_model.norm.weight.dtype
 
     def use_cpu_kernels(self, progress: Callable[[int, int], None] | None = None) -> Self:
-        """Switch to the fp32 products of `kernels.linear.replace`, in place. Such a model cannot be trained or saved.
+        """Switch to the layers of `model.cpu_layers`, in place. Such a model cannot be trained or saved.
 
         Args:
             progress: called with (layers packed, layers in all).
         """
         if can_use_cpu_kernels(self.device, self.dtype) and not any(cpu_linears(self)):
-            for vision in (self.vision_tower, self.merger):
-                use_cpu_linears(vision)
-            self.language_model.join_projections()
-            use_cpu_linears(self.language_model, decoding=True)
-            pack(self.language_model, progress)
+            use_cpu_layers(self.vision_tower, self.merger, self.language_model, progress)
         return self
 
     def prepare_batches(self) -> None:

@@ -1,7 +1,7 @@
-"""What a linear layer of the CPU kernels can do, and the products that models call.
+"""What a linear layer of the CPU kernels can do, and the kind that any weight can be.
 
-`kernels.linear.onednn_linear` and `kernels.linear.fp16_linear` are the two kinds; the plain twin of both is
-`torch.nn.functional.linear` and the operation behind it. `kernels.linear.replace` chooses.
+`kernels.linear.onednn_linear` and `kernels.linear.fp16_linear` are the fast kinds; `PlainLinear` is the twin of both.
+`kernels.linear.choice` chooses.
 
 Shapes:  T rows · K inputs · N outputs
 """
@@ -37,21 +37,19 @@ class CPULinear(nn.Module, ABC):
         """Called once, when several sequences first decode together."""
 
 
-def linear_gelu_tanh(linear: nn.Module, x: Tensor) -> Tensor:
-    """gelu_tanh(linear(x))."""
-    return linear.gelu_tanh(x) if isinstance(linear, CPULinear) else F.gelu(linear(x), approximate="tanh")
+class PlainLinear(CPULinear):
+    """`torch.nn.functional.linear`, for weights too small for anything else to matter.
 
+    Args:
+        weight: [N, K] on the CPU, of any floating type.
+        bias: [N] or None.
+    """
 
-def linear_silu(linear: nn.Module, x: Tensor) -> Tensor:
-    """silu(linear(x))."""
-    return linear.silu(x) if isinstance(linear, CPULinear) else F.silu(linear(x))
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight.detach().float()
+        self.bias = None if bias is None else bias.detach().float()
 
-
-def linear_add(linear: nn.Module, x: Tensor, other: Tensor) -> Tensor:
-    """linear(x) + other."""
-    return linear.add(x, other) if isinstance(linear, CPULinear) else linear(x) + other
-
-
-def linear_mul(linear: nn.Module, x: Tensor, other: Tensor) -> Tensor:
-    """linear(x) * other."""
-    return linear.mul(x, other) if isinstance(linear, CPULinear) else linear(x) * other
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N]."""
+        return F.linear(x, self.weight, self.bias)

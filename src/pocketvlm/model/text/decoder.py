@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
-from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_mul, linear_silu
-from pocketvlm.kernels.linear.fp16_linear import FP16Linear
-from pocketvlm.kernels.linear.replace import for_decoding
 from pocketvlm.model.cache.base import Cache, LayerCache
 from pocketvlm.model.embedding import Embedding
 from pocketvlm.model.packing import PackedBatch
@@ -31,8 +28,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        gated = linear_mul(self.up_proj, x_TD, linear_silu(self.gate_proj, x_TD))
-        return linear_add(self.down_proj, gated, residual_TD)
+        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD)) + residual_TD
 
 
 class DecoderLayer(nn.Module):
@@ -69,7 +65,7 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head: nn.Module | None = None
+        self.lm_head: nn.Module | None = None  # tied: the table of embeddings is the head
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -97,14 +93,6 @@ class Decoder(nn.Module):
         if self.lm_head is None:
             return F.linear(x_TD, self.embed_tokens.weight)
         return self.lm_head(x_TD)
-
-    def join_projections(self) -> None:
-        """Give the tied head a product of its own (`kernels.linear.replace`)."""
-        if self.lm_head is None:
-            self.lm_head = for_decoding(self.embed_tokens.weight, keep_plain=True)
-            if isinstance(self.lm_head, FP16Linear):
-                # The fp32 table, the largest tensor of all, is then for looking rows up only: bfloat16 holds it too.
-                self.embed_tokens.weight.data = self.embed_tokens.weight.data.bfloat16()
 
 
 def fp32_parameters(model: nn.Module) -> set[str]:

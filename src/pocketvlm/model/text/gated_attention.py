@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.attention import attend
-from pocketvlm.kernels.linear.cpu_linear import CPULinear, linear_add
-from pocketvlm.kernels.linear.replace import is_suitable, join
 from pocketvlm.model.cache.base import LayerCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.norm import ZeroCentredRMSNorm
@@ -23,7 +21,7 @@ class GatedAttention(nn.Module):
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.config, self.layer = config, layer
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -35,23 +33,14 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
         self.q_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = ZeroCentredRMSNorm(self.head_dim, config.rms_norm_eps)
-        self.qkv_proj: CPULinear | None = None  # all three projections in one, once joined
 
-    def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.linear.replace`)."""
-        if is_suitable(self.q_proj):
-            self.qkv_proj = join(self.q_proj, self.k_proj, self.v_proj)
-            del self.q_proj, self.k_proj, self.v_proj
+    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries with gates [T, 2HE], keys and values [T, HkE]."""
+        return self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
 
-    def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries with gates [T, H, 2E], keys and values [T, Hk, E]."""
-        if self.qkv_proj is None:
-            q, k, v = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
-        else:
-            width = self.kv_heads * self.head_dim
-            q, k, v = self.qkv_proj(x_TD).split([2 * self.heads * self.head_dim, width, width], dim=-1)
-        k, v = (x.unflatten(-1, (self.kv_heads, self.head_dim)) for x in (k, v))
-        return q.unflatten(-1, (self.heads, 2 * self.head_dim)), k, v
+    def output(self, x_TH: Tensor, residual_TD: Tensor) -> Tensor:
+        """Gated heads [T, HE] to residual + [T, D]."""
+        return self.o_proj(x_TH) + residual_TD
 
     def forward(
         self,
@@ -62,8 +51,9 @@ class GatedAttention(nn.Module):
         residual_TD: Tensor,
     ) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, new keys and values go behind those of each segment's slot."""
-        q, k, v = self._project(x_TD)
-        q, gate = q.chunk(2, dim=-1)
+        q, k, v = self.project(x_TD)
+        k, v = (x.unflatten(-1, (self.kv_heads, self.head_dim)) for x in (k, v))
+        q, gate = q.unflatten(-1, (self.heads, 2 * self.head_dim)).chunk(2, dim=-1)
         q, k = apply_rotary(self.q_norm(q), *rotary), apply_rotary(self.k_norm(k), *rotary)
         if cache is not None:
             cache.write(self.layer, k, v)
@@ -72,7 +62,7 @@ class GatedAttention(nn.Module):
         else:
             assert batch.is_fresh, "segments that continue a sequence need its cache"
             out = self._fresh(q, k, v, batch)
-        return linear_add(self.o_proj, (out * torch.sigmoid(gate)).flatten(1), residual_TD)
+        return self.output((out * torch.sigmoid(gate)).flatten(1), residual_TD)
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
         """Whole prompts: those of like lengths laid out as [B, longest]. Causality keeps the padding out."""

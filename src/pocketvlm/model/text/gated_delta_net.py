@@ -12,8 +12,6 @@ from torch.nn import functional as F
 
 from pocketvlm.config import TextConfig
 from pocketvlm.kernels.causal_conv1d import packed_causal_conv1d
-from pocketvlm.kernels.linear.cpu_linear import CPULinear, linear_add
-from pocketvlm.kernels.linear.replace import is_suitable, join
 from pocketvlm.kernels.prompt_delta_rule import PromptPlan, prompt_gated_delta_rule
 from pocketvlm.model.cache.base import LayerCache
 from pocketvlm.model.packing import PackedBatch
@@ -25,7 +23,7 @@ class GatedDeltaNet(nn.Module):
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.config, self.layer = config, layer
         self.key_heads, self.key_dim = config.linear_num_key_heads, config.linear_key_head_dim
         self.value_heads, self.value_dim = config.linear_num_value_heads, config.linear_value_head_dim
         self.channels, self.taps = config.linear_conv_dim, config.linear_conv_kernel_dim
@@ -41,27 +39,18 @@ class GatedDeltaNet(nn.Module):
         self.dt_bias = nn.Parameter(torch.ones(self.value_heads))
         self.norm = GatedRMSNorm(self.value_dim, config.rms_norm_eps)
         self.out_proj = nn.Linear(config.linear_value_dim, config.hidden_size, bias=False)
-        self.in_proj: CPULinear | None = None  # all four projections in one, once joined
 
-    def join_projections(self) -> None:
-        """Join the projections of the input for CPU inference (`kernels.linear.replace`)."""
-        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
-        if is_suitable(self.in_proj_qkv):
-            self.in_proj = join(*(getattr(self, name) for name in names))
-            for name in names:
-                delattr(self, name)
+    def project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mixed queries, keys and values [T, C], z [T, HvV], b [T, Hv] and a [T, Hv]."""
+        return self.in_proj_qkv(x_TD), self.in_proj_z(x_TD), self.in_proj_b(x_TD), self.in_proj_a(x_TD)
 
-    def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mixed queries, keys and values [T, C], z [T, Hv * V], b [T, Hv] and a [T, Hv]."""
-        if self.in_proj is None:
-            return self.in_proj_qkv(x_TD), self.in_proj_z(x_TD), self.in_proj_b(x_TD), self.in_proj_a(x_TD)
-        widths = [self.channels, self.value_heads * self.value_dim, self.value_heads, self.value_heads]
-        qkv, z, b, a = self.in_proj(x_TD).split(widths, dim=-1)
-        return qkv, z, b, a
+    def output(self, x_TH: Tensor, residual_TD: Tensor) -> Tensor:
+        """Normalised heads [T, HvV] to residual + [T, D]."""
+        return self.out_proj(x_TH) + residual_TD
 
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: LayerCache | None, residual_TD: Tensor) -> Tensor:
         """[T, D] to residual + [T, D]; with a cache, continues from and updates the states of each segment's slot."""
-        mixed_TC, z, b, a = self._project(x_TD)
+        mixed_TC, z, b, a = self.project(x_TD)
         beta_TH = b.float().sigmoid()
         g_TH = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
         if cache is not None and batch.is_decode:
@@ -69,7 +58,7 @@ class GatedDeltaNet(nn.Module):
         else:
             out_THV = self._prompt(mixed_TC, g_TH, beta_TH, batch, cache)
         z_THV = z.unflatten(-1, (self.value_heads, self.value_dim))
-        return linear_add(self.out_proj, self.norm(out_THV, z_THV).flatten(1), residual_TD)
+        return self.output(self.norm(out_THV, z_THV).flatten(1), residual_TD)
 
     def _heads(self, mixed_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Convolved channels to q, k [T, Hk, K] and v [T, Hv, V]."""

@@ -7,9 +7,9 @@ Shapes:  T packed tokens, window by window · D hidden
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pocketvlm.config import VisionConfig
-from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.vision.view_packing import ViewGroup
 
 WINDOW = 4  # tokens in a 2 x 2 window
@@ -25,6 +25,7 @@ class EarlyCompression(nn.Module):
 
     def __init__(self, config: VisionConfig, attention: nn.Module) -> None:
         super().__init__()
+        self.config = config
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = attention
         self.pre_norm = nn.LayerNorm(WINDOW * config.hidden_size, eps=config.layer_norm_eps)
@@ -37,4 +38,8 @@ class EarlyCompression(nn.Module):
         x_TD = self.self_attn(self.layer_norm1(x_TD), [ViewGroup(windows, WINDOW)], x_TD)
         mean = x_TD.view(windows, WINDOW, -1).mean(1)
         folded = self.pre_norm(x_TD.view(windows, -1))
-        return linear_add(self.linear_2, linear_gelu_tanh(self.linear_1, folded), mean)
+        return self.mlp(folded, mean)
+
+    def mlp(self, folded: Tensor, mean: Tensor) -> Tensor:
+        """Windows [T / 4, 4D] to mean + [T / 4, D]."""
+        return self.linear_2(F.gelu(self.linear_1(folded), approximate="tanh")) + mean

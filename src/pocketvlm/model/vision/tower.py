@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pocketvlm.config import ModelConfig, VisionConfig
 from pocketvlm.kernels.attention import attend
-from pocketvlm.kernels.linear.cpu_linear import linear_add, linear_gelu_tanh
 from pocketvlm.model.embedding import Embedding
 from pocketvlm.model.vision.early_compression import EarlyCompression
 from pocketvlm.model.vision.view_packing import ViewGroup, ViewPacking
@@ -24,7 +24,7 @@ class ViewAttention(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.config, self.heads = config, config.num_attention_heads
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -39,7 +39,11 @@ class ViewAttention(nn.Module):
             shape = (group.count, group.tokens, self.heads, -1)
             q_g, k_g, v_g = (part.view(shape).transpose(1, 2) for part in parts)
             outs.append(attend(q_g, k_g, v_g).transpose(1, 2).reshape(-1, x_TD.shape[1]))
-        return linear_add(self.out_proj, outs[0] if len(outs) == 1 else torch.cat(outs), residual_TD)
+        return self.output(outs[0] if len(outs) == 1 else torch.cat(outs), residual_TD)
+
+    def output(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
+        """Heads side by side [T, D] to residual + [T, D]."""
+        return self.out_proj(x_TD) + residual_TD
 
 
 class VisionMLP(nn.Module):
@@ -51,7 +55,7 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor) -> Tensor:
-        return linear_add(self.fc2, linear_gelu_tanh(self.fc1, x_TD), residual_TD)
+        return self.fc2(F.gelu(self.fc1(x_TD), approximate="tanh")) + residual_TD
 
 
 class VisionLayer(nn.Module):

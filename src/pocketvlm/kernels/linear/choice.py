@@ -14,52 +14,40 @@ import torch
 from torch import Tensor, nn
 
 from pocketvlm.kernels.linear import fp16_linear, onednn_linear
-from pocketvlm.kernels.linear.cpu_linear import CPULinear
+from pocketvlm.kernels.linear.cpu_linear import CPULinear, PlainLinear
 from pocketvlm.kernels.linear.fp16_linear import FP16Linear, pack_part
 from pocketvlm.kernels.linear.onednn_linear import OneDNNLinear
 
 is_available = onednn_linear.is_available
 
 
-def is_suitable(linear: nn.Linear) -> bool:
-    """On the CPU, and large enough for the product to matter."""
-    return linear.weight.device.type == "cpu" and min(linear.weight.shape) >= 64
+def for_prompts(linear: nn.Linear) -> CPULinear:
+    """The layer that computes many rows at once fastest, as those of the tower do."""
+    if is_small(linear.weight):
+        return PlainLinear(linear.weight, linear.bias)
+    return OneDNNLinear(linear.weight, linear.bias)
 
 
-def for_decoding(weight: Tensor, *, keep_plain: bool = False) -> CPULinear:
+def for_decoding(*linears: nn.Linear) -> CPULinear:
+    """The layer that computes one row a sequence fastest, with the outputs of all `linears` side by side.
+
+    Products of one input read it, and start, once. The linears must have no biases.
+    """
+    weights = [linear.weight for linear in linears]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return PlainLinear(weight, None) if is_small(weight) else for_weight(weight)
+
+
+def for_weight(weight: Tensor, *, keep_plain: bool = False) -> CPULinear:
     """The layer of these fp32 or bfloat16 [N, K] weights that decodes fastest; `keep_plain` as in `OneDNNLinear`."""
     if fp16_linear.is_available() and fp16_linear.is_lossless(weight):
         return FP16Linear(weight)
     return OneDNNLinear(weight.float(), None, keep_plain=keep_plain)
 
 
-def join(*linears: nn.Linear) -> CPULinear:
-    """One product with the outputs of all side by side: products of one input read it, and start, once.
-
-    The linears must have no biases.
-    """
-    return for_decoding(torch.cat([linear.weight for linear in linears]))
-
-
-def use_cpu_linears(module: nn.Module, *, decoding: bool = False) -> None:
-    """Replace every suitable linear layer below `module`; all others become fp32.
-
-    A module that has a method `join_projections` gets to join its own first, one after the other, so that no second
-    copy of all of them exists.
-
-    Args:
-        decoding: choose for one row a sequence.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and is_suitable(child):
-            narrow = decoding and child.bias is None
-            setattr(module, name, for_decoding(child.weight) if narrow else OneDNNLinear(child.weight, child.bias))
-            continue
-        if isinstance(child, nn.Linear):
-            child.float()
-        if callable(join_projections := getattr(child, "join_projections", None)):
-            join_projections()
-        use_cpu_linears(child, decoding=decoding)
+def is_small(weight: Tensor) -> bool:
+    """Whether the product is too small for its kind to matter."""
+    return min(weight.shape) < 64
 
 
 def pack(module: nn.Module, progress: Callable[[int, int], None] | None = None) -> None:
