@@ -80,16 +80,9 @@ def passed(outcome: Outcome) -> int:
     return int(found[1]) if found else 0
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        Setting({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
-        SETTINGS["products that round in other places"],
-    ],
-    ids=["least", "rounding"],
-)
-def test_a_few_numbers_hold_on_other_processors(setting: Setting) -> None:
-    outcome = run_tests(setting, *FEW)
+def test_a_few_numbers_hold_on_the_least_of_processors_and_where_products_round_in_other_places() -> None:
+    least = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    outcome = run_tests(Setting(least, SETTINGS["products that round in other places"].arguments), *FEW)
     assert outcome.status == 0, outcome.output[-3000:]
     assert passed(outcome) >= len(FEW)
 

@@ -64,6 +64,7 @@ def load(
     Raises:
         ConfigError, CheckpointError: the model cannot be found or loaded, or an option cannot be honoured.
     """
+    _check_engine_config(engine_config)
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
@@ -87,8 +88,7 @@ class VLM:
         *,
         engine_config: EngineConfig | None = None,
     ) -> None:
-        if not (engine_config is None or isinstance(engine_config, EngineConfig)):
-            raise ConfigError(f"engine_config is of type {type(engine_config).__name__}, expected an EngineConfig")
+        _check_engine_config(engine_config)
         self.runner, self.processor, self.name = runner, processor, name
         self.config = runner.config
         self.defaults = dict(defaults)
@@ -254,3 +254,8 @@ def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
         kind = "video" if is_video(source) else "image"
         content.append({"type": kind, kind: source})
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def _check_engine_config(value: object) -> None:
+    if not (value is None or isinstance(value, EngineConfig)):
+        raise ConfigError(f"engine_config is of type {type(value).__name__}, expected an EngineConfig")
