@@ -67,7 +67,7 @@ def _options(runtime: ModuleType, threads: int) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     # On x86 without VNNI the fast product of uint8 and int8 adds pairs in 16 bits, which overflow: errors of 4 % where
-    # rounding to int8 makes 1 %. The exact one takes a tenth longer; elsewhere this changes nothing.
+    # rounding to int8 makes 1 %. The exact one takes up to a seventh longer; elsewhere this changes nothing.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
