@@ -62,7 +62,7 @@ def with_beams(plain: Request, num_beams: int, **options: Any) -> Request:
     return plain
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.lists(
         st.tuples(st.integers(0, 99), st.integers(3, 90), st.integers(1, 7), st.sampled_from([None, "16x", "4x"])),
@@ -121,7 +121,7 @@ def test_empty_and_too_long_prompts_are_refused(runner: TorchRunner) -> None:
         run(runner, [endless])
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.lists(
         st.tuples(

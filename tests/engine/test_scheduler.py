@@ -42,7 +42,7 @@ def watch(engine: Engine, patch: pytest.MonkeyPatch, look: Callable[[Plan], None
     patch.setattr(engine.scheduler, "schedule", schedule)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     pictures=st.lists(view_lists(), min_size=1, max_size=5),
     tokens=st.sampled_from([1, 24, 60]),

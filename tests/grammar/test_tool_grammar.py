@@ -29,7 +29,7 @@ class Tools:
         self.compiler = GrammarCompiler(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids)
         self.walker = Walker(tokenizer, tokenizer.vocab_size)
 
-    def calls(self, parameters: dict[str, Any], count: int = 25) -> Iterator[ToolCall]:
+    def calls(self, parameters: dict[str, Any], count: int = 12) -> Iterator[ToolCall]:
         tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
         grammar = self.compiler.compile(StructuredOutputs(tools=tools, tool_choice="f"))
         for seed in range(count):

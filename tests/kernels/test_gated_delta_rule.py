@@ -133,12 +133,14 @@ def test_sudden_forgetting_between_slow_decays_equals_plain_twin(decays: list[fl
         assert_close(got, expected)
 
 
-@pytest.mark.parametrize("lengths", [[5], [2, 6, 1]])
+@pytest.mark.parametrize("lengths", [[5], [2, 5, 1]])
 def test_gradients_equal_finite_differences(lengths: list[int]) -> None:
     inputs = delta_input(sum(lengths), dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (*inputs, states(len(lengths), dtype=torch.float64))]
     plan = plan_chunks(lengths, chunk=4)
-    assert torch.autograd.gradcheck(lambda *args: chunk_gated_delta_rule(*args[:5], plan, args[5]), leaves)
+    assert torch.autograd.gradcheck(
+        lambda *args: chunk_gated_delta_rule(*args[:5], plan, args[5]), leaves, fast_mode=len(lengths) > 1
+    )
 
 
 @pytest.mark.parametrize("lengths", [[1], [65], [130, 3, 64]])

@@ -78,16 +78,17 @@ def paged(lengths: list[int], dtype: torch.dtype, dim: int, heads: int = 4, kv_h
     return q, stores[0], stores[1], tables, torch.tensor(lengths, dtype=torch.int32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("lengths", "dim", "splits"),
+    ("lengths", "dim", "splits", "dtype"),
     [
-        ([1, BLOCK - 1, BLOCK, BLOCK + 1, 0, 150], 32, 1),
-        ([0, 300, 1, 129, 128], 32, 2),
-        ([300, 17], 32, 32),  # more runs than tiles
-        ([33, 7], 24, 4),  # a head that is no power of two
-        ([70, 16], 256, 2),  # several tiles a run
+        ([1, BLOCK - 1, BLOCK, BLOCK + 1, 0, 150], 32, 1, torch.float32),
+        ([0, 300, 1, 129, 128], 32, 2, torch.bfloat16),
+        ([300, 17], 32, 32, torch.float32),  # more runs than tiles
+        ([33, 7], 24, 4, torch.float32),  # a head that is no power of two
+        ([33, 7], 24, 4, torch.bfloat16),
+        ([70, 16], 256, 2, torch.float32),  # several tiles a run
     ],
+    ids=str,
 )
 def test_paged_attention_is_as_exact_as_its_twin(
     run: Run, lengths: list[int], dim: int, splits: int, dtype: torch.dtype
