@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from referencing.exceptions import Unresolvable
 
-from pocketvlm.tools.calls import ToolCall, parse_tool_calls
+from pocketvlm.tools.calls import ToolCall, ToolCallSplitter, parse_tool_calls
 
 TOOLS = [
     {
@@ -242,3 +242,44 @@ def test_a_long_hostile_answer_stays_text() -> None:
     """In time in proportion to its length: with a square of it this would take hours."""
     said = "<tool_call>\n<function=f>\n" + "<parameter=a>\n</parameter>x" * 300_000
     assert parse_tool_calls(said, TOOLS) == (said, ())
+
+
+PIECES = st.sampled_from(
+    [
+        *(written("f", count="1"), written("g", x="a\n</parameter> b"), written("f"), " ", "\n\n", "First.", "x"),
+        *(
+            "<tool_call>",
+            "</tool_call>",
+            "<function=f>",
+            "</function>",
+            "<parameter=text>",
+            "</parameter>",
+            "<tool_",
+            "<",
+        ),
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=9).map("".join), st.lists(st.integers(1, 30), min_size=1))
+def test_what_comes_in_pieces_is_what_comes_at_once(text: str, sizes: list[int]) -> None:
+    splitter, found, at = ToolCallSplitter(TOOLS), list[str | ToolCall](), 0
+    while at < len(text):
+        size = sizes[at % len(sizes)]
+        found += splitter.add(text[at : at + size], is_last=False)
+        at += size
+    found += splitter.add("", is_last=True)
+    beside = "".join(part for part in found if isinstance(part, str))
+    calls = tuple(part for part in found if isinstance(part, ToolCall))
+    assert (beside, calls) == parse_tool_calls(text, TOOLS)
+    assert calls or beside == text
+
+
+def test_a_call_and_text_come_as_soon_as_they_are_certain() -> None:
+    splitter = ToolCallSplitter(TOOLS)
+    assert splitter.add("Let me see. <tool", is_last=False) == ["Let me see."]
+    assert splitter.add("_call>", is_last=False) == []
+    rest = written("f", count="1").removeprefix("<tool_call>")
+    assert splitter.add(rest[:-1], is_last=False) == []
+    assert splitter.add(rest[-1] + "\nDone", is_last=False) == [ToolCall("f", {"count": 1}), "\n\nDone"]
+    assert splitter.add(".", is_last=True) == ["."]

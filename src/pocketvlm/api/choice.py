@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pocketvlm.api.answers import TokenLogprob
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer
+from pocketvlm.tools.calls import overlap
 
 REASONING_ENDS = "</think>"
 
@@ -102,8 +103,3 @@ def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """
     found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
     return min(found)[1] if found else None
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

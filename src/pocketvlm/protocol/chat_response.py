@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
-from pocketvlm.tools.calls import parse_tool_calls
+from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob
@@ -33,21 +33,25 @@ def chat_completion(
         model: the name to state.
         tools: those of the request, `options["tools"]`; without them nothing in a text is a call.
     """
-    first, completion = answers[0].usage, sum(answer.usage.completion_tokens for answer in answers)
-    usage = {
-        "prompt_tokens": first.prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": first.prompt_tokens + completion,
-        "visual_tokens": first.visual_tokens,
-        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
-    }
     return {
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
         "choices": [_choice(answer, index, id, tools) for index, answer in enumerate(answers)],
-        "usage": usage,
+        "usage": usage_of(answers),
+    }
+
+
+def usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the tokens that all answers of one request took together."""
+    first, completion = answers[0].usage, sum(answer.usage.completion_tokens for answer in answers)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": first.prompt_tokens + completion,
+        "visual_tokens": first.visual_tokens,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
     }
 
 
@@ -84,35 +88,41 @@ def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, An
     }
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
-    finish_reason = answer.finish_reason
     if calls:
-        # Derived from what the body holds: the reason never announces calls that are not there. A cut-off stays one.
-        finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
-        stem = f"call_{id.removeprefix('chatcmpl-')}_{index}"
-        message["tool_calls"] = [
-            {
-                "id": f"{stem}_{number}",
-                "type": "function",
-                "function": {"name": call.name, "arguments": to_json(call.arguments)},
-            }
-            for number, call in enumerate(calls)
-        ]
+        message["tool_calls"] = [tool_call(call, id, index, number) for number, call in enumerate(calls)]
     return {
         "index": index,
         "message": message,
         "logprobs": logprobs_of(answer),
-        "finish_reason": finish_reason,
+        "finish_reason": finish_reason_of(answer.finish_reason, has_calls=bool(calls)),
     }
+
+
+def tool_call(call: ToolCall, id: str, index: int, number: int) -> dict[str, Any]:
+    """Return the call of this number in the answer of this index, as a message has it."""
+    return {
+        "id": f"call_{id.removeprefix('chatcmpl-')}_{index}_{number}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": to_json(call.arguments)},
+    }
+
+
+def finish_reason_of(reason: str, *, has_calls: bool) -> str:
+    """Return why an answer ended, in OpenAI's words.
+
+    Derived from what the body holds: the reason never announces calls that are not there. A cut-off stays one.
+    """
+    return "tool_calls" if has_calls and reason == "stop" else reason
 
 
 def logprobs_of(answer: Answer) -> dict[str, Any] | None:
     """Return how likely each token of an answer was; None where that was not asked for."""
     if answer.logprobs is None:
         return None
-    return {"content": [_token(token) for token in answer.logprobs], "refusal": None}
+    return {"content": [token_logprobs(token) for token in answer.logprobs], "refusal": None}
 
 
-def _token(token: TokenLogprob) -> dict[str, Any]:
+def token_logprobs(token: TokenLogprob) -> dict[str, Any]:
     """Return one generated token with the best ones at its place."""
     best = [_logprob(text, logprob) for _, text, logprob in token.top]
     return {**_logprob(token.token, token.logprob), "top_logprobs": best}

@@ -50,28 +50,84 @@ def parse_tool_calls(text: str, tools: Sequence[Mapping[str, Any]] | None = None
         tools: OpenAI tool definitions; a parameter without a schema stays a string.
 
     Returns:
-        the text beside the calls, trimmed, its parts a blank line apart (`text` itself where there is no call); and the
-        calls in order. A value that is not of its schema's type stays the string that the model wrote.
+        the text beside the calls, without the white space around them, its parts a blank line apart (`text` itself
+        where there is no call); and the calls in order. A value that is not of its schema's type stays the string
+        that the model wrote.
     """
-    functions = {tool["function"]["name"]: tool["function"] for tool in reversed(tools or ())}
-    schemas: dict[str, ToolSchema] = {}
-    before, *segments = text.split(_OPEN)
-    parts, calls = [[before]], list[ToolCall]()
-    for segment in segments:
-        found = _read_call(segment)
-        if found is None:
-            parts[-1] += (_OPEN, segment)
-            continue
-        name, values, end = found
-        if name not in schemas:
-            schemas[name] = ToolSchema(functions.get(name, {}).get("parameters"))
-        types = schemas[name].parameters
-        calls.append(ToolCall(name, {key: _typed(value, types.get(key, _STRING)) for key, value in values.items()}))
-        parts.append([segment[end:]])
-    if not calls:
-        return text, ()
-    beside = ("".join(part).strip() for part in parts)
-    return "\n\n".join(filter(None, beside)), tuple(calls)
+    found = ToolCallSplitter(tools).add(text, is_last=True)
+    beside = "".join(part for part in found if isinstance(part, str))
+    return beside, tuple(part for part in found if isinstance(part, ToolCall))
+
+
+class ToolCallSplitter:
+    """Text that grows → the text beside its calls, and its calls, each as soon as it is certain.
+
+    What may turn out to be a call is held back until the call is whole, or can be none.
+    """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None) -> None:
+        self._functions = {tool["function"]["name"]: tool["function"] for tool in reversed(tools or ())}
+        self._schemas: dict[str, ToolSchema] = {}
+        self._held = ""  # behind the last opening tag, if `_is_open`; else what may become one
+        self._is_open = False
+        self._searched = 0  # so much of `_held` has neither tag
+        self._space = ""  # white space that stands beside a call, or within the text
+        self._has_text = self._is_behind_call = False
+
+    def add(self, new: str, *, is_last: bool) -> list[str | ToolCall]:
+        """Take more text; returns what has become certain, in order."""
+        self._held += new
+        found: list[str | ToolCall] = []
+        while self._is_open or _OPEN in self._held:
+            if not self._is_open:
+                before, _, self._held = self._held.partition(_OPEN)
+                found.append(self._beside(before))
+                self._is_open, self._searched = True, 0
+            elif (call := self._call()) is not None:
+                found.append(call)
+            elif (following := self._held.find(_OPEN)) >= 0 or is_last:
+                # Not a whole call, so it is text.
+                end = following if following >= 0 else len(self._held)
+                found.append(self._beside(_OPEN + self._held[:end]))
+                self._held, self._searched = self._held[end + len(_OPEN) :], 0
+                self._is_open = following >= 0
+            else:
+                self._searched = max(0, len(self._held) - len(_CLOSE) + 1)
+                return list(filter(None, found))
+        certain = len(self._held) - (0 if is_last else overlap(self._held, _OPEN))
+        found.append(self._beside(self._held[:certain]))
+        self._held = self._held[certain:]
+        if is_last and not self._is_behind_call:
+            found.append(self._space)
+        return list(filter(None, found))
+
+    def _call(self) -> ToolCall | None:
+        """Take the call that `_held` begins with, if it is whole."""
+        if self._held.find(_CLOSE, self._searched) < 0:
+            return None
+        read = _read_call(self._held.partition(_OPEN)[0])
+        if read is None:
+            return None
+        name, values, end = read
+        self._held, self._is_open = self._held[end:], False
+        self._space, self._is_behind_call = "", True
+        if name not in self._schemas:
+            self._schemas[name] = ToolSchema(self._functions.get(name, {}).get("parameters"))
+        types = self._schemas[name].parameters
+        return ToolCall(name, {key: _typed(value, types.get(key, _STRING)) for key, value in values.items()})
+
+    def _beside(self, text: str) -> str:
+        """Text that is certain, but for white space at its end."""
+        text = self._space + text
+        if self._is_behind_call:
+            text = text.lstrip()
+        certain = text.rstrip()
+        self._space = text[len(certain) :]
+        if certain and self._is_behind_call:
+            self._is_behind_call = False
+            certain = "\n\n" + certain if self._has_text else certain
+        self._has_text |= bool(certain)
+        return certain
 
 
 def _read_call(text: str) -> tuple[str, dict[str, str], int] | None:
@@ -113,6 +169,11 @@ def _value_end(text: str, at: int) -> int:
             return at
         at = behind
     return -1
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _skip_space(text: str, at: int) -> int:

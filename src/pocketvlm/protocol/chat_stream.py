@@ -1,0 +1,82 @@
+"""Deltas → the chunks of OpenAI's streamed chat completion.
+
+The chunks of an answer, joined as clients join them, are the message of `chat_response.chat_completion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.protocol.chat_response import finish_reason_of, token_logprobs, tool_call, usage_of
+from pocketvlm.tools.calls import ToolCall, ToolCallSplitter
+
+if TYPE_CHECKING:
+    from pocketvlm.api.answers import Answer, Delta
+
+
+class ChatStream:
+    """One streamed completion.
+
+    Args:
+        id, created, model, tools: as in `chat_completion`.
+        count: `n` of the request.
+        include_usage: end with a chunk that has the tokens used and no choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        count: int = 1,
+        include_usage: bool = False,
+    ) -> None:
+        self._id = id
+        self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._include_usage = include_usage
+        self._splitters = [ToolCallSplitter(tools) if tools else None for _ in range(count)]
+        self._calls = [0] * count
+
+    def start(self) -> Iterator[dict[str, Any]]:
+        """The first chunk of each answer, which says whose it is."""
+        for index in range(len(self._splitters)):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def add(self, delta: Delta) -> Iterator[dict[str, Any]]:
+        """The chunks of one delta: none where its text is held back, as it may be the beginning of a call."""
+        index, ends = delta.index, delta.finish_reason is not None
+        parts: list[dict[str, Any]] = []
+        if delta.reasoning:
+            parts.append({"reasoning_content": delta.reasoning})
+        splitter = self._splitters[index]
+        for part in [delta.text] if splitter is None else splitter.add(delta.text, is_last=ends):
+            if isinstance(part, ToolCall):
+                parts.append(self._call(index, part))
+            elif part:
+                parts.append({"content": part})
+        logprobs = {"content": [token_logprobs(token) for token in delta.logprobs], "refusal": None}
+        if delta.logprobs and not parts:
+            parts.append({})  # of tokens whose text comes later
+        for number, part in enumerate(parts):
+            yield self._chunk(index, part, logprobs=logprobs if delta.logprobs and number == 0 else None)
+        if delta.finish_reason is not None:
+            reason = finish_reason_of(delta.finish_reason, has_calls=self._calls[index] > 0)
+            yield self._chunk(index, {}, finish_reason=reason)
+
+    def end(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """The last chunk, where it was asked for."""
+        if self._include_usage:
+            yield {**self._head, "choices": [], "usage": usage_of(answers)}
+
+    def _call(self, index: int, call: ToolCall) -> dict[str, Any]:
+        number, self._calls[index] = self._calls[index], self._calls[index] + 1
+        return {"tool_calls": [{"index": number, **tool_call(call, self._id, index, number)}]}
+
+    def _chunk(
+        self, index: int, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None
+    ) -> Any:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice], **({"usage": None} if self._include_usage else {})}

@@ -1,0 +1,78 @@
+"""The chunks of a stream, joined as clients join them, are the message of the whole completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage
+from pocketvlm.protocol.chat_response import chat_completion
+from pocketvlm.protocol.chat_stream import ChatStream
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"count": {"type": "integer"}}}}}]
+CALL = "<tool_call>\n<function=f>\n<parameter=count>\n3\n</parameter>\n</function>\n</tool_call>"
+TEXTS = st.lists(st.sampled_from([CALL, CALL[:40], "<tool_call>", " ", "\n", "First.", "Second"]), max_size=5).map(
+    "".join
+)
+
+
+def joined(chunks: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The choices that a client makes of a stream."""
+    choices: list[dict[str, Any]] = [{"message": {}, "logprobs": [], "finish_reason": None} for _ in range(count)]
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            whole = choices[choice["index"]]
+            assert whole["finish_reason"] is None, "nothing comes behind the reason"
+            whole["finish_reason"] = choice["finish_reason"]
+            whole["logprobs"] += (choice["logprobs"] or {"content": []})["content"]
+            for name, value in choice["delta"].items():
+                if name == "tool_calls":
+                    whole["message"].setdefault(name, []).extend(value)
+                else:
+                    whole["message"][name] = whole["message"].get(name, "") + value
+    return choices
+
+
+@given(
+    st.lists(st.tuples(TEXTS, st.sampled_from(["", "thought"])), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+)
+def test_chunks_joined_are_the_message(
+    said: list[tuple[str, str]], size: int, with_tools: bool, with_logprobs: bool
+) -> None:
+    tools = TOOLS if with_tools else None
+    head = {"id": "chatcmpl-1", "created": 1, "model": "nano", "tools": tools}
+    logprob = TokenLogprob(1, "a", -0.5, ((1, "a", -0.5),))
+    stream, chunks, answers = ChatStream(**head, count=len(said), include_usage=True), list[dict[str, Any]](), []
+    chunks += stream.start()
+    for index, (text, reasoning) in enumerate(said):
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        logprobs = (logprob,) if with_logprobs else ()
+        for piece in pieces:
+            chunks += stream.add(Delta(index, piece, "", logprobs))
+        if reasoning:
+            chunks += stream.add(Delta(index, "", reasoning))
+        chunks += stream.add(Delta(index, finish_reason="stop"))
+        taken = logprobs * len(pieces) if with_logprobs else None
+        answers.append(Answer(text, Usage(3, 1, 2), {}, "stop", reasoning or None, logprobs=taken))
+    chunks += stream.end(answers)
+    whole = chat_completion(answers, **head)
+    assert {(chunk["id"], chunk["model"], chunk["object"]) for chunk in chunks} == {
+        ("chatcmpl-1", "nano", "chat.completion.chunk")
+    }
+    assert chunks[-1] == {**chunks[0], "choices": [], "usage": whole["usage"]}
+    for choice, expected in zip(joined(chunks[:-1], len(said)), whole["choices"], strict=True):
+        message = expected["message"]
+        assert choice["finish_reason"] == expected["finish_reason"]
+        assert choice["logprobs"] == (expected["logprobs"] or {"content": []})["content"]
+        assert choice["message"]["role"] == "assistant"
+        assert choice["message"]["content"] == (message["content"] or "")
+        assert choice["message"].get("reasoning_content") == message.get("reasoning_content")
+        calls = [{k: v for k, v in call.items() if k != "index"} for call in choice["message"].get("tool_calls", [])]
+        assert calls == message.get("tool_calls", [])
+        assert [call["index"] for call in choice["message"].get("tool_calls", [])] == list(range(len(calls)))
