@@ -60,8 +60,8 @@ class ChatStream:
         logprobs = {"content": [token_logprobs(token) for token in delta.logprobs], "refusal": None}
         if delta.logprobs and not parts:
             parts.append({})  # of tokens whose text comes later
-        for number, part in enumerate(parts):
-            yield self._chunk(index, part, logprobs=logprobs if delta.logprobs and number == 0 else None)
+        for number, piece in enumerate(parts):
+            yield self._chunk(index, piece, logprobs=logprobs if delta.logprobs and number == 0 else None)
         if delta.finish_reason is not None:
             reason = finish_reason_of(delta.finish_reason, has_calls=self._calls[index] > 0)
             yield self._chunk(index, {}, finish_reason=reason)
