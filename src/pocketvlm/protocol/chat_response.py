@@ -61,13 +61,13 @@ def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
     400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
     """
     if isinstance(error, QueueFullError):
-        return 429, _error(str(error), "rate_limit_error", "queue_full")
+        return 429, error_body(str(error), "rate_limit_error", "queue_full")
     if isinstance(error, PocketVLMError):
         codes = ((MediaError, "invalid_media"), (PromptError, "invalid_prompt"), (ConfigError, "invalid_value"))
         code = next((name for kind, name in codes if isinstance(error, kind)), "invalid_request")
-        return 400, _error(str(error), "invalid_request_error", code)
+        return 400, error_body(str(error), "invalid_request_error", code)
     message = f"this request failed inside pocketvlm ({type(error).__name__})"
-    return 500, _error(message, "server_error", "internal_error")
+    return 500, error_body(message, "server_error", "internal_error")
 
 
 def to_json(body: Any) -> str:
@@ -75,7 +75,8 @@ def to_json(body: Any) -> str:
     return json.dumps(body, ensure_ascii=False, allow_nan=False)
 
 
-def _error(message: str, kind: str, code: str) -> dict[str, Any]:
+def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
+    """Return OpenAI's body of an error."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 

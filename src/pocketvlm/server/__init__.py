@@ -1,0 +1,1 @@
+"""HTTP requests → answers of the engine: OpenAI's API, health and metrics."""

@@ -1,0 +1,106 @@
+"""The application: routes, keys, request ids, health and metrics around `ChatService`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.server.chat import ChatService
+from pocketvlm.server.errors import HTTPError, response_of
+from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.settings import ServerSettings
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The ASGI application of one model; it does not close it.
+
+    Args:
+        is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
+    """
+    names = settings.served_model_names or (vlm.vlm.name,)
+    chat = ChatService(vlm, settings, names)
+    check_key, began = KeyCheck(settings.api_keys), int(time.time())
+    app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
+
+    def guarded(handler: Handler) -> Handler:
+        """With a key, while the server takes requests; every error becomes a response."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                check_key(request)
+                if is_draining():
+                    raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
+                return await handler(request)
+            except Exception as error:
+                return response_of(error)
+
+        return answer
+
+    async def models(_request: Request) -> Response:
+        cards = [{"id": name, "object": "model", "created": began, "owned_by": "pocketvlm"} for name in names]
+        return JSONResponse({"object": "list", "data": cards})
+
+    async def metrics(_request: Request) -> Response:
+        return Response(generate_latest(vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def health(_request: Request) -> Response:
+        alive = vlm.engine.is_alive or is_draining()
+        return JSONResponse({"status": "ok" if alive else "the engine has ended"}, 200 if alive else 503)
+
+    async def ready(_request: Request) -> Response:
+        is_ready = vlm.engine.is_alive and not is_draining()
+        return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+    for path, methods, handler in (
+        ("/v1/chat/completions", ["POST"], guarded(chat.complete)),
+        ("/v1/models", ["GET"], guarded(models)),
+        ("/metrics", ["GET"], guarded(metrics)),
+        ("/health", ["GET"], health),
+        ("/ready", ["GET"], ready),
+    ):
+        app.router.add_route(path, handler, methods=methods)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        what = "there is nothing at" if status == 404 else f"{request.method} is not allowed at"
+        return response_of(HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url"))
+
+    app.add_exception_handler(404, unknown)
+    app.add_exception_handler(405, unknown)
+    if settings.cors_origins:
+        origins = list(settings.cors_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(RequestIds)
+    return app
+
+
+class RequestIds:
+    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        plain = 0 < len(given) <= 64 and all(33 <= byte < 127 for byte in given)
+        name = given if plain else uuid.uuid4().hex.encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+            await send(message)
+
+        return await self.app(scope, receive, send_with_id)

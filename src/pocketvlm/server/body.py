@@ -1,0 +1,65 @@
+"""The body of a request, as it arrives: bounded in bytes, in time and in depth, strict JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from pocketvlm.server.errors import ClientLeftError, HTTPError
+from pocketvlm.server.settings import ServerSettings
+
+
+async def read_json(request: Request, settings: ServerSettings) -> Any:
+    """The value of a body.
+
+    Raises:
+        HTTPError: it is too large (413), too slow (408), or no JSON (400).
+        ClientLeftError: the client went away before its end.
+    """
+    try:
+        raw = await asyncio.wait_for(_read(request, settings.max_body_bytes), settings.upload_seconds)
+    except TimeoutError:
+        raise HTTPError(408, f"the body did not arrive in {settings.upload_seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise ClientLeftError from None
+    if _depth(raw) > settings.max_json_depth:
+        raise HTTPError(400, f"the body has more than {settings.max_json_depth} brackets in brackets")
+    try:
+        return json.loads(raw, parse_constant=_refuse)
+    except ValueError:  # the library's own words may hold a piece of the body
+        raise HTTPError(400, "the body is not JSON in UTF-8") from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise HTTPError(413, f"the body has more than {limit} bytes")
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise HTTPError(413, f"the body has more than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _depth(raw: bytes) -> int:
+    """An upper bound of how deep brackets stand in brackets: those within strings count too, unless they close.
+
+    Cheap, as most bodies have few brackets; a string of brackets alone is refused, which no honest request has.
+    """
+    deepest = depth = 0
+    for byte in raw.translate(None, _NO_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
