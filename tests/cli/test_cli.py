@@ -17,7 +17,7 @@ from PIL import Image
 import pocketvlm
 from pocketvlm.cli import COMMANDS
 from pocketvlm.cli.common import loaded
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_operators_are_compiled_where_that_is_possible(
 ) -> None:
     export = ("export", "onnx", str(tmp_path / "bundle"), "--operators", "compiled")
     status, out, err = run(capsys, *export)
-    if compiled_operators.library():
+    if library.compiled():
         assert status == 0
         assert "compiled operators" in out
         about = json.loads(run(capsys, "info", "--model", str(tmp_path / "bundle"), "--json")[1])
         assert about["runs_with"].endswith("compiled operators")
-    monkeypatch.setattr(compiled_operators, "library", lambda: None)
+    monkeypatch.setattr(library, "compiled", lambda: None)
     status, out, err = run(capsys, *export[:2], str(tmp_path / "new"), *export[3:])
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "standard ones" in err

@@ -253,6 +253,28 @@ def test_a_nan_in_a_search_with_beams_fails_that_request_alone(when: str, layout
     assert is_empty(engine)
 
 
+@pytest.mark.parametrize("how", ["aborted", "late", "failed"])
+def test_a_search_with_beams_that_ends_before_its_time_is_one_answer(how: str) -> None:
+    runner = Broken("contiguous")
+    engine = Engine(runner, EngineConfig(max_num_seqs=8))
+    searched = make_request(runner, random_text(20, 9), SamplingParams(temperature=0, max_tokens=8, num_beams=3))
+    engine.add(searched)
+    while len(searched.sequences) < 3:
+        assert engine.step() == []
+    if how == "aborted":
+        engine.abort(searched)
+    elif how == "late":
+        searched.deadline = time.monotonic()
+    else:
+        runner.fails_at = runner.forwards + 1
+    outputs = engine.step()
+    assert [output.index for output in outputs] == ([] if how == "aborted" else [0])
+    ended = {why: engine.metrics.value("request_success_total", finished_reason=why) for why in ("abort", "error")}
+    assert ended == {"abort": how != "failed", "error": how == "failed"}
+    assert engine.metrics.value("e2e_request_latency_seconds_count") == 1
+    assert is_empty(engine)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("at", [1, 3, 7])
 def test_a_fault_of_a_step_fails_what_ran_and_the_engine_goes_on(at: int, layout: str) -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from pocketvlm.api.answers import EngineError
 from pocketvlm.api.job import Job
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.request import Request
+from pocketvlm.engine.request import Output, Request
 from pocketvlm.machine import OwnProcess
 
 Progress = Callable[[str, int, int], None]
@@ -47,8 +47,12 @@ class SharedEngine:
             if not self.engine.has_room:
                 return False
             job.request.arrival = time.monotonic()
-            self.engine.add(job.request)
             self._jobs[job.request] = job
+            try:
+                self.engine.add(job.request)
+            except BaseException:
+                del self._jobs[job.request]
+                raise
             return True
 
     def step(self) -> None:
@@ -81,22 +85,41 @@ class SharedEngine:
 
     def _abort_given_up(self) -> None:
         while self._given_up:
-            lost = self._given_up.popleft()
+            lost = self._given_up[0]  # stays there until it is done: an interrupt may come in between
             self.engine.abort(lost.request)
             self._jobs.pop(lost.request, None)
+            self._given_up.popleft()
 
     def _step(self) -> None:
-        for output in self.engine.step():
-            if (job := self._jobs.get(output.request)) is None:
-                continue
-            if (delta := job.take(output)) is not None:
-                job.deltas.append(delta)
-                if delta.finish_reason is not None and output.finish_reason is None:
-                    self.engine.finish(output.request, output.index)
-            if job.is_done:
-                del self._jobs[output.request]
-                if job.error is not None:
-                    self.engine.abort(job.request)
+        """Run a step and hand its outputs out, one by one: an interrupt costs the job in hand, and leaves the others
+        for the next step."""
+        self.engine.run_step()
+        outputs = self.engine.outputs
+        while outputs:
+            output = outputs[0]
+            job = self._jobs.get(output.request)
+            try:
+                if job is not None:
+                    self._hand_over(job, output)
+                outputs.popleft()
+            except BaseException:
+                if outputs and outputs[0] is output:
+                    outputs.popleft()
+                if job is not None:
+                    job.error = job.error or EngineError("interrupted")
+                    self._jobs.pop(job.request, None)
+                    self.give_up(job)
+                raise
+
+    def _hand_over(self, job: Job, output: Output) -> None:
+        if (delta := job.take(output)) is not None:
+            job.deltas.append(delta)
+            if delta.finish_reason is not None and output.finish_reason is None:
+                self.engine.finish(output.request, output.index)
+        if job.is_done:
+            self._jobs.pop(output.request, None)
+            if job.error is not None:
+                self.engine.abort(job.request)
 
 
 def refuse_to_travel(thing: object) -> NoReturn:

@@ -6,15 +6,14 @@ Of each line only its place and a hash of its custom_id are kept in memory.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.protocol.fields import is_text
+from pocketvlm.json_text import is_text, read_json
 from pocketvlm.ranges import show_json
 
 Progress = Callable[[str, int, int], None]
@@ -108,7 +107,7 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
         ConfigError: what is wrong, after `where`.
     """
     try:
-        request = json.loads(line, parse_constant=_no_constant)
+        request = read_json(line)
     except (ValueError, RecursionError):
         long = len(line) == MAX_LINE and not line.endswith(b"\n")
         raise ConfigError(f"{where}: {'too long' if long else 'not valid JSON'}") from None
@@ -137,7 +136,3 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
 
 def _hash(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -26,7 +26,7 @@ from pocketvlm.engine.runners.embedding_table import EmbeddingTable
 from pocketvlm.engine.runners.exact_scores import rescore_best
 from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
@@ -116,7 +116,7 @@ class ONNXRunner:
     def _compiled_operators(self) -> Path | None:
         if self.manifest.operators == "standard":
             return None
-        found = compiled_operators.library()
+        found = library.compiled()
         if found is None:
             raise ConfigError(
                 f"the bundle {self.directory} needs compiled operators, which cannot be made on this machine",

@@ -146,11 +146,11 @@ def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -
 
 
 def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
-    eyes = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
+    vision = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
     table = model.language_model.embed_tokens.weight.numel()
     layers = sum(p.numel() for p in model.language_model.parameters()) - table
     embedding = 4 if quantization.head == "fp32" else 2
-    parts = ((eyes, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
+    parts = ((vision, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
     return int(sum(count * _BYTES[scheme] for count, scheme in parts) + table * embedding)
 
 

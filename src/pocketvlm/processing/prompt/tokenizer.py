@@ -20,6 +20,7 @@ import tokenizers
 
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.json_text import HALF_A_CHARACTER, is_text
 from pocketvlm.ranges import show
 
 # A turn ends at <|im_end|>, a document at <|endoftext|>. Checkpoints name one or the other as "the" end; generation
@@ -215,10 +216,8 @@ class Tokenizer:
 
     @staticmethod
     def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise PromptError("the text holds half of a surrogate pair, which is no character") from None
+        if not is_text(text):
+            raise PromptError(f"the text holds {HALF_A_CHARACTER}")
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
 
