@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from pocketvlm import config_ranges
 from pocketvlm.config_ranges import check_colours, check_numbers
 from pocketvlm.errors import ConfigError
-from pocketvlm.ranges import show
+from pocketvlm.ranges import as_integer, show
 
 # The rate of one view, and what a request may ask for: one rate for all views, or "auto", which gives each its own.
 DownsampleMode = Literal["16x", "4x"]
@@ -80,7 +80,9 @@ def check_dtype_name(name: str) -> str:
 
 
 def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
-    """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default."""
+    """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default. Numbers
+    are what they mean: some programs write 24.0 for a count, others 1 for a deviation.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is {show(data)}, expected an object")
     picked = {}
@@ -90,7 +92,9 @@ def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
             continue
         kind: Any = type(f.default)
         if kind is float:
-            kind = (int, float)
+            kind = (int, float)  # `check_numbers` makes floats of them
+        elif kind is int:
+            value = as_integer(value)
         elif kind is tuple:
             kind, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -160,7 +164,7 @@ class TextConfig:
     num_attention_heads: int = 8
     num_key_value_heads: int = 2
     head_dim: int = 256
-    rope_theta: float = 10_000_000
+    rope_theta: float = 10_000_000.0
     partial_rotary_factor: float = 0.25
     attention_bias: bool = False
     attn_output_gate: bool = True
@@ -256,7 +260,8 @@ class ModelConfig:
         if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
             raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
         if "layer_types" not in text_data:
-            interval, layers = text_data.get("full_attention_interval", 4), text_data.get("num_hidden_layers")
+            interval = as_integer(text_data.get("full_attention_interval", 4))
+            layers = as_integer(text_data.get("num_hidden_layers"))
             layers = config_ranges.TEXT["num_hidden_layers"].check("text_config.num_hidden_layers", layers)
             if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
                 raise ConfigError("text_config has neither layer_types nor a usable full_attention_interval")

@@ -67,16 +67,18 @@ COLOURS: Mapping[str, Range] = {
 
 
 def check_numbers(config: object, table: Mapping[str, Range], where: str = "") -> None:
-    """Raise `ConfigError` for the first attribute of `config` that is outside of its range, named as `where`.name."""
+    """Raise `ConfigError` for the first attribute of a frozen `config` that is outside of its range, named as
+    `where`.name; leave numbers of the range's kind in their place.
+    """
     for name, allowed in table.items():
-        allowed.check(f"{where}.{name}".lstrip("."), getattr(config, name))
+        number = allowed.check(f"{where}.{name}".lstrip("."), getattr(config, name))
+        object.__setattr__(config, name, number)
 
 
 def check_colours(config: object) -> None:
-    """Raise `ConfigError` unless means and deviations are three numbers each, within their range."""
+    """Raise `ConfigError` unless means and deviations are three numbers each, within their range; leave floats."""
     for name, allowed in COLOURS.items():
         values = getattr(config, name)
         if not isinstance(values, tuple) or len(values) != 3:
             raise ConfigError(f"{name} is {show(values)}, expected three numbers")
-        for value in values:
-            allowed.check(name, value)
+        object.__setattr__(config, name, tuple(allowed.check(name, value) for value in values))

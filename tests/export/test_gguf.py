@@ -150,6 +150,18 @@ def test_nothing_is_left_of_an_export_that_fails(source: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_numbers_of_every_spelling_are_written_as_what_they_mean(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 4.0, "vocab_size": float(config["text_config"]["vocab_size"])}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_std": [1, 0.5, 1], "image_mean": [0, 0.5, 0]}))
+    decoder, tower = export(copy, tmp_path / "out")
+    assert decoder.fields["qwen35.block_count"].contents() == 4
+    assert tower.fields["clip.vision.image_std"].contents() == [1.0, 0.5, 1.0]
+    assert tower.fields["clip.vision.image_mean"].contents() == [0.0, 0.5, 0.0]
+
+
 def test_what_llama_cpp_would_compute_wrongly_is_refused(source: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
