@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pocketvlm import config_ranges
-from pocketvlm.config_ranges import check_colours, check_numbers
+from pocketvlm.config_ranges import check_colours, check_numbers, check_token, refuse_quantized
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import as_integer, show
 
@@ -120,6 +120,11 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, config_ranges.VISION, "vision_config")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: positions "
+                "stand in a whole grid"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"vision hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
@@ -239,6 +244,8 @@ class ModelConfig:
             raise ConfigError(
                 f"insert_layer_id {self.insert_layer_id} is outside the tower's {self.vision.num_hidden_layers} layers"
             )
+        for name in ("image_token_id", "video_token_id", "eos_token_id"):
+            check_token(name, getattr(self, name), self.text.vocab_size)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -255,6 +262,8 @@ class ModelConfig:
         for name in ("text_config", "vision_config"):
             if not isinstance(data.get(name), Mapping):
                 raise ConfigError(f"config.json has no object {name!r}")
+        for part in (data, data["text_config"], data["vision_config"]):
+            refuse_quantized(part)
         text_data = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
         rope = text_data.pop("rope_parameters", None) or {}
         if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
@@ -269,7 +278,11 @@ class ModelConfig:
             text_data["layer_types"] = tuple(kinds[(i + 1) % interval == 0] for i in range(layers))
         picked = _pick(TextConfig, text_data, "text_config") | _pick(TextConfig, rope, "text_config.rope_parameters")
         vision = VisionConfig(**_pick(VisionConfig, data["vision_config"], "vision_config"))
-        return cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
+        config = cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
+        for part in (data, data["text_config"]):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # -1 means none
+                check_token(name, part.get(name), config.text.vocab_size)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` in the published layout."""
