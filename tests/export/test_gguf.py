@@ -169,7 +169,7 @@ def test_a_vocabulary_without_an_end_of_turn_is_one_line(source: Path, tmp_path:
     copy = Path(shutil.copytree(source, tmp_path / "copy"))
     file = copy / "tokenizer.json"
     file.write_text(file.read_text().replace("<|im_end|>", "<|end|>"))
-    with pytest.raises(CheckpointError, match="has no <|im_end|>"):
+    with pytest.raises(CheckpointError, match=r"has no <\|im_end\|>"):
         write_gguf(copy, tmp_path / "out")
 
 
