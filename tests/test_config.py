@@ -62,6 +62,21 @@ def test_layer_types_follow_from_the_interval_when_they_are_missing() -> None:
         ({"text_config__layer_types": [["linear_attention"]] * 24}, "layer types"),
         ({"text_config__num_key_value_heads": 0}, "num_key_value_heads"),
         ({"vision_config__num_attention_heads": 0}, "num_attention_heads"),
+        ({"vision_config__image_size": 13}, "image_size 13 is not a multiple of patch_size 14"),
+        ({"vision_config__image_size": 981}, "image_size 981 is not a multiple of patch_size 14"),
+        ({"vision_config__patch_size": 16}, "image_size 980 is not a multiple of patch_size 16"),
+        ({"text_config__vocab_size": 248_056}, "image_token_id is 248056, the vocabulary ends at 248055"),
+        ({"video_token_id": 248_094}, "video_token_id is 248094, the vocabulary ends at 248093"),
+        ({"eos_token_id": 10**6}, "eos_token_id is 1000000"),
+        ({"bos_token_id": 248_094}, "bos_token_id is 248094"),
+        ({"bos_token_id": "start"}, "bos_token_id"),
+        ({"pad_token_id": [0, 248_094]}, "pad_token_id is 248094"),
+        ({"text_config__eos_token_id": 248_320}, "eos_token_id is 248320"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config ('gptq')"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config ('of no name')"),
+        ({"text_config__quantization_config": {"quant_method": "fp8"}}, "quantization_config ('fp8')"),
+        ({"vision_config__quantization_config": {"quant_method": "awq"}}, "quantization_config ('awq')"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compression_config ('compressed-tensors"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_names_it(changes: dict[str, Any], named: str) -> None:
@@ -69,6 +84,20 @@ def test_what_does_not_fit_is_one_line_that_names_it(changes: dict[str, Any], na
         ModelConfig.from_dict(changed(**changes))
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantization_config": None},
+        {"quantization_config": {}},
+        {"bos_token_id": None, "pad_token_id": None},
+        {"bos_token_id": 248_045, "text_config__eos_token_id": [248_044, 248_046], "pad_token_id": -1},
+    ],
+    ids=str,
+)
+def test_what_says_nothing_or_fits_passes(changes: dict[str, Any]) -> None:
+    assert ModelConfig.from_dict(changed(**changes)) == ModelConfig()
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,41 @@ def test_the_published_value_and_the_bounds_are_inside(config: Any, name: str, a
             assert allowed.check(name, allowed.kind(bound)) == bound
 
 
+@pytest.mark.parametrize(("config", "name", "allowed"), CASES)
+def test_a_number_of_a_file_is_read_as_what_it_means(config: Any, name: str, allowed: Range) -> None:
+    """24.0 where a count is meant, 1 where a fraction is: programs of other languages write numbers so."""
+    value = getattr(config, name)
+    if allowed.kind is float:
+        value = next((whole for whole in (1, 2) if allowed.min <= whole <= allowed.max), value)
+    written = float(value) if allowed.kind is int else value
+    data = ModelConfig().to_dict()
+    places = {VisionConfig: data["vision_config"], TextConfig: data["text_config"], ModelConfig: data}
+    if name in data["text_config"]["rope_parameters"]:
+        data["text_config"]["rope_parameters"][name] = written
+    else:
+        places.get(type(config), {})[name] = written
+    if isinstance(config, ImageConfig):
+        read = getattr(ImageConfig.from_dict({name: written}), name)
+    else:
+        model = ModelConfig.from_dict(data)
+        read = getattr({VisionConfig: model.vision, TextConfig: model.text}.get(type(config), model), name)
+    assert read == value
+    assert type(read) is allowed.kind
+
+
+def test_layers_and_their_interval_may_be_written_with_a_point() -> None:
+    data = ModelConfig().to_dict()
+    del data["text_config"]["layer_types"]
+    data["text_config"] |= {"num_hidden_layers": 24.0, "full_attention_interval": 4.0}
+    assert ModelConfig.from_dict(data) == ModelConfig()
+
+
+def test_colours_may_be_whole_numbers() -> None:
+    for config in (ImageConfig(image_std=(1, 0.5, 1)), ImageConfig.from_dict({"image_std": [1, 0.5, 1]})):
+        assert [type(value) for value in config.image_std] == [float] * 3
+        assert config.image_std == (1.0, 0.5, 1.0)
+
+
 @pytest.mark.parametrize(("config", "table"), TABLES)
 def test_every_number_of_a_configuration_is_in_its_table(config: Any, table: Mapping[str, Range]) -> None:
     numbers = {f.name for f in fields(config) if type(getattr(config, f.name)) in (int, float)}

@@ -7,9 +7,10 @@ The upper bounds are far above anything published; they are there for files that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.ranges import Range, show
+from pocketvlm.ranges import Range, as_integer, show
 
 _WIDTH, _HEADS, _LAYERS = Range(int, 1, 2**17), Range(int, 1, 1024), Range(int, 1, 512)
 _TOKEN = Range(int, 0, 2**24)
@@ -67,16 +68,39 @@ COLOURS: Mapping[str, Range] = {
 
 
 def check_numbers(config: object, table: Mapping[str, Range], where: str = "") -> None:
-    """Raise `ConfigError` for the first attribute of `config` that is outside of its range, named as `where`.name."""
+    """Raise `ConfigError` for the first attribute of a frozen `config` that is outside of its range, named as
+    `where`.name; leave numbers of the range's kind in their place.
+    """
     for name, allowed in table.items():
-        allowed.check(f"{where}.{name}".lstrip("."), getattr(config, name))
+        number = allowed.check(f"{where}.{name}".lstrip("."), getattr(config, name))
+        object.__setattr__(config, name, number)
 
 
 def check_colours(config: object) -> None:
-    """Raise `ConfigError` unless means and deviations are three numbers each, within their range."""
+    """Raise `ConfigError` unless means and deviations are three numbers each, within their range; leave floats."""
     for name, allowed in COLOURS.items():
         values = getattr(config, name)
         if not isinstance(values, tuple) or len(values) != 3:
             raise ConfigError(f"{name} is {show(values)}, expected three numbers")
-        for value in values:
-            allowed.check(name, value)
+        object.__setattr__(config, name, tuple(allowed.check(name, value) for value in values))
+
+
+def check_token(name: str, value: Any, vocab_size: int) -> None:
+    """Raise `ConfigError` for an id (or one of a list) that the model has no embedding of; None is no id."""
+    for token in value if isinstance(value, (list, tuple)) else (value,):
+        if token is not None and Range(int, -1).check(name, as_integer(token)) >= vocab_size:
+            raise ConfigError(
+                f"{name} is {show(token)}, the vocabulary ends at {vocab_size - 1}",
+                hint="Use the config.json that came with the weights.",
+            )
+
+
+def refuse_quantized(data: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where the weights are said to be packed in fewer bits by another program."""
+    for name in ("quantization_config", "compression_config"):
+        if found := data.get(name):
+            kind = show(found.get("quant_method", "of no name"), 20) if isinstance(found, Mapping) else show(found)
+            raise ConfigError(
+                f"config.json has a {name} ({kind}): the weights are packed for another program, expected plain ones",
+                hint="Use the checkpoint that they were made from; runtime='onnx' has quantization='int8' and 'int4'.",
+            )

@@ -76,6 +76,11 @@ def plain_number(name: str, value: Any) -> Any:
     return number
 
 
+def as_integer(value: Any) -> Any:
+    """A whole number that a file writes with a point (24.0) as the integer it means; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def show(value: object, length: int = 40) -> str:
     """`value` for an error message: the beginning of its `repr`, or its type where it has none."""
     try:

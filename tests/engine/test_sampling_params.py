@@ -130,6 +130,7 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
 
 def test_defaults_of_a_checkpoint_are_greedy_unless_it_samples() -> None:
     assert SamplingParams.defaults_of({"temperature": 0.7}) == {"temperature": 0.0}
+    assert SamplingParams.defaults_of({"do_sample": True, "temperature": 1, "top_k": 50.0})["top_k"] == 50
     assert SamplingParams.defaults_of({"do_sample": True, "temperature": 0.7, "top_k": 0}) == {
         "temperature": 0.7,
         "top_k": 0,

@@ -21,10 +21,11 @@ from pocketvlm.cli.common import (
     read_media,
     source,
 )
-from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.console import put, put_json, say, say_aside
 from pocketvlm.errors import PocketVLMError, PromptError
 
 if TYPE_CHECKING:
+    from pocketvlm.api.stream import Stream
     from pocketvlm.api.vlm import VLM
 
 HELP = "Type a question. /image PATH adds a picture to the next question, /reset starts anew, /quit ends."
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, PICTURES, VIDEO, SAMPLING)
     add_logprobs(parser)
     add_structure(parser)
-    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
+    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
     add_json(parser)
 
 
@@ -105,12 +106,28 @@ def _turn(
 
     messages = [*messages, *question_messages(pending, line)]
     stream = vlm.stream(messages, **options)
-    for text in stream:
-        if not as_json:
-            put(text, end="")
+    _show(stream, as_json)
     answer = stream.answer
     if as_json:
         put_json(answer_json(answer))
-    else:
-        put()
     return [*messages, {"role": "assistant", "content": answer.text}]
+
+
+def _show(stream: Stream, as_json: bool) -> None:
+    """Read an answer to its end, and print it as it comes, unless it becomes a JSON line: what the model thinks first
+    to stderr, so that stdout holds the answer alone.
+    """
+    is_thinking = False
+    for delta in stream.deltas():
+        if as_json:
+            continue
+        if delta.reasoning:
+            say_aside(delta.reasoning)
+            is_thinking = True
+        if is_thinking and (delta.text or delta.finish_reason):
+            say("")  # the answer begins on a line of its own
+            is_thinking = False
+        if delta.text:
+            put(delta.text, end="")
+    if not as_json:
+        put()

@@ -3,8 +3,8 @@
 The compiler bounds most of its work, not all: some schemas keep it busy for minutes, some overflow its stack, which
 ends the process it runs in. No thread could be given up then. So a grammar is tried here, on single bytes in place of
 the whole vocabulary, with less stack, memory and time than the serving process has, which compiles only what came
-through. The first tokens of a random answer are tried as well. The time is that of the processor, so that a busy machine
-takes whatever a quiet one takes.
+through. The first tokens of a random answer are tried as well. The time is that of the processor, so that a busy
+machine takes whatever a quiet one takes.
 
 Run as a script (it imports nothing of this package): JSON lines in, JSON lines out, until its input ends.
 """

@@ -250,7 +250,7 @@ def _configs(directory: str | Path | ModelDirectory) -> tuple[ModelConfig, Image
         raise error
     config = ModelConfig.from_dict(read_json(directory / "config.json"))
     if has_image_config(directory):
-        return config, read_image_configs(directory)[0]
+        return config, read_image_configs(directory, config.downsample_mode)[0]
     logger.warning("%s does not say how pictures are normalised: the published mean and deviation hold", directory)
     return config, ImageConfig()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.ranges import Range, check_all, show
+from pocketvlm.ranges import Range, as_integer, check_all, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
@@ -220,6 +220,8 @@ class SamplingParams:
         """
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         picked = {k: generation_config[k] for k in names if generation_config.get(k) is not None}
+        if "top_k" in picked:
+            picked["top_k"] = as_integer(picked["top_k"])
         if not generation_config.get("do_sample", False):
             picked["temperature"] = 0.0
         try:

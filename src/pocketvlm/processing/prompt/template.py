@@ -108,20 +108,7 @@ class ChatTemplate:
         directory = Path(path)
         if config is None:
             config = read_json(directory / "tokenizer_config.json")
-        file = directory / "chat_template.jinja"
-        source: Any = config.get("chat_template")
-        if file.is_file():
-            try:
-                source = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{file} is not readable text ({type(error).__name__})") from None
-        if isinstance(source, list):  # several templates by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
-            source = named.get("default")
-        if not isinstance(source, str):
-            raise CheckpointError(
-                f"{directory} has no chat template", hint="A checkpoint directory needs chat_template.jinja."
-            )
+        source = template_source(directory, config=config)
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         found = {name: token_content(config.get(name)) for name in names}
         return cls(source, control_tokens, {name: text for name, text in found.items() if text is not None})
@@ -226,6 +213,25 @@ class ChatTemplate:
             text = part.replace(guard, "")
             if text:
                 yield Piece(text=text, is_control=index % 2 == 1)
+
+
+def template_source(directory: Path, *, config: Mapping[str, Any] | None = None) -> str:
+    """The Jinja source of a checkpoint's template; arguments and errors as for `ChatTemplate.from_directory`."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{file} is not readable text ({type(error).__name__})") from None
+    source: Any = (read_json(directory / "tokenizer_config.json") if config is None else config).get("chat_template")
+    if isinstance(source, list):  # several templates by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        raise CheckpointError(
+            f"{directory} has no chat template", hint="A checkpoint directory needs chat_template.jinja."
+        )
+    return source
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:

@@ -21,7 +21,7 @@ import tokenizers
 from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.json_text import HALF_A_CHARACTER, is_text
-from pocketvlm.ranges import show
+from pocketvlm.ranges import as_integer, show
 
 # A turn ends at <|im_end|>, a document at <|endoftext|>. Checkpoints name one or the other as "the" end; generation
 # that watches for only one of them runs on past the answer.
@@ -256,7 +256,7 @@ def token_content(entry: Any) -> str | None:
 
 def _eos_ids(file: Path, value: Any) -> list[int]:
     """The `eos_token_id` of a generation_config.json: one id, a list, or nothing."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [] if value is None else [as_integer(i) for i in (value if isinstance(value, list) else [value])]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise CheckpointError(f"{file}: eos_token_id is {value!r}, expected an integer or a list of integers")
     return ids
