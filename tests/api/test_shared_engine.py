@@ -57,3 +57,18 @@ def test_an_interrupt_while_outputs_are_handed_out_costs_one_job_beside_that_of_
     assert vlm.chat([{"role": "user", "content": "Number 0"}], temperature=0, max_tokens=4).text == expected[0][0]
     vlm.engine.check_integrity()
     assert not vlm.engine.has_work
+
+
+def test_a_fault_with_one_answer_costs_no_other(vlm: pocketvlm.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [read(stream) for stream in streams(vlm)]
+    first, second, third = streams(vlm)
+
+    def broken(_output: object) -> None:
+        raise ValueError("no such character")
+
+    monkeypatch.setattr(second._job, "take", broken)
+    assert read(first) == expected[0]
+    with pytest.raises(EngineError, match="ValueError"):
+        list(second.deltas())
+    assert read(third) == expected[2]
+    assert not vlm.engine.has_work

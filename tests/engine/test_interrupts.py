@@ -84,3 +84,19 @@ def test_an_interrupt_at_any_line_costs_what_was_running(layout: str) -> None:
             assert all(s.finish_reason is not None and s.slot is None for s in request.sequences), where
         assert not engine.pool.sequences, where
         assert not engine.features.pins, where
+
+
+def test_a_step_looks_at_what_it_touches_and_not_at_all_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("contiguous")
+    for seed in range(40):
+        engine.add(make_request(engine.runner, random_text(5, seed), SamplingParams(temperature=0, max_tokens=2)))
+    touched = list[Request]()
+    remember = engine._remember
+    monkeypatch.setattr(engine, "_remember", lambda request: (touched.append(request), remember(request)))
+    engine.scheduler.on_admission = engine._remember
+    steps = 0
+    while engine.has_work:
+        engine.step()
+        steps += 1
+    assert len(touched) <= 2 * 4 * steps  # those that have a slot, and those that get one
+    assert steps < 40

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError, PocketVLMError
 from pocketvlm.model import checkpoint
-from pocketvlm.model.checkpoint import INDEX, WEIGHTS, load_model, our_name, published_names, save_model
+from pocketvlm.model.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    count_parameters,
+    load_model,
+    our_name,
+    published_names,
+    save_model,
+    stored_dtype,
+)
 from pocketvlm.model.text.decoder import fp32_parameters
 
 Tensors = dict[str, Tensor]
@@ -352,3 +361,16 @@ def test_index_that_names_a_missing_shard(directory: Path) -> None:
     shard(directory, 3)
     (directory / "model-00002-of-00003.safetensors").unlink()
     one_clear_error(directory, CheckpointError, "model-00002-of-00003.safetensors does not exist")
+
+
+@pytest.mark.parametrize("read", [load_model, count_parameters, stored_dtype])
+def test_weights_that_go_away_before_they_are_read_are_one_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    files = [directory / "gone.safetensors", *checkpoint.weight_files(directory)]
+    monkeypatch.setattr(checkpoint, "weight_files", lambda _: files)
+    gone, stat = files[0], Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: stat(files[1] if path == gone else path, **more))
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors cannot be read") as error:
+        read(directory)
+    assert "\n" not in str(error.value)

@@ -5,6 +5,7 @@ A step brings all jobs further, so that streams that are read in turns, or from 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.machine import OwnProcess
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
@@ -91,8 +93,8 @@ class SharedEngine:
             self._given_up.popleft()
 
     def _step(self) -> None:
-        """Run a step and hand its outputs out, one by one: an interrupt costs the job in hand, and leaves the others
-        for the next step."""
+        """Run a step and hand its outputs out, one by one: what goes wrong with one costs its job, and an interrupt
+        leaves the others for the next step."""
         self.engine.run_step()
         outputs = self.engine.outputs
         while outputs:
@@ -102,14 +104,18 @@ class SharedEngine:
                 if job is not None:
                     self._hand_over(job, output)
                 outputs.popleft()
-            except BaseException:
+            except BaseException as error:
+                is_fault = isinstance(error, Exception)  # of this job alone; all else is for whoever runs the step
                 if outputs and outputs[0] is output:
                     outputs.popleft()
                 if job is not None:
-                    job.error = job.error or EngineError("interrupted")
+                    why = f"its answer could not be read ({type(error).__name__})" if is_fault else "interrupted"
+                    job.error = job.error or EngineError(why)
                     self._jobs.pop(job.request, None)
                     self.give_up(job)
-                raise
+                if not is_fault:
+                    raise
+                logger.exception("an answer was lost")
 
     def _hand_over(self, job: Job, output: Output) -> None:
         if (delta := job.take(output)) is not None:

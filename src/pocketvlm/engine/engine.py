@@ -60,7 +60,9 @@ class Engine:
         self.updater = Updater(self.scheduler, self.metrics, runner.config.text.vocab_size)
         self.requests = self.updater.requests
         self.outputs: deque[Output] = deque()
-        self._before: dict[Sequence, bool] = {}  # whether each had ended when what is under way began
+        # Whether each had ended when what is under way began: those of requests that it touches. Most only wait.
+        self._before: dict[Sequence, bool] = {}
+        self.scheduler.on_admission = self._remember
         self._is_broken = False  # something is under way, or was broken off
 
     @property
@@ -107,15 +109,15 @@ class Engine:
     @torch.inference_mode()
     def abort(self, request: Request) -> None:
         """Give a request up, whatever it is doing. No more outputs come of it."""
-        self._begin()
         if self.requests.get(request.request_id) is request:
+            self._begin(request)
             self.updater.end_all(request, "abort")
-        self._is_broken = False
+            self._is_broken = False
 
     @torch.inference_mode()
     def finish(self, request: Request, index: int) -> None:
         """End one answer whose reader saw a stop string."""
-        self._begin()
+        self._begin(request)
         for sequence in request.sequences:
             if sequence.index == index and sequence.finish_reason is None:
                 self.updater.end(sequence, "stop")
@@ -148,13 +150,21 @@ class Engine:
         self._trim()
         self._set_gauges()
 
-    def _begin(self) -> None:
+    def _begin(self, touched: Request | None = None) -> None:
         """Note that something is under way, after making good what was broken off before."""
         if self._is_broken:
             self._fail_running(None)
-        sequences = (sequence for request in self.requests.values() for sequence in request.sequences)
-        self._before = {sequence: sequence.finish_reason is not None for sequence in sequences}
+        self._before = {}
+        for request in dict.fromkeys(sequence.request for sequence in self.pool.sequences):
+            self._remember(request)
+        if touched is not None:
+            self._remember(touched)
         self._is_broken = True
+
+    def _remember(self, request: Request) -> None:
+        """Keep what a request is like before it is touched."""
+        for sequence in request.sequences:
+            self._before.setdefault(sequence, sequence.finish_reason is not None)
 
     def _trim(self) -> None:
         """Give free memory back to the system now and then."""
@@ -175,6 +185,7 @@ class Engine:
         now = time.monotonic()
         for request in list(self.requests.values()):
             if request.deadline is not None and now >= request.deadline:
+                self._remember(request)
                 self.outputs += self.updater.end_all(request, "abort", "the deadline has passed")
 
     def _fail_running(self, error: Exception | None) -> None:
@@ -191,6 +202,7 @@ class Engine:
         lost = [request for request in own if not self._only_waits(request, waiting, told)]
         if error is not None and not lost and waiting:  # it was not even admitted, and would fail for ever
             lost = [next(self.scheduler.in_order()).request]
+            own.setdefault(lost[0], list(lost[0].sequences))
         self.scheduler.reset([s for request in lost for s in own[request]])
         for request in lost:
             for sequence in own[request]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
@@ -94,6 +94,7 @@ class Scheduler:
         self.waiting: list[tuple[float, int, Sequence]] = []
         self.metrics = metrics
         self._ticket = itertools.count()
+        self.on_admission: Callable[[Request], None] = lambda _: None  # called before anything of it changes
 
     def add_request(self, request: Request) -> None:
         """Find out what a new request's prompt looks like, which is done here only, and queue its first sequence."""
@@ -201,6 +202,7 @@ class Scheduler:
             more = self.promised() + [sequence.tokens + 1] * sequence.request.width
             if not self.pool.fits(more):
                 return
+            self.on_admission(sequence.request)
             heapq.heappop(self.waiting)
             self.pool.reserve(more)
             self.pool.admit(sequence)

@@ -173,6 +173,7 @@ class Updater:
         if parents is None:
             return [self.fail_sequence(request.sequences[0], NO_SCORES, erase=True)]
         request.sequences[0].output_ids = list(search.best.ids)
+        self.metrics.generation_tokens.inc(len(search.best.ids))
         request.score = search.best.score
         self.end(request.sequences[0], search.best.finish_reason)
         return [Output(request, 0, search.best.ids, (), search.best.finish_reason)]

@@ -128,7 +128,7 @@ def count_parameters(directory: Path) -> int:
         try:
             with safe_open(file, framework="pt") as handle:
                 total += sum(math.prod(handle.get_slice(name).get_shape()) for name in _used(handle))
-        except SafetensorError:
+        except (SafetensorError, OSError):
             raise diagnosis.of_unreadable(file) from None
     return total
 
@@ -139,7 +139,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
         try:
             with safe_open(file, framework="pt") as handle:
                 kinds = {handle.get_slice(name).get_dtype() for name in _used(handle)}
-        except SafetensorError:
+        except (SafetensorError, OSError):
             raise diagnosis.of_unreadable(file) from None
         if not kinds <= {"BF16", "BOOL"}:
             return torch.float32
@@ -164,7 +164,7 @@ def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                     read += tensor.nbytes
                     yield name, tensor
                     del tensor
-    except SafetensorError:
+    except (SafetensorError, OSError):
         raise diagnosis.of_unreadable(file) from None
 
 

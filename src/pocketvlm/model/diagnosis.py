@@ -74,9 +74,14 @@ def without_weights(directory: Path) -> CheckpointError:
 
 
 def of_unreadable(file: Path) -> CheckpointError:
-    """The error of weights that are no safetensors file."""
+    """The error of weights that cannot be read, or are no safetensors file."""
     if _head(file).startswith(_LFS):
         return CheckpointError(f"{file} is a Git LFS pointer, not the weights", hint="Run `git lfs pull` there.")
+    try:
+        with file.open("rb") as content:
+            content.read(1)
+    except OSError as error:
+        return CheckpointError(f"{file} cannot be read ({error.strerror})", hint="Was it moved, or is it another's?")
     return CheckpointError(f"{file} is truncated or no safetensors file", hint="Download or copy it again.")
 
 
