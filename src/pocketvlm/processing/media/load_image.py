@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, features
 
 from pocketvlm.errors import MediaError
 from pocketvlm.files import whole_file
-from pocketvlm.processing.media.fetch import is_url
+from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.kinds import HEAD_BYTES, is_avif, is_picture, is_video_content, kind_of
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.repair import PNG_MAGIC, with_last_marker, without_metadata
@@ -171,7 +171,7 @@ def is_video(source: object) -> bool:
     if not isinstance(source, (str, Path)):
         return False
     text = str(source)
-    if text[:5].lower() == "data:":
+    if is_data_url(text):
         return text[:11].lower() == "data:video/"
     if is_url(text):
         try:
