@@ -14,7 +14,9 @@ import pytest
 from pocketvlm import config_ranges
 from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig, read_json
 from pocketvlm.errors import ConfigError
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.ranges import Range
+from pocketvlm.views import Size
 
 TABLES: list[tuple[Any, Mapping[str, Range]]] = [
     (VisionConfig(), config_ranges.VISION),
@@ -146,3 +148,22 @@ def test_a_part_of_a_head_that_cannot_turn_in_pairs_is_refused(factor: float) ->
     with pytest.raises(ConfigError, match="partial_rotary_factor"):
         TextConfig(head_dim=64 if factor == 0.3 else 256, partial_rotary_factor=factor)
     assert TextConfig(partial_rotary_factor=2 / 256).rotary_dim == 2
+
+
+@pytest.mark.parametrize("patch", [1, 14, 256])
+def test_a_view_that_no_picture_could_have_is_refused_at_load(patch: int) -> None:
+    """A scale that is too large for one view would fail every request with a picture."""
+    largest = min(2**14, 108 * patch)
+    config = ImageConfig(scale_resolution=largest, patch_size=patch)
+    assert plan_views(Size(height=500, width=500), config, "16x").views
+    assert plan_views(Size(height=500, width=500), config, "4x").views
+    if largest < 2**14:
+        with pytest.raises(ConfigError, match=f"scale_resolution={2**14} is not an integer of 1 to {108 * patch}"):
+            ImageConfig(scale_resolution=2**14, patch_size=patch)
+
+
+def test_a_context_that_no_prompt_fits_is_refused_at_load() -> None:
+    data = ModelConfig().to_dict()
+    data["text_config"]["max_position_embeddings"] = 1
+    with pytest.raises(ConfigError, match="max_position_embeddings=1 is not an integer of 16 to"):
+        ModelConfig.from_dict(data)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pocketvlm import config_ranges
-from pocketvlm.config_ranges import check_colours, check_numbers, check_token, refuse_quantized
+from pocketvlm.config_ranges import check_colours, check_numbers, check_token, check_view, refuse_quantized
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import as_integer, show
 
@@ -321,6 +321,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, config_ranges.IMAGE)
+        check_view(self.scale_resolution, self.patch_size)
         check_colours(self)
         if self.four_x_rounding not in FOUR_X_ROUNDING:
             raise ConfigError(

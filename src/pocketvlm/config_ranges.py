@@ -6,6 +6,7 @@ The upper bounds are far above anything published; they are there for files that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ TEXT: Mapping[str, Range] = {
     "intermediate_size": _WIDTH,
     "num_hidden_layers": _LAYERS,
     "vocab_size": Range(int, 1, 2**24),
-    "max_position_embeddings": Range(int, 1, 2**30),
+    # The published template turns a message of one word into 13 tokens, and an answer needs one more.
+    "max_position_embeddings": Range(int, 16, 2**30),
     "rms_norm_eps": _EPSILON,
     "num_attention_heads": _HEADS,
     "num_key_value_heads": _HEADS,
@@ -52,6 +54,8 @@ MODEL: Mapping[str, Range] = {
     "video_token_id": _TOKEN,
     "eos_token_id": _TOKEN,
 }
+# Patches of one view, so that none makes the tower choke: a regular one has about 1,024.
+MAX_VIEW_PATCHES = 12_288
 # Of pictures and videos alike.
 IMAGE: Mapping[str, Range] = {
     "max_slice_nums": Range(int, 1, 2**31 - 1),
@@ -83,6 +87,12 @@ def check_colours(config: object) -> None:
         if not isinstance(values, tuple) or len(values) != 3:
             raise ConfigError(f"{name} is {show(values)}, expected three numbers")
         object.__setattr__(config, name, tuple(allowed.check(name, value) for value in values))
+
+
+def check_view(scale_resolution: int, patch_size: int) -> None:
+    """Raise `ConfigError` where a square view, each side a multiple of four patches, has more patches than one may."""
+    side = math.isqrt(MAX_VIEW_PATCHES) // 4 * 4 * patch_size
+    Range(int, 1, side).check(f"with patch_size={patch_size}, scale_resolution", scale_resolution)
 
 
 def check_token(name: str, value: Any, vocab_size: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from helpers.terminal import run_on_terminal, run_process, run_unread
 
 from pocketvlm.cli import chat, console
-from pocketvlm.cli.common import files_read
+from pocketvlm.cli.common import files_read, source
 from pocketvlm.errors import PromptError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors as POSIX has them")
@@ -159,3 +159,15 @@ def test_files_that_are_read_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     assert files_read(str(tmp_path), ["a.png", "http://host/b.png"]) == [Path("a.png"), tmp_path / "config.json"]
     assert files_read("nano") == files_read(None) == []
+
+
+@pytest.mark.parametrize("start", ["http://", "https://", "data:", "HTTP://", "Https://", "DATA:"])
+def test_a_url_stays_a_url_on_the_command_line_in_any_case(start: str) -> None:
+    """As in the API and in `batch`."""
+    assert source(start + "host/a.png") == start + "host/a.png"
+    assert files_read(None, [start + "host/a.png"]) == []
+
+
+def test_everything_else_on_the_command_line_is_a_path() -> None:
+    for text in ("a.png", "https", "data", "data/a.png", "http:/a.png"):
+        assert source(text) == Path(text)

@@ -125,7 +125,9 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
 
 def source(text: str) -> Any:
     """Return what a media argument names: a URL stays text, everything else is a path."""
-    return text if text.startswith(("http://", "https://", "data:")) else Path(text)
+    from pocketvlm.processing.media.fetch import is_data_url, is_url
+
+    return text if is_url(text) or is_data_url(text) else Path(text)
 
 
 def files_read(model: str | None, texts: Sequence[str] = ()) -> list[Path]:
