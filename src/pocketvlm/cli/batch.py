@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if args.concurrency < 1:
         raise ConfigError(f"--concurrency {args.concurrency} is below 1")
     check_paths(args.input, args.output, overwrite=args.overwrite)
-    check_output(args.output, inputs=files_read(args.model))
     options = options_of(args, PICTURES, VIDEO, _SAMPLING)
     read_media(args, [], options)  # what is wrong with them is found before torch and weights are loaded
+    check_output(args.output, inputs=files_read(directory_of(args)))
     places = {name: getattr(args, name) for name in PLACES}
     summary = run_batch(
         args.input,

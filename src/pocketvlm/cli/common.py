@@ -18,6 +18,7 @@ from pocketvlm.config import (
     check_dtype_name,
 )
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.errors import CheckpointError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.picture_options import option_help
@@ -128,11 +129,31 @@ def source(text: str) -> Any:
     return text if text.startswith(("http://", "https://", "data:")) else Path(text)
 
 
-def files_read(model: str | None, texts: Sequence[str] = ()) -> list[Path]:
-    """List the files that a command reads and must not write over: media, and those of a model's directory."""
+def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> list[Path]:
+    """List the files that a command reads and must not write over: media, and those of a model's directory.
+
+    Args:
+        directory: as it was looked up: the name of a model need not be a path, and a path need not be a possible one.
+        texts: what the user named: paths or URLs.
+
+    Raises:
+        CheckpointError: the directory cannot be listed.
+    """
     media = [named for text in texts if isinstance(named := source(text), Path)]
-    directory = None if model is None else Path(model).expanduser()
-    return [*media, *(directory.iterdir() if directory is not None and directory.is_dir() else ())]
+    try:
+        return [*media, *(directory.path.iterdir() if directory is not None else ())]
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be listed ({error.strerror})", hint="Check its permissions."
+        ) from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name; of a name that no file can have, there is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, in a directory that is closed to us, a zero byte
+        return False
 
 
 @contextmanager
