@@ -6,19 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import LINES, line_of
-from pocketvlm.cli.common import add_json, directory_of, files_read, is_file, progress_bars
+from pocketvlm.benchmark.lines import LINES, Line, line_of
+from pocketvlm.cli.common import add_json, check_ranges, directory_of, files_read, is_file, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.files import check_output
 from pocketvlm.machine import processor_name, usable_cores
 from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.ranges import Range
 
 WHAT = {
     "offline": "stages of single answers and of a batch, each runtime in a process of its own",
     "growth": "time and memory of the first of --runs against views, prompt length and batch",
 }
 PEERS = ("transformers", "llama.cpp")
+RANGES = {"rounds": Range(int, 1, Line.rounds)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds {args.rounds} is below 1")
+    check_ranges(args, RANGES)
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
     for file in (*args.gguf, args.mmproj):

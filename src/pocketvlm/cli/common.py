@@ -17,12 +17,14 @@ from pocketvlm.config import (
     check_downsample_mode,
     check_dtype_name,
 )
+from pocketvlm.config_ranges import IMAGE
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import CheckpointError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.picture_options import option_help
 from pocketvlm.protocol.chat_response import logprobs_of
+from pocketvlm.ranges import Range
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
@@ -85,9 +87,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace, *groups: Mapping[str, tuple[type, str]]) -> dict[str, Any]:
-    """Return the options that were given."""
+    """Return the options that were given; `ConfigError` for a number of pictures or videos that is out of its range."""
     values = {name: getattr(args, name) for group in groups for name in group}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in given.keys() & IMAGE.keys():
+        IMAGE[name].check(name, given[name])
+    return given
+
+
+def check_ranges(args: argparse.Namespace, ranges: Mapping[str, Range]) -> None:
+    """Refuse numbers out of range, by the table of a command: `RANGES` in its module."""
+    for name, allowed in ranges.items():
+        allowed.check(f"--{name.replace('_', '-')}", getattr(args, name))
 
 
 def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Any], float]:
