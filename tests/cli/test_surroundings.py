@@ -15,7 +15,10 @@ from helpers.terminal import run_on_terminal, run_process, run_unread
 
 from pocketvlm.cli import chat, console
 from pocketvlm.cli.common import files_read, source
-from pocketvlm.errors import PromptError
+from pocketvlm.config_files import ConfigFiles
+from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors as POSIX has them")
 
@@ -157,8 +160,14 @@ def test_ctrl_c_ends_a_benchmark_and_its_workers_without_a_traceback(seeded_chec
 
 def test_files_that_are_read_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    assert files_read(str(tmp_path), ["a.png", "http://host/b.png"]) == [Path("a.png"), tmp_path / "config.json"]
-    assert files_read("nano") == files_read(None) == []
+    directory = ModelDirectory("m", tmp_path, "checkpoint", ConfigFiles())
+    assert files_read(directory, ["a.png", "http://host/b.png"]) == [Path("a.png"), tmp_path / "config.json"]
+    assert files_read(None) == []
+    assert {file.name for file in files_read(resolve("nano"))} >= {"config.json", "model.safetensors"}
+    tmp_path.joinpath("config.json").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(CheckpointError, match="m cannot be listed"):
+        files_read(directory)
 
 
 @pytest.mark.parametrize("start", ["http://", "https://", "data:", "HTTP://", "Https://", "DATA:"])

@@ -60,8 +60,11 @@ def open_lines(path: Path) -> IO[bytes]:
             hint = "Save the requests to a file first: they are read twice." if path.is_fifo() else ""
             raise ConfigError(f"{path} is not an ordinary file", hint=hint or "Give a file with one request a line.")
         return path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check the path.") from None
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError, and so is a `ConfigError`
+        if isinstance(error, ConfigError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{str(path)!r:.80} cannot be read: {reason}", hint="Check the path.") from None
 
 
 def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:

@@ -14,6 +14,7 @@ from pocketvlm.cli.common import (
     add_model,
     add_options,
     answer_json,
+    is_file,
     loaded,
     options_of,
     read_media,
@@ -37,21 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def question_is_file(text: str) -> bool:
-    """Tell whether the only word is a picture whose question was forgotten."""
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def run(args: argparse.Namespace) -> int:
     images, question = [*args.image, *args.words], args.prompt
     if question is None:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
-        if not images and question_is_file(question):
+        if not images and is_file(Path(question)):  # a picture whose question was forgotten
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")

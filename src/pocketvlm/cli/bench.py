@@ -6,19 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import LINES, line_of
-from pocketvlm.cli.common import add_json, directory_of, files_read, progress_bars
+from pocketvlm.benchmark.lines import LINES, Line, line_of
+from pocketvlm.cli.common import add_json, check_ranges, directory_of, files_read, is_file, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.files import check_output
 from pocketvlm.machine import processor_name, usable_cores
 from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.ranges import Range
 
 WHAT = {
     "offline": "stages of single answers and of a batch, each runtime in a process of its own",
     "growth": "time and memory of the first of --runs against views, prompt length and batch",
 }
 PEERS = ("transformers", "llama.cpp")
+RANGES = {"rounds": Range(int, 1, Line.rounds)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,20 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds {args.rounds} is below 1")
+    check_ranges(args, RANGES)
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
     for file in (*args.gguf, args.mmproj):
-        if file is not None and not file.is_file():  # said now, not when the others have been loaded
-            raise ConfigError(f"{file} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
+        if file is not None and not is_file(file):  # said now, not when the others have been loaded
+            raise ConfigError(f"{str(file)!r:.80} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
     if args.plot is not None:
         if args.what != "growth":
             raise ConfigError("--plot is for growth only", hint="Leave it out.")
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--plot {args.plot} is no .png, .pdf or .svg", hint="Give it such a name.")
-        check_output(args.plot, inputs=files_read(args.model))
+        check_output(args.plot)  # before a model is looked up, maybe downloaded
     directory = directory_of(args)
+    if args.plot is not None:
+        check_output(args.plot, inputs=files_read(directory))
     specs = _specs(args)
     if args.what == "growth":
         return _growth(args, directory, specs[0])

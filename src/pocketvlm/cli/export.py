@@ -22,7 +22,7 @@ FORMATS = {
     "gguf": "two files for llama.cpp: decoder and tower",
 }
 STANDARD = "standard (default): runs wherever ONNX Runtime does"
-COMPILED = "compiled: the decoder's products are our own, faster, for machines like this one"
+COMPILED = "compiled: the products of tower and decoder are our own, faster, for machines like this one"
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 

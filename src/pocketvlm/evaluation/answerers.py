@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pocketvlm.errors import MediaError, PromptError
+from pocketvlm.evaluation.ranges import LOCAL
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 
@@ -56,7 +57,8 @@ class LocalModel:
         batch_size: int = 16,
         shown: Callable[[Example], tuple[Media, ...]] | None = None,
     ) -> None:
-        self.vlm, self.options, self.batch_size = vlm, dict(options), batch_size
+        self.vlm, self.options = vlm, dict(options)
+        self.batch_size = LOCAL["batch_size"].check("batch_size", batch_size)
         self.shown = shown or (lambda example: example.media)
 
     def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:

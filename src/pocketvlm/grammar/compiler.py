@@ -20,7 +20,14 @@ import numpy as np
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.grammar.source import grammar_text
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
-from pocketvlm.grammar.trial_worker import LIMITS, GrammarWorker, make_tokenizer
+from pocketvlm.grammar.trial_worker import (
+    LIMITS,
+    TO_START,
+    TO_TRY,
+    TRIAL_SECONDS,
+    GrammarWorker,
+    make_tokenizer,
+)
 
 try:
     import llguidance
@@ -33,7 +40,9 @@ if TYPE_CHECKING:
 Words = np.ndarray[Any, np.dtype[np.int32]]  # [W]
 
 KEPT = 64  # compiled grammars
-TO_WAIT = 5.0  # seconds for the grammars of others, of which one may take as long as a trial
+# Seconds for the grammar of another, whose trial may need a new process first; compiling it here takes as long again as
+# the trial's processor time. Whoever waits longer waits for several.
+TO_WAIT = TO_START + TO_TRY + TRIAL_SECONDS
 THINKING_ENDS = "</think>"
 TOOL_CALL = ("<tool_call>", "</tool_call>")
 MAX_GAP = 4  # tokens of white space between the reasoning and the answer
@@ -103,7 +112,7 @@ class GrammarCompiler:
         if matcher is None:
             text = grammar_text(spec, self.vocabulary.control)
             if not self._compiling.acquire(timeout=TO_WAIT):
-                raise ConfigError("other grammars are being compiled", hint="Try again in a second.")
+                raise ConfigError("other grammars are being compiled", hint="Try again later.")
             try:
                 matcher = self._known(spec) or self._compile(text)
             finally:
