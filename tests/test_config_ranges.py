@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pocketvlm import config_ranges
-from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig, read_json
+from pocketvlm.config import ImageConfig, ModelConfig, TextConfig, VisionConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.ranges import Range
+from pocketvlm.text_files import read_json
 from pocketvlm.views import Size
 
 TABLES: list[tuple[Any, Mapping[str, Range]]] = [

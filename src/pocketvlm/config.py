@@ -7,11 +7,9 @@ run. Source of the names: the published configuration of MiniCPM-V 4.6.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pocketvlm import config_ranges
@@ -346,18 +344,3 @@ class ImageConfig:
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a configuration file; `ConfigError` names the file and the fault."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", hint="A checkpoint directory needs this file.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not readable JSON: it is nested too deeply") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, no JSON, or an integer of thousands of digits
-        raise ConfigError(f"{path} is not readable JSON ({type(error).__name__})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value

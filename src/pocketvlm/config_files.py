@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import show
+from pocketvlm.text_files import is_there, read_json
 
 PROCESSOR, IMAGE, VIDEO = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
 GENERATION = "generation_config.json"
@@ -64,7 +65,7 @@ class ConfigFiles:
         model = ModelConfig.from_dict(read_json(directory / "config.json"))
         image, video = read_image_configs(directory, model.downsample_mode)
         generation = directory / GENERATION
-        return cls(model, image, video, read_json(generation) if generation.is_file() else {})
+        return cls(model, image, video, read_json(generation) if is_there(generation) else {})
 
 
 def read_image_configs(directory: Path, downsample_mode: str = "16x") -> tuple[ImageConfig, ImageConfig]:
@@ -102,11 +103,11 @@ def read_image_configs(directory: Path, downsample_mode: str = "16x") -> tuple[I
 
 def has_image_config(directory: Path) -> bool:
     """Whether the directory says how pictures are cut."""
-    return "image_processor" in _nested(directory) or (directory / IMAGE).is_file()
+    return "image_processor" in _nested(directory) or is_there(directory / IMAGE)
 
 
 def _nested(directory: Path) -> dict[str, Any]:
-    return read_json(directory / PROCESSOR) if (directory / PROCESSOR).is_file() else {}
+    return read_json(directory / PROCESSOR) if is_there(directory / PROCESSOR) else {}
 
 
 def _settings(
@@ -115,7 +116,7 @@ def _settings(
     """(where they stand, the settings); None where the directory has none of this kind."""
     if key in nested:
         where, data = f"{PROCESSOR}: {key}", nested[key]
-    elif (directory / file).is_file():
+    elif is_there(directory / file):
         where, data = file, read_json(directory / file)
     else:
         return None

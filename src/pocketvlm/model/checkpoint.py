@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.config_files import has_image_config, read_image_configs
 from pocketvlm.errors import CheckpointError, OutputError
 from pocketvlm.files import whole_file
@@ -30,6 +30,7 @@ from pocketvlm.model import diagnosis
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
+from pocketvlm.text_files import is_there, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +101,12 @@ def published_tensor(model: MiniCPMV, ours: str) -> Tensor:
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: the index's shards, or the single file."""
-    if (directory / INDEX).is_file():
+    if is_there(directory / INDEX):
         weight_map = read_json(directory / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{directory / INDEX} has no weight_map")
         files = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
-    elif (directory / WEIGHTS).is_file():
+    elif is_there(directory / WEIGHTS):
         return [directory / WEIGHTS]
     else:
         raise diagnosis.without_weights(directory)
@@ -113,7 +114,7 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
     if other := [file.name for file in files if file.suffix != ".safetensors"]:  # the fingerprint would not cover it
         raise CheckpointError(f"{directory / INDEX} names {other[0]:.80}, expected *.safetensors files only")
-    if missing := [file for file in files if not file.is_file()]:
+    if missing := [file for file in files if not is_there(file)]:
         raise CheckpointError(
             f"{missing[0]} does not exist: {len(missing)} of the {len(files)} files that {INDEX} names are missing",
             hint="Download or copy them again.",

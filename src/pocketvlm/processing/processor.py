@@ -18,7 +18,6 @@ from pocketvlm.config import (
     ModelConfig,
     check_auto_token_budget,
     check_downsample_mode,
-    read_json,
 )
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
@@ -33,6 +32,7 @@ from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 from pocketvlm.ranges import show
+from pocketvlm.text_files import read_json
 
 
 class Processor:

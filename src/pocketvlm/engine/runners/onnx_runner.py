@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
-from pocketvlm.config import ModelConfig, read_json
+from pocketvlm.config import ModelConfig
 from pocketvlm.engine.runners.base import CacheLayout
 from pocketvlm.engine.runners.embedding_table import EmbeddingTable
 from pocketvlm.engine.runners.exact_scores import rescore_best
@@ -32,6 +32,7 @@ from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.vision.view_packing import nearest_positions, window_order
+from pocketvlm.text_files import read_json
 from pocketvlm.views import View
 
 PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps

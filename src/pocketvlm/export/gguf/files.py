@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, read_json
+from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export.gguf.tensors import decoder_tensors, vision_tensors
 from pocketvlm.export.new_directory import new_directory, unchanged
@@ -25,6 +25,7 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.prompt.template import template_source
 from pocketvlm.processing.prompt.tokenizer import TURN_END
+from pocketvlm.text_files import read_json
 
 try:
     import gguf

@@ -21,11 +21,11 @@ from typing import Any, Self
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pocketvlm.config import read_json
-from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.errors import CheckpointError, ConfigError, PromptError
 from pocketvlm.processing.prompt.messages import MediaPart, check_messages
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
-from pocketvlm.ranges import show_json
+from pocketvlm.ranges import show, show_json
+from pocketvlm.text_files import BYTE_ORDER_MARK, is_there, read_json, read_text
 from pocketvlm.tools.definitions import check_tools
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
@@ -218,11 +218,11 @@ class ChatTemplate:
 def template_source(directory: Path, *, config: Mapping[str, Any] | None = None) -> str:
     """The Jinja source of a checkpoint's template; arguments and errors as for `ChatTemplate.from_directory`."""
     file = directory / "chat_template.jinja"
-    if file.is_file():
+    if is_there(file):
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{file} is not readable text ({type(error).__name__})") from None
+            return _checked(file, read_text(file))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
     source: Any = (read_json(directory / "tokenizer_config.json") if config is None else config).get("chat_template")
     if isinstance(source, list):  # several templates by name
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
@@ -230,6 +230,19 @@ def template_source(directory: Path, *, config: Mapping[str, Any] | None = None)
     if not isinstance(source, str):
         raise CheckpointError(
             f"{directory} has no chat template", hint="A checkpoint directory needs chat_template.jinja."
+        )
+    return _checked(directory / "tokenizer_config.json", source)
+
+
+def _checked(file: Path, source: str) -> str:
+    """The template without a byte order mark, which would stand in every prompt, and with lines that end as Jinja has
+    them; `CheckpointError` where no message could come into the prompt: it would fail at every request.
+    """
+    source = source.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+    if "messages" not in source or not ("{{" in source or "{%" in source):
+        raise CheckpointError(
+            f"{file} holds no chat template: it is {show(source.strip())}, which takes no messages",
+            hint="Copy the one that came with the weights.",
         )
     return source
 
