@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ from pocketvlm.ranges import Range, plain_number, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
+
+logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 PROMPT_OPTIONS = (*PICTURE_OPTIONS, "enable_thinking", "tools")
@@ -70,6 +73,8 @@ def load(
     runner = load_runner(directory, **options, progress=progress)
     processor = Processor.from_directory(directory.path, configs=directory.configs)
     defaults = SamplingParams.defaults_of(directory.configs.generation)
+    if names := SamplingParams.not_honoured(directory.configs.generation):
+        logger.warning("%s: generation_config.json asks for what is not done: %s", directory, ", ".join(names))
     return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
 
 
