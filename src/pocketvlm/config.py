@@ -13,7 +13,15 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from pocketvlm import config_ranges
-from pocketvlm.config_ranges import check_colours, check_numbers, check_token, check_view, refuse_quantized
+from pocketvlm.config_ranges import (
+    check_colours,
+    check_numbers,
+    check_token,
+    check_view,
+    refuse_other_attention,
+    refuse_quantized,
+    tied,
+)
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import as_integer, show
 
@@ -99,6 +107,20 @@ def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
             name = f"{where}.{f.name}".lstrip(".")
             raise ConfigError(f"{name} is {show(value)}, expected {type(f.default).__name__}")
         picked[f.name] = value
+    return picked
+
+
+def _pick_rope(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `rope_parameters`, or of `rope_scaling`, as older programs call it; they must not contradict."""
+    picked: dict[str, Any] = {}
+    for where in ("rope_parameters", "rope_scaling"):
+        found = _pick(TextConfig, text.get(where) or {}, f"text_config.{where}")
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in found and picked.setdefault(name, found[name]) != found[name]:
+                raise ConfigError(
+                    f"{name} is {show(picked[name])} in rope_parameters and {show(found[name])} in rope_scaling",
+                    hint="Leave the wrong one out.",
+                )
     return picked
 
 
@@ -201,8 +223,10 @@ class TextConfig:
             )
         if self.hidden_act != "silu":
             raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")
-        if self.attention_bias or not self.attn_output_gate:
-            raise ConfigError("attention_bias=true and attn_output_gate=false are not supported")
+        if self.attention_bias:
+            raise ConfigError("text_config.attention_bias is true, which is not supported; expected false")
+        if not self.attn_output_gate:
+            raise ConfigError("text_config.attn_output_gate is false, which is not supported; expected true")
 
     @property
     def rotary_dim(self) -> int:
@@ -260,12 +284,10 @@ class ModelConfig:
         for name in ("text_config", "vision_config"):
             if not isinstance(data.get(name), Mapping):
                 raise ConfigError(f"config.json has no object {name!r}")
-        for part in (data, data["text_config"], data["vision_config"]):
+        for where, part in (("", data), *((f"{name}.", data[name]) for name in ("text_config", "vision_config"))):
             refuse_quantized(part)
-        text_data = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
-        rope = text_data.pop("rope_parameters", None) or {}
-        if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
+            refuse_other_attention(part, where)
+        text_data = {**data["text_config"], "tie_word_embeddings": tied(data, data["text_config"])}
         if "layer_types" not in text_data:
             interval = as_integer(text_data.get("full_attention_interval", 4))
             layers = as_integer(text_data.get("num_hidden_layers"))
@@ -274,7 +296,7 @@ class ModelConfig:
                 raise ConfigError("text_config has neither layer_types nor a usable full_attention_interval")
             kinds = ("linear_attention", "full_attention")
             text_data["layer_types"] = tuple(kinds[(i + 1) % interval == 0] for i in range(layers))
-        picked = _pick(TextConfig, text_data, "text_config") | _pick(TextConfig, rope, "text_config.rope_parameters")
+        picked = _pick(TextConfig, text_data, "text_config") | _pick_rope(text_data)
         vision = VisionConfig(**_pick(VisionConfig, data["vision_config"], "vision_config"))
         config = cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
         for part in (data, data["text_config"]):

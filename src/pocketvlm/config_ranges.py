@@ -114,3 +114,43 @@ def refuse_quantized(data: Mapping[str, Any]) -> None:
                 f"config.json has a {name} ({kind}): the weights are packed for another program, expected plain ones",
                 hint="Use the checkpoint that they were made from; runtime='onnx' has quantization='int8' and 'int4'.",
             )
+
+
+def refuse_other_attention(data: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` where a part of a configuration asks for layers or positions that would not be computed.
+
+    Null asks for nothing, nor does a window that is switched off beside it. Older programs write `rope_scaling`, with
+    its type under "type"; both names and places are looked at.
+    """
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = data.get(name)
+        if rope is not None and not isinstance(rope, Mapping):
+            raise ConfigError(f"{where}{name} is {show(rope)}, expected an object")
+        for key in ("rope_type", "type"):
+            if rope and rope.get(key) not in (None, "default"):
+                raise ConfigError(f"{where}{name}: {key} {show(rope[key])} is not supported; expected 'default'")
+    has_window = data.get("sliding_window") is not None and data.get("use_sliding_window") is not False
+    for name, is_asked in (("sliding_window", has_window), ("mlp_only_layers", bool(data.get("mlp_only_layers")))):
+        if is_asked:
+            raise ConfigError(f"{where}{name} is {show(data[name])}, which is not supported", hint="Expected is null.")
+
+
+def tied(data: Mapping[str, Any], text: Mapping[str, Any]) -> bool | None:
+    """`tie_word_embeddings` of a whole configuration and of its text, which may stand in either; None in neither.
+
+    Raises:
+        ConfigError: it is neither true nor false, or one of each.
+    """
+    found = {}
+    for where, part in (("", data), ("text_config.", text)):
+        value = part.get("tie_word_embeddings")
+        if not (value is None or isinstance(value, bool)):
+            raise ConfigError(f"{where}tie_word_embeddings is {show(value)}, expected true or false")
+        if value is not None:
+            found[where] = value
+    if len(set(found.values())) > 1:
+        raise ConfigError(
+            f"tie_word_embeddings is {found['']}, but text_config.tie_word_embeddings is {found['text_config.']}",
+            hint="Give both the value that the weights were made with: false where they hold an lm_head of its own.",
+        )
+    return next(iter(found.values()), None)

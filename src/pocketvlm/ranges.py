@@ -43,7 +43,8 @@ class Range:
         is_number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         # Compared the right way round, NaN fails too.
         if not is_number or not self.min <= value <= self.max or (self.is_open and value == self.min):
-            raise ConfigError(f"{name}={show(value)} is not {self}")
+            wanted = f"not possible: it must be {self.min}" if self.min == self.max else f"not {self}"
+            raise ConfigError(f"{name}={show(value)} is {wanted}")
         return self.kind(value)
 
     def __str__(self) -> str:

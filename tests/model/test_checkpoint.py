@@ -179,10 +179,19 @@ def test_half_precision_model_is_no_further_from_fp32_than_the_reference_in_half
     assert errors[0] <= 2 * errors[1]
 
 
-def test_a_tied_head_written_a_second_time_is_left_out(directory: Path) -> None:
+def test_a_tied_head_written_a_second_time_is_left_out_with_a_warning(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pocketvlm.model.checkpoint.logger.warning", lambda line, *values: said.append(line % values))
+    load_model(directory)
+    assert not [line for line in said if "lm_head" in line]
     embedding = "model.language_model.embed_tokens.weight"
     rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding].clone()}))
     assert "language_model.lm_head.weight" not in dict(load_model(directory).named_parameters())
+    assert [line for line in said if "lm_head" in line] == [
+        f"{directory}: lm_head.weight is left out: config.json ties it to the embedding"
+    ]
 
 
 def test_an_untied_head_round_trips(directory: Path, tmp_path: Path) -> None:

@@ -207,7 +207,9 @@ def load_model(
                 continue
             ours = our_name(published)
             if published == "lm_head.weight" and config.text.tie_word_embeddings:
-                continue  # some exporters write the tied head a second time
+                # Some exporters write the tied head a second time; whether it is the same would cost reading both.
+                logger.warning("%s: lm_head.weight is left out: config.json ties it to the embedding", directory)
+                continue
             if ours not in missing:
                 unexpected.append(published)
                 continue
