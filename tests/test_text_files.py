@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pocketvlm.bundle import PRESETS
 from pocketvlm.errors import CheckpointError, ConfigError, PocketVLMError
-from pocketvlm.export.gguf.files import template_source
+from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.checkpoint import weight_files
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.template import template_source
 from pocketvlm.text_files import is_there, read_json
 
 JSON_FILES = ("config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -76,6 +78,14 @@ def test_what_is_no_ordinary_file_is_refused_and_not_waited_for(model: Path, nam
         read(model)
     assert f"{name} is {kind}" in str(error.value)
     assert "expected a file" in str(error.value)
+
+
+def test_an_export_leaves_out_nothing_in_silence(model: Path, tmp_path: Path) -> None:
+    (model / "README.md").unlink()
+    link_to_nothing(model / "README.md")
+    with pytest.raises(ConfigError, match=r"README\.md is a link that leads nowhere"):
+        write_bundle(model, tmp_path / "out", PRESETS["none"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_links_to_files_are_followed(model: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.text_files import is_there
 
 Progress = Callable[[int, int], None]
 
@@ -113,7 +114,7 @@ def write_bundle(
         _write_graphs(graphs, partial, _between(progress, 0.25, 1))
         for pattern in TEXT_FILES:
             for file in sorted(directory.path.glob(pattern)):
-                if file.name not in _NOT_COPIED:
+                if file.name not in _NOT_COPIED and is_there(file):
                     shutil.copyfile(file, partial / file.name)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
         manifest = Manifest(quantization, source, files, operators)
