@@ -22,7 +22,7 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import put, put_json, say, say_aside
-from pocketvlm.errors import PocketVLMError, PromptError
+from pocketvlm.errors import EngineError, PocketVLMError, PromptError
 
 if TYPE_CHECKING:
     from pocketvlm.api.stream import Stream
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     messages = _turn(vlm, messages, pending, line, options, args.json)
                     pending = []
-                except PocketVLMError as error:
+                except (PocketVLMError, EngineError) as error:
                     if not interactive:
                         raise
                     say(str(error))
