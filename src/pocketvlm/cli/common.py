@@ -139,7 +139,8 @@ def source(text: str) -> Any:
     """Return what a media argument names: a URL stays text, everything else is a path."""
     from pocketvlm.processing.media.fetch import is_data_url, is_url
 
-    return text if is_url(text) or is_data_url(text) else Path(text)
+    # Path("") would be the working directory.
+    return text if not text or is_url(text) or is_data_url(text) else Path(text)
 
 
 def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> list[Path]:
