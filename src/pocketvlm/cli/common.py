@@ -19,7 +19,8 @@ from pocketvlm.config import (
 )
 from pocketvlm.config_ranges import IMAGE
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.errors import CheckpointError
+from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.json_text import is_text
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.picture_options import option_help
@@ -133,6 +134,14 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
             plan_views(Size(height=height, width=width), config, mode, options.get("max_slice_nums"))
         media.append(named)
     return media, time.perf_counter() - began
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse text that was bytes of no UTF-8: Python keeps such bytes of arguments, and of the input in the C locale,
+    as halves of surrogate pairs.
+    """
+    if not is_text(text):
+        raise PromptError(f"{what} is not text in UTF-8", hint="Write it in UTF-8.")
 
 
 def source(text: str) -> Any:

@@ -93,8 +93,15 @@ def describe(source: object) -> str:
         return "The data: URL"
     if is_url(text):
         text = text.partition("?")[0]
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = "".join(map(_shown, text))
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _shown(character: str) -> str:
+    """A character of a name: bytes that are no UTF-8, which Python keeps as halves of surrogate pairs, are escaped."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else "?"
 
 
 def existing_file(source: str | Path, name: str) -> Path:
