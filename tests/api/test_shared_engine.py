@@ -10,8 +10,8 @@ import pytest
 from helpers.interrupts import Lines
 
 import pocketvlm
-from pocketvlm.api.answers import EngineError
 from pocketvlm.api.stream import Stream
+from pocketvlm.errors import EngineError
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ import pytest
 from helpers.pictures import encoded
 from PIL import Image
 
-from pocketvlm.api.answers import Answer, EngineError, Usage
+from pocketvlm.api.answers import Answer, Usage
 from pocketvlm.batch.requests import Lines, read_lines
 from pocketvlm.batch.results import open_partial
 from pocketvlm.batch.run import beside
 from pocketvlm.cli import main
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.media.load_image import load_image
 
 

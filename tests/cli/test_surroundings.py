@@ -113,6 +113,30 @@ def test_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         chat.read_line(interactive=False)
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_bytes_that_are_no_text_are_told_as_such(locale: str, seeded_checkpoint: Callable[[int], Path]) -> None:
+    model = ("--model", str(seeded_checkpoint(0)))
+    done = run_process("chat", "--max-tokens", "1", *model, stdin=b"hi\n\xff\xfe\nbye\n", LC_ALL=locale, PYTHONUTF8="1")
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"line 2 of the input is not text in UTF-8" in done.err
+    done = run_process("ask", "\udcff\udcfe", *model, LC_ALL=locale, PYTHONUTF8="1")
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"the question is not text in UTF-8" in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_name_of_any_bytes_is_a_path(tmp_path: Path) -> None:
+    from PIL import Image
+
+    name = tmp_path / "a\udcff.png"
+    done = run_process("plan", str(name))
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"a\\xff.png does not exist" in done.err
+    with name.open("wb") as file:
+        Image.new("RGB", (64, 64)).save(file, "PNG")
+    assert run_process("plan", str(name)).status == 0
+
+
 def test_what_is_piped_on_holds_no_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`pocketvlm chat | tee log`: the user types on a terminal, and stdout is none."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))

@@ -27,6 +27,7 @@ from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.engine.updater import NO_SCORES
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
@@ -246,7 +247,7 @@ def test_a_nan_in_a_search_with_beams_fails_that_request_alone(when: str, layout
             cache.restore_state(slot, lost, cache.lengths[slot])
     failed: list[Output] = []
     answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
-    assert [(output.request, output.error) for output in failed] == [(searched, "the model gave no usable scores")]
+    assert [(output.request, output.error) for output in failed] == [(searched, NO_SCORES)]
     begun = [[token for output in early if output.request is request for token in output.tokens] for request in others]
     kept = [first + answers[request][0] for first, request in zip(begun, others, strict=True)]
     assert_same_answers(runner.model, [text(runner, seed) for seed in range(3)], kept, expected)

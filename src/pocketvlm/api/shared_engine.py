@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
-from pocketvlm.api.answers import EngineError
 from pocketvlm.api.job import Job
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
+from pocketvlm.errors import EngineError
 from pocketvlm.machine import OwnProcess
 
 logger = logging.getLogger(__name__)

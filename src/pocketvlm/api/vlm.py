@@ -68,6 +68,7 @@ def load(
         ConfigError, CheckpointError: the model cannot be found or loaded, or an option cannot be honoured.
     """
     _check_engine_config(engine_config)
+    _check_progress(progress)
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
@@ -235,6 +236,7 @@ class VLM:
 
     @progress.setter
     def progress(self, report: Progress | None) -> None:
+        _check_progress(report)
         self.shared.progress = report
 
     def _check_open(self) -> None:
@@ -264,3 +266,8 @@ def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
 def _check_engine_config(value: object) -> None:
     if not (value is None or isinstance(value, EngineConfig)):
         raise ConfigError(f"engine_config is of type {type(value).__name__}, expected an EngineConfig")
+
+
+def _check_progress(value: object) -> None:
+    if not (value is None or callable(value)):
+        raise ConfigError(f"progress={show(value)} cannot be called", hint="Give a function of (what, done, in all).")

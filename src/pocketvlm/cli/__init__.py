@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from pocketvlm.cli import console
-from pocketvlm.errors import OutputError, PocketVLMError
+from pocketvlm.errors import EngineError, OutputError, PocketVLMError
 
 # name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
 COMMANDS = {
@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PocketVLMError as error:
         console.say(f"{who}: {error}")
         return 1 if isinstance(error, OutputError) else 2
+    except EngineError as error:
+        console.say(f"{who}: {error}")
+        return 1
     except KeyboardInterrupt as stop:
         if argv is None:  # a program of our own: a second Ctrl-C ends it at once
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from pocketvlm.cli.common import (
     add_model,
     add_options,
     answer_json,
+    check_text,
     is_file,
     loaded,
     options_of,
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         question = images.pop()
         if not images and is_file(Path(question)):  # a picture whose question was forgotten
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
+    check_text("the question", question)
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
     options = options_of(args, PICTURES, VIDEO, SAMPLING) | answer_options(args)

@@ -16,13 +16,14 @@ from pocketvlm.cli.common import (
     add_model,
     add_options,
     answer_json,
+    check_text,
     loaded,
     options_of,
     read_media,
     source,
 )
 from pocketvlm.cli.console import put, put_json, say, say_aside
-from pocketvlm.errors import PocketVLMError, PromptError
+from pocketvlm.errors import EngineError, PocketVLMError, PromptError
 
 if TYPE_CHECKING:
     from pocketvlm.api.stream import Stream
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
             with suppress(ImportError):  # not on Windows, whose consoles edit lines themselves
                 import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
             say(HELP)
-        while (line := read_line(interactive=interactive)) is not None:
+        number = 0
+        while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
             if line in ("/quit", "/exit"):
                 break
             if line == "/reset":
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     messages = _turn(vlm, messages, pending, line, options, args.json)
                     pending = []
-                except PocketVLMError as error:
+                except (PocketVLMError, EngineError) as error:
                     if not interactive:
                         raise
                     say(str(error))
@@ -75,8 +77,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_line(*, interactive: bool) -> str | None:
+def read_line(*, interactive: bool, number: int = 1) -> str | None:
     """Read one line of the user, None at the end of the input; the prompt never stands in what is piped on.
+
+    Args:
+        number: which line it is, from 1, for the message.
 
     Raises:
         PromptError: the line is no text in the encoding of the input.
@@ -85,12 +90,15 @@ def read_line(*, interactive: bool) -> str | None:
     if interactive and not on_terminal:
         say("> ", end="")
     try:
-        return input("> " if on_terminal else "").strip()
+        line = input("> " if on_terminal else "").strip()
     except EOFError:
         return None
     except UnicodeDecodeError as error:
         hint = "Name its encoding in PYTHONIOENCODING."
         raise PromptError(f"the input is not text in {error.encoding}", hint=hint) from None
+    if not line.startswith("/image "):  # a path may be of any bytes
+        check_text(f"line {number} of the input", line)
+    return line
 
 
 def _turn(

@@ -19,7 +19,8 @@ from pocketvlm.config import (
 )
 from pocketvlm.config_ranges import IMAGE
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.errors import CheckpointError
+from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.json_text import is_text
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.picture_options import option_help
@@ -135,11 +136,20 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     return media, time.perf_counter() - began
 
 
+def check_text(what: str, text: str) -> None:
+    """Refuse text that was bytes of no UTF-8: Python keeps such bytes of arguments, and of the input in the C locale,
+    as halves of surrogate pairs.
+    """
+    if not is_text(text):
+        raise PromptError(f"{what} is not text in UTF-8", hint="Write it in UTF-8.")
+
+
 def source(text: str) -> Any:
     """Return what a media argument names: a URL stays text, everything else is a path."""
     from pocketvlm.processing.media.fetch import is_data_url, is_url
 
-    return text if is_url(text) or is_data_url(text) else Path(text)
+    # Path("") would be the working directory.
+    return text if not text or is_url(text) or is_data_url(text) else Path(text)
 
 
 def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> list[Path]:

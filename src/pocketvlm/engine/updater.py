@@ -22,7 +22,10 @@ from pocketvlm.engine.sampling.beam_search import BeamSearch
 from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState
 from pocketvlm.engine.scheduler import Scheduler
 
-NO_SCORES = "the model gave no usable scores"
+NO_SCORES = (
+    "the model's scores are not numbers: its weights may be damaged, or too large for its dtype. "
+    "Get the checkpoint anew, or load it with dtype float32"
+)
 
 
 class Scored(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pocketvlm.errors import MediaError, PromptError
+from pocketvlm.errors import EngineError, MediaError, PromptError
 from pocketvlm.evaluation.ranges import LOCAL
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
@@ -74,10 +74,10 @@ class LocalModel:
         options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options}
         try:
             answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
-        except (MediaError, PromptError) as error:
+        except (MediaError, PromptError, EngineError) as error:
             if len(examples) == 1:
                 return [Reply(error=str(error))]
-            # One of them cannot be asked: find out which, and answer the others.
+            # One of them cannot be asked, or its answer was lost: find out which, and answer the others.
             return [reply for example in examples for reply in self._ask([example])]
         return [Reply(a.text, a.usage.prompt_tokens, a.usage.visual_tokens, a.usage.completion_tokens) for a in answers]
 

@@ -40,10 +40,14 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
             hint=f"Give a path, bytes, a data: or http(s) URL, {others}.",
         )
     text = str(source)  # the command line makes a path of everything that is no URL
+    if is_data_url(text[:64].lstrip()):
+        raise MediaError("The data: URL has white space in front", hint="Take it away.")
     if is_base64(text[:64]):
         raise MediaError(f"Expected {what}, got bare base64", hint="Put data:image/png;base64, in front of it.")
     if not files:
         raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
+    if not text:
+        raise MediaError("The path is empty", hint=f"Give the path of {what}.")
     if _is_file_url(text):
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     try:
@@ -76,7 +80,7 @@ def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
         body = _read_data_url(source, name, limits)
     limits.check_bytes(len(body), name)
     if not body:
-        raise MediaError(f"{name} is empty")
+        raise MediaError(f"{name} is empty", hint="Check what it was made from.")
     return body
 
 
@@ -89,8 +93,15 @@ def describe(source: object) -> str:
         return "The data: URL"
     if is_url(text):
         text = text.partition("?")[0]
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = "".join(map(_shown, text))
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _shown(character: str) -> str:
+    """A character of a name: bytes that are no UTF-8, which Python keeps as halves of surrogate pairs, are escaped."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else "?"
 
 
 def existing_file(source: str | Path, name: str) -> Path:
