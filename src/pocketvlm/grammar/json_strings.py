@@ -22,6 +22,8 @@ _HEX = "[0-9A-Fa-f]"
 # One character of a regular expression: by its number, by a letter, or as it is.
 _CHARACTER = re.compile(rf"\\(?:[xuU]\{{({_HEX}+)\}}|x({_HEX}{{2}})|u({_HEX}{{4}})|U({_HEX}{{8}})|(.))|(.)", re.DOTALL)
 _LETTERS = {"a": "\a", "v": "\v"}
+# In a class these may leave a single character of many: classes in it, operations on sets, all but one excluded.
+_NARROWING = frozenset(("[[", "&&", "--", "~~", "\U0010ffff"))
 
 
 def needs_unicode_escapes(schema: Any) -> bool:
@@ -66,24 +68,29 @@ def _characters(part: dict[str, Any]) -> Iterator[str]:
 
 
 def _literals(pattern: str) -> Iterator[str]:
-    """Yield the characters of a pattern outside classes, and those of classes that have but one."""
-    depth, inside = 0, set[str]()
+    """Yield the characters of a pattern outside classes, and those of classes that may have but one."""
+    depth, inside, before = 0, set[str](), ""
     for found in _CHARACTER.finditer(pattern):
         *numbers, letter, plain = found.groups()
         if plain == "[":
             depth += 1
-            inside = set() if depth == 1 else inside | {plain}
+            inside = set() if depth == 1 else inside | {"[["}
         elif plain == "]" and depth:
             depth -= 1
-            if depth == 0 and len(inside) == 1:
-                yield from inside
+            if depth == 0 and (len(inside) == 1 or not inside.isdisjoint(_NARROWING)):
+                yield from sorted(inside)
         else:
             digits = next(filter(None, numbers), "")
-            character = _number(digits) if digits else plain or _LETTERS.get(letter, f"\\{letter}")
+            character = (
+                _number(digits)
+                if digits
+                else plain or _LETTERS.get(letter, letter if letter in _ESCAPED else f"\\{letter}")
+            )
             if depth:
-                inside |= {character} - {"-"}  # of [\x01-\x01]
+                inside |= {character, 2 * character if character == before else character} - {"-"}
             else:
                 yield character
+        before = plain
 
 
 def _number(digits: str) -> str:
