@@ -141,8 +141,15 @@ class GrammarCompiler:
             )
             fault = matcher.get_error()
         if fault:
-            raise ConfigError(f"structured outputs cannot be compiled: {fault.splitlines()[0]:.200}")
+            raise ConfigError(f"structured outputs cannot be compiled: {_reason(fault)}")
         return matcher
+
+
+def _reason(fault: str) -> str:
+    """Return a fault in one line; the reason why a regular expression is bad stands in a later one."""
+    first, *others = fault.splitlines()
+    reason = next((line.removeprefix("error: ") for line in others if line.startswith("error: ")), "")
+    return f"{first:.160} {reason:.160}" if reason else f"{first:.200}"
 
 
 class _Vocabulary:
