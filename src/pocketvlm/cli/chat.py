@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
             say(HELP)
         while (line := read_line(interactive=interactive)) is not None:
-            if line in ("/quit", "/exit"):
+            if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
                 break
             if line == "/reset":
                 messages, pending = [], []
