@@ -18,7 +18,7 @@ from PIL import Image
 
 import pocketvlm
 from pocketvlm.api.answers import Answer, Delta, Usage
-from pocketvlm.cli import COMMANDS, chat, console
+from pocketvlm.cli import COMMANDS, chat, common, console
 from pocketvlm.cli.common import loaded
 from pocketvlm.kernels.onnx_ops import library
 
@@ -371,6 +371,7 @@ def test_bars_leave_what_is_printed_alone(
     """On a terminal: an answer is no markup, and goes to stdout, where the bars are not."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
     arguments = argparse.Namespace(model=model, device="cpu", dtype="auto", runtime="auto", quantization="auto")
     with loaded(arguments) as vlm:
         assert vlm.progress is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 from helpers.terminal import run_on_terminal, run_process, run_unread
 
-from pocketvlm.cli import chat, console
+import pocketvlm
+from pocketvlm.cli import chat, console, main
 from pocketvlm.cli.common import files_read, source
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors as POSIX has them")
 
 ANSWER = "é 猫 😀"
@@ -204,3 +207,43 @@ def test_a_url_stays_a_url_on_the_command_line_in_any_case(start: str) -> None:
 def test_everything_else_on_the_command_line_is_a_path() -> None:
     for text in ("a.png", "https", "data", "data/a.png", "http:/a.png"):
         assert source(text) == Path(text)
+
+
+def test_an_answer_in_a_conversation_stays_on_the_screen(seeded_checkpoint: Callable[[int], Path]) -> None:
+    """No progress bar is drawn over it, nor over what is typed next."""
+    model = ("--model", str(seeded_checkpoint(0)), "--max-tokens", "3")
+    done = run_on_terminal("chat", *model, press=b"Hello\r/quit\r", when=lambda _, shown: b"> " in shown)
+    assert done.status == 0
+    behind = done.out[done.out.rindex(b"Hello") :]
+    assert b"Reading" not in behind
+    assert done.out.count(b"\x1b[?25l") == done.out.count(
+        b"\x1b[?25h"
+    )  # the cursor is hidden no longer than a bar is there
+
+
+def test_two_dashes_end_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "word.png", "-dash.png")
+    assert main(["plan", "--", "-dash.png"]) == 0
+    assert main(["plan", "--max-slice-nums", "1", "--", "-dash.png", "64x64"]) == 0
+    with pytest.raises(SystemExit):
+        main(["plan", "-dash.png"])
+
+
+@pytest.mark.parametrize("words", [("no.png", "What?"), ("What does it say?", "word.png"), ("word.png", "word.png")])
+def test_a_question_that_is_not_there_or_not_last_is_told(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "word.png", "word.png")
+    assert main(["ask", *words]) == 2
+    assert "question" in capsys.readouterr().err
+
+
+def test_progress_that_began_ends(seeded_checkpoint: Callable[[int], Path]) -> None:
+    seen = list[tuple[int, int]]()
+    with pocketvlm.load(seeded_checkpoint(0)) as vlm:
+        vlm.progress = lambda _, done, total: seen.append((done, total))
+        vlm.chat([{"role": "user", "content": "Hello " * 400}], max_tokens=2)
+    assert [done == total for done, total in seen] == [False] * (len(seen) - 1) + [True]
+    assert len(seen) > 1

@@ -32,6 +32,7 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.process = engine, OwnProcess()
         self.progress: Progress | None = None
+        self._is_reading = False  # as last reported
         self._jobs: dict[Request, Job] = {}
         self._given_up: deque[Job] = deque()
         self._one_at_a_time = threading.Lock()
@@ -70,16 +71,23 @@ class SharedEngine:
         self.process.check()
         with self._one_at_a_time:
             self._abort_given_up()
-            if job.is_done or job.deltas:
-                return
-            if self.engine.has_work:
-                self._step()
-            else:
-                job.error = EngineError("the engine lost this request")
-        if self.progress is not None and not job.is_done:
-            first, total = job.request.sequences[0], job.request.prompt_tokens
-            if not first.output_ids:
-                self.progress("Reading the prompt", min(first.computed, total), total)
+            if not (job.is_done or job.deltas):
+                if self.engine.has_work:
+                    self._step()
+                else:
+                    job.error = EngineError("the engine lost this request")
+        if self.progress is not None:
+            self._report(job, self.progress)
+
+    def _report(self, job: Job, progress: Progress) -> None:
+        """Say how far the prompt is read; what was begun ends with a report of all of it, whatever came of the job."""
+        first, total = job.request.sequences[0], job.request.prompt_tokens
+        if not (job.is_done or first.output_ids):
+            self._is_reading = True
+            progress("Reading the prompt", min(first.computed, total - 1), total)
+        elif self._is_reading:
+            self._is_reading = False
+            progress("Reading the prompt", total, total)
 
     def give_up(self, job: Job) -> None:
         """Nobody waits for this one any more. It ends with the next step: this may be called in the middle of one."""

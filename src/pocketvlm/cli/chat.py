@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             say(HELP)
         number = 0
         while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
-            if line in ("/quit", "/exit"):
+            if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
                 break
             if line == "/reset":
                 messages, pending = [], []

@@ -54,6 +54,7 @@ VIDEO = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("video
 # Further options of sampling, which commands have in forms of their own.
 ANSWERS = ("stop", "n", "logprobs", "structured_outputs")
 # Where and with which numbers a model runs: options of `load`.
+PATIENCE = 0.5  # seconds that something is under way before a bar shows it
 PLACES = ("device", "dtype", "runtime", "quantization")
 
 
@@ -192,15 +193,17 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     # stays would take over stdout, and read an answer as markup.
     bars = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
     tasks: dict[str, Any] = {}
+    began: dict[str, float] = {}  # what is under way
 
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total, visible=done < total)
-        if done < total:
-            bars.start()
-        else:
+        if done >= total:
+            began.pop(what, None)
             bars.stop()
+        elif time.monotonic() - began.setdefault(what, time.monotonic()) >= PATIENCE:
+            bars.start()
 
     try:
         yield report
