@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import os
-import platform
 import resource
 import statistics
 import threading
@@ -30,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 import pocketvlm
-from pocketvlm.machine import usable_cores
+from pocketvlm.machine import processor_name, usable_cores
 
 GREEDY = {"temperature": 0.0}
 
@@ -282,16 +281,8 @@ def main() -> None:
     config = small if args.case == "soak" else None
     vlm = pocketvlm.load(args.model, runtime=args.runtime, quantization=args.quantization, engine_config=config)
     found = CASES[args.case](vlm, args)
-    machine = next(
-        (
-            row.partition(":")[2].strip()
-            for row in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in row
-        ),
-        platform.machine(),
-    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    facts = {"case": args.case, "engine": vlm.engine.describe(), "machine": machine, "threads": usable_cores()}
+    facts = {"case": args.case, "engine": vlm.engine.describe(), "machine": processor_name(), "threads": usable_cores()}
     print(json.dumps(facts | {"peak_gib": round(peak, 2)} | found))
 
 

@@ -11,7 +11,7 @@ from helpers.checkpoints import write_checkpoint
 from hypothesis import Phase, settings
 
 from pocketvlm.bundle import Operators
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 
 # The same examples on every run, and no clock: these tests run on slow shared machines.
 settings.register_profile("pocketvlm", deadline=None, derandomize=True)
@@ -51,10 +51,10 @@ def seeded_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int
 @pytest.fixture(scope="session")
 def compiled_library(_own_cache: None) -> Path:
     """Our operators for ONNX Runtime."""
-    library = compiled_operators.library()
-    if library is None:
+    found = library.compiled()
+    if found is None:
         pytest.skip("needs a C++ compiler, and a processor with AVX-512 VNNI")
-    return library
+    return found
 
 
 @pytest.fixture(scope="session", params=["standard", "compiled"])

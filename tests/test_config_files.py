@@ -12,16 +12,18 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from helpers.checkpoints import write_checkpoint
 
 from pocketvlm.bundle import PRESETS
 from pocketvlm.cli import main
 from pocketvlm.config import ImageConfig
-from pocketvlm.config_files import IMAGE, PROCESSOR, VIDEO, read_image_configs
+from pocketvlm.config_files import IMAGE, PROCESSOR, VIDEO, ConfigFiles, read_image_configs
 from pocketvlm.errors import ConfigError
 from pocketvlm.export.gguf.files import write_gguf
 from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.checkpoint import load_model
+from pocketvlm.processing.patches.image import normalise
 from pocketvlm.processing.processor import Processor
 
 BRIGHT = {"image_mean": [0.25, 0.5, 0.75]}
@@ -111,6 +113,96 @@ def test_videos_go_by_settings_of_their_own(tmp_path: Path) -> None:
 def test_what_is_missing_or_does_not_fit_is_one_line(tmp_path: Path, files: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_image_configs(write(tmp_path, **files))
+
+
+# As transformers saves a processor: every attribute of its class.
+SAVED = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "do_center_crop": None,
+    "rescale_factor": 0.00392156862745098,
+    "resample": 3,
+    "size": None,
+    "downsample_mode": "16x",
+    "data_format": "channels_first",
+    "image_processor_type": "MiniCPMV4_6ImageProcessor",
+    "auto_map": {"AutoProcessor": "processing.Processor"},
+}
+SAVED_VIDEO = SAVED | {"do_sample_frames": True, "max_slice_nums": 9, "fps": None, "return_metadata": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"rescale_factor": 0.003921569}, {"rescale_factor": None, "do_normalize": None}, {"max_slice_nums": 1}],
+    ids=str,
+)
+def test_settings_with_the_published_values_pass(tmp_path: Path, change: dict[str, Any]) -> None:
+    image, video = read_image_configs(write(tmp_path, processor=nested(SAVED | change, SAVED_VIDEO | change)))
+    assert image == video == ImageConfig(**{k: v for k, v in change.items() if k == "max_slice_nums"})
+    assert read_image_configs(write(tmp_path, image=SAVED | {"max_slice_nums": 36}))[1].max_slice_nums == 36
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rescale_factor": 1 / 127.5},
+        {"rescale_factor": 1},
+        {"rescale_factor": "1/255"},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"do_resize": False},
+        {"do_convert_rgb": False},
+        {"do_convert_rgb": 1},
+        {"resample": 2},
+        {"resample": True},
+        {"downsample_mode": "4x"},
+        {"downsample_mode": ["16x"]},
+    ],
+    ids=str,
+)
+def test_settings_that_nobody_here_goes_by_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ConfigError, match=rf"^processor_config\.json: image_processor: {name} is .*, expected"):
+        read_image_configs(write(tmp_path, processor=nested(SAVED | change)))
+    with pytest.raises(ConfigError, match=rf"^preprocessor_config\.json: {name} is .*, expected"):
+        read_image_configs(write(tmp_path, image=SAVED | change))
+    for files in ({"processor": nested({}, SAVED_VIDEO | change)}, {"image": {}, "video": SAVED_VIDEO | change}):
+        with pytest.raises(ConfigError, match=rf"video.*: {name} is .*, expected") as error:
+            read_image_configs(write(tmp_path, **files))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"do_sample_frames": False}, {"max_slice_nums": 4}], ids=str)
+def test_settings_of_videos_that_nobody_here_goes_by_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"video_processor: {next(iter(change))} is .*, expected"):
+        read_image_configs(write(tmp_path, processor=nested({}, SAVED_VIDEO | change)))
+    read_image_configs(write(tmp_path, image=change))
+
+
+def test_the_mode_of_the_settings_must_be_the_models(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    write(tmp_path, image={"downsample_mode": "4x"})
+    with pytest.raises(ConfigError, match=r"downsample_mode is '4x', expected 16x\. Give config\.json"):
+        ConfigFiles.read(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"downsample_mode": "4x"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ConfigFiles.read(tmp_path).model.downsample_mode == "4x"
+
+
+def test_what_the_hints_say_makes_the_same_pixels() -> None:
+    """Of the reference: (value * rescale_factor - mean) / std."""
+    patches = torch.arange(256, dtype=torch.uint8).repeat(3).view(-1, 1, 1, 3)
+    values, mean, std = patches.flatten(1).double(), 0.25, 0.5
+    for factor, wanted in (
+        (1 / 127.5, ImageConfig(image_mean=(mean / 2,) * 3, image_std=(std / 2,) * 3)),
+        (1.0, ImageConfig(image_mean=(mean / 255,) * 3, image_std=(std / 255,) * 3)),
+    ):
+        expected = (values * factor - mean) / std
+        torch.testing.assert_close(normalise(patches, wanted).double(), expected, rtol=1e-5, atol=1e-5)
+    plain = ImageConfig(image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    torch.testing.assert_close(normalise(patches, plain).double(), values / 255, rtol=1e-5, atol=1e-6)
 
 
 def test_every_reader_takes_the_same_file(weighted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,50 @@ def test_generated_parts_of_the_documents_match_the_code() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "<!-- generated: tree -->" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def stale_names(text: str) -> list[str]:
+    """Names of modules in backticks (`room.module.name`, `room/module`) that are nowhere in the package.
+
+    Only what can be nothing else: it begins with a folder of ours, or with one of the rooms and dots follow. Files such
+    as `model.safetensors` are not ours.
+    """
+    folders = {file.parent.name for file in SOURCES} | {"docs", "tests", "benchmarks", "recipes", "examples"}
+    rooms = {path.stem for path in (ROOT / "src" / "pocketvlm").iterdir()} | {"pocketvlm"}
+    found = []
+    for name in re.findall(r"`([a-z]\w*(?:[./]\w+)+)`", text):
+        first, is_path = re.split(r"[./]", name)[0], "/" in name
+        is_file = name.endswith((".json", ".jinja", ".onnx", ".safetensors")) and not is_path
+        if first in (folders if is_path else rooms) and not is_file and not _is_here(name):
+            found.append(name)
+    return found
+
+
+def _is_here(name: str) -> bool:
+    """Whether a module, a name in one, or a file ends like this."""
+    if "/" in name and any((folder / name).exists() for folder in (ROOT, ROOT / "src", ROOT / "src" / "pocketvlm")):
+        return True
+    parts = re.split(r"[./]", name)
+    for n in range(len(parts), 0, -1):
+        path, inside = "/".join(parts[:n]), parts[n : n + 1]  # names further inside may come from a base class
+        modules = [file for file in SOURCES if file.as_posix().endswith((f"/{path}.py", f"/{path}/__init__.py"))]
+        patterns = [re.compile(rf"(?:def|class) {one}\b|\b{one}\b\s*[:=]|\"{one}\"") for one in inside]
+        if any(all(pattern.search(file.read_text(encoding="utf-8")) for pattern in patterns) for file in modules):
+            return True
+    return False
+
+
+def test_modules_that_comments_and_documents_name_exist() -> None:
+    pages = [page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if page.name != "log.md"]
+    texts = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in (*SOURCES, *pages)}
+    assert {file: found for file, text in texts.items() if (found := stale_names(text))} == {}
+    assert stale_names("`engine/gone` `kernels.gone.name` `engine/engine.Gone`") == [
+        "engine/gone",
+        "kernels.gone.name",
+        "engine/engine.Gone",
+    ]
+    others = "`engine/engine.Engine` `model.safetensors` `vlm.chat` `torch.nn` `tests/test_house.py` `pocketvlm.load`"
+    assert stale_names(others) == []
 
 
 def test_a_stale_part_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pocketvlm.machine import memory_bytes, usable_processors
+from pocketvlm.machine import memory_bytes, processor_flags, processor_name, usable_processors
 
 # Modules and functions that Windows or macOS lack. Libraries decide for themselves what they need, by `sys.platform`,
 # so they are imported first, and only our own imports are refused.
@@ -66,3 +68,15 @@ def test_the_machine_is_known_without_what_only_linux_has(monkeypatch: pytest.Mo
         monkeypatch.delattr(os, name, raising=False)
     assert memory_bytes(torch.device("cpu")) == 12 * 2**30
     assert usable_processors() == (os.cpu_count() or 1)
+    monkeypatch.setattr(Path, "read_text", lambda *_args, **_more: (_ for _ in ()).throw(FileNotFoundError))
+    assert processor_flags() == frozenset()
+    assert processor_name() == (platform.processor() or platform.machine())
+
+
+def test_the_processor_is_known_by_what_linux_says_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\nmodel name\t: One: fast\nflags\t\t: avx2 sha_ni\nmodel name\t: Two\nflags\t\t: none\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_args, **_more: text)
+    assert processor_name() == "One: fast"
+    assert processor_flags() == {"avx2", "sha_ni"}
+    monkeypatch.setattr(Path, "read_text", lambda *_args, **_more: "Features\t: asimd i8mm\n")
+    assert processor_flags() == {"asimd", "i8mm"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.errors import (
     CheckpointError,
     ConfigError,
+    EngineError,
     MediaError,
     MissingExtraError,
     PocketVLMError,
@@ -21,7 +22,7 @@ from pocketvlm.errors import (
 from pocketvlm.telemetry import turn_off_reports
 
 if TYPE_CHECKING:
-    from pocketvlm.api.answers import Answer, Delta, EngineError, TokenLogprob, Usage
+    from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage
     from pocketvlm.api.view_plan import ViewPlan, plan, plan_image
     from pocketvlm.api.vlm import VLM, load
     from pocketvlm.engine.config import EngineConfig
@@ -59,7 +60,7 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("VLM", "load"), "pocketvlm.api.vlm"),
     **dict.fromkeys(("ViewPlan", "plan", "plan_image"), "pocketvlm.api.view_plan"),
-    **dict.fromkeys(("Answer", "Delta", "EngineError", "TokenLogprob", "Usage"), "pocketvlm.api.answers"),
+    **dict.fromkeys(("Answer", "Delta", "TokenLogprob", "Usage"), "pocketvlm.api.answers"),
     "EngineConfig": "pocketvlm.engine.config",
     "SamplingParams": "pocketvlm.engine.sampling.params",
     "StructuredOutputs": "pocketvlm.grammar.structured_outputs",

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.ranges import show
+from pocketvlm.text_files import is_there, read_json
 
 FORMAT = 7  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
@@ -126,4 +126,4 @@ class Manifest:
 
 def is_bundle(directory: Path) -> bool:
     """Whether `directory` says that it is a bundle (it may be a damaged one)."""
-    return (directory / MANIFEST).is_file()
+    return is_there(directory / MANIFEST)

@@ -7,17 +7,23 @@ run. Source of the names: the published configuration of MiniCPM-V 4.6.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pocketvlm import config_ranges
-from pocketvlm.config_ranges import check_colours, check_numbers
+from pocketvlm.config_ranges import (
+    check_colours,
+    check_numbers,
+    check_token,
+    check_view,
+    refuse_other_attention,
+    refuse_quantized,
+    tied,
+)
 from pocketvlm.errors import ConfigError
-from pocketvlm.ranges import show
+from pocketvlm.ranges import as_integer, show
 
 # The rate of one view, and what a request may ask for: one rate for all views, or "auto", which gives each its own.
 DownsampleMode = Literal["16x", "4x"]
@@ -80,7 +86,9 @@ def check_dtype_name(name: str) -> str:
 
 
 def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
-    """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default."""
+    """The entries of `data` that are fields of the dataclass `cls`, each of the type of the field's default. Numbers
+    are what they mean: some programs write 24.0 for a count, others 1 for a deviation.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is {show(data)}, expected an object")
     picked = {}
@@ -90,13 +98,29 @@ def _pick(cls: type, data: Any, where: str = "") -> dict[str, Any]:
             continue
         kind: Any = type(f.default)
         if kind is float:
-            kind = (int, float)
+            kind = (int, float)  # `check_numbers` makes floats of them
+        elif kind is int:
+            value = as_integer(value)
         elif kind is tuple:
             kind, value = tuple, tuple(value) if isinstance(value, (list, tuple)) else value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             name = f"{where}.{f.name}".lstrip(".")
             raise ConfigError(f"{name} is {show(value)}, expected {type(f.default).__name__}")
         picked[f.name] = value
+    return picked
+
+
+def _pick_rope(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of `rope_parameters`, or of `rope_scaling`, as older programs call it; they must not contradict."""
+    picked: dict[str, Any] = {}
+    for where in ("rope_parameters", "rope_scaling"):
+        found = _pick(TextConfig, text.get(where) or {}, f"text_config.{where}")
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in found and picked.setdefault(name, found[name]) != found[name]:
+                raise ConfigError(
+                    f"{name} is {show(picked[name])} in rope_parameters and {show(found[name])} in rope_scaling",
+                    hint="Leave the wrong one out.",
+                )
     return picked
 
 
@@ -116,6 +140,11 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, config_ranges.VISION, "vision_config")
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"vision image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: positions "
+                "stand in a whole grid"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"vision hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
@@ -160,7 +189,7 @@ class TextConfig:
     num_attention_heads: int = 8
     num_key_value_heads: int = 2
     head_dim: int = 256
-    rope_theta: float = 10_000_000
+    rope_theta: float = 10_000_000.0
     partial_rotary_factor: float = 0.25
     attention_bias: bool = False
     attn_output_gate: bool = True
@@ -194,8 +223,10 @@ class TextConfig:
             )
         if self.hidden_act != "silu":
             raise ConfigError(f"text hidden_act {self.hidden_act!r} is not supported; expected 'silu'")
-        if self.attention_bias or not self.attn_output_gate:
-            raise ConfigError("attention_bias=true and attn_output_gate=false are not supported")
+        if self.attention_bias:
+            raise ConfigError("text_config.attention_bias is true, which is not supported; expected false")
+        if not self.attn_output_gate:
+            raise ConfigError("text_config.attn_output_gate is false, which is not supported; expected true")
 
     @property
     def rotary_dim(self) -> int:
@@ -235,6 +266,8 @@ class ModelConfig:
             raise ConfigError(
                 f"insert_layer_id {self.insert_layer_id} is outside the tower's {self.vision.num_hidden_layers} layers"
             )
+        for name in ("image_token_id", "video_token_id", "eos_token_id"):
+            check_token(name, getattr(self, name), self.text.vocab_size)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -251,20 +284,25 @@ class ModelConfig:
         for name in ("text_config", "vision_config"):
             if not isinstance(data.get(name), Mapping):
                 raise ConfigError(f"config.json has no object {name!r}")
-        text_data = {"tie_word_embeddings": data.get("tie_word_embeddings"), **data["text_config"]}
-        rope = text_data.pop("rope_parameters", None) or {}
-        if isinstance(rope, Mapping) and rope.get("rope_type", "default") != "default":
-            raise ConfigError(f"rope_type {rope['rope_type']!r} is not supported; expected 'default'")
+        for where, part in (("", data), *((f"{name}.", data[name]) for name in ("text_config", "vision_config"))):
+            refuse_quantized(part)
+            refuse_other_attention(part, where)
+        text_data = {**data["text_config"], "tie_word_embeddings": tied(data, data["text_config"])}
         if "layer_types" not in text_data:
-            interval, layers = text_data.get("full_attention_interval", 4), text_data.get("num_hidden_layers")
+            interval = as_integer(text_data.get("full_attention_interval", 4))
+            layers = as_integer(text_data.get("num_hidden_layers"))
             layers = config_ranges.TEXT["num_hidden_layers"].check("text_config.num_hidden_layers", layers)
             if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
                 raise ConfigError("text_config has neither layer_types nor a usable full_attention_interval")
             kinds = ("linear_attention", "full_attention")
             text_data["layer_types"] = tuple(kinds[(i + 1) % interval == 0] for i in range(layers))
-        picked = _pick(TextConfig, text_data, "text_config") | _pick(TextConfig, rope, "text_config.rope_parameters")
+        picked = _pick(TextConfig, text_data, "text_config") | _pick_rope(text_data)
         vision = VisionConfig(**_pick(VisionConfig, data["vision_config"], "vision_config"))
-        return cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
+        config = cls(vision=vision, text=TextConfig(**picked), **_pick(cls, data))
+        for part in (data, data["text_config"]):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # -1 means none
+                check_token(name, part.get(name), config.text.vocab_size)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` in the published layout."""
@@ -303,6 +341,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, config_ranges.IMAGE)
+        check_view(self.scale_resolution, self.patch_size)
         check_colours(self)
         if self.four_x_rounding not in FOUR_X_ROUNDING:
             raise ConfigError(
@@ -327,18 +366,3 @@ class ImageConfig:
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
         }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a configuration file; `ConfigError` names the file and the fault."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist", hint="A checkpoint directory needs this file.") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not readable JSON: it is nested too deeply") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, no JSON, or an integer of thousands of digits
-        raise ConfigError(f"{path} is not readable JSON ({type(error).__name__})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value

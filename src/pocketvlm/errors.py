@@ -43,6 +43,10 @@ class QueueFullError(PocketVLMError):
     """As many requests are waiting as may; nothing is wrong with this one, which may be tried again later."""
 
 
+class EngineError(RuntimeError):
+    """An answer was lost to a fault that is not its user's."""
+
+
 class OutputError(PocketVLMError):
     """What was asked for was done, but could not be written: the disk is full, or the file has gone."""
 

@@ -24,7 +24,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-_KINDS = {
+KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFCHR: "a device",
@@ -54,7 +54,7 @@ def check_output(path: Path, *, inputs: Iterable[Path] = ()) -> bool:
                 raise ConfigError(f"{path} cannot be written: {path.parent} is no directory", hint="Check the path.")
             return False
         if not stat.S_ISREG(found.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+            kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
             raise ConfigError(f"{path} cannot be written: it is {kind}", hint="Name an ordinary file, or a new one.")
         if any(os.path.samestat(found, given.stat()) for given in inputs if given.exists()):
             raise ConfigError(f"{path} is both input and output", hint="Give the output another name.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -54,13 +55,21 @@ def usable_cores() -> int:
 
 def processor_flags() -> frozenset[str]:
     """The instruction sets of this processor, as Linux names them; empty on other systems."""
+    return frozenset(_cpuinfo("flags", "Features").split())  # ARM calls them features
+
+
+def processor_name() -> str:
+    """What this processor is called, for people."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*fields: str) -> str:
+    """Return the first line of Linux's description of the processors with one of these fields; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return frozenset()
-    # ARM calls them features.
-    named = (line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features")))
-    return frozenset(next(named, []))
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fields)), "")
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -43,7 +43,8 @@ class Range:
         is_number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         # Compared the right way round, NaN fails too.
         if not is_number or not self.min <= value <= self.max or (self.is_open and value == self.min):
-            raise ConfigError(f"{name}={show(value)} is not {self}")
+            wanted = f"not possible: it must be {self.min}" if self.min == self.max else f"not {self}"
+            raise ConfigError(f"{name}={show(value)} is {wanted}")
         return self.kind(value)
 
     def __str__(self) -> str:
@@ -74,6 +75,11 @@ def plain_number(name: str, value: Any) -> Any:
     if not -MAX_INTEGER <= number <= MAX_INTEGER:
         raise ConfigError(f"{name}={show(value)} is beyond 64 bits")
     return number
+
+
+def as_integer(value: Any) -> Any:
+    """A whole number that a file writes with a point (24.0) as the integer it means; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def show(value: object, length: int = 40) -> str:

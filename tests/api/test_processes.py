@@ -20,7 +20,7 @@ import pytest
 
 import pocketvlm
 from pocketvlm import errors
-from pocketvlm.api.answers import Answer, EngineError
+from pocketvlm.api.answers import Answer
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.trace import trace
 
@@ -158,7 +158,7 @@ def test_answers_hash_and_travel(vlm: pocketvlm.VLM) -> None:
 
 def test_errors_travel() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    found: list[Exception] = [EngineError("lost"), errors.MissingExtraError("onnxruntime", "onnx")]
+    found: list[Exception] = [errors.EngineError("lost"), errors.MissingExtraError("onnxruntime", "onnx")]
     found += [kind("what was given", hint="What to do.") for kind in kinds if kind is not errors.MissingExtraError]
     assert len(found) > 6
     for error in found:

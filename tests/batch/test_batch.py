@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.pictures import encoded
 from PIL import Image
 
-from pocketvlm.api.answers import Answer, EngineError, Usage
+from pocketvlm.api.answers import Answer, Usage
 from pocketvlm.batch.requests import Lines, read_lines
 from pocketvlm.batch.results import open_partial
 from pocketvlm.batch.run import beside
 from pocketvlm.cli import main
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
+from pocketvlm.processing.media.load_image import load_image
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +276,12 @@ def test_paths_are_looked_for_beside_the_input_and_urls_are_left_alone() -> None
     assert moved("video", ["a.png", "data:image/png;base64,AA"]) == ["/folder/a.png", "data:image/png;base64,AA"]
     for url in ("HTTPS://host/a.png", "http://host/a.png", "DATA:image/png;base64,AA"):
         assert moved("image_url", {"url": url}) == {"url": url}
+    # What is no path is named as what it is, not looked for in the folder.
+    base64 = b64encode(encoded(Image.new("RGB", (30, 30)))).decode()
+    for other, named in (("file:///x.png", "a file: URL"), ("FILE:x.png", "a file: URL"), (base64, "bare base64")):
+        assert moved("image", other) == other
+        with pytest.raises(MediaError, match=named):
+            load_image(moved("image", other))
     assert moved("text", "a.png") == "a.png"
     nested: Any = "a"
     for _ in range(5000):

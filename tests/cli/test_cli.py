@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from helpers.command import run
 from PIL import Image
 
 import pocketvlm
-from pocketvlm.cli import COMMANDS
+from pocketvlm.api.answers import Answer, Delta, Usage
+from pocketvlm.cli import COMMANDS, chat, common, console
 from pocketvlm.cli.common import loaded
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +87,12 @@ def test_operators_are_compiled_where_that_is_possible(
 ) -> None:
     export = ("export", "onnx", str(tmp_path / "bundle"), "--operators", "compiled")
     status, out, err = run(capsys, *export)
-    if compiled_operators.library():
+    if library.compiled():
         assert status == 0
         assert "compiled operators" in out
         about = json.loads(run(capsys, "info", "--model", str(tmp_path / "bundle"), "--json")[1])
         assert about["runs_with"].endswith("compiled operators")
-    monkeypatch.setattr(compiled_operators, "library", lambda: None)
+    monkeypatch.setattr(library, "compiled", lambda: None)
     status, out, err = run(capsys, *export[:2], str(tmp_path / "new"), *export[3:])
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "standard ones" in err
@@ -180,6 +183,79 @@ def test_chat_answers_line_by_line(
     assert [a["usage"]["visual_tokens"] > 0 for a in answers] == [False, True, False]
     assert answers[0]["text"] == answers[2]["text"]
     assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
+
+
+class Deltas:
+    """A model whose answer comes in these pieces; it looks whether each was shown before the next was asked for."""
+
+    def __init__(self, deltas: list[Delta], shown: Callable[[], tuple[str, str]]) -> None:
+        self._deltas, self._shown = deltas, shown
+        self.answer = Answer("", Usage(1, 0, 1), {"total": 0.0}, "stop", "")
+
+    def stream(self, _messages: Any, **_options: Any) -> Deltas:
+        return self
+
+    def deltas(self) -> Iterator[Delta]:
+        for number, delta in enumerate(self._deltas):
+            yield delta
+            seen = self._deltas[: number + 1]
+            out, err = self._shown()
+            assert out == "".join(one.text for one in seen)
+            assert err.rstrip("\n") == "".join(one.reasoning for one in seen)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "out", "err"),
+    [
+        (
+            [Delta(reasoning="I "), Delta(reasoning="see.", text="A"), Delta(text=" cat", finish_reason="stop")],
+            "A cat\n",
+            "I see.\n",
+        ),
+        ([Delta(reasoning="Well"), Delta(reasoning=", "), Delta(finish_reason="length")], "\n", "Well, \n"),
+        ([Delta(text="A"), Delta(text=" cat"), Delta(finish_reason="stop")], "A cat\n", ""),
+    ],
+    ids=["thought", "only thought", "none"],
+)
+def test_chat_shows_what_the_model_thinks_as_it_comes_and_never_in_stdout(
+    capsys: pytest.CaptureFixture[str], deltas: list[Delta], out: str, err: str
+) -> None:
+    printed = ["", ""]
+
+    def shown() -> tuple[str, str]:
+        for i, text in enumerate(capsys.readouterr()):
+            printed[i] += text
+        return printed[0], printed[1]
+
+    chat._turn(Deltas(deltas, shown), [], [], "Hello", {}, False)  # type: ignore[arg-type]
+    assert shown() == (out, err)
+    chat._turn(Deltas([], shown), [], [], "Hello", {}, True)  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["text"] == ""
+
+
+def test_thoughts_are_dim_on_a_terminal_that_has_colours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console.say_aside("so")
+    assert capsys.readouterr().err == "\x1b[2mso\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.say_aside("so")
+    assert capsys.readouterr() == ("", "so")
+
+
+def test_the_thoughts_of_a_chat_are_those_of_its_json_line(
+    capsys: pytest.CaptureFixture[str], model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("chat", "--model", model, "--enable-thinking", "--max-tokens", "12", "--temperature", "0")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    status, out, err = run(capsys, *command, "--json")
+    line = json.loads(out)
+    assert (status, err) == (0, "")
+    assert line["reasoning_content"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert run(capsys, *command) == (0, f"{line['text']}\n", f"{line['reasoning_content']}\n")
 
 
 def mistakes(folder: Path) -> list[tuple[str, ...]]:
@@ -295,6 +371,7 @@ def test_bars_leave_what_is_printed_alone(
     """On a terminal: an answer is no markup, and goes to stdout, where the bars are not."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
     arguments = argparse.Namespace(model=model, device="cpu", dtype="auto", runtime="auto", quantization="auto")
     with loaded(arguments) as vlm:
         assert vlm.progress is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,10 +14,15 @@ from pathlib import Path
 import pytest
 from helpers.terminal import run_on_terminal, run_process, run_unread
 
-from pocketvlm.cli import chat, console
-from pocketvlm.cli.common import files_read
-from pocketvlm.errors import PromptError
+import pocketvlm
+from pocketvlm.cli import chat, console, main
+from pocketvlm.cli.common import files_read, source
+from pocketvlm.config_files import ConfigFiles
+from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors as POSIX has them")
 
 ANSWER = "é 猫 😀"
@@ -110,6 +116,30 @@ def test_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         chat.read_line(interactive=False)
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_bytes_that_are_no_text_are_told_as_such(locale: str, seeded_checkpoint: Callable[[int], Path]) -> None:
+    model = ("--model", str(seeded_checkpoint(0)))
+    done = run_process("chat", "--max-tokens", "1", *model, stdin=b"hi\n\xff\xfe\nbye\n", LC_ALL=locale, PYTHONUTF8="1")
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"line 2 of the input is not text in UTF-8" in done.err
+    done = run_process("ask", "\udcff\udcfe", *model, LC_ALL=locale, PYTHONUTF8="1")
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"the question is not text in UTF-8" in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_name_of_any_bytes_is_a_path(tmp_path: Path) -> None:
+    from PIL import Image
+
+    name = tmp_path / "a\udcff.png"
+    done = run_process("plan", str(name))
+    assert (done.status, done.err.count(b"\n")) == (2, 1)
+    assert b"a\\xff.png does not exist" in done.err
+    with name.open("wb") as file:
+        Image.new("RGB", (64, 64)).save(file, "PNG")
+    assert run_process("plan", str(name)).status == 0
+
+
 def test_what_is_piped_on_holds_no_prompt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`pocketvlm chat | tee log`: the user types on a terminal, and stdout is none."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
@@ -157,5 +187,63 @@ def test_ctrl_c_ends_a_benchmark_and_its_workers_without_a_traceback(seeded_chec
 
 def test_files_that_are_read_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    assert files_read(str(tmp_path), ["a.png", "http://host/b.png"]) == [Path("a.png"), tmp_path / "config.json"]
-    assert files_read("nano") == files_read(None) == []
+    directory = ModelDirectory("m", tmp_path, "checkpoint", ConfigFiles())
+    assert files_read(directory, ["a.png", "http://host/b.png"]) == [Path("a.png"), tmp_path / "config.json"]
+    assert files_read(None) == []
+    assert {file.name for file in files_read(resolve("nano"))} >= {"config.json", "model.safetensors"}
+    tmp_path.joinpath("config.json").unlink()
+    tmp_path.rmdir()
+    with pytest.raises(CheckpointError, match="m cannot be listed"):
+        files_read(directory)
+
+
+@pytest.mark.parametrize("start", ["http://", "https://", "data:", "HTTP://", "Https://", "DATA:"])
+def test_a_url_stays_a_url_on_the_command_line_in_any_case(start: str) -> None:
+    """As in the API and in `batch`."""
+    assert source(start + "host/a.png") == start + "host/a.png"
+    assert files_read(None, [start + "host/a.png"]) == []
+
+
+def test_everything_else_on_the_command_line_is_a_path() -> None:
+    for text in ("a.png", "https", "data", "data/a.png", "http:/a.png"):
+        assert source(text) == Path(text)
+
+
+def test_an_answer_in_a_conversation_stays_on_the_screen(seeded_checkpoint: Callable[[int], Path]) -> None:
+    """No progress bar is drawn over it, nor over what is typed next."""
+    model = ("--model", str(seeded_checkpoint(0)), "--max-tokens", "3")
+    done = run_on_terminal("chat", *model, press=b"Hello\r/quit\r", when=lambda _, shown: b"> " in shown)
+    assert done.status == 0
+    behind = done.out[done.out.rindex(b"Hello") :]
+    assert b"Reading" not in behind
+    assert done.out.count(b"\x1b[?25l") == done.out.count(
+        b"\x1b[?25h"
+    )  # the cursor is hidden no longer than a bar is there
+
+
+def test_two_dashes_end_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "word.png", "-dash.png")
+    assert main(["plan", "--", "-dash.png"]) == 0
+    assert main(["plan", "--max-slice-nums", "1", "--", "-dash.png", "64x64"]) == 0
+    with pytest.raises(SystemExit):
+        main(["plan", "-dash.png"])
+
+
+@pytest.mark.parametrize("words", [("no.png", "What?"), ("What does it say?", "word.png"), ("word.png", "word.png")])
+def test_a_question_that_is_not_there_or_not_last_is_told(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "word.png", "word.png")
+    assert main(["ask", *words]) == 2
+    assert "question" in capsys.readouterr().err
+
+
+def test_progress_that_began_ends(seeded_checkpoint: Callable[[int], Path]) -> None:
+    seen = list[tuple[int, int]]()
+    with pocketvlm.load(seeded_checkpoint(0)) as vlm:
+        vlm.progress = lambda _, done, total: seen.append((done, total))
+        vlm.chat([{"role": "user", "content": "Hello " * 400}], max_tokens=2)
+    assert [done == total for done, total in seen] == [False] * (len(seen) - 1) + [True]
+    assert len(seen) > 1

@@ -121,6 +121,25 @@ def test_one_beam_is_greedy_decoding(seed: int, max_tokens: int) -> None:
     assert best == Hypothesis(ids, best.score, "length")
 
 
+def test_an_end_that_ranks_below_the_beams_is_no_answer() -> None:
+    beams = BeamSearch(params(2, early_stopping=True), torch.tensor(PROMPT), frozenset({STOP}), 9, V)
+    assert beams.advance(torch.tensor([[0.0, 5.0, 0.0, 4.0, 3.0]])) == [0, 0]  # the end comes third
+    assert [beam.ids for beam in beams.beams] == [(1,), (3,)]
+    beams.advance(torch.tensor([[0.0, 0.0, 0.0, 0.0, 9.0], [0.0, 5.0, 0.0, 0.0, -9.0]]))
+    assert not beams.done  # one whole answer, (1,), of the two that end an early search
+    assert beams.best.ids == (1,)
+
+
+@pytest.mark.parametrize("fault", [[torch.nan] * V, [0.0, torch.nan, 0.0, 0.0, 0.0], [0.0, torch.inf, 0.0, 0.0, 0.0]])
+def test_scores_that_are_none_of_any_beam_are_noticed_and_change_nothing(fault: list[float]) -> None:
+    beams = BeamSearch(params(2), torch.tensor(PROMPT), frozenset({STOP}), 9, V)
+    assert beams.advance(torch.tensor([fault])) is None
+    assert beams.advance(torch.tensor([[0.0, 5.0, 0.0, 4.0, 3.0]])) == [0, 0]
+    before = list(beams.beams)
+    assert beams.advance(torch.tensor([[0.0] * V, fault])) is None
+    assert (beams.beams, beams.length, beams.done) == (before, 1, False)
+
+
 @given(st.integers(0, 10**4), st.integers(2, 4), st.integers(1, 8))
 def test_early_stopping_ends_no_later_and_finds_nothing_better(seed: int, num_beams: int, max_tokens: int) -> None:
     patient = params(num_beams)

@@ -245,3 +245,10 @@ def test_one_sequence_may_fill_a_context_that_is_no_whole_number_of_blocks(layou
     small = torch_runner(tiny_model(0, with_text(max_position_embeddings=50)), layout)
     one = request(small, 0, 40, 50)
     assert len(run(small, [one], max_num_seqs=1)[0]) == 10
+
+
+def test_a_search_with_beams_counts_the_tokens_of_its_answer(runner: TorchRunner) -> None:
+    engine = Engine(runner)
+    engine.add(with_beams(request(runner, 0, 12, 6), 3))
+    outputs = [output for _ in range(9) for output in engine.step()]
+    assert engine.metrics.value("generation_tokens_total") == sum(len(output.tokens) for output in outputs) > 0

@@ -27,6 +27,7 @@ from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.engine.updater import NO_SCORES
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
@@ -246,10 +247,32 @@ def test_a_nan_in_a_search_with_beams_fails_that_request_alone(when: str, layout
             cache.restore_state(slot, lost, cache.lengths[slot])
     failed: list[Output] = []
     answers = drive(engine, lambda output: failed.append(output) if output.error else None, may_fail=True)
-    assert [(output.request, output.error) for output in failed] == [(searched, "the model gave no usable scores")]
+    assert [(output.request, output.error) for output in failed] == [(searched, NO_SCORES)]
     begun = [[token for output in early if output.request is request for token in output.tokens] for request in others]
     kept = [first + answers[request][0] for first, request in zip(begun, others, strict=True)]
     assert_same_answers(runner.model, [text(runner, seed) for seed in range(3)], kept, expected)
+    assert is_empty(engine)
+
+
+@pytest.mark.parametrize("how", ["aborted", "late", "failed"])
+def test_a_search_with_beams_that_ends_before_its_time_is_one_answer(how: str) -> None:
+    runner = Broken("contiguous")
+    engine = Engine(runner, EngineConfig(max_num_seqs=8))
+    searched = make_request(runner, random_text(20, 9), SamplingParams(temperature=0, max_tokens=8, num_beams=3))
+    engine.add(searched)
+    while len(searched.sequences) < 3:
+        assert engine.step() == []
+    if how == "aborted":
+        engine.abort(searched)
+    elif how == "late":
+        searched.deadline = time.monotonic()
+    else:
+        runner.fails_at = runner.forwards + 1
+    outputs = engine.step()
+    assert [output.index for output in outputs] == ([] if how == "aborted" else [0])
+    ended = {why: engine.metrics.value("request_success_total", finished_reason=why) for why in ("abort", "error")}
+    assert ended == {"abort": how != "failed", "error": how == "failed"}
+    assert engine.metrics.value("e2e_request_latency_seconds_count") == 1
     assert is_empty(engine)
 
 

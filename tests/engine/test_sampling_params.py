@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from pocketvlm.engine.sampling.params import SamplingParams
+import pocketvlm
+from pocketvlm.engine.sampling.params import NOT_HONOURED, SamplingParams
 from pocketvlm.errors import ConfigError
 
 BEAMS = {"num_beams": 2, "temperature": 0}
@@ -130,10 +136,47 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
 
 def test_defaults_of_a_checkpoint_are_greedy_unless_it_samples() -> None:
     assert SamplingParams.defaults_of({"temperature": 0.7}) == {"temperature": 0.0}
+    assert SamplingParams.defaults_of({"do_sample": True, "temperature": 1, "top_k": 50.0})["top_k"] == 50
     assert SamplingParams.defaults_of({"do_sample": True, "temperature": 0.7, "top_k": 0}) == {
         "temperature": 0.7,
         "top_k": 0,
     }
+
+
+@pytest.mark.parametrize("value", ["x", "", [], {}, 0, 1, 1.0], ids=repr)
+def test_do_sample_is_a_boolean_or_nothing(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^generation_config\.json: do_sample is .*, expected true, false or null"):
+        SamplingParams.defaults_of({"do_sample": value})
+    assert SamplingParams.defaults_of({"do_sample": None}) == {"temperature": 0.0}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": False}, {"do_sample": None}, {"do_sample": True}], ids=repr)
+@pytest.mark.parametrize("value", ["x", -1, True, []], ids=repr)
+def test_a_temperature_is_checked_also_where_nothing_is_drawn(sampling: dict[str, Any], value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^generation_config\.json: temperature="):
+        SamplingParams.defaults_of({"temperature": value, **sampling})
+
+
+def test_what_a_checkpoint_asks_for_and_does_not_get_is_named_once_at_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pocketvlm.api.vlm.logger.warning", lambda line, *values: said.append(line % values))
+    with resources.as_file(resources.files("pocketvlm").joinpath("assets/nano")) as nano:
+        model = Path(shutil.copytree(nano, tmp_path / "model"))
+    neutral = {name: (*values, None)[0] for name, values in NOT_HONOURED.items()}
+    asked = {"num_beams": 4, "max_new_tokens": 64, "suppress_tokens": [3], "typical_p": 0.9, "stop_strings": "x"}
+    for extra, expected in ((neutral, []), (neutral | asked, [", ".join(sorted(asked))])):
+        content = {"temperature": 1.0, "eos_token_id": 721, "use_cache": True} | extra
+        (model / "generation_config.json").write_text(json.dumps(content))
+        said.clear()
+        pocketvlm.load(model, runtime="torch").close()
+        assert [line.partition("is not done: ")[2] for line in said] == expected
+
+
+def test_the_defaults_of_the_reference_ask_for_nothing() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra reference")
+    assert SamplingParams.not_honoured(transformers.GenerationConfig().to_dict()) == []
 
 
 def test_options_are_checked_without_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.endpoint_server import Server, completion, serving
 from pocketvlm.errors import ConfigError
 from pocketvlm.evaluation.answerers import Reply
 from pocketvlm.evaluation.endpoint import Endpoint, EndpointError
+from pocketvlm.evaluation.ranges import ENDPOINT
 from pocketvlm.evaluation.tasks import Clip, Example
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
@@ -198,6 +200,8 @@ def test_an_example_that_cannot_be_sent_is_a_failure(tmp_path: Path) -> None:
         {"concurrency": 0},
         {"timeout": 0},
         {"retries": -1},
+        *({name: value} for name, allowed in ENDPOINT.items() for value in (allowed.max + 1, 1e300, 10**30, math.nan)),
+        *({name: allowed.min - 1} for name, allowed in ENDPOINT.items()),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.evaluation.answerers import LocalModel, Numbered, Reply, messages_of
 from pocketvlm.evaluation.harness import MAX_FAILURES_IN_A_ROW, EvaluationError, evaluate
 from pocketvlm.evaluation.report import HEADINGS, as_json, bootstrap, summarise, table_rows, wilson, wrong
@@ -253,6 +253,8 @@ class Batches:
         texts = [messages[0]["content"][-1]["text"] for messages in conversations]
         if any("unreadable" in text for text in texts):
             raise MediaError("damaged")
+        if any("lost" in text for text in texts):
+            raise EngineError("inside")
         return [Answer(text, Usage(5, 3, 1), {}, "stop") for text in texts]
 
 
@@ -269,6 +271,12 @@ def test_a_model_is_asked_in_batches_and_one_bad_example_spoils_no_other() -> No
     assert model.calls[-1][1] > model.calls[0][1]
     list(LocalModel(model, {"max_tokens": 7}, 3).answer(enumerate(examples[2:])))  # type: ignore[arg-type]
     assert model.calls[-1] == (1, 7)
+
+
+def test_an_answer_that_was_lost_is_the_error_of_its_example() -> None:
+    examples = [Example(q, "t", (), q, (q,), "exact") for q in ("a", "lost", "c")]
+    replies = {i: r for i, _, r in LocalModel(Batches(), {}, 3).answer(enumerate(examples))}  # type: ignore[arg-type]
+    assert [(replies[i].answer, replies[i].error) for i in range(3)] == [("a", ""), ("", "inside"), ("c", "")]
 
 
 def test_clips_are_videos_and_pictures_are_images() -> None:

@@ -16,7 +16,7 @@ import pytest
 import pocketvlm.engine.runners.onnx_runner as onnx_runner
 from pocketvlm.bundle import FORMAT, MANIFEST, PRESETS, Manifest, Quantization, is_bundle, parse_quantization
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
-from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
+from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, OutputError
 from pocketvlm.export.onnx import bundle
 from pocketvlm.export.onnx.bundle import cached_bundle, write_bundle
 from pocketvlm.machine import CACHE_VARIABLE
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, seeded_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(CheckpointError, match="GB free"):
+    with pytest.raises(OutputError, match="GB free"):
         write_bundle(seeded_checkpoint(0), tmp_path / "out", INT8)
     assert not list(tmp_path.iterdir())
 
@@ -127,7 +127,7 @@ def test_an_error_while_writing_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle, "_write_graphs", fail)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_bundle(seeded_checkpoint(0), tmp_path / "out", INT8)
     assert not list(tmp_path.iterdir())
 

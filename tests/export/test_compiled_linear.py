@@ -19,7 +19,7 @@ from pocketvlm.export.onnx import panels
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.export.onnx.linear import Gate, compiled_linear, token_linear
 from pocketvlm.export.onnx.quantization import as_int4, as_int8, block_of
-from pocketvlm.kernels.onnx_ops.library import library
+from pocketvlm.kernels.onnx_ops import library
 
 FLOAT = ir.DataType.FLOAT
 pytestmark = pytest.mark.usefixtures("compiled_library")
@@ -59,7 +59,7 @@ def sessions(inputs: int, outputs: int, scheme: Scheme, rotated: bool) -> tuple[
 
 
 def session(g: GraphBuilder) -> Any:
-    return product_session(ir.to_proto(g.model()).SerializeToString(), library())
+    return product_session(ir.to_proto(g.model()).SerializeToString(), library.compiled())
 
 
 def run(product: Any, **feeds: torch.Tensor) -> torch.Tensor:

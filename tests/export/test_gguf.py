@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pocketvlm.cli import main
 from pocketvlm.config import DownsampleMode
-from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.errors import CheckpointError, ConfigError, OutputError
 from pocketvlm.export.gguf.files import GGUFType, write_gguf
 
 BLOCK = {"attn_norm", "post_attention_norm", "ffn_gate", "ffn_up", "ffn_down"}
@@ -145,9 +145,44 @@ def test_nothing_is_left_of_an_export_that_fails(source: Path, tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_gguf(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_template_is_the_one_that_holds_wherever_it_stands(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    template = (copy / "chat_template.jinja").read_text()
+    (copy / "chat_template.jinja").unlink()
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    for i, stands in enumerate((template, [{"name": "default", "template": template}])):
+        (copy / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": stands}))
+        decoder, _ = export(copy, tmp_path / f"out{i}")
+        assert decoder.fields["tokenizer.chat_template"].contents() == template
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="has no chat template"):
+        write_gguf(copy, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_vocabulary_without_an_end_of_turn_is_one_line(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|im_end|>", "<|end|>"))
+    with pytest.raises(CheckpointError, match=r"has no <\|im_end\|>"):
+        write_gguf(copy, tmp_path / "out")
+
+
+def test_numbers_of_every_spelling_are_written_as_what_they_mean(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 4.0, "vocab_size": float(config["text_config"]["vocab_size"])}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_std": [1, 0.5, 1], "image_mean": [0, 0.5, 0]}))
+    decoder, tower = export(copy, tmp_path / "out")
+    assert decoder.fields["qwen35.block_count"].contents() == 4
+    assert tower.fields["clip.vision.image_std"].contents() == [1.0, 0.5, 1.0]
+    assert tower.fields["clip.vision.image_mean"].contents() == [0.0, 0.5, 0.0]
 
 
 def test_what_llama_cpp_would_compute_wrongly_is_refused(source: Path, tmp_path: Path) -> None:

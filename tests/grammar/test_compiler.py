@@ -66,6 +66,24 @@ def setting(request: pytest.FixtureRequest) -> Setting:
     return request.getfixturevalue(request.param)
 
 
+class _Held:
+    """A lock that somebody else has; it notes how long one would wait."""
+
+    seconds = 0.0
+
+    def acquire(self, timeout: float) -> bool:
+        self.seconds = timeout
+        return False
+
+
+def test_a_grammar_waits_as_long_as_that_of_another_may_take(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = _Held()
+    monkeypatch.setattr(tiny.compiler, "_compiling", held)
+    with pytest.raises(ConfigError, match="other grammars are being compiled"):
+        tiny.compile(choice=("never", "compiled"))
+    assert held.seconds >= trial_worker.TO_START + trial_worker.TO_TRY
+
+
 def test_every_answer_is_valid_by_its_schema(setting: Setting) -> None:
     for seed in range(60):
         schema = random_schema(random.Random(seed))

@@ -21,10 +21,26 @@ from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
 NANO = Path(__file__).resolve().parents[2] / "src" / "pocketvlm" / "assets" / "nano"
 NAMES = ("a", "b", "ab", "é", "a b", 'q"', "1", "")
-STRINGS = (*NAMES, "aa", "ba", "😀", "x.y", "9", "2020-01-01")
+STRINGS = (*NAMES, "\x00", "a\x01", "ab\x7f", "aa", "ba", "😀", "x.y", "9", "2020-01-01")
 NUMBERS = ("0", "1", "-1", "-0", "2", "3", "10", "1.0", "2.5", "0.5", "-0.0", "1e0")
-CONSTANTS: tuple[Any, ...] = (1, 1.0, 0, 2.5, "a", "é", "", True, False, None, [], [1], {}, {"a": 1})
-PATTERNS = ("^a", "b$", "^$", ".", "^.$", "a|b", "^(?:a|b)$", "^a|b$", "\\d", "\\w", "\\s", "^[^a]*$", "\\.", "é")
+CONSTANTS: tuple[Any, ...] = (1, 1.0, 0, 2.5, "a", "é", "", True, False, None, [], [1], {}, {"a": 1}, "a\x01")
+PATTERNS = (
+    "^a",
+    "b$",
+    "^$",
+    ".",
+    "^.$",
+    "a|b",
+    "^(?:a|b)$",
+    "^a|b$",
+    "\\d",
+    "\\w",
+    "\\s",
+    "^[^a]*$",
+    "\\.",
+    "é",
+    "b\x7f$",
+)
 
 
 class Odd(random.Random):

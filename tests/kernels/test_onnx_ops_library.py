@@ -13,7 +13,7 @@ from pocketvlm.bundle import PRESETS, Manifest
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.errors import ConfigError
 from pocketvlm.export.onnx.bundle import write_bundle
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import CACHE_VARIABLE
 from pocketvlm.model.hub import resolve
 
@@ -22,11 +22,11 @@ from pocketvlm.model.hub import resolve
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, and a processor that has what is needed."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset(compiled_operators.NEEDED))
-    library = compiled_operators.library
-    library.cache_clear()
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.NEEDED))
+    compiled = library.compiled
+    compiled.cache_clear()
     yield tmp_path / "operators"
-    library.cache_clear()
+    compiled.cache_clear()
 
 
 def compiler(folder: Path, script: str) -> str:
@@ -42,11 +42,11 @@ LAST = 'for out; do :; done; echo library > "$out"'  # the output is the last ar
 
 def test_it_is_compiled_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
-    first = compiled_operators.library()
+    first = library.compiled()
     assert first is not None
     assert first.read_text() == "library\n"
-    compiled_operators.library.cache_clear()  # as another process
-    assert compiled_operators.library() == first
+    library.compiled.cache_clear()  # as another process
+    assert library.compiled() == first
     assert (tmp_path / "runs").read_text() == "run\n"
     assert list(place.iterdir()) == [first]
 
@@ -54,16 +54,16 @@ def test_it_is_compiled_once(place: Path, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("place")
 def test_another_source_or_processor_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
-    found = {compiled_operators.library()}
+    found = {library.compiled()}
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "operators.cpp").write_text("// other")
-    monkeypatch.setattr(compiled_operators, "SOURCES", sources)
-    compiled_operators.library.cache_clear()
-    found.add(compiled_operators.library())
-    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset({*compiled_operators.NEEDED, "new"}))
-    compiled_operators.library.cache_clear()
-    found.add(compiled_operators.library())
+    monkeypatch.setattr(library, "SOURCES", sources)
+    library.compiled.cache_clear()
+    found.add(library.compiled())
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset({*library.NEEDED, "new"}))
+    library.compiled.cache_clear()
+    found.add(library.compiled())
     assert len(found) == 3
     assert None not in found
 
@@ -73,7 +73,7 @@ def test_a_compiler_that_fails_leaves_nothing_but_a_line(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path, script))
-    assert compiled_operators.library() is None
+    assert library.compiled() is None
     assert list(place.iterdir()) == []
     (record,) = caplog.records
     assert "standard ones are used" in record.message
@@ -83,18 +83,18 @@ def test_a_compiler_that_fails_leaves_nothing_but_a_line(
 @pytest.mark.usefixtures("place")
 def test_without_a_compiler_or_the_instructions_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(compiled_operators.shutil, "which", lambda _: None)
-    assert compiled_operators.library() is None
+    monkeypatch.setattr(library.shutil, "which", lambda _: None)
+    assert library.compiled() is None
     monkeypatch.undo()
     monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
-    monkeypatch.setattr(compiled_operators, "processor_flags", lambda: frozenset({"avx2"}))
-    compiled_operators.library.cache_clear()
-    assert compiled_operators.library() is None
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset({"avx2"}))
+    library.compiled.cache_clear()
+    assert library.compiled() is None
 
 
 def test_two_that_compile_at_once_do_not_meet(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path, f"sleep 0.2; {LAST}"))
-    one = compiled_operators.library.__wrapped__
+    one = library.compiled.__wrapped__
     with ThreadPoolExecutor() as pool:
         first, second = pool.submit(one), pool.submit(one)
         assert first.result() == second.result() is not None
@@ -104,10 +104,10 @@ def test_two_that_compile_at_once_do_not_meet(place: Path, tmp_path: Path, monke
 @pytest.mark.usefixtures("place")
 def test_bundles_are_made_of_what_this_machine_has(monkeypatch: pytest.MonkeyPatch, compiled_library: Path) -> None:
     made = {}
-    for library in (None, compiled_library):
-        monkeypatch.setattr(compiled_operators, "library", lambda library=library: library)
+    for found in (None, compiled_library):
+        monkeypatch.setattr(library, "compiled", lambda found=found: found)
         for quantization in ("int8", "none"):
-            made[library, quantization] = ready_bundle(resolve("nano"), quantization)
+            made[found, quantization] = ready_bundle(resolve("nano"), quantization)
     assert len(set(made.values())) == 3  # fp32 has no operators of ours
     operators = {key: Manifest.read(directory).operators for key, directory in made.items()}
     assert [key for key, kind in operators.items() if kind == "compiled"] == [(compiled_library, "int8")]
@@ -116,7 +116,7 @@ def test_bundles_are_made_of_what_this_machine_has(monkeypatch: pytest.MonkeyPat
 
 def test_a_compiled_bundle_elsewhere_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(resolve("nano"), tmp_path / "bundle", PRESETS["int8"], operators="compiled")
-    monkeypatch.setattr(compiled_operators, "library", lambda: None)
+    monkeypatch.setattr(library, "compiled", lambda: None)
     with pytest.raises(ConfigError, match="needs compiled operators") as caught:
         ONNXRunner(tmp_path / "bundle")
     assert "--operators standard" in str(caught.value)

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError, PocketVLMError
 from pocketvlm.model import checkpoint
-from pocketvlm.model.checkpoint import INDEX, WEIGHTS, load_model, our_name, published_names, save_model
+from pocketvlm.model.checkpoint import (
+    INDEX,
+    WEIGHTS,
+    count_parameters,
+    load_model,
+    our_name,
+    published_names,
+    save_model,
+    stored_dtype,
+)
 from pocketvlm.model.text.decoder import fp32_parameters
 
 Tensors = dict[str, Tensor]
@@ -170,10 +179,19 @@ def test_half_precision_model_is_no_further_from_fp32_than_the_reference_in_half
     assert errors[0] <= 2 * errors[1]
 
 
-def test_a_tied_head_written_a_second_time_is_left_out(directory: Path) -> None:
+def test_a_tied_head_written_a_second_time_is_left_out_with_a_warning(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("pocketvlm.model.checkpoint.logger.warning", lambda line, *values: said.append(line % values))
+    load_model(directory)
+    assert not [line for line in said if "lm_head" in line]
     embedding = "model.language_model.embed_tokens.weight"
     rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding].clone()}))
     assert "language_model.lm_head.weight" not in dict(load_model(directory).named_parameters())
+    assert [line for line in said if "lm_head" in line] == [
+        f"{directory}: lm_head.weight is left out: config.json ties it to the embedding"
+    ]
 
 
 def test_an_untied_head_round_trips(directory: Path, tmp_path: Path) -> None:
@@ -352,3 +370,16 @@ def test_index_that_names_a_missing_shard(directory: Path) -> None:
     shard(directory, 3)
     (directory / "model-00002-of-00003.safetensors").unlink()
     one_clear_error(directory, CheckpointError, "model-00002-of-00003.safetensors does not exist")
+
+
+@pytest.mark.parametrize("read", [load_model, count_parameters, stored_dtype])
+def test_weights_that_go_away_before_they_are_read_are_one_line(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    files = [directory / "gone.safetensors", *checkpoint.weight_files(directory)]
+    monkeypatch.setattr(checkpoint, "weight_files", lambda _: files)
+    gone, stat = files[0], Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **more: stat(files[1] if path == gone else path, **more))
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors cannot be read") as error:
+        read(directory)
+    assert "\n" not in str(error.value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,22 @@ def test_every_byte_of_a_large_file_counts_whatever_the_chunks(large: Path) -> N
         content.write(b"\0")
     seen.add(fingerprint(large))
     assert len(seen) == 7
+
+
+class ShortReads(io.FileIO):
+    """A file of which a read gives fewer bytes than there is room for, as that of some file systems does."""
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[: max(1, len(buffer) * 2 // 3)])
+
+
+def test_short_reads_change_nothing(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = large / "model.safetensors"
+    right = [module._of_chunk(file, start) for start in range(0, LARGE, 2**20)]
+    content = file.read_bytes()
+    assert right == [hashlib.sha256(content[at : at + 2**20]).digest() for at in range(0, LARGE, 2**20)]
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: ShortReads(path))
+    assert [module._of_chunk(file, start) for start in range(0, LARGE, 2**20)] == right
 
 
 def test_a_large_file_is_read_once_and_a_copy_of_it_again(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,6 +346,12 @@ MUTANTS = [
         "engine/test_beam_search.py",
         ("total / self.length**self.params.length_penalty)", "total * self.length**self.params.length_penalty)"),
         ("-hypothesis.score)", "hypothesis.score)"),
+        ("if rank < width:", "if True:", "test_an_end_that_ranks_below_the_beams_is_no_answer"),
+        (
+            "if any(math.isnan(total) for *_, total in candidates):",
+            "if False:",
+            "test_scores_that_are_none_of_any_beam_are_noticed_and_change_nothing",
+        ),
     ),
     *_of(
         "engine/sampling/prompt_lookup.py",

@@ -90,6 +90,29 @@ def test_reasoning_is_accepted_under_both_names() -> None:
         assert "<think>\nbecause\n</think>\n\na<|im_end|>" in prompt.text
 
 
+@pytest.mark.parametrize("empty", [None, "", [], {}], ids=repr)
+def test_empty_fields_of_parts_ask_for_nothing(empty: Any) -> None:
+    parts = [
+        {"type": "text", "text": "x", "logprobs": empty},
+        image_url(url="a.png", detail=empty, size=empty),
+        image_url(url="a.png", detail=empty) | {"detail": "low"},
+        {"type": "image", "image": "a.png", "detail": empty, "max_slice_nums": empty, "fps": empty},
+        {"type": "video", "video": "a.mp4", "fps": empty},
+    ]
+    media = CHAT.render([user(parts)]).media
+    assert [part.max_slice_nums for part in media] == [None, 1, None, None]
+    assert media[-1].fps is None
+
+
+@pytest.mark.parametrize("detail", ["high", "auto"])
+def test_other_details_than_low_leave_slices_to_the_request(detail: str) -> None:
+    parts = [
+        image_url(url="a.png", detail=detail),
+        {"type": "image", "image": 0, "detail": detail, "max_slice_nums": 4},
+    ]
+    assert [part.max_slice_nums for part in CHAT.render([user(parts)]).media] == [None, 4]
+
+
 def test_fields_echoed_as_null_or_empty_and_labels_ask_for_nothing() -> None:
     """Traps: clients send answers back as they came, and put names, ids and marks for other services beside them."""
     plain = CHAT.render([user("q"), {"role": "assistant", "content": "a"}, user([{"type": "text", "text": "b"}])])
@@ -258,7 +281,7 @@ IMAGE = {"type": "image", "image": 1}
         ([Q, {"content": "x"}], r"messages\[1\]: role is missing, expected one of system, developer, user"),
         ([{"role": "function", "content": "x"}], r"messages\[0\]: role is 'function'"),
         ([{"role": "developer", "content": 3}, Q], r"messages\[0\]\.content is 3"),
-        ([{"role": "developer", "content": "x", "size": 1}, Q], r"a system message has no field 'size'"),
+        ([{"role": "developer", "content": "x", "size": 1}, Q], r"a message of role system has no field 'size'"),
         ([{"role": ["user"], "content": "x"}], r"messages\[0\]: role is of type list"),
         ([{"role": "user"}], r"messages\[0\]\.content is missing"),
         ([user(3)], r"messages\[0\]\.content is 3"),
@@ -287,7 +310,7 @@ IMAGE = {"type": "image", "image": 1}
         ([Q, {"role": "system", "content": [IMAGE]}], r"\[1\]\.content\[0\]: a system message must be text only"),
         ([{"role": "user", "content": "x", "name": 3}], r"messages\[0\]\.name is 3"),
         ([{"role": "user", "content": "x", "annotations": "a"}], r"annotations is 'a'"),
-        ([Q, {"role": "assistant", "content": "x", "refusal": "No."}], r"an? assistant message has no field 'refusal'"),
+        ([Q, {"role": "assistant", "content": "x", "refusal": "No."}], r"of role assistant has no field 'refusal'"),
         ([{"role": "system", "content": "x"}, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must"),
         ([{"role": "tool", "content": "x"}], r"messages\[0\]: a tool message must follow"),
         ([Q, {"role": "tool", "content": "x"}], r"messages\[1\]: a tool message must follow"),

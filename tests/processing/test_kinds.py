@@ -15,10 +15,11 @@ from helpers.pictures import encoded, png_chunk, with_chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
+from PIL.JpegImagePlugin import JpegImageFile
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media import load_image as module
-from pocketvlm.processing.media.load_image import is_video, load_image, probe_size
+from pocketvlm.processing.media.load_image import MediaLimits, is_video, load_image, probe_size
 from pocketvlm.processing.media.video_reader import open_video
 from pocketvlm.views import Size
 
@@ -76,6 +77,21 @@ def test_a_jpeg_that_lost_pixels_is_refused(cut: int) -> None:
     assert len(body) > 5000
     with pytest.raises(MediaError, match="damaged or cut off"):
         load_image(body[:-cut])
+
+
+@pytest.mark.parametrize("side", [1500, 20_000])
+def test_the_size_of_a_jpeg_that_is_cut_off_is_checked_before_it_is_decoded(
+    side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow refuses a header that is cut off before its size is known, and would read it with a few bytes more."""
+    body = bytearray(encoded(Image.fromarray(SMOOTH), "JPEG"))
+    frame, scan = body.index(b"\xff\xc0"), body.index(b"\xff\xda")
+    body[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    length = int.from_bytes(body[scan + 2 : scan + 4], "big")
+    monkeypatch.setattr(JpegImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    for read in (load_image, probe_size):
+        with pytest.raises(MediaError, match="more than 1000"):
+            read(bytes(body[: scan + 1 + length]), MediaLimits(max_pixels=1000))
 
 
 def test_a_png_and_a_gif_without_their_end_are_whole() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.pictures import encoded, png_bomb
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -341,10 +341,22 @@ def test_data_urls_of_exactly_the_limit_are_read() -> None:
 def test_percent_decoding_is_that_of_the_standard_library(body: bytes, safe: set[str], words: str) -> None:
     for escaped in (
         quote(body, safe="".join(safe - {"%"})),
-        words.replace("%", ""),
+        words,
         "".join(f"%{b:02x}" for b in body),
     ):
         assert sources.percent_decoded(escaped.encode()) == unquote_to_bytes(escaped)
+
+
+@given(st.lists(st.sampled_from(["%", "%4", "%41", "%fF", "%zz", "%g1", "a", "=", "=41", "\n", "\r\n", "\0", "é"])))
+@example(["%"])
+@example(["%", "\n"])
+@example(["100%"])
+def test_malformed_escapes_are_left_as_they_are(pieces: list[str]) -> None:
+    text = "".join(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (sources._PIECE, 3, 4, 5):  # also where pieces meet
+            patch.setattr(sources, "_PIECE", size)
+            assert sources.percent_decoded(text.encode()) == unquote_to_bytes(text)
 
 
 def test_a_data_url_with_half_a_character_is_refused() -> None:

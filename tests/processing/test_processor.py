@@ -299,3 +299,34 @@ def test_settings_of_another_patch_size_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": 16}))
     with pytest.raises(ConfigError, match="patches of 16"):
         Processor.from_directory(directory)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"max_num_frames": 500}, {"stack_frames": 64}, {"max_num_frames": 500, "stack_frames": 64}],
+    ids="-".join,
+)
+@pytest.mark.parametrize("limit", [128, 2])
+def test_frames_of_a_checkpoint_beyond_the_limits_are_lowered_once(
+    own: dict[str, int], limit: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the checkpoint takes where nobody asks fails no request, least of all one without a video."""
+    path = write_checkpoint(tmp_path) / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    limits = MediaLimits(max_frames=limit)
+    made = Processor.from_directory(tmp_path, limits=limits)
+    assert "over the limits of videos" in caplog.text
+    caplog.clear()
+    assert made(ask()).views == ()
+    assert made(ask(pixels(64, 96))).views
+    assert made(watch(frames(4, 64, 96))).views
+    limits.check_frames(made.video_config.max_num_frames, made.video_config.stack_frames)
+    assert not caplog.text
+    for asked in ({"max_num_frames": limit + 1}, {"max_num_frames": limit, "stack_frames": 17}):
+        with pytest.raises(MediaError, match="too many frames"):
+            made(watch(frames(2)), **asked)
+
+
+def test_frames_within_the_limits_are_the_checkpoints(processor: Processor, caplog: pytest.LogCaptureFixture) -> None:
+    assert processor.video_config == processor.image_config
+    assert not caplog.text

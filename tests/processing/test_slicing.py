@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocketvlm.config import ImageConfig
+from pocketvlm.config_ranges import MAX_VIEW_PATCHES
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.patches.slicing import MAX_VIEW_PATCHES, plan_views
+from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig()

@@ -153,6 +153,12 @@ def test_an_end_that_is_no_token_is_one_clear_line(tmp_path: Path, eos: int | li
         Tokenizer.from_directory(tmp_path)
 
 
+def test_ids_written_with_a_point_are_ids(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [97.0, 98]}')
+    assert {97, 98} <= Tokenizer.from_directory(tmp_path).stop_ids
+
+
 def test_a_vocabulary_without_merges_works(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_directory(write_checkpoint(tmp_path, merges=False))
     assert tokenizer.control_id("<|endoftext|>") == 256

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketvlm.api.answers import Answer, EngineError, TokenLogprob, Usage
+from pocketvlm.api.answers import Answer, TokenLogprob, Usage
 from pocketvlm.api.vlm import PROMPT_OPTIONS
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, QueueFullError
+from pocketvlm.errors import ConfigError, EngineError, MediaError, PocketVLMError, QueueFullError
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.messages import check_messages
 from pocketvlm.protocol.chat_request import FIELDS, MM_PROCESSOR_KWARGS, parse_chat_completion

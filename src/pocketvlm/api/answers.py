@@ -87,7 +87,3 @@ class Delta:
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
-
-
-class EngineError(RuntimeError):
-    """An answer was lost to a fault that is not its user's."""

@@ -6,9 +6,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from pocketvlm.api.answers import Answer, Delta, EngineError, TokenLogprob, Usage, with_alternatives
+from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage, with_alternatives
 from pocketvlm.api.choice import Choice, ReasoningSplitter
 from pocketvlm.engine.request import Output, Request
+from pocketvlm.errors import EngineError
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer, Tokenizer
 
 

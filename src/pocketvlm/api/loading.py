@@ -14,7 +14,7 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.model.checkpoint import count_parameters, load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
@@ -70,7 +70,7 @@ def describe_choice(directory: ModelDirectory) -> str:
         manifest = Manifest.read(directory.path)
         return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
     if _is_for_onnx(directory, device, "auto", "auto", "auto"):
-        operators = "compiled" if compiled_operators.is_possible() else "standard"
+        operators = "compiled" if library.is_possible() else "standard"
         return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators} operators"
     return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
 
@@ -98,7 +98,7 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
     what = f"Preparing {directory} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
-    operators: Operators = "compiled" if chosen.suits_compiled and compiled_operators.library() else "standard"
+    operators: Operators = "compiled" if chosen.suits_compiled and library.compiled() else "standard"
     return cached_bundle(directory, chosen, report, operators)
 
 

@@ -5,18 +5,20 @@ A step brings all jobs further, so that streams that are read in turns, or from 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
-from pocketvlm.api.answers import EngineError
 from pocketvlm.api.job import Job
 from pocketvlm.engine.engine import Engine
-from pocketvlm.engine.request import Request
+from pocketvlm.engine.request import Output, Request
+from pocketvlm.errors import EngineError
 from pocketvlm.machine import OwnProcess
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
@@ -30,6 +32,7 @@ class SharedEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.process = engine, OwnProcess()
         self.progress: Progress | None = None
+        self._is_reading = False  # as last reported
         self._jobs: dict[Request, Job] = {}
         self._given_up: deque[Job] = deque()
         self._one_at_a_time = threading.Lock()
@@ -47,8 +50,12 @@ class SharedEngine:
             if not self.engine.has_room:
                 return False
             job.request.arrival = time.monotonic()
-            self.engine.add(job.request)
             self._jobs[job.request] = job
+            try:
+                self.engine.add(job.request)
+            except BaseException:
+                del self._jobs[job.request]
+                raise
             return True
 
     def step(self) -> None:
@@ -64,16 +71,23 @@ class SharedEngine:
         self.process.check()
         with self._one_at_a_time:
             self._abort_given_up()
-            if job.is_done or job.deltas:
-                return
-            if self.engine.has_work:
-                self._step()
-            else:
-                job.error = EngineError("the engine lost this request")
-        if self.progress is not None and not job.is_done:
-            first, total = job.request.sequences[0], job.request.prompt_tokens
-            if not first.output_ids:
-                self.progress("Reading the prompt", min(first.computed, total), total)
+            if not (job.is_done or job.deltas):
+                if self.engine.has_work:
+                    self._step()
+                else:
+                    job.error = EngineError("the engine lost this request")
+        if self.progress is not None:
+            self._report(job, self.progress)
+
+    def _report(self, job: Job, progress: Progress) -> None:
+        """Say how far the prompt is read; what was begun ends with a report of all of it, whatever came of the job."""
+        first, total = job.request.sequences[0], job.request.prompt_tokens
+        if not (job.is_done or first.output_ids):
+            self._is_reading = True
+            progress("Reading the prompt", min(first.computed, total - 1), total)
+        elif self._is_reading:
+            self._is_reading = False
+            progress("Reading the prompt", total, total)
 
     def give_up(self, job: Job) -> None:
         """Nobody waits for this one any more. It ends with the next step: this may be called in the middle of one."""
@@ -81,22 +95,45 @@ class SharedEngine:
 
     def _abort_given_up(self) -> None:
         while self._given_up:
-            lost = self._given_up.popleft()
+            lost = self._given_up[0]  # stays there until it is done: an interrupt may come in between
             self.engine.abort(lost.request)
             self._jobs.pop(lost.request, None)
+            self._given_up.popleft()
 
     def _step(self) -> None:
-        for output in self.engine.step():
-            if (job := self._jobs.get(output.request)) is None:
-                continue
-            if (delta := job.take(output)) is not None:
-                job.deltas.append(delta)
-                if delta.finish_reason is not None and output.finish_reason is None:
-                    self.engine.finish(output.request, output.index)
-            if job.is_done:
-                del self._jobs[output.request]
-                if job.error is not None:
-                    self.engine.abort(job.request)
+        """Run a step and hand its outputs out, one by one: what goes wrong with one costs its job, and an interrupt
+        leaves the others for the next step."""
+        self.engine.run_step()
+        outputs = self.engine.outputs
+        while outputs:
+            output = outputs[0]
+            job = self._jobs.get(output.request)
+            try:
+                if job is not None:
+                    self._hand_over(job, output)
+                outputs.popleft()
+            except BaseException as error:
+                is_fault = isinstance(error, Exception)  # of this job alone; all else is for whoever runs the step
+                if outputs and outputs[0] is output:
+                    outputs.popleft()
+                if job is not None:
+                    why = f"its answer could not be read ({type(error).__name__})" if is_fault else "interrupted"
+                    job.error = job.error or EngineError(why)
+                    self._jobs.pop(job.request, None)
+                    self.give_up(job)
+                if not is_fault:
+                    raise
+                logger.exception("an answer was lost")
+
+    def _hand_over(self, job: Job, output: Output) -> None:
+        if (delta := job.take(output)) is not None:
+            job.deltas.append(delta)
+            if delta.finish_reason is not None and output.finish_reason is None:
+                self.engine.finish(output.request, output.index)
+        if job.is_done:
+            self._jobs.pop(output.request, None)
+            if job.error is not None:
+                self.engine.abort(job.request)
 
 
 def refuse_to_travel(thing: object) -> NoReturn:

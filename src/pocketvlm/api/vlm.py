@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ from pocketvlm.ranges import Range, plain_number, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
+
+logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
 PROMPT_OPTIONS = (*PICTURE_OPTIONS, "enable_thinking", "tools")
@@ -65,11 +68,14 @@ def load(
         ConfigError, CheckpointError: the model cannot be found or loaded, or an option cannot be honoured.
     """
     _check_engine_config(engine_config)
+    _check_progress(progress)
     directory = resolve(model)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
     processor = Processor.from_directory(directory.path, configs=directory.configs)
     defaults = SamplingParams.defaults_of(directory.configs.generation)
+    if names := SamplingParams.not_honoured(directory.configs.generation):
+        logger.warning("%s: generation_config.json asks for what is not done: %s", directory, ", ".join(names))
     return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
 
 
@@ -230,6 +236,7 @@ class VLM:
 
     @progress.setter
     def progress(self, report: Progress | None) -> None:
+        _check_progress(report)
         self.shared.progress = report
 
     def _check_open(self) -> None:
@@ -259,3 +266,8 @@ def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
 def _check_engine_config(value: object) -> None:
     if not (value is None or isinstance(value, EngineConfig)):
         raise ConfigError(f"engine_config is of type {type(value).__name__}, expected an EngineConfig")
+
+
+def _check_progress(value: object) -> None:
+    if not (value is None or callable(value)):
+        raise ConfigError(f"progress={show(value)} cannot be called", hint="Give a function of (what, done, in all).")

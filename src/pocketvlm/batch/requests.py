@@ -6,15 +6,14 @@ Of each line only its place and a hash of its custom_id are kept in memory.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.protocol.fields import is_text
+from pocketvlm.json_text import is_text, read_json
 from pocketvlm.ranges import show_json
 
 Progress = Callable[[str, int, int], None]
@@ -61,8 +60,11 @@ def open_lines(path: Path) -> IO[bytes]:
             hint = "Save the requests to a file first: they are read twice." if path.is_fifo() else ""
             raise ConfigError(f"{path} is not an ordinary file", hint=hint or "Give a file with one request a line.")
         return path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="Check the path.") from None
+    except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError, and so is a `ConfigError`
+        if isinstance(error, ConfigError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{str(path)!r:.80} cannot be read: {reason}", hint="Check the path.") from None
 
 
 def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
@@ -108,7 +110,7 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
         ConfigError: what is wrong, after `where`.
     """
     try:
-        request = json.loads(line, parse_constant=_no_constant)
+        request = read_json(line)
     except (ValueError, RecursionError):
         long = len(line) == MAX_LINE and not line.endswith(b"\n")
         raise ConfigError(f"{where}: {'too long' if long else 'not valid JSON'}") from None
@@ -137,7 +139,3 @@ def parse_line(line: bytes, where: str, model: str) -> dict[str, Any]:
 
 def _hash(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
-
-
-def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -18,7 +18,7 @@ from pocketvlm.batch.requests import MAX_LINE, Lines, Progress, open_lines, pars
 from pocketvlm.batch.results import Results, open_partial
 from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.files import check_output
-from pocketvlm.processing.media.fetch import is_url
+from pocketvlm.processing.media.sources import is_path
 from pocketvlm.protocol.chat_request import parse_chat_completion
 from pocketvlm.protocol.chat_response import chat_completion, error_response
 
@@ -184,8 +184,7 @@ def beside(messages: list[Any], folder: Path) -> list[Any]:
     """Return the messages with the paths of their pictures and videos placed in `folder`."""
 
     def place(value: Any) -> Any:
-        inside = isinstance(value, str) and value and not is_url(value) and value[:5].lower() != "data:"
-        return str(folder / value) if inside else value
+        return str(folder / value) if isinstance(value, str) and value and is_path(value) else value
 
     def placed(part: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None

@@ -1,4 +1,4 @@
-"""The command line: one file a command. Exit status 0 is done, 1 failed, 2 wrong usage or input."""
+"""The command line: one file a command. Exit status 0 is done, 1 failed, 2 wrong usage or input, 130 stopped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from pocketvlm.cli import console
-from pocketvlm.errors import OutputError, PocketVLMError
+from pocketvlm.errors import EngineError, OutputError, PocketVLMError
 
 # name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
 COMMANDS = {
@@ -44,7 +45,8 @@ def command_parser(command: str) -> argparse.ArgumentParser:
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser that knows the commands by name only: importing all of them would be slow."""
     parser = OneLineParser(
-        prog="pocketvlm", description="Run MiniCPM-V 4.6 on one machine. Every command works on the embedded model."
+        prog="pocketvlm",
+        description="Run MiniCPM-V 4.6 on one machine. Commands use the embedded model unless --model names another.",
     )
     parser.add_argument("--version", action="store_true", help="print the version with its commit, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)
@@ -72,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PocketVLMError as error:
         console.say(f"{who}: {error}")
         return 1 if isinstance(error, OutputError) else 2
+    except EngineError as error:
+        console.say(f"{who}: {error}")
+        return 1
     except KeyboardInterrupt as stop:
         if argv is None:  # a program of our own: a second Ctrl-C ends it at once
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -82,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     if command:
         # Options may stand between pictures and the question, which a parser of several commands cannot read.
-        args = command_parser(command).parse_intermixed_args(arguments[1:])
+        args = _parse(command_parser(command), arguments[1:])
         status: int = import_module(f"pocketvlm.cli.{command}").run(args)
         return status
     parser = build_parser()
@@ -94,3 +99,20 @@ def _run(command: str, arguments: list[str]) -> int:
     else:
         parser.print_help()
     return 0
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments of which `--` ends the options, which `parse_intermixed_args` alone does not know."""
+    at = list(arguments).index("--") if "--" in arguments else len(arguments)
+    # No argument of a program holds a zero byte, and no parser takes one that begins with it for an option.
+    words = [f"\0{word}" if word.startswith("-") else word for word in arguments[at + 1 :]]
+    args = parser.parse_intermixed_args([*arguments[:at], *words])
+    for name, value in vars(args).items():
+        setattr(args, name, [_unmarked(each) for each in value] if isinstance(value, list) else _unmarked(value))
+    return args
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.removeprefix("\0")
+    return Path(str(value).removeprefix("\0")) if isinstance(value, Path) else value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
@@ -14,11 +16,14 @@ from pocketvlm.cli.common import (
     add_model,
     add_options,
     answer_json,
+    check_text,
+    is_file,
     loaded,
     options_of,
     read_media,
+    source,
 )
-from pocketvlm.cli.console import put, put_json
+from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.errors import PromptError
 
 
@@ -37,25 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def question_is_file(text: str) -> bool:
-    """Tell whether the only word is a picture whose question was forgotten."""
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False
-
-
 def run(args: argparse.Namespace) -> int:
     images, question = [*args.image, *args.words], args.prompt
     if question is None:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
-        if not images and question_is_file(question):
+        if is_file(Path(question)):  # a picture whose question was forgotten
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
+    check_text("the question", question)
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
-    options = options_of(args, PICTURES, VIDEO, SAMPLING) | answer_options(args)
+    for word in images:
+        if isinstance(source(word), Path) and not os.path.lexists(source(word)):
+            raise PromptError(
+                f"there is no file {word!r}", hint="Pictures come first, and the question last, in quotes."
+            )
+    options = options_of(args, PICTURES, VIDEO, SAMPLING) | (structure := answer_options(args))
     if args.stop:
         options["stop"] = tuple(args.stop)
     media, seconds = read_media(args, images, options)
@@ -67,4 +70,6 @@ def run(args: argparse.Namespace) -> int:
         put_json(answer_json(answer, media=seconds))
     else:
         put(answer.text)
+        if answer.finish_reason == "length" and (structure or sys.stderr.isatty()):
+            say("the answer was cut off; --max-tokens allows longer ones")
     return 0

@@ -16,6 +16,7 @@ from pocketvlm.cli.common import (
     add_json,
     add_model,
     add_options,
+    check_ranges,
     directory_of,
     files_read,
     loaded,
@@ -24,11 +25,12 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.cli.console import ReaderLeftError, put, put_json
-from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output
+from pocketvlm.ranges import Range
 
 # Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "prompt_lookup_num_tokens"}
+RANGES = {"concurrency": Range(int, 1)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.concurrency < 1:
-        raise ConfigError(f"--concurrency {args.concurrency} is below 1")
+    check_ranges(args, RANGES)
     check_paths(args.input, args.output, overwrite=args.overwrite)
-    check_output(args.output, inputs=files_read(args.model))
     options = options_of(args, PICTURES, VIDEO, _SAMPLING)
     read_media(args, [], options)  # what is wrong with them is found before torch and weights are loaded
+    check_output(args.output, inputs=files_read(directory_of(args)))
     places = {name: getattr(args, name) for name in PLACES}
     summary = run_batch(
         args.input,

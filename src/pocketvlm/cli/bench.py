@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import platform
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.benchmark.lines import LINES, line_of
-from pocketvlm.cli.common import add_json, files_read, progress_bars
+from pocketvlm.benchmark.lines import LINES, Line, line_of
+from pocketvlm.cli.common import add_json, check_ranges, directory_of, files_read, is_file, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.files import check_output
-from pocketvlm.machine import usable_cores
-from pocketvlm.model.hub import resolve
+from pocketvlm.machine import processor_name, usable_cores
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.ranges import Range
 
 WHAT = {
     "offline": "stages of single answers and of a batch, each runtime in a process of its own",
     "growth": "time and memory of the first of --runs against views, prompt length and batch",
 }
 PEERS = ("transformers", "llama.cpp")
+RANGES = {"rounds": Range(int, 1, Line.rounds)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,30 +43,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.rounds < 1:
-        raise ConfigError(f"--rounds {args.rounds} is below 1")
+    check_ranges(args, RANGES)
     if bool(args.gguf) != ("llama.cpp" in args.against):
         raise ConfigError("--gguf and --against llama.cpp belong together", hint="Give both, or neither.")
     for file in (*args.gguf, args.mmproj):
-        if file is not None and not file.is_file():  # said now, not when the others have been loaded
-            raise ConfigError(f"{file} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
+        if file is not None and not is_file(file):  # said now, not when the others have been loaded
+            raise ConfigError(f"{str(file)!r:.80} does not exist", hint="Name GGUF files with --gguf and --mmproj.")
     if args.plot is not None:
         if args.what != "growth":
             raise ConfigError("--plot is for growth only", hint="Leave it out.")
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise ConfigError(f"--plot {args.plot} is no .png, .pdf or .svg", hint="Give it such a name.")
-        check_output(args.plot, inputs=files_read(args.model))
-    resolve(args.model)
+        check_output(args.plot)  # before a model is looked up, maybe downloaded
+    directory = directory_of(args)
+    if args.plot is not None:
+        check_output(args.plot, inputs=files_read(directory))
     specs = _specs(args)
     if args.what == "growth":
-        return _growth(args, specs[0])
+        return _growth(args, directory, specs[0])
     from pocketvlm.benchmark import ceilings, offline
 
-    _make_bundles(specs)
+    _make_bundles(directory, specs)
     with progress_bars() as report:
         results = offline.compete(specs, args.lines, args.rounds, report)
     best = ceilings.measure()
-    facts = {"model": args.model, "machine": _machine(), "threads": usable_cores(), "rounds": args.rounds}
+    facts = {"model": args.model, "machine": processor_name(), "threads": usable_cores(), "rounds": args.rounds}
     if args.json:
         put_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
     else:
@@ -73,31 +75,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_bundles(specs: list[tuple[str, tuple[Any, ...]]]) -> None:
+def _make_bundles(directory: ModelDirectory, specs: list[tuple[str, tuple[Any, ...]]]) -> None:
     """Make them here, so that the memory this takes is not counted as that of running them."""
     from pocketvlm.api.loading import ready_bundle
 
     for kind, arguments in specs:
         if kind == "pocketvlm" and arguments[1] == "onnx":
             with progress_bars() as report:
-                ready_bundle(resolve(arguments[0]), arguments[2], report)
+                ready_bundle(directory, arguments[2], report)
 
 
-def _growth(args: argparse.Namespace, spec: tuple[str, tuple[Any, ...]]) -> int:
+def _growth(args: argparse.Namespace, directory: ModelDirectory, spec: tuple[str, tuple[Any, ...]]) -> int:
     from importlib.util import find_spec
 
     from pocketvlm.benchmark import growth
 
     if args.plot is not None and find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plots")
-    _make_bundles([spec])
+    _make_bundles(directory, [spec])
     with progress_bars() as report:
         points = growth.measure(spec, list(growth.SERIES), args.rounds, report)
     if args.plot is not None:
         growth.plot(points, args.plot)
     if args.json:
         rows = [{"line": p.line, "seconds": p.seconds, "rate": p.rate, "peak_bytes": p.peak_bytes} for p in points]
-        put_json({"model": args.model, "machine": _machine(), "points": rows})
+        put_json({"model": args.model, "machine": processor_name(), "points": rows})
         return 0
     from rich.table import Table
 
@@ -125,13 +127,6 @@ def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
 
     specs += [("llama.cpp", (file, args.mmproj, usable_cores())) for file in args.gguf]
     return specs
-
-
-def _machine() -> str:
-    for row in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else ():
-        if row.startswith("model name"):
-            return row.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

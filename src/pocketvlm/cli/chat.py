@@ -16,15 +16,17 @@ from pocketvlm.cli.common import (
     add_model,
     add_options,
     answer_json,
+    check_text,
     loaded,
     options_of,
     read_media,
     source,
 )
-from pocketvlm.cli.console import put, put_json, say
-from pocketvlm.errors import PocketVLMError, PromptError
+from pocketvlm.cli.console import put, put_json, say, say_aside
+from pocketvlm.errors import EngineError, PocketVLMError, PromptError
 
 if TYPE_CHECKING:
+    from pocketvlm.api.stream import Stream
     from pocketvlm.api.vlm import VLM
 
 HELP = "Type a question. /image PATH adds a picture to the next question, /reset starts anew, /quit ends."
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, PICTURES, VIDEO, SAMPLING)
     add_logprobs(parser)
     add_structure(parser)
-    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
+    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
     add_json(parser)
 
 
@@ -53,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
             with suppress(ImportError):  # not on Windows, whose consoles edit lines themselves
                 import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
             say(HELP)
-        while (line := read_line(interactive=interactive)) is not None:
-            if line in ("/quit", "/exit"):
+        number = 0
+        while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
+            if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
                 break
             if line == "/reset":
                 messages, pending = [], []
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     messages = _turn(vlm, messages, pending, line, options, args.json)
                     pending = []
-                except PocketVLMError as error:
+                except (PocketVLMError, EngineError) as error:
                     if not interactive:
                         raise
                     say(str(error))
@@ -74,8 +77,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_line(*, interactive: bool) -> str | None:
+def read_line(*, interactive: bool, number: int = 1) -> str | None:
     """Read one line of the user, None at the end of the input; the prompt never stands in what is piped on.
+
+    Args:
+        number: which line it is, from 1, for the message.
 
     Raises:
         PromptError: the line is no text in the encoding of the input.
@@ -84,12 +90,15 @@ def read_line(*, interactive: bool) -> str | None:
     if interactive and not on_terminal:
         say("> ", end="")
     try:
-        return input("> " if on_terminal else "").strip()
+        line = input("> " if on_terminal else "").strip()
     except EOFError:
         return None
     except UnicodeDecodeError as error:
         hint = "Name its encoding in PYTHONIOENCODING."
         raise PromptError(f"the input is not text in {error.encoding}", hint=hint) from None
+    if not line.startswith("/image "):  # a path may be of any bytes
+        check_text(f"line {number} of the input", line)
+    return line
 
 
 def _turn(
@@ -105,12 +114,28 @@ def _turn(
 
     messages = [*messages, *question_messages(pending, line)]
     stream = vlm.stream(messages, **options)
-    for text in stream:
-        if not as_json:
-            put(text, end="")
+    _show(stream, as_json)
     answer = stream.answer
     if as_json:
         put_json(answer_json(answer))
-    else:
-        put()
     return [*messages, {"role": "assistant", "content": answer.text}]
+
+
+def _show(stream: Stream, as_json: bool) -> None:
+    """Read an answer to its end, and print it as it comes, unless it becomes a JSON line: what the model thinks first
+    to stderr, so that stdout holds the answer alone.
+    """
+    is_thinking = False
+    for delta in stream.deltas():
+        if as_json:
+            continue
+        if delta.reasoning:
+            say_aside(delta.reasoning)
+            is_thinking = True
+        if is_thinking and (delta.text or delta.finish_reason):
+            say("")  # the answer begins on a line of its own
+            is_thinking = False
+        if delta.text:
+            put(delta.text, end="")
+    if not as_json:
+        put()

@@ -17,11 +17,15 @@ from pocketvlm.config import (
     check_downsample_mode,
     check_dtype_name,
 )
+from pocketvlm.config_ranges import IMAGE
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.json_text import is_text
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.picture_options import option_help
 from pocketvlm.protocol.chat_response import logprobs_of
+from pocketvlm.ranges import Range
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ VIDEO = {name: (_TYPES[kind], text) for name, (kind, text) in option_help("video
 # Further options of sampling, which commands have in forms of their own.
 ANSWERS = ("stop", "n", "logprobs", "structured_outputs")
 # Where and with which numbers a model runs: options of `load`.
+PATIENCE = 0.5  # seconds that something is under way before a bar shows it
 PLACES = ("device", "dtype", "runtime", "quantization")
 
 
@@ -84,9 +89,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace, *groups: Mapping[str, tuple[type, str]]) -> dict[str, Any]:
-    """Return the options that were given."""
+    """Return the options that were given; `ConfigError` for a number of pictures or videos that is out of its range."""
     values = {name: getattr(args, name) for group in groups for name in group}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in given.keys() & IMAGE.keys():
+        IMAGE[name].check(name, given[name])
+    return given
+
+
+def check_ranges(args: argparse.Namespace, ranges: Mapping[str, Range]) -> None:
+    """Refuse numbers out of range, by the table of a command: `RANGES` in its module."""
+    for name, allowed in ranges.items():
+        allowed.check(f"--{name.replace('_', '-')}", getattr(args, name))
 
 
 def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Any], float]:
@@ -123,16 +137,47 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     return media, time.perf_counter() - began
 
 
+def check_text(what: str, text: str) -> None:
+    """Refuse text that was bytes of no UTF-8: Python keeps such bytes of arguments, and of the input in the C locale,
+    as halves of surrogate pairs.
+    """
+    if not is_text(text):
+        raise PromptError(f"{what} is not text in UTF-8", hint="Write it in UTF-8.")
+
+
 def source(text: str) -> Any:
     """Return what a media argument names: a URL stays text, everything else is a path."""
-    return text if text.startswith(("http://", "https://", "data:")) else Path(text)
+    from pocketvlm.processing.media.fetch import is_data_url, is_url
+
+    # Path("") would be the working directory.
+    return text if not text or is_url(text) or is_data_url(text) else Path(text)
 
 
-def files_read(model: str | None, texts: Sequence[str] = ()) -> list[Path]:
-    """List the files that a command reads and must not write over: media, and those of a model's directory."""
+def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> list[Path]:
+    """List the files that a command reads and must not write over: media, and those of a model's directory.
+
+    Args:
+        directory: as it was looked up: the name of a model need not be a path, and a path need not be a possible one.
+        texts: what the user named: paths or URLs.
+
+    Raises:
+        CheckpointError: the directory cannot be listed.
+    """
     media = [named for text in texts if isinstance(named := source(text), Path)]
-    directory = None if model is None else Path(model).expanduser()
-    return [*media, *(directory.iterdir() if directory is not None and directory.is_dir() else ())]
+    try:
+        return [*media, *(directory.path.iterdir() if directory is not None else ())]
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be listed ({error.strerror})", hint="Check its permissions."
+        ) from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name; of a name that no file can have, there is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, in a directory that is closed to us, a zero byte
+        return False
 
 
 @contextmanager
@@ -148,15 +193,17 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
     # stays would take over stdout, and read an answer as markup.
     bars = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
     tasks: dict[str, Any] = {}
+    began: dict[str, float] = {}  # what is under way
 
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
         bars.update(tasks[what], completed=done, total=total, visible=done < total)
-        if done < total:
-            bars.start()
-        else:
+        if done >= total:
+            began.pop(what, None)
             bars.stop()
+        elif time.monotonic() - began.setdefault(what, time.monotonic()) >= PATIENCE:
+            bars.start()
 
     try:
         yield report

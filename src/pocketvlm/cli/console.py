@@ -87,6 +87,12 @@ def say(text: str, *, end: str = "\n") -> None:
         _leave_to_nobody(sys.stderr)
 
 
+def say_aside(text: str) -> None:
+    """Print a piece of what stands beside the result to stderr: dim on a terminal, unless NO_COLOR forbids it."""
+    is_dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    say(f"\x1b[2m{text}\x1b[0m" if is_dim else text, end="")
+
+
 def _opened(number: int, flags: int, mode: str) -> TextIO:
     """Make a stream for one that was closed, with its number: a file that is opened later must not get that."""
     descriptor = os.open(os.devnull, flags)

@@ -19,15 +19,17 @@ from pocketvlm.cli.common import (
     add_json,
     add_model,
     add_options,
+    check_ranges,
     directory_of,
     loaded,
     options_of,
     read_media,
 )
 from pocketvlm.cli.console import ReaderLeftError, put, put_json, put_rich, say
-from pocketvlm.config import check_downsample_mode
+from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
+from pocketvlm.evaluation import ranges
 from pocketvlm.evaluation.results import open_results
 from pocketvlm.evaluation.tasks import Task
 
@@ -41,6 +43,8 @@ _SAMPLING = {name: option for name, option in SAMPLING.items() if name not in ("
 # Options that only one of the two can honour, with what they are when not given.
 _OF_MODELS = {"model": "nano", **dict.fromkeys(PLACES, "auto"), "batch_size": 16}
 _OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}
+_OF_BOTH = (ranges.RUN, ranges.LOCAL, ranges.ENDPOINT, ranges.REPORT)
+RANGES = {name: allowed for table in _OF_BOTH for name, allowed in table.items() if name != "backoff"}
 # Other servers would ignore them without a word.
 _BEAMS = ("num_beams", "length_penalty")
 
@@ -127,9 +131,7 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name, minimum in (("count", 1), ("seed", 0), ("batch_size", 1), ("show_errors", 0)):
-        if getattr(args, name) < minimum:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name)} is below {minimum}")
+    check_ranges(args, RANGES)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +184,8 @@ def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]
     """Tell whom the answers are from, as results state it; what is wrong is found before torch is loaded."""
     if args.endpoint is not None:
         SamplingParams.from_options({name: options[name] for name in options if name in SAMPLING}, {})
-        check_downsample_mode(options.get("downsample_mode", "16x"))
+        mode = check_downsample_mode(options.get("downsample_mode", "16x"))
+        check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
         return {"endpoint": args.endpoint, "model": args.endpoint_model}
     read_media(args, [], options)
     where = {name: getattr(args, name) for name in PLACES}

@@ -22,7 +22,7 @@ FORMATS = {
     "gguf": "two files for llama.cpp: decoder and tower",
 }
 STANDARD = "standard (default): runs wherever ONNX Runtime does"
-COMPILED = "compiled: the decoder's products are our own, faster, for machines like this one"
+COMPILED = "compiled: the products of tower and decoder are our own, faster, for machines like this one"
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -71,11 +71,11 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
 
 def _check_compiled(quantization: Quantization) -> None:
     """Refuse what no bundle of compiled operators could do here."""
-    from pocketvlm.kernels.onnx_ops import library as compiled_operators
+    from pocketvlm.kernels.onnx_ops import library
 
     if not quantization.suits_compiled:
         raise ConfigError("there are no compiled operators for fp32", hint="Choose --quantization int8 or int4.")
-    if compiled_operators.library() is None:
+    if library.compiled() is None:
         raise ConfigError(
             "operators cannot be compiled here: a C++ compiler and a processor with AVX-512 VNNI are needed",
             hint="Leave --operators out: standard ones compute the same.",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, options_of
+from pocketvlm.cli.common import PICTURES, add_json, add_options, files_read, is_file, options_of
 from pocketvlm.cli.console import put_json, put_rich
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.config_files import ConfigFiles
@@ -43,9 +43,12 @@ def run(args: argparse.Namespace) -> int:
     if args.draw is not None:
         if len(given) != 1 or _SIZE.fullmatch(given[0]):
             raise ConfigError("--draw needs exactly one picture file")
-        check_output(args.draw, inputs=files_read(args.model, given))
+        check_output(args.draw)  # before a model is looked up, maybe downloaded
     sizes = [_size(text) for text in given]
-    configs = ConfigFiles() if args.model is None else resolve(args.model).configs
+    directory = None if args.model is None else resolve(args.model)
+    if args.draw is not None:
+        check_output(args.draw, inputs=files_read(directory, given))
+    configs = ConfigFiles() if directory is None else directory.configs
     model_config, image_config = configs.model, configs.image
     own = {"downsample_mode": model_config.downsample_mode, "max_slice_nums": image_config.max_slice_nums}
     options = {**own, **options_of(args, PICTURES)}
@@ -80,7 +83,7 @@ def _size(text: str) -> tuple[int, int]:
         return height, width
     from pocketvlm.processing.media.load_image import probe_size
 
-    if re.fullmatch(r"[\d.x-]+", text) and (len(text) > 100 or not Path(text).exists()):
+    if re.fullmatch(r"[\d.x-]+", text) and not is_file(Path(text)):
         raise ConfigError(f"{text!r:.40} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
     size = probe_size(Path(text))
     return size.height, size.width

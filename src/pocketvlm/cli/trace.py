@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     images = [*args.image, *args.images]
     if args.save is not None:
-        check_output(args.save, inputs=files_read(args.model, images))
+        check_output(args.save)  # before a model is looked up, maybe downloaded
     options = options_of(args, PICTURES)
     media, _ = read_media(args, images, {**options, "max_tokens": args.max_tokens})
+    if args.save is not None:
+        check_output(args.save, inputs=files_read(directory_of(args), images))
     from pocketvlm.api.trace import trace  # imports torch: after everything that can be wrong
     from pocketvlm.api.vlm import load, question_messages
 

@@ -2,12 +2,17 @@
 
 The engine knows ids, patches and tensors, never strings. One thread drives it: `add`, `abort` and `finish` between
 steps, `step` as long as `has_work`. `async_engine` puts it into a thread of its own.
+
+An interrupt (Ctrl-C) may break any of these off anywhere. Nobody knows then what slots and caches hold: whatever was
+running fails, at once or with the next call, and what only waits stays.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
+from collections.abc import Set
 
 import torch
 
@@ -17,7 +22,7 @@ from pocketvlm.engine.caches.prefix_cache import PrefixCache
 from pocketvlm.engine.config import EngineConfig, Sizes
 from pocketvlm.engine.executor import Executor, reason
 from pocketvlm.engine.metrics import Metrics
-from pocketvlm.engine.request import Output, Request
+from pocketvlm.engine.request import Output, Request, Sequence
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.scheduler import Scheduler, SchedulerConfig
 from pocketvlm.engine.updater import Updater
@@ -34,6 +39,9 @@ class Engine:
 
     Args:
         config: budgets; what is None there is chosen for the runner and the machine.
+
+    Attributes:
+        outputs: what is new and was not taken yet.
     """
 
     def __init__(self, runner: Runner, config: EngineConfig | None = None) -> None:
@@ -51,7 +59,11 @@ class Engine:
         self.executor = Executor(runner, cache, self.prefixes, self.features, self.metrics)
         self.updater = Updater(self.scheduler, self.metrics, runner.config.text.vocab_size)
         self.requests = self.updater.requests
-        self._lost: list[Output] = []  # what an interrupted step said; goes out with the next
+        self.outputs: deque[Output] = deque()
+        # Whether each had ended when what is under way began: those of requests that it touches. Most only wait.
+        self._before: dict[Sequence, bool] = {}
+        self.scheduler.on_admission = self._remember
+        self._is_broken = False  # something is under way, or was broken off
 
     @property
     def pool(self) -> CachePool:
@@ -59,7 +71,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests or self._lost)
+        return bool(self.requests or self.outputs or self._is_broken)
 
     @property
     def has_room(self) -> bool:
@@ -85,42 +97,74 @@ class Engine:
         if not self.has_room:
             self.metrics.rejections.labels("queue_full").inc()
             raise QueueFullError(f"{self.config.max_waiting} requests are waiting", hint="Try again later.")
-        self.scheduler.add_request(request)
-        self.requests[request.request_id] = request
+        try:
+            self.scheduler.add_request(request)
+            self.requests[request.request_id] = request
+        except BaseException:
+            self.requests.pop(request.request_id, None)
+            self.scheduler.forget(request.sequences[0])
+            raise
         self.metrics.received(request)
 
     @torch.inference_mode()
     def abort(self, request: Request) -> None:
         """Give a request up, whatever it is doing. No more outputs come of it."""
         if self.requests.get(request.request_id) is request:
-            for sequence in list(request.sequences):
-                self.updater.end(sequence, "abort")
+            self._begin(request)
+            self.updater.end_all(request, "abort")
+            self._is_broken = False
 
     @torch.inference_mode()
     def finish(self, request: Request, index: int) -> None:
         """End one answer whose reader saw a stop string."""
+        self._begin(request)
         for sequence in request.sequences:
             if sequence.index == index and sequence.finish_reason is None:
                 self.updater.end(sequence, "stop")
+        self._is_broken = False
 
-    @torch.inference_mode()
     def step(self) -> list[Output]:
         """Schedule → run → update; returns what is new. A request that fails has an output too, and harms no other."""
-        outputs, self._lost = self._lost + self._expire(), []
+        self.run_step()
+        taken = list(self.outputs)
+        self.outputs.clear()
+        return taken
+
+    @torch.inference_mode()
+    def run_step(self) -> None:
+        """Do the same, and leave what is new in `outputs`, of which an interrupt takes nothing."""
+        self._begin()
         try:
+            self._expire()
             with self.runner.working():
                 plan = self.scheduler.schedule()
                 scores = self.executor.run(plan)
-                self.updater.update(scores, outputs)
+                self.updater.update(scores, self.outputs)
         except Exception as error:  # ours, or out of memory: all that ran is lost, what waits is not
             logger.exception("a step failed")
-            outputs += self._fail_running(error)
-        except BaseException:  # an interrupt in the middle: slots and caches may disagree
-            self._lost += outputs + self._fail_running(None)
+            self._fail_running(error)
+        except BaseException:
+            self._fail_running(None)
             raise
+        self._is_broken = False
         self._trim()
         self._set_gauges()
-        return outputs
+
+    def _begin(self, touched: Request | None = None) -> None:
+        """Note that something is under way, after making good what was broken off before."""
+        if self._is_broken:
+            self._fail_running(None)
+        self._before = {}
+        for request in dict.fromkeys(sequence.request for sequence in self.pool.sequences):
+            self._remember(request)
+        if touched is not None:
+            self._remember(touched)
+        self._is_broken = True
+
+    def _remember(self, request: Request) -> None:
+        """Keep what a request is like before it is touched."""
+        for sequence in request.sequences:
+            self._before.setdefault(sequence, sequence.finish_reason is not None)
 
     def _trim(self) -> None:
         """Give free memory back to the system now and then."""
@@ -136,30 +180,49 @@ class Engine:
             prefix_bytes=self.prefixes.used_bytes,
         )
 
-    def _expire(self) -> list[Output]:
+    def _expire(self) -> None:
         """End the requests whose time is over."""
-        now, outputs = time.monotonic(), []
+        now = time.monotonic()
         for request in list(self.requests.values()):
             if request.deadline is not None and now >= request.deadline:
-                for sequence in list(request.sequences):
-                    if sequence.finish_reason is None:
-                        self.updater.end(sequence, "abort")
-                        error = "the deadline has passed"
-                        outputs.append(Output(request, sequence.index, finish_reason="abort", error=error))
-        return outputs
+                self._remember(request)
+                self.outputs += self.updater.end_all(request, "abort", "the deadline has passed")
 
-    def _fail_running(self, error: Exception | None) -> list[Output]:
-        """End everything that has a slot and empty the caches: nobody knows what is in them."""
+    def _fail_running(self, error: Exception | None) -> None:
+        """End everything but what only waits, and empty the caches: nobody knows what is in them.
+
+        It takes nothing for granted but the queue's entries, and may be broken off itself and begun again.
+        """
         why = f"the engine failed: {reason(error)}" if error is not None else "interrupted"
-        lost = list(dict.fromkeys(sequence.request for sequence in self.pool.sequences))
-        if not lost and self.scheduler.waiting:  # it was not even admitted, and would fail for ever
+        waiting = {*self.scheduler.in_order()}
+        own: dict[Request, list[Sequence]] = {sequence.request: [] for sequence in self._before}
+        for sequence in dict.fromkeys([*self._before, *(s for request in own for s in request.sequences)]):
+            own[sequence.request].append(sequence)
+        told = {(output.request, output.index) for output in self.outputs if output.finish_reason is not None}
+        lost = [request for request in own if not self._only_waits(request, waiting, told)]
+        if error is not None and not lost and waiting:  # it was not even admitted, and would fail for ever
             lost = [next(self.scheduler.in_order()).request]
-        outputs = [output for request in lost for output in self.updater.fail(request, why)]
-        assert not self.pool.sequences
-        self.pool.cache.clear()
-        self.prefixes.forget()
-        self.features.clear()
-        return outputs
+            own.setdefault(lost[0], list(lost[0].sequences))
+        self.scheduler.reset([s for request in lost for s in own[request]])
+        for request in lost:
+            for sequence in own[request]:
+                index = 0 if request.width > 1 else sequence.index
+                if not self._before.get(sequence) and (request, index) not in told:  # it may have ended, unheard
+                    told.add((request, index))
+                    self.outputs.append(Output(request, index, finish_reason="error", error=why))
+            self.updater.end_all(request, "error", why)
+        self._is_broken = False
+
+    def _only_waits(self, request: Request, waiting: Set[Sequence], told: Set[tuple[Request, int]]) -> bool:
+        """Whether all that is left of a request waits, as it was when the step began or after it lost its slot, and of
+        all that has ended the ends are known."""
+        left = [s for s in request.sequences if s.finish_reason is None]
+        ended = [s for s in request.sequences if s.finish_reason is not None]
+        return (
+            bool(left)
+            and all(s in self._before and s in waiting and s.slot is None for s in left)
+            and all(self._before.get(s) or (request, s.index) in told for s in ended)
+        )
 
     def describe(self) -> str:
         """Describe the runtime and the sizes, for people."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
@@ -94,6 +94,7 @@ class Scheduler:
         self.waiting: list[tuple[float, int, Sequence]] = []
         self.metrics = metrics
         self._ticket = itertools.count()
+        self.on_admission: Callable[[Request], None] = lambda _: None  # called before anything of it changes
 
     def add_request(self, request: Request) -> None:
         """Find out what a new request's prompt looks like, which is done here only, and queue its first sequence."""
@@ -122,9 +123,24 @@ class Scheduler:
         if sequence.slot is not None:
             self.pool.remove(sequence, erase=erase)
         elif any(entry[2] is sequence for entry in self.waiting):
-            self.waiting = [entry for entry in self.waiting if entry[2] is not sequence]
-            heapq.heapify(self.waiting)
+            waiting = [entry for entry in self.waiting if entry[2] is not sequence]
+            heapq.heapify(waiting)
+            self.waiting = waiting
         self.unpin(sequence)
+
+    def reset(self, lost: Collection[Sequence]) -> None:
+        """Forget all that runs and these sequences, and empty the caches, whatever state an interrupt left them in."""
+        pool = self.pool
+        for sequence in (*lost, *pool.sequences):
+            sequence.slot, sequence.computed, sequence.pins = None, 0, ()
+        pool.sequences, pool.decoding = [], 0
+        pool.cache.clear()
+        self.prefixes.forget()
+        self.features.clear()
+        gone = {*lost}
+        waiting = [entry for entry in self.waiting if entry[2] not in gone]
+        heapq.heapify(waiting)
+        self.waiting = waiting
 
     def unpin(self, sequence: Sequence) -> None:
         """Release the features of a sequence's views, which it needs no more."""
@@ -186,6 +202,7 @@ class Scheduler:
             more = self.promised() + [sequence.tokens + 1] * sequence.request.width
             if not self.pool.fits(more):
                 return
+            self.on_admission(sequence.request)
             heapq.heappop(self.waiting)
             self.pool.reserve(more)
             self.pool.admit(sequence)

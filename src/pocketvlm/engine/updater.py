@@ -9,7 +9,7 @@ Shapes:  B sequences · R rows of scores · V vocabulary · W words of a bit mas
 from __future__ import annotations
 
 import time
-from collections import abc
+from collections import abc, deque
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,10 @@ from pocketvlm.engine.sampling.beam_search import BeamSearch
 from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState
 from pocketvlm.engine.scheduler import Scheduler
 
-NO_SCORES = "the model gave no usable scores"
+NO_SCORES = (
+    "the model's scores are not numbers: its weights may be damaged, or too large for its dtype. "
+    "Get the checkpoint anew, or load it with dtype float32"
+)
 
 
 class Scored(NamedTuple):
@@ -47,14 +50,14 @@ class Updater:
         self.requests: dict[str, Request] = {}
         self.closed = 0
 
-    def update(self, step: StepScores, outputs: list[Output]) -> None:
+    def update(self, step: StepScores, outputs: deque[Output]) -> None:
         """Give every sequence that has scores a token, and every request that failed its end.
 
         Args:
             outputs: what is new goes here, one by one: what was said before a fault is not lost with it.
         """
         for request, error in step.failed.items():
-            outputs += self.fail(request, error)
+            outputs += self.end_all(request, "error", error)
         if step.scores_RV is None:
             return
         if step.drafted is not None:
@@ -90,7 +93,7 @@ class Updater:
         request.sequences += others
         return others
 
-    def _choose(self, scored: abc.Sequence[Scored], scores_RV: Tensor, outputs: list[Output]) -> None:
+    def _choose(self, scored: abc.Sequence[Scored], scores_RV: Tensor, outputs: deque[Output]) -> None:
         """Draw a token for each of these; failures are outputs too."""
         rows = [each.row for each in scored]
         chosen_BV = scores_RV if rows == list(range(len(scores_RV))) else scores_RV[rows]
@@ -169,12 +172,11 @@ class Updater:
         if parents is not None and not search.done:
             self._branch_beams(request, parents)
             return []
-        for beam in request.sequences[1:]:
-            self.scheduler.forget(beam, erase=parents is None)
-        request.sequences = request.sequences[:1]
+        self._drop_beams(request, erase=parents is None)
         if parents is None:
             return [self.fail_sequence(request.sequences[0], NO_SCORES, erase=True)]
         request.sequences[0].output_ids = list(search.best.ids)
+        self.metrics.generation_tokens.inc(len(search.best.ids))
         request.score = search.best.score
         self.end(request.sequences[0], search.best.finish_reason)
         return [Output(request, 0, search.best.ids, (), search.best.finish_reason)]
@@ -205,7 +207,7 @@ class Updater:
             beam.index, beam.output_ids = i, list(found.ids)
 
     def _follow_draft(
-        self, sequence: Sequence, drafted: abc.Sequence[int], scores_RV: Tensor, outputs: list[Output]
+        self, sequence: Sequence, drafted: abc.Sequence[int], scores_RV: Tensor, outputs: deque[Output]
     ) -> None:
         """Take the next token of the only sequence, and more as long as they are those that were drafted."""
         lookup, cache = sequence.lookup, self.pool.cache
@@ -220,16 +222,14 @@ class Updater:
 
     def end(self, sequence: Sequence, reason: FinishReason, *, erase: bool = False) -> None:
         """End an answer that is complete or given up; a request whose answers all are is forgotten."""
-        if sequence.finish_reason is not None:
-            return
-        sequence.finish_reason = reason
-        self.scheduler.forget(sequence, erase=erase)
-        # A request and its sequences name each other: whatever waits for the collector should be small.
-        sequence.prefix = sequence.lookup = sequence.sampling = sequence.grammar = None
         request = sequence.request
-        self.metrics.finished(reason)
-        if request.is_finished:
-            self.requests.pop(request.request_id, None)
+        if sequence.finish_reason is None:
+            sequence.finish_reason = reason
+            self.scheduler.forget(sequence, erase=erase)
+            # A request and its sequences name each other: whatever waits for the collector should be small.
+            sequence.prefix = sequence.lookup = sequence.sampling = sequence.grammar = None
+            self.metrics.finished(reason)
+        if request.is_finished and self.requests.pop(request.request_id, None) is not None:
             request.patches = request.search = None
             self.closed += 1
             self.metrics.closed(request)
@@ -239,5 +239,20 @@ class Updater:
         self.end(sequence, "error", erase=erase)
         return Output(sequence.request, sequence.index, finish_reason="error", error=error)
 
-    def fail(self, request: Request, error: str) -> list[Output]:
-        return [self.fail_sequence(s, error) for s in list(request.sequences) if s.finish_reason is None]
+    def end_all(self, request: Request, reason: FinishReason, error: str | None = None) -> list[Output]:
+        """End all answers of a request that have not ended; with beams that is one."""
+        if request.width > 1:
+            self._drop_beams(request)
+        outputs = []
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                sequence.error = error
+                outputs.append(Output(request, sequence.index, finish_reason=reason, error=error))
+            self.end(sequence, reason)
+        return outputs
+
+    def _drop_beams(self, request: Request, *, erase: bool = False) -> None:
+        """Leave one of the beams, which stands for the answer from now on."""
+        for beam in request.sequences[1:]:
+            self.scheduler.forget(beam, erase=erase)
+        request.sequences = request.sequences[:1]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pocketvlm.errors import MediaError, PromptError
+from pocketvlm.errors import EngineError, MediaError, PromptError
+from pocketvlm.evaluation.ranges import LOCAL
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 
@@ -56,7 +57,8 @@ class LocalModel:
         batch_size: int = 16,
         shown: Callable[[Example], tuple[Media, ...]] | None = None,
     ) -> None:
-        self.vlm, self.options, self.batch_size = vlm, dict(options), batch_size
+        self.vlm, self.options = vlm, dict(options)
+        self.batch_size = LOCAL["batch_size"].check("batch_size", batch_size)
         self.shown = shown or (lambda example: example.media)
 
     def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
@@ -72,10 +74,10 @@ class LocalModel:
         options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options}
         try:
             answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
-        except (MediaError, PromptError) as error:
+        except (MediaError, PromptError, EngineError) as error:
             if len(examples) == 1:
                 return [Reply(error=str(error))]
-            # One of them cannot be asked: find out which, and answer the others.
+            # One of them cannot be asked, or its answer was lost: find out which, and answer the others.
             return [reply for example in examples for reply in self._ask([example])]
         return [Reply(a.text, a.usage.prompt_tokens, a.usage.visual_tokens, a.usage.completion_tokens) for a in answers]
 

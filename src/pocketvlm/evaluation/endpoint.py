@@ -23,9 +23,11 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Re
 
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import Numbered, Reply
+from pocketvlm.evaluation.ranges import ENDPOINT
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 from pocketvlm.processing.media.load_image import is_video, load_image
+from pocketvlm.ranges import check_all
 from pocketvlm.synthetic.drawing.files import to_mp4, to_png
 
 _MAX_BODY = 16 * 2**20
@@ -89,8 +91,7 @@ class Endpoint:
             raise ConfigError("the endpoint's model has no name", hint="Give the name it is served under.")
         if not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ConfigError("the API key holds characters that no header can carry")
-        if self.concurrency < 1 or self.retries < 0 or not self.timeout > 0 or self.backoff < 0:
-            raise ConfigError("concurrency and timeout must be above 0, retries and back-off not below")
+        check_all(ENDPOINT, self)
 
     def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
         """Answer examples as replies come in; no more than `concurrency` are drawn ahead."""

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError
 from pocketvlm.evaluation.answerers import Answerer, Numbered, Reply
+from pocketvlm.evaluation.ranges import RUN
 from pocketvlm.evaluation.results import Key, Record, ResultFile
 from pocketvlm.evaluation.scoring import score
 from pocketvlm.evaluation.tasks import Example, Task, chosen_indices
@@ -43,8 +44,10 @@ def evaluate(
 
     Raises:
         EvaluationError: `MAX_FAILURES_IN_A_ROW` examples in a row could not be answered.
-        ConfigError: an option cannot be honoured, or `results` belongs to other examples.
+        ConfigError: `count` or `seed` is not in its range, an option cannot be honoured, or `results` belongs to other
+            examples.
     """
+    count, seed = RUN["count"].check("count", count), RUN["seed"].check("seed", seed)
     done = {} if results is None else results.records
     scored: dict[str, list[Record]] = {}
     failures = _FailureStreak()

@@ -11,7 +11,6 @@ Shapes:  V vocabulary · W = ceil(V / 32) words of a mask, bit t % 32 of word t 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +20,14 @@ import numpy as np
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.grammar.source import grammar_text
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
-from pocketvlm.grammar.trial_worker import LIMITS, TRIAL_SECONDS, GrammarWorker, make_tokenizer
+from pocketvlm.grammar.trial_worker import (
+    LIMITS,
+    TO_START,
+    TO_TRY,
+    TRIAL_SECONDS,
+    GrammarWorker,
+    make_tokenizer,
+)
 
 try:
     import llguidance
@@ -34,7 +40,9 @@ if TYPE_CHECKING:
 Words = np.ndarray[Any, np.dtype[np.int32]]  # [W]
 
 KEPT = 64  # compiled grammars
-SECONDS = 2.0  # of a call of `compile`
+# Seconds for the grammar of another, whose trial may need a new process first; compiling it here takes as long again as
+# the trial's processor time. Whoever waits longer waits for several.
+TO_WAIT = TO_START + TO_TRY + TRIAL_SECONDS
 THINKING_ENDS = "</think>"
 TOOL_CALL = ("<tool_call>", "</tool_call>")
 MAX_GAP = 4  # tokens of white space between the reasoning and the answer
@@ -98,14 +106,13 @@ class GrammarCompiler:
                 endless answer would satisfy is not noticed.
             RuntimeError: the compiler is closed.
         """
-        deadline = time.monotonic() + SECONDS
         if after_thinking and self.vocabulary.thinking_ends is None:
             raise ConfigError(f"this vocabulary has no {THINKING_ENDS}, after which the answer would begin")
         matcher = self._known(spec)
         if matcher is None:
             text = grammar_text(spec, self.vocabulary.control)
-            if not self._compiling.acquire(timeout=max(deadline - time.monotonic() - 3 * TRIAL_SECONDS, 0)):
-                raise ConfigError("other grammars are being compiled", hint="Try again in a second.")
+            if not self._compiling.acquire(timeout=TO_WAIT):
+                raise ConfigError("other grammars are being compiled", hint="Try again later.")
             try:
                 matcher = self._known(spec) or self._compile(text)
             finally:
@@ -134,8 +141,15 @@ class GrammarCompiler:
             )
             fault = matcher.get_error()
         if fault:
-            raise ConfigError(f"structured outputs cannot be compiled: {fault.splitlines()[0]:.200}")
+            raise ConfigError(f"structured outputs cannot be compiled: {_reason(fault)}")
         return matcher
+
+
+def _reason(fault: str) -> str:
+    """Return a fault in one line; the reason why a regular expression is bad stands in a later one."""
+    first, *others = fault.splitlines()
+    reason = next((line.removeprefix("error: ") for line in others if line.startswith("error: ")), "")
+    return f"{first:.160} {reason:.160}" if reason else f"{first:.200}"
 
 
 class _Vocabulary:

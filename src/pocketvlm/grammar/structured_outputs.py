@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
+from pocketvlm.json_text import HALF_A_CHARACTER, is_text
 from pocketvlm.ranges import show_json
 from pocketvlm.tools.definitions import MAX_DEPTH, MAX_TOOLS_TEXT, check_tools
 
@@ -193,11 +194,9 @@ def _check_depth(what: str, value: Any) -> None:
 def _check_text(what: str, text: Any, limit: int) -> None:
     if not isinstance(text, str):
         raise ConfigError(f"{what} is {show_json(text)}, expected a string")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"{what} holds half of a surrogate pair, which is no character") from None
-    if size > limit:
+    if not is_text(text):
+        raise ConfigError(f"{what} holds {HALF_A_CHARACTER}")
+    if (size := len(text.encode())) > limit:
         raise ConfigError(f"{what} takes {size} bytes, at most {limit} are allowed")
 
 

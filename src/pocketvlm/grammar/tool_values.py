@@ -85,7 +85,7 @@ class ToolValue:
             inner = whole[0] if len(whole) == 1 else {"anyOf": whole}
             if '"$ref"' in json.dumps(inner):
                 inner = {**inner, **tool_schema.definitions}
-            self.rules.append(f"{inline_json(inner, _ONE_LINE)} {_END}")
+            self.rules.append(f"{inline_json(inner, _ONE_LINE, is_alone=False)} {_END}")
 
     def _parts(self, schemas: Sequence[Any]) -> list[Part]:
         """Return what `schemas` come to, `$ref` and `allOf` taken apart; those that say nothing are left out."""

@@ -3,7 +3,8 @@
 The compiler bounds most of its work, not all: some schemas keep it busy for minutes, some overflow its stack, which
 ends the process it runs in. No thread could be given up then. So a grammar is tried here, on single bytes in place of
 the whole vocabulary, with less stack, memory and time than the serving process has, which compiles only what came
-through. The first tokens of a random answer are tried as well.
+through. The first tokens of a random answer are tried as well. The time is that of the processor, so that a busy
+machine takes whatever a quiet one takes.
 
 Run as a script (it imports nothing of this package): JSON lines in, JSON lines out, until its input ends.
 """
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +24,8 @@ import weakref
 from collections.abc import Mapping
 from typing import IO, Any
 
-TRIAL_SECONDS = 0.5  # compiling again takes as long again
+TRIAL_SECONDS = 0.5  # of processor time; compiling again takes as long again
+TO_TRY = 10.0  # seconds for a trial, whatever the machine is doing
 STEP_SECONDS = 0.05  # of processor time for a mask, which all other answers wait for
 TO_START = 30.0  # seconds for the process itself, whatever the machine is doing
 STACK = 2 * 1024 * 1024  # bytes; threads of the serving process have 8 MiB
@@ -64,12 +67,14 @@ class GrammarWorker:
                 fault = "the process that tries grammars did not start"
             else:
                 self._ready = True
-                answer = self._ask(grammar, TRIAL_SECONDS)
+                # Where no timer of processor time ends it (Windows), the clock does.
+                answer = self._ask([grammar, TRIAL_SECONDS], TO_TRY if hasattr(signal, "setitimer") else TRIAL_SECONDS)
                 if answer is not None:
                     return str(answer)
                 fault = "it takes too much time or memory to compile"
+            process = self._process
             self._restart()
-            if self._timed_out:
+            if self._timed_out or process.returncode == -getattr(signal, "SIGPROF", 0):
                 break
         return fault
 
@@ -180,7 +185,17 @@ def _serve(lines: IO[str], out: IO[str]) -> None:
     tokenizer = make_tokenizer([words.get(token, b"") for token in range(vocab_size)], list(control.values()), stop_ids)
     print("true", file=out, flush=True)
     for line in lines:
-        print(json.dumps(_try_out(tokenizer, sorted(words), json.loads(line))), file=out, flush=True)
+        grammar, seconds = json.loads(line)
+        _end_after(seconds)
+        fault = _try_out(tokenizer, sorted(words), grammar)
+        _end_after(0)
+        print(json.dumps(fault), file=out, flush=True)
+
+
+def _end_after(seconds: float) -> None:
+    """Let the system end this process after so much processor time, whatever it is doing then; 0 calls that off."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _main() -> None:
@@ -189,6 +204,8 @@ def _main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started us may ignore it
     threading.stack_size(STACK)
     thread = threading.Thread(target=_serve, args=(sys.stdin, sys.stdout))
     thread.start()

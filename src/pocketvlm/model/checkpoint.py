@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pocketvlm.config import ImageConfig, ModelConfig, read_json
+from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.config_files import has_image_config, read_image_configs
 from pocketvlm.errors import CheckpointError, OutputError
 from pocketvlm.files import whole_file
@@ -30,6 +30,7 @@ from pocketvlm.model import diagnosis
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
+from pocketvlm.text_files import is_there, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +101,12 @@ def published_tensor(model: MiniCPMV, ours: str) -> Tensor:
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: the index's shards, or the single file."""
-    if (directory / INDEX).is_file():
+    if is_there(directory / INDEX):
         weight_map = read_json(directory / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{directory / INDEX} has no weight_map")
         files = [directory / name for name in sorted({str(name) for name in weight_map.values()})]
-    elif (directory / WEIGHTS).is_file():
+    elif is_there(directory / WEIGHTS):
         return [directory / WEIGHTS]
     else:
         raise diagnosis.without_weights(directory)
@@ -113,7 +114,7 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory / INDEX} names a file outside the checkpoint")
     if other := [file.name for file in files if file.suffix != ".safetensors"]:  # the fingerprint would not cover it
         raise CheckpointError(f"{directory / INDEX} names {other[0]:.80}, expected *.safetensors files only")
-    if missing := [file for file in files if not file.is_file()]:
+    if missing := [file for file in files if not is_there(file)]:
         raise CheckpointError(
             f"{missing[0]} does not exist: {len(missing)} of the {len(files)} files that {INDEX} names are missing",
             hint="Download or copy them again.",
@@ -128,7 +129,7 @@ def count_parameters(directory: Path) -> int:
         try:
             with safe_open(file, framework="pt") as handle:
                 total += sum(math.prod(handle.get_slice(name).get_shape()) for name in _used(handle))
-        except SafetensorError:
+        except (SafetensorError, OSError):
             raise diagnosis.of_unreadable(file) from None
     return total
 
@@ -139,7 +140,7 @@ def stored_dtype(directory: Path) -> torch.dtype:
         try:
             with safe_open(file, framework="pt") as handle:
                 kinds = {handle.get_slice(name).get_dtype() for name in _used(handle)}
-        except SafetensorError:
+        except (SafetensorError, OSError):
             raise diagnosis.of_unreadable(file) from None
         if not kinds <= {"BF16", "BOOL"}:
             return torch.float32
@@ -164,7 +165,7 @@ def _read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                     read += tensor.nbytes
                     yield name, tensor
                     del tensor
-    except SafetensorError:
+    except (SafetensorError, OSError):
         raise diagnosis.of_unreadable(file) from None
 
 
@@ -206,7 +207,9 @@ def load_model(
                 continue
             ours = our_name(published)
             if published == "lm_head.weight" and config.text.tie_word_embeddings:
-                continue  # some exporters write the tied head a second time
+                # Some exporters write the tied head a second time; whether it is the same would cost reading both.
+                logger.warning("%s: lm_head.weight is left out: config.json ties it to the embedding", directory)
+                continue
             if ours not in missing:
                 unexpected.append(published)
                 continue
@@ -250,7 +253,7 @@ def _configs(directory: str | Path | ModelDirectory) -> tuple[ModelConfig, Image
         raise error
     config = ModelConfig.from_dict(read_json(directory / "config.json"))
     if has_image_config(directory):
-        return config, read_image_configs(directory)[0]
+        return config, read_image_configs(directory, config.downsample_mode)[0]
     logger.warning("%s does not say how pictures are normalised: the published mean and deviation hold", directory)
     return config, ImageConfig()
 

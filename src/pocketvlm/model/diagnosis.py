@@ -10,18 +10,18 @@ from pathlib import Path
 
 from pocketvlm.bundle import is_bundle
 from pocketvlm.errors import CheckpointError
+from pocketvlm.text_files import LFS_POINTER, is_there
 
 ADAPTER = "adapter_config.json"
 _SAFETENSORS = "Convert them with transformers: load the model, then save_pretrained, which writes safetensors."
 _GGUF = "GGUF is for llama.cpp: use the checkpoint that it was made from (config.json, *.safetensors)."
-_LFS = b"version https://git-lfs"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def of_file(path: Path) -> CheckpointError:
     """The error of a file that was given as a model."""
     head = _head(path)
-    if head.startswith(_LFS):
+    if head.startswith(LFS_POINTER):
         return CheckpointError(f"{path} is a Git LFS pointer, not the file itself", hint="Run `git lfs pull` there.")
     if head.startswith(b"GGUF") or path.suffix == ".gguf":
         return CheckpointError(f"{path} is a GGUF file, expected a checkpoint directory", hint=_GGUF)
@@ -38,7 +38,7 @@ def of_file(path: Path) -> CheckpointError:
 
 def without_config(directory: Path) -> CheckpointError | None:
     """The error of a directory without `config.json`; None where nothing better can be said than that."""
-    if (directory / "config.json").is_file():
+    if is_there(directory / "config.json"):
         return None
     if (directory / ADAPTER).is_file():
         return _adapter(directory)
@@ -74,9 +74,14 @@ def without_weights(directory: Path) -> CheckpointError:
 
 
 def of_unreadable(file: Path) -> CheckpointError:
-    """The error of weights that are no safetensors file."""
-    if _head(file).startswith(_LFS):
+    """The error of weights that cannot be read, or are no safetensors file."""
+    if _head(file).startswith(LFS_POINTER):
         return CheckpointError(f"{file} is a Git LFS pointer, not the weights", hint="Run `git lfs pull` there.")
+    try:
+        with file.open("rb") as content:
+            content.read(1)
+    except OSError as error:
+        return CheckpointError(f"{file} cannot be read ({error.strerror})", hint="Was it moved, or is it another's?")
     return CheckpointError(f"{file} is truncated or no safetensors file", hint="Download or copy it again.")
 
 

@@ -79,7 +79,7 @@ def _of_chunk(file: Path, start: int) -> bytes:
     digest, buffer, left = hashlib.sha256(), memoryview(bytearray(_BUFFER)), _CHUNK
     with file.open("rb", buffering=0) as content:
         content.seek(start)
-        while left and (count := content.readinto(buffer)):
+        while left > 0 and (count := content.readinto(buffer[: min(left, _BUFFER)])):  # which may read less
             digest.update(buffer[:count])
             left -= count
     return digest.digest()

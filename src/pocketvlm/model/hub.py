@@ -32,6 +32,8 @@ def resolve(model: str | Path | ModelDirectory) -> ModelDirectory:
 def _find(model: str | Path) -> Path:
     if not isinstance(model, str | Path):
         raise CheckpointError(f"model={show(model)} is neither a name nor a path", hint="Use 'nano', for instance.")
+    if model == "":
+        raise CheckpointError("the name of the model is empty", hint="Use 'nano', for instance.")
     try:
         path = Path(model).expanduser()
         is_directory, exists = path.is_dir(), path.exists()

@@ -7,10 +7,12 @@ the command line offers those that have a `help`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from pocketvlm.config import DownsampleOption
+from pocketvlm.config_ranges import IMAGE
+from pocketvlm.ranges import check_all
 
 # As `protocol.fields.check` calls them.
 OptionKind = Literal["string or list of strings", "number", "integer", "boolean"]
@@ -18,6 +20,13 @@ OptionKind = Literal["string or list of strings", "number", "integer", "boolean"
 
 def _about(kind: OptionKind, text: str = "", *, of: str = "pictures") -> dict[str, str]:
     return {"kind": kind, "help": text, "of": of}
+
+
+# Checked also where no medium of a kind is there: an option that is wrong is refused, not overlooked.
+_RANGES = {
+    name: replace(IMAGE[name.removeprefix("video_")], nullable=True)
+    for name in ("max_slice_nums", "max_num_frames", "stack_frames", "video_max_slice_nums")
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,9 @@ class PictureOptions:
         use_video_id: number the videos as well; as `use_image_id` when None, which is what the reference does. The
             model's authors recommend False.
         video_max_slice_nums: most slices of each frame.
+
+    Raises:
+        ConfigError: a number is none, or out of its range.
     """
 
     downsample_mode: DownsampleOption | Sequence[DownsampleOption] | None = field(
@@ -67,6 +79,9 @@ class PictureOptions:
     use_image_id: bool | None = field(default=None, metadata=_about("boolean"))
     use_video_id: bool | None = field(default=None, metadata=_about("boolean", of="videos"))
     video_max_slice_nums: int = field(default=1, metadata=_about("integer", of="videos"))
+
+    def __post_init__(self) -> None:
+        check_all(_RANGES, self)
 
 
 # Name → kind of each option.

@@ -18,7 +18,6 @@ from pocketvlm.config import (
     ModelConfig,
     check_auto_token_budget,
     check_downsample_mode,
-    read_json,
 )
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError
@@ -26,13 +25,14 @@ from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.patches.image import Pixels, encode_images
-from pocketvlm.processing.patches.video import check_positive, check_sampling, encode_video
+from pocketvlm.processing.patches.video import check_sampling, encode_video, within_limits
 from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.prompt.expansion import Units, expand_prompt
 from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 from pocketvlm.ranges import show
+from pocketvlm.text_files import read_json
 
 
 class Processor:
@@ -41,7 +41,7 @@ class Processor:
     Args:
         tokenizer, chat_template: the string half.
         image_config: how pictures are cut.
-        video_config: how videos are; as pictures when None.
+        video_config: how videos are; as pictures when None. What it says of frames is lowered to the limits.
         model_config: whose placeholder ids the tokenizer must share.
         limits: what pictures and videos are refused.
         files: False refuses paths as sources of media, for callers whose messages come from strangers.
@@ -81,9 +81,9 @@ class Processor:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.image_config = image_config
-        self.video_config = video_config or image_config
         self.model_config = model_config
         self.limits = limits or MediaLimits()
+        self.video_config = within_limits(video_config or image_config, self.limits)
         self.files = files
 
     @classmethod
@@ -139,19 +139,13 @@ class Processor:
             ConfigError: an option has a value that cannot be honoured.
         """
         how = PictureOptions(**options)
-        # Also where no medium of a kind is there: an option that is wrong is refused, not overlooked.
-        for name, value in (
-            ("max_slice_nums", how.max_slice_nums),
-            ("video_max_slice_nums", how.video_max_slice_nums),
-        ):
-            if value is not None:
-                check_positive(name, value)
-        check_sampling(self.video_config, how.max_num_frames, how.stack_frames, self.limits)
         prompt = self.chat_template.render(
             messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
         )
         kinds = [part.kind for part in prompt.media]
         self.limits.check_counts(kinds.count("image"), kinds.count("video"))
+        if "video" in kinds:
+            check_sampling(self.video_config, how.max_num_frames, how.stack_frames, self.limits)
         modes = self._modes(how.downsample_mode, len(prompt.media))
         only = how.downsample_mode if isinstance(how.downsample_mode, str) else self.model_config.downsample_mode
         budget = check_auto_token_budget(how.auto_token_budget, "auto" in (modes or (only,)))

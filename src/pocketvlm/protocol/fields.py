@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.json_text import HALF_A_CHARACTER, is_text
 from pocketvlm.ranges import show_json
 
 # Integers of a body are 64 bits wide: a larger one is refused here, as everything behind would cut it off or fail.
@@ -66,7 +67,7 @@ def check(name: str, value: Any, kind: str) -> Any:
             raise ConfigError(f"{name} is {show_json(value)}, beyond an integer of 64 bits")
         raise ConfigError(f"{name} is {show_json(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
     if "string" in kind and not all(map(is_text, _strings(value))):
-        raise ConfigError(f"{name} holds half of a surrogate pair, which is no character")
+        raise ConfigError(f"{name} holds {HALF_A_CHARACTER}")
     return value
 
 
@@ -74,11 +75,6 @@ def _strings(value: Any) -> Iterable[str]:
     if isinstance(value, Mapping):
         return [*value, *value.values()]
     return [value] if isinstance(value, str) else value
-
-
-def is_text(value: str) -> bool:
-    """Return whether UTF-8 can carry it: JSON can spell halves of characters."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def refuse_value(name: str, value: Any, *allowed: Any) -> None:

@@ -19,8 +19,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from pocketvlm.json_text import read_json
 from pocketvlm.tools.definitions import MAX_NAME
 from pocketvlm.tools.schemas import ToolSchema, type_of
 
@@ -188,7 +189,7 @@ def _typed(text: str, kinds: frozenset[str]) -> Any:
         return text
     try:
         word = text.strip()
-        value: Any = _WORDS[word] if word in _WORDS else json.loads(word, parse_constant=_refuse)
+        value: Any = _WORDS[word] if word in _WORDS else read_json(word)
         # Numbers beyond a float and half surrogate pairs are read, but could not be written again.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -198,7 +199,3 @@ def _typed(text: str, kinds: frozenset[str]) -> Any:
     if kind == "string" or kind not in kinds:
         return text
     return int(value) if isinstance(value, float) and "number" not in kinds else value
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketvlm.errors import PromptError
+from pocketvlm.json_text import HALF_A_CHARACTER, is_text
 from pocketvlm.ranges import show_json
 
 MAX_TOOLS = 128
@@ -86,8 +87,6 @@ def text(value: Any, where: str, *, empty: bool = True) -> str:
     """Return `value` as a plain string that UTF-8 can carry; raise `PromptError` for anything else."""
     if not isinstance(value, str) or not (value or empty):
         raise PromptError(f"{where} is {show_json(value)}, expected {'a string' if empty else 'a non-empty string'}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise PromptError(f"{where} holds half of a surrogate pair, which is no character") from None
+    if not is_text(value):
+        raise PromptError(f"{where} holds {HALF_A_CHARACTER}")
     return str(value)

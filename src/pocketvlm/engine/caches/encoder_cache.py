@@ -50,10 +50,10 @@ class EncoderCache:
         self._shrink()
 
     def clear(self) -> None:
-        """Forget everything that is not pinned."""
-        budget, self.budget = self.budget, 0
-        self._shrink()
-        self.budget = budget
+        """Forget everything, pins too, whatever was counted: after a failure, when nobody needs any."""
+        self.features.clear()
+        self.pins.clear()
+        self.used_bytes = 0
 
     def _shrink(self) -> None:
         if self.used_bytes <= self.budget:

@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 
 from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
-from pocketvlm.config import ModelConfig, read_json
+from pocketvlm.config import ModelConfig
 from pocketvlm.engine.runners.base import CacheLayout
 from pocketvlm.engine.runners.embedding_table import EmbeddingTable
 from pocketvlm.engine.runners.exact_scores import rescore_best
 from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
-from pocketvlm.kernels.onnx_ops import library as compiled_operators
+from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import usable_cores
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.vision.view_packing import nearest_positions, window_order
+from pocketvlm.text_files import read_json
 from pocketvlm.views import View
 
 PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps
@@ -116,7 +117,7 @@ class ONNXRunner:
     def _compiled_operators(self) -> Path | None:
         if self.manifest.operators == "standard":
             return None
-        found = compiled_operators.library()
+        found = library.compiled()
         if found is None:
             raise ConfigError(
                 f"the bundle {self.directory} needs compiled operators, which cannot be made on this machine",

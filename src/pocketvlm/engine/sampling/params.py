@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.ranges import Range, check_all, show
+from pocketvlm.ranges import Range, as_integer, check_all, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
@@ -40,6 +40,47 @@ RANGES: Mapping[str, Range] = {
 }
 TOKEN_ID = Range(int, 0, 2**31 - 1)
 BIAS = Range(float, -100, 100)
+
+# What a `generation_config.json` may say that is not honoured here, each with the values that ask for nothing (None
+# always does): they are the defaults of transformers.
+NOT_HONOURED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "num_return_sequences": (1,),
+    "max_new_tokens": (),
+    "max_length": (20,),
+    "min_new_tokens": (0,),
+    "min_length": (0,),
+    "max_time": (),
+    "stop_strings": ([], ""),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "guidance_scale": (1,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "exponential_decay_length_penalty": (),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ([], {}),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": ([],),
+    "renormalize_logits": (False,),
+    "watermarking_config": ({},),
+    "prompt_lookup_num_tokens": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+}
 
 # What beam search cannot honour, each with the value that asks for nothing.
 BESIDE_BEAMS: dict[str, Any] = {
@@ -220,10 +261,21 @@ class SamplingParams:
         """
         names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
         picked = {k: generation_config[k] for k in names if generation_config.get(k) is not None}
-        if not generation_config.get("do_sample", False):
-            picked["temperature"] = 0.0
+        if "top_k" in picked:
+            picked["top_k"] = as_integer(picked["top_k"])
+        do_sample = generation_config.get("do_sample")
+        if not (do_sample is None or isinstance(do_sample, bool)):
+            raise ConfigError(f"generation_config.json: do_sample is {show(do_sample)}, expected true, false or null")
         try:
             cls(**picked)  # now, not with every request
         except ConfigError as error:
             raise ConfigError(f"generation_config.json: {error}") from None
+        if not do_sample:
+            picked["temperature"] = 0.0
         return picked
+
+    @staticmethod
+    def not_honoured(generation_config: Mapping[str, Any]) -> list[str]:
+        """Return the names of what a `generation_config.json` asks for and does not get here, sorted."""
+        asked = ((name, generation_config.get(name)) for name in NOT_HONOURED)
+        return sorted(name for name, value in asked if value is not None and value not in NOT_HONOURED[name])

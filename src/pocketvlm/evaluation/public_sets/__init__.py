@@ -55,8 +55,14 @@ class PublicSet:
         if split not in self.splits:
             hint = f"Use one of {', '.join(self.splits)}: splits whose answers are public."
             raise ConfigError(f"{self.title} has no split {split!r}", hint=hint)
-        if not Path(folder).is_dir():
-            raise ConfigError(f"{self.title}: {folder} is not a directory", hint="Give the folder of your local copy.")
+        try:
+            is_directory = Path(folder).is_dir()
+        except (OSError, ValueError):  # too long a name, a directory that is closed to us, a zero byte
+            is_directory = False
+        if not is_directory:
+            raise ConfigError(
+                f"{self.title}: {str(folder)!r:.80} is not a directory", hint="Give the folder of your local copy."
+            )
         return self.read(Path(folder), split)
 
     def load(self, folder: Path | str, split: str | None = None, limit: int | None = None) -> Iterator[Example]:

@@ -16,13 +16,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig, read_json
+from pocketvlm.config import DownsampleMode, ImageConfig, ModelConfig
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
 from pocketvlm.export.gguf.tensors import decoder_tensors, vision_tensors
-from pocketvlm.export.new_directory import new_directory
+from pocketvlm.export.new_directory import new_directory, unchanged
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.prompt.template import template_source
+from pocketvlm.processing.prompt.tokenizer import TURN_END
+from pocketvlm.text_files import read_json
 
 try:
     import gguf
@@ -69,20 +72,22 @@ def write_gguf(
         progress: called with (done, in all), in thousandths.
 
     Raises:
-        ConfigError: `out` is there already, or llama.cpp has no place for this model's layout.
-        CheckpointError: the checkpoint cannot be read, or the files cannot be written.
+        ConfigError: `out` is there already or cannot be made, or llama.cpp has no place for this model's layout.
+        CheckpointError: the checkpoint cannot be read, or changes meanwhile.
+        OutputError: the files cannot be written to their end.
     """
     directory = resolve(checkpoint)
     config = directory.config
     _check(config)
     tokens = _vocabulary(read_json(directory.path / "tokenizer.json"), config.text.vocab_size)
-    name = out.name
-    with new_directory(out) as partial:
+    template, weights = template_source(directory.path), stored_dtype(directory.path)
+    name = out.resolve().name
+    with new_directory(out) as partial, unchanged(directory):
         files = (partial / f"{name}-{dtype}.gguf", partial / f"mmproj-{name}-{downsample_mode}-{dtype}.gguf")
-        model = load_model(directory, dtype=stored_dtype(directory.path), progress=_part(progress, 0, 250))
+        model = load_model(directory, dtype=weights, progress=_part(progress, 0, 250))
         writer = _writer(files[0], "qwen35", name, dtype)
         _decoder_keys(writer, config)
-        _token_keys(writer, directory.path, config, tokens)
+        _token_keys(writer, template, config, tokens)
         _write(writer, list(decoder_tensors(model)), dtype, _part(progress, 250, 600))
         writer = _writer(files[1], "clip", name, dtype)
         _vision_keys(writer, config, directory.image_config, downsample_mode)
@@ -158,11 +163,13 @@ def _vocabulary(tokenizer: dict[str, Any], size: int) -> tuple[list[str], list[i
         raise CheckpointError("tokenizer.json is no byte-level BPE", hint="Copy it again.") from None
     except IndexError:
         raise CheckpointError(f"tokenizer.json has more tokens than the model's {size}") from None
+    if TURN_END not in tokens:
+        raise CheckpointError(f"tokenizer.json has no {TURN_END}", hint="Use the one that came with the weights.")
     return tokens, kinds, [m if isinstance(m, str) else " ".join(m) for m in merges]
 
 
 def _token_keys(
-    writer: gguf.GGUFWriter, checkpoint: Path, config: ModelConfig, tokens: tuple[list[str], list[int], list[str]]
+    writer: gguf.GGUFWriter, template: str, config: ModelConfig, tokens: tuple[list[str], list[int], list[str]]
 ) -> None:
     names, kinds, merges = tokens
     writer.add_tokenizer_model("gpt2")
@@ -172,13 +179,11 @@ def _token_keys(
     # Readers want at least one; of a vocabulary without merges this one makes no token, so the text is split as before.
     writer.add_token_merges(merges or ["Ġ Ġ"])
     # A turn ends at <|im_end|>, a document at the id of the config.
-    writer.add_eos_token_id(names.index("<|im_end|>"))
-    writer.add_eot_token_id(names.index("<|im_end|>"))
+    writer.add_eos_token_id(names.index(TURN_END))
+    writer.add_eot_token_id(names.index(TURN_END))
     writer.add_pad_token_id(config.eos_token_id)
     writer.add_add_bos_token(False)
-    template = checkpoint / "chat_template.jinja"
-    if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+    writer.add_chat_template(template)
 
 
 def _vision_keys(

@@ -15,14 +15,14 @@ from typing import Any
 from filelock import FileLock
 
 from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
-from pocketvlm.errors import CheckpointError, ConfigError
-from pocketvlm.export.new_directory import PARTIAL, new_directory
+from pocketvlm.errors import CheckpointError, ConfigError, OutputError
+from pocketvlm.export.new_directory import PARTIAL, new_directory, unchanged
 from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
-from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.text_files import is_there
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +44,8 @@ def cached_bundle(
     Processes that want the same one wait for the first.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or there is no room for the bundle.
+        CheckpointError: the checkpoint cannot be read, or no bundle can be kept.
+        OutputError: there is no room for the bundle.
     """
     directory = resolve(checkpoint)
     source = directory.fingerprint
@@ -92,16 +93,18 @@ def write_bundle(
         progress: called with (done, in all), in thousandths.
 
     Raises:
-        ConfigError: `out` exists and is not an empty directory.
-        CheckpointError: the checkpoint cannot be read, or the disk is full.
+        ConfigError: `out` exists and is not an empty directory, or cannot be made.
+        CheckpointError: the checkpoint cannot be read, or changes meanwhile.
+        OutputError: the disk is full.
     """
     importlib.import_module("pocketvlm.export.onnx")  # or a clear error, before anything is written
     directory = resolve(checkpoint)
-    with new_directory(out) as partial:
-        model = load_model(directory, dtype=stored_dtype(directory.path), progress=_between(progress, 0, 0.25))
+    dtype = stored_dtype(directory.path)
+    with new_directory(out) as partial, unchanged(directory) as source:
+        model = load_model(directory, dtype=dtype, progress=_between(progress, 0, 0.25))
         needed = _expected_size(model, quantization)
         if shutil.disk_usage(partial).free < needed:
-            raise CheckpointError(
+            raise OutputError(
                 f"the bundle takes {needed / 1e9:.1f} GB, {partial.parent} has "
                 f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
                 hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
@@ -111,10 +114,10 @@ def write_bundle(
         _write_graphs(graphs, partial, _between(progress, 0.25, 1))
         for pattern in TEXT_FILES:
             for file in sorted(directory.path.glob(pattern)):
-                if file.name not in _NOT_COPIED:
+                if file.name not in _NOT_COPIED and is_there(file):
                     shutil.copyfile(file, partial / file.name)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        manifest = Manifest(quantization, fingerprint(directory.path), files, operators)
+        manifest = Manifest(quantization, source, files, operators)
         manifest.write(partial)
     if progress:
         progress(1000, 1000)  # small tensors stand in the graphs and are not counted
@@ -146,11 +149,11 @@ def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -
 
 
 def _expected_size(model: MiniCPMV, quantization: Quantization) -> int:
-    eyes = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
+    vision = sum(p.numel() for part in (model.vision_tower, model.merger) for p in part.parameters())
     table = model.language_model.embed_tokens.weight.numel()
     layers = sum(p.numel() for p in model.language_model.parameters()) - table
     embedding = 4 if quantization.head == "fp32" else 2
-    parts = ((eyes, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
+    parts = ((vision, quantization.vision), (layers, quantization.decoder), (table, quantization.head))
     return int(sum(count * _BYTES[scheme] for count, scheme in parts) + table * embedding)
 
 

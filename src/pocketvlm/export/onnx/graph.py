@@ -15,7 +15,7 @@ from onnx_ir.tape import Tape
 
 OPSET = 21
 CONTRIB = "com.microsoft"
-COMPILED = "pocketvlm"  # `kernels.compiled_operators`
+COMPILED = "pocketvlm"  # `kernels.onnx_ops`
 IR_VERSION = 10
 
 Array = NDArray[Any]

@@ -1,7 +1,7 @@
 """Tower and merger as one graph: views of one shape at one rate in, visual tokens out.
 
 `compress` decides at run time between 16x and 4x, so both rates share one set of weights. Patches come window by window
-(`model.view_packing.window_order`), which saves every shuffle inside.
+(`model.vision.view_packing.window_order`), which saves every shuffle inside.
 
 Shapes:  V views · N patches of a view · M = N / 16 or N / 4 visual tokens · D hidden size of the tower
 """

@@ -39,7 +39,7 @@ def is_possible() -> bool:
 
 
 @cache
-def library() -> Path | None:
+def compiled() -> Path | None:
     """The library to register with a session, compiled now (in seconds) if this was not done before; None where it
     cannot be."""
     flags, program = processor_flags(), compiler()

@@ -20,7 +20,7 @@ class BlockTables:
 
     Args:
         pool: whose blocks they are.
-        rows: sequences at first; `add_rows` adds more.
+        rows: sequences at first; `grow` adds more.
         width: blocks in a row at first; rows grow by doubling.
 
     Attributes:
@@ -35,15 +35,16 @@ class BlockTables:
         self.on_device = torch.zeros(rows, width, dtype=torch.int32, device=pool.device)
         self._synced = [0] * rows  # leading columns of `on_device` that are as in `rows`
 
-    def add_rows(self, more: int) -> None:
-        self.on_device = torch.nn.functional.pad(self.on_device, (0, 0, 0, more))
-        self.rows += [[] for _ in range(more)]
-        self._synced += [0] * more
+    def grow(self, rows: int) -> None:
+        """Have so many rows from now on."""
+        self.on_device = torch.nn.functional.pad(self.on_device, (0, 0, 0, rows - len(self.on_device)))
+        self.rows += [[] for _ in range(rows - len(self.rows))]
+        self._synced += [0] * (rows - len(self._synced))
 
     def clear(self) -> None:
         """Forget who holds what, whatever it was."""
         self.holding.counts.clear()
-        self.rows = [[] for _ in self.rows]
+        self.rows = [[] for _ in range(len(self.on_device))]
         self._synced = [0] * len(self.rows)
 
     def set_row(self, row: int, blocks: Sequence[int]) -> None:

@@ -69,12 +69,12 @@ class ContiguousCache(Cache):
         for store in (self.keys, self.values):
             for layer, old in store.items():
                 new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
-                both = min(capacity, self.capacity)
+                both = min(capacity, old.shape[2])
                 new[:kept, :, :both] = old[:kept, :, :both]
                 store[layer] = new
-        if slots != self.slots:
-            for store in (self.conv, self.recurrent):
-                for layer, old in store.items():
+        for store in (self.conv, self.recurrent):
+            for layer, old in store.items():
+                if len(old) != slots:  # judged layer by layer: an interrupt may have left some of them behind
                     new = old.new_zeros(slots, *old.shape[1:])
                     new[:kept] = old[:kept]
                     store[layer] = new

@@ -93,13 +93,13 @@ class PagedCache(Cache):
             self.release_slot(slot)
         if slots == self.slots:
             return
-        more = slots - self.slots
+        # What is missing is counted anew for each: an interrupt may have left some behind.
         for store in (self.conv, self.recurrent):
             for layer, old in store.items():
-                store[layer] = torch.cat([old, old.new_zeros(more, *old.shape[1:])])
-        self.tables.add_rows(more)
-        self.rows += range(self.slots, slots)
-        self.lengths += [0] * more
+                store[layer] = torch.cat([old, old.new_zeros(max(slots - len(old), 0), *old.shape[1:])])
+        self.tables.grow(slots)
+        self.rows += range(len(self.rows), slots)
+        self.lengths += [0] * (slots - len(self.lengths))
         self.slots = slots
 
     def max_length(self, slots: int = 1) -> int:
@@ -127,6 +127,7 @@ class PagedCache(Cache):
         """Free all blocks; memory stays, and states until their slot is reset."""
         self.blocks.reset()
         self.tables.clear()
+        self.slots = len(self.tables.rows)
         self.lengths, self.rows = [0] * self.slots, list(range(self.slots))
 
     def usage(self, slots: int) -> float:

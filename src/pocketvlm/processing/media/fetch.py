@@ -50,6 +50,11 @@ def is_url(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
+def is_data_url(source: str) -> bool:
+    """True for data:, in any case."""
+    return source[:5].lower() == "data:"
+
+
 def fetch(url: str, limits: MediaLimits) -> bytes:
     """Download a body.
 

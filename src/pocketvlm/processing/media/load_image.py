@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, features
 
 from pocketvlm.errors import MediaError
 from pocketvlm.files import whole_file
-from pocketvlm.processing.media.fetch import is_url
+from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.kinds import HEAD_BYTES, is_avif, is_picture, is_video_content, kind_of
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.repair import PNG_MAGIC, with_last_marker, without_metadata
@@ -96,7 +96,7 @@ def load_image(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
             with _open(stream, name, limits) as image:
                 return _decode(image, limits, name)
         except _DamagedError:
-            with _open(_repaired(stream, name), name, limits) as image:
+            with _open(_repaired(stream, name, limits), name, limits) as image:
                 return _decode(image, limits, name)
 
 
@@ -117,7 +117,7 @@ def probe_size(source: ImageSource, limits: MediaLimits = _DEFAULT, *, files: bo
             with _open(stream, name, limits) as image:
                 return _upright_size(image, _orientation(image))
         except _DamagedError:
-            with _open(_repaired(stream, name), name, limits) as image:
+            with _open(_repaired(stream, name, limits), name, limits) as image:
                 return _upright_size(image, _orientation(image))
 
 
@@ -171,7 +171,7 @@ def is_video(source: object) -> bool:
     if not isinstance(source, (str, Path)):
         return False
     text = str(source)
-    if text[:5].lower() == "data:":
+    if is_data_url(text):
         return text[:11].lower() == "data:video/"
     if is_url(text):
         try:
@@ -226,7 +226,7 @@ def _open(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
         with _quiet():
             image = Image.open(stream, formats=formats)
     except Image.DecompressionBombError:
-        raise MediaError(f"{name} has more than {limits.max_pixels} pixels", hint="Scale it down first.") from None
+        raise _too_large(name, limits) from None
     except Exception:
         # Pillow's plugins raise nearly every kind of exception on hostile headers.
         if is_video_content(head):
@@ -245,12 +245,16 @@ class _DamagedError(MediaError):
     """A file that looks like a picture and that Pillow refuses; it may be possible to repair."""
 
 
+def _too_large(name: str, limits: MediaLimits) -> MediaError:
+    return MediaError(f"{name} has more than {limits.max_pixels} pixels", hint="Scale it down first.")
+
+
 def _damaged(name: str) -> _DamagedError:
     return _DamagedError(f"{name} is damaged or cut off", hint="Check that it opens elsewhere, or save it anew.")
 
 
-def _repaired(stream: IO[bytes], name: str) -> IO[bytes]:
-    """The same picture as far as its pixels are whole; `MediaError` if they are not."""
+def _repaired(stream: IO[bytes], name: str, limits: MediaLimits) -> IO[bytes]:
+    """The same picture as far as its pixels are whole; `MediaError` if they are not, or if there are too many."""
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
     repaired = None
@@ -259,7 +263,11 @@ def _repaired(stream: IO[bytes], name: str) -> IO[bytes]:
     elif head.startswith(b"\xff\xd8"):
         try:
             with _quiet():
-                repaired = with_last_marker(stream)
+                repaired = with_last_marker(stream, name, limits)
+        except Image.DecompressionBombError:
+            raise _too_large(name, limits) from None
+        except MediaError:
+            raise
         except Exception:  # as above
             repaired = None
     if repaired is None:

@@ -54,6 +54,11 @@ def _from_deep_grey(levels: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 def rgb_from_array(array: NDArray[np.generic], limits: MediaLimits) -> NDArray[np.uint8]:
     """An array in one of the layouts of `load_image` → uint8 [H, W, 3]."""
+    if type(array) is not np.ndarray:
+        # Views of a matrix stay of two axes, and those of a masked array keep its mask, which no picture has.
+        if isinstance(array, np.ma.MaskedArray):
+            raise MediaError("Expected an array of pixels, got a masked array", hint="Call filled() on it first.")
+        array = np.asarray(array)
     shape = list(array.shape)
     if array.ndim == 2:
         array = array[:, :, None]

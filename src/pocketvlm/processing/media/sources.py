@@ -9,10 +9,17 @@ import stat
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from pocketvlm.errors import MediaError
-from pocketvlm.processing.media.fetch import fetch, is_url
+from pocketvlm.processing.media.fetch import fetch, is_data_url, is_url
 from pocketvlm.processing.media.kinds import is_base64
 from pocketvlm.processing.media.limits import MediaLimits
+
+_PIECE = 2**18  # bytes that are decoded at a time: more would leave the caches and take memory
+# Byte → its value as a hexadecimal digit; 255 where it is none.
+_DIGITS = b"0123456789abcdefABCDEF"
+_HEX = bytes(int(chr(byte), 16) if byte in _DIGITS else 255 for byte in range(256))
 
 
 def open_source(source: object, name: str, limits: MediaLimits, files: bool, what: str, others: str) -> IO[bytes]:
@@ -25,7 +32,7 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
     Raises:
         MediaError: it is none of these, is missing, may not be read, or is over a limit.
     """
-    if isinstance(source, bytes) or (isinstance(source, str) and (is_url(source) or source[:5].lower() == "data:")):
+    if isinstance(source, bytes) or (isinstance(source, str) and (is_url(source) or is_data_url(source))):
         return io.BytesIO(read_bytes(source, limits))
     if not isinstance(source, (str, Path)):
         raise MediaError(
@@ -33,16 +40,29 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
             hint=f"Give a path, bytes, a data: or http(s) URL, {others}.",
         )
     text = str(source)  # the command line makes a path of everything that is no URL
+    if is_data_url(text[:64].lstrip()):
+        raise MediaError("The data: URL has white space in front", hint="Take it away.")
     if is_base64(text[:64]):
         raise MediaError(f"Expected {what}, got bare base64", hint="Put data:image/png;base64, in front of it.")
     if not files:
         raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
-    if text[:5].lower() == "file:":
+    if not text:
+        raise MediaError("The path is empty", hint=f"Give the path of {what}.")
+    if _is_file_url(text):
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     try:
         return existing_file(source, name).open("rb")
     except OSError:
         raise MediaError(f"{name} may not be read", hint="Check its permissions.") from None
+
+
+def is_path(text: str) -> bool:
+    """Whether a source is looked for in a folder: neither a URL of any kind nor base64, which is named as such."""
+    return not (is_url(text) or is_data_url(text) or _is_file_url(text) or is_base64(text[:64]))
+
+
+def _is_file_url(text: str) -> bool:
+    return text[:5].lower() == "file:"
 
 
 def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
@@ -60,7 +80,7 @@ def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
         body = _read_data_url(source, name, limits)
     limits.check_bytes(len(body), name)
     if not body:
-        raise MediaError(f"{name} is empty")
+        raise MediaError(f"{name} is empty", hint="Check what it was made from.")
     return body
 
 
@@ -69,12 +89,19 @@ def describe(source: object) -> str:
     if isinstance(source, bytes):
         return "The given data"
     text = str(source)
-    if text[:5].lower() == "data:":
+    if is_data_url(text):
         return "The data: URL"
     if is_url(text):
         text = text.partition("?")[0]
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = "".join(map(_shown, text))
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _shown(character: str) -> str:
+    """A character of a name: bytes that are no UTF-8, which Python keeps as halves of surrogate pairs, are escaped."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character if character.isprintable() else "?"
 
 
 def existing_file(source: str | Path, name: str) -> Path:
@@ -99,7 +126,7 @@ def existing_file(source: str | Path, name: str) -> Path:
 
 def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:
     header, comma, payload = url.partition(",")
-    if header[:5].lower() != "data:" or not comma:
+    if not is_data_url(header) or not comma:
         raise MediaError(f"{name} is malformed", hint="Expected data:image/png;base64,... ")
     # Three characters a byte is the longest honest encoding (percent), with room for line ends in base64.
     limits.check_bytes(len(payload) // 3, name)
@@ -119,10 +146,27 @@ def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:
 
 
 def percent_decoded(encoded: bytes) -> bytes:
-    """`urllib.parse.unquote_to_bytes`, a hundred times as fast where much is escaped.
-
-    Quoted-printable is the same code with another sign, and its decoder is compiled.
-    """
+    """`urllib.parse.unquote_to_bytes`, many times as fast where much is escaped; what is malformed stays as it is."""
     if b"%" not in encoded:
         return encoded
-    return binascii.a2b_qp(encoded.replace(b"=", b"=3D").replace(b"%", b"="))
+    pieces, start = [], 0
+    while start < len(encoded):
+        end = min(start + _PIECE, len(encoded))
+        if end < len(encoded) and (sign := encoded.rfind(b"%", end - 2, end)) >= 0:
+            end = sign  # an escape stays in one piece
+        pieces.append(_piece_decoded(encoded[start:end]))
+        start = end
+    return b"".join(pieces)
+
+
+def _piece_decoded(encoded: bytes) -> bytes:
+    codes = np.frombuffer(encoded, np.uint8)
+    values = np.frombuffer((encoded + b"  ").translate(_HEX), np.uint8)
+    high, low = values[1:-1], values[2:]
+    escaped = (codes == ord("%")) & (high < 16) & (low < 16)
+    decoded = np.where(escaped, high << 4 | low, codes)
+    # No escape begins within another: a sign of percent is no digit.
+    is_kept = np.ones(len(encoded), np.bool_)
+    is_kept[1:] &= ~escaped[:-1]
+    is_kept[2:] &= ~escaped[:-2]
+    return decoded[is_kept].tobytes()

@@ -42,6 +42,8 @@ class PixelReader:
     """Frames that are already decoded: [T, H, W, 3], [T, 3, H, W] or a sequence of pictures of any kind."""
 
     def __init__(self, frames: Any, fps: float | None, limits: MediaLimits, files: bool) -> None:
+        if isinstance(frames, np.ma.MaskedArray):
+            raise MediaError("Expected an array of frames, got a masked array", hint="Call filled() on it first.")
         if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim != 4:
             raise MediaError(f"Expected frames of shape [frames, height, width, 3], got {list(frames.shape)}")
         if len(frames) == 0:

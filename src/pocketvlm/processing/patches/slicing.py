@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pocketvlm.config import DownsampleMode, DownsampleOption, ImageConfig, check_downsample_mode
+from pocketvlm.config_ranges import MAX_VIEW_PATCHES
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.views import Size, View
 
-# Limits of a plan, so that no size makes the tower choke. The reference has none: a 1 x 20000 strip becomes one view of
-# 17,136 patches there. A regular view has about 1,024; a 1 x 8000 strip, the worst that is still planned, has 11,456.
+# Limits of a plan, with `MAX_VIEW_PATCHES`, so that no size makes the tower choke. The reference has none: a 1 x 20000
+# strip becomes one view of 17,136 patches there. A 1 x 8000 strip, the worst that is still planned, has 11,456.
 MAX_SIDE = 1_000_000
-MAX_VIEW_PATCHES = 12_288
 MAX_PATCHES = 2**20
 
 

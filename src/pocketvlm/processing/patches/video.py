@@ -7,24 +7,25 @@ is then treated as a picture. Sampling and layout are those of `MiniCPMV4_6Video
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget, check_downsample_mode
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.config_ranges import IMAGE as RANGES
+from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.timeline import Timeline
 from pocketvlm.processing.media.video_reader import FrameReader, open_video
 from pocketvlm.processing.patches.image import CutImage, ImageViews, cut_image, finish_images
-from pocketvlm.ranges import show
 
 _DEFAULT_LIMITS = MediaLimits()
 _GAP = 6  # pixels between the frames of a composite
-MAX_STACK_FRAMES = 64
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,10 @@ def encode_video(
     """
     is_auto = check_downsample_mode(downsample_mode) == "auto"
     budget = check_auto_token_budget(auto_token_budget, is_auto)
-    most, stack = check_sampling(config, max_num_frames, stack_frames, limits)
+    max_num_frames, stack_frames = check_sampling(config, max_num_frames, stack_frames, limits)
     with open_video(source, fps, limits, files) as reader:
         timeline = reader.timeline
-        samples = sample_frame_indices(timeline, most, stack)
+        samples = sample_frame_indices(timeline, max_num_frames, stack_frames)
         cut = _cut_units(reader, samples.units, config, downsample_mode, max_slice_nums, limits)
     units = finish_images(cut, budget if is_auto else None)
     return VideoViews(tuple(units), samples, timeline.fps, timeline.duration)
@@ -117,10 +118,37 @@ def check_sampling(
     config: ImageConfig, max_num_frames: int | None, stack_frames: int | None, limits: MediaLimits
 ) -> tuple[int, int]:
     """`max_num_frames` and `stack_frames`, `config`'s when None; refused if they cannot be honoured."""
-    most = check_positive("max_num_frames", config.max_num_frames if max_num_frames is None else max_num_frames)
-    stack = _check_stack(config.stack_frames if stack_frames is None else stack_frames)
-    limits.check_frames(most, stack)
-    return most, stack
+    given = (
+        ("max_num_frames", config.max_num_frames if max_num_frames is None else max_num_frames),
+        ("stack_frames", config.stack_frames if stack_frames is None else stack_frames),
+    )
+    max_num_frames, stack_frames = (RANGES[name].check(name, value) for name, value in given)
+    limits.check_frames(max_num_frames, stack_frames)
+    return max_num_frames, stack_frames
+
+
+def within_limits(config: ImageConfig, limits: MediaLimits) -> ImageConfig:
+    """`config` with as many frames as the limits allow, where a checkpoint's own are more: said once, in a warning.
+
+    They are only what is done where a request says nothing, and need no videos to be loaded with. What a request itself
+    asks for is honoured or refused.
+    """
+    stack_frames = max(1, min(config.stack_frames, 16 * limits.max_frames))
+    max_num_frames = max(1, min(config.max_num_frames, limits.max_frames, 16 * limits.max_frames // stack_frames))
+    for name, wanted, allowed in (
+        ("max_num_frames", config.max_num_frames, max_num_frames),
+        ("stack_frames", config.stack_frames, stack_frames),
+    ):
+        if wanted != allowed:
+            logger.warning(
+                "the checkpoint's %s=%s with stack_frames=%s is over the limits of videos: %s is taken where a request "
+                "does not say",
+                name,
+                wanted,
+                config.stack_frames,
+                allowed,
+            )
+    return replace(config, max_num_frames=max_num_frames, stack_frames=stack_frames)
 
 
 def _cut_units(
@@ -165,27 +193,28 @@ def sample_frame_indices(timeline: Timeline, max_num_frames: int = 128, stack_fr
     Raises:
         ConfigError: `max_num_frames` or `stack_frames` is out of range.
     """
-    most, stack = check_positive("max_num_frames", max_num_frames), _check_stack(stack_frames)
+    max_num_frames = RANGES["max_num_frames"].check("max_num_frames", max_num_frames)
+    stack_frames = RANGES["stack_frames"].check("stack_frames", stack_frames)
     duration, index_at = timeline.duration, timeline.frame_at
 
     # Times are computed where they are wanted, not listed: a header may promise years.
     seconds = math.ceil(duration)
-    if duration > most:
-        tenths = _spread(int(duration / 0.1), most)
+    if duration > max_num_frames:
+        tenths = _spread(int(duration / 0.1), max_num_frames)
         main = tuple(index_at(round(tenth * 0.1, 1)) for tenth in tenths)
     else:
         main = tuple(index_at(second) for second in range(seconds))
-    if stack == 1:
+    if stack_frames == 1:
         return FrameSamples(main, (), ((),) * len(main))
 
-    per_second = stack - 1
+    per_second = stack_frames - 1
 
     def sub_time(number: int) -> float:
-        return number // per_second + (number % per_second + 1) / stack
+        return number // per_second + (number % per_second + 1) / stack_frames
 
     available = (seconds - 1) * per_second
     available += sum(sub_time(available + j) < duration for j in range(per_second))
-    times = [sub_time(number) for number in _spread(available, most * per_second)]
+    times = [sub_time(number) for number in _spread(available, max_num_frames * per_second)]
     by_second: dict[int, list[int]] = {}
     for time in times:
         by_second.setdefault(int(time), []).append(index_at(time))
@@ -193,11 +222,11 @@ def sample_frame_indices(timeline: Timeline, max_num_frames: int = 128, stack_fr
     return FrameSamples(main, tuple(index_at(time) for time in times), groups)
 
 
-def _spread(count: int, most: int) -> Sequence[int]:
-    """0 .. count - 1, or `most` of them, evenly, first and last included."""
-    if count <= most:
+def _spread(count: int, max_count: int) -> Sequence[int]:
+    """0 .. count - 1, or `max_count` of them, evenly, first and last included."""
+    if count <= max_count:
         return range(count)
-    chosen: list[int] = np.linspace(0, count - 1, most, dtype=int).tolist()
+    chosen: list[int] = np.linspace(0, count - 1, max_count, dtype=int).tolist()
     return chosen
 
 
@@ -243,16 +272,3 @@ def _canvas_size(shape: tuple[int, ...], count: int) -> tuple[int, int]:
     """Height and width in pixels of a composite of `count` frames of that shape."""
     rows, columns = _layout(shape[0], shape[1], count)
     return rows * (shape[0] + _GAP) - _GAP, columns * (shape[1] + _GAP) - _GAP
-
-
-def check_positive(name: str, value: int) -> int:
-    """Return `value` if it is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={show(value)} is not a positive integer")
-    return value
-
-
-def _check_stack(value: int) -> int:
-    if check_positive("stack_frames", value) > MAX_STACK_FRAMES:
-        raise ConfigError(f"stack_frames={show(value)} is too many", hint=f"At most {MAX_STACK_FRAMES} are possible.")
-    return value

@@ -9,8 +9,8 @@ The published template takes a system message in the first place only, so all of
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
 `{"video": anything}`, with `fps` beside it where the video is given as frames. Media may have a `detail` (beside the
-url, as in OpenAI's protocol, or beside the medium): "low" means no slices, "high" and "auto" what the request says; or
-a `max_slice_nums` beside the medium, which goes before that of the request.
+url, as in OpenAI's protocol, or beside the medium): "low" means no slices, "high" and "auto" what the request says, or
+the model where it says nothing; or a `max_slice_nums` beside the medium, which goes before that of the request.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _check_fields(message: Any, where: str) -> str:
         if key not in _FIELDS[role] and key not in _LABELS and not _is_unset(value)
     ]
     if unknown:
-        raise PromptError(f"{where}: a {role} message has no field {show_json(unknown[0])}")
+        raise PromptError(f"{where}: a message of role {role} has no field {show_json(unknown[0])}")
     _check_labels(message, where)
     if role == "tool" and message.get("tool_call_id") is not None:
         text(message["tool_call_id"], f"{where}.tool_call_id")
@@ -250,7 +250,7 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     known = {"type", kind, *_LABELS}
     if kind != "text":
         known |= {"detail", "max_slice_nums"} | ({"fps"} if kind == "video" else set())
-    unknown = [key for key, value in part.items() if key not in known and value is not None]
+    unknown = [key for key, value in part.items() if key not in known and not _is_unset(value)]
     if unknown:
         raise PromptError(f"{where}: a part of type {kind} has no field {show_json(unknown[0])}")
     _check_labels(part, where)
@@ -260,7 +260,7 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     if not kind.endswith("_url"):
         return kind, value
     if isinstance(value, Mapping):
-        unknown = [key for key, item in value.items() if key not in ("url", "detail") and item is not None]
+        unknown = [key for key, item in value.items() if key not in ("url", "detail") and not _is_unset(item)]
         if unknown:
             raise PromptError(f"{where}.{kind} has no field {show_json(unknown[0])}")
         value = value.get("url")
@@ -270,19 +270,21 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
 def _fps(part: Mapping[str, Any], where: str) -> float | None:
     fps = part.get("fps")
     is_number = isinstance(fps, Real) and not isinstance(fps, bool)
-    if fps is not None and not is_number:
+    if _is_unset(fps):
+        return None
+    if not is_number:
         raise PromptError(f"{where}.fps is {show_json(fps)}, expected a number")
     return fps
 
 
 def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
     """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
-    slices = part.get("max_slice_nums")
+    slices = None if _is_unset(part.get("max_slice_nums")) else part["max_slice_nums"]
     if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
         raise PromptError(f"{where}.max_slice_nums is {show_json(slices)}, expected a positive integer")
     inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
-    detail = part.get("detail") if inner is None else inner
-    if detail is not None and detail not in _DETAILS:
+    detail = part.get("detail") if _is_unset(inner) else inner
+    if not _is_unset(detail) and detail not in _DETAILS:
         raise PromptError(f"{where}: detail is {show_json(detail)}, expected one of {', '.join(_DETAILS)}")
     if detail != "low":
         return slices

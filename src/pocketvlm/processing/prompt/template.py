@@ -21,11 +21,11 @@ from typing import Any, Self
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from pocketvlm.config import read_json
-from pocketvlm.errors import CheckpointError, PromptError
+from pocketvlm.errors import CheckpointError, ConfigError, PromptError
 from pocketvlm.processing.prompt.messages import MediaPart, check_messages
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, token_content
-from pocketvlm.ranges import show_json
+from pocketvlm.ranges import show, show_json
+from pocketvlm.text_files import BYTE_ORDER_MARK, is_there, read_json, read_text
 from pocketvlm.tools.definitions import check_tools
 
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
@@ -108,20 +108,7 @@ class ChatTemplate:
         directory = Path(path)
         if config is None:
             config = read_json(directory / "tokenizer_config.json")
-        file = directory / "chat_template.jinja"
-        source: Any = config.get("chat_template")
-        if file.is_file():
-            try:
-                source = file.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise CheckpointError(f"{file} is not readable text ({type(error).__name__})") from None
-        if isinstance(source, list):  # several templates by name
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
-            source = named.get("default")
-        if not isinstance(source, str):
-            raise CheckpointError(
-                f"{directory} has no chat template", hint="A checkpoint directory needs chat_template.jinja."
-            )
+        source = template_source(directory, config=config)
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         found = {name: token_content(config.get(name)) for name in names}
         return cls(source, control_tokens, {name: text for name, text in found.items() if text is not None})
@@ -226,6 +213,38 @@ class ChatTemplate:
             text = part.replace(guard, "")
             if text:
                 yield Piece(text=text, is_control=index % 2 == 1)
+
+
+def template_source(directory: Path, *, config: Mapping[str, Any] | None = None) -> str:
+    """The Jinja source of a checkpoint's template; arguments and errors as for `ChatTemplate.from_directory`."""
+    file = directory / "chat_template.jinja"
+    if is_there(file):
+        try:
+            return _checked(file, read_text(file))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+    source: Any = (read_json(directory / "tokenizer_config.json") if config is None else config).get("chat_template")
+    if isinstance(source, list):  # several templates by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        raise CheckpointError(
+            f"{directory} has no chat template", hint="A checkpoint directory needs chat_template.jinja."
+        )
+    return _checked(directory / "tokenizer_config.json", source)
+
+
+def _checked(file: Path, source: str) -> str:
+    """The template without a byte order mark, which would stand in every prompt, and with lines that end as Jinja has
+    them; `CheckpointError` where no message could come into the prompt: it would fail at every request.
+    """
+    source = source.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+    if "messages" not in source or not ("{{" in source or "{%" in source):
+        raise CheckpointError(
+            f"{file} holds no chat template: it is {show(source.strip())}, which takes no messages",
+            hint="Copy the one that came with the weights.",
+        )
+    return source
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, bool]:

@@ -18,9 +18,10 @@ from typing import Any, Self
 
 import tokenizers
 
-from pocketvlm.config import read_json
 from pocketvlm.errors import CheckpointError, PromptError
-from pocketvlm.ranges import show
+from pocketvlm.json_text import HALF_A_CHARACTER, is_text
+from pocketvlm.ranges import as_integer, show
+from pocketvlm.text_files import fault_of, is_there, read_json
 
 # A turn ends at <|im_end|>, a document at <|endoftext|>. Checkpoints name one or the other as "the" end; generation
 # that watches for only one of them runs on past the answer.
@@ -113,17 +114,19 @@ class Tokenizer:
         """
         directory = Path(path)
         file = directory / "tokenizer.json"
-        if not file.is_file():
+        if not is_there(file):
             raise CheckpointError(f"{file} does not exist", hint="A checkpoint directory needs this file.")
         if config is None:
             config = read_json(directory / "tokenizer_config.json")
         if generation is None:
             file_of_defaults = directory / "generation_config.json"
-            generation = read_json(file_of_defaults) if file_of_defaults.is_file() else {}
+            generation = read_json(file_of_defaults) if is_there(file_of_defaults) else {}
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for every fault in the file
-            raise CheckpointError(f"{file} is not a tokenizer ({type(error).__name__})") from None
+            if fault := _fault(file):
+                raise CheckpointError(f"{file} is not a tokenizer: it {fault[0]}", hint=fault[1]) from None
+            raise CheckpointError(f"{file} is not a tokenizer ({str(error)[:120]})", hint="Copy it again.") from None
         stop_ids = set(_eos_ids(directory / "generation_config.json", generation.get("eos_token_id")))
         eos = token_content(config.get("eos_token"))
         if eos is not None:
@@ -215,10 +218,8 @@ class Tokenizer:
 
     @staticmethod
     def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise PromptError("the text holds half of a surrogate pair, which is no character") from None
+        if not is_text(text):
+            raise PromptError(f"the text holds {HALF_A_CHARACTER}")
         ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -257,7 +258,18 @@ def token_content(entry: Any) -> str | None:
 
 def _eos_ids(file: Path, value: Any) -> list[int]:
     """The `eos_token_id` of a generation_config.json: one id, a list, or nothing."""
-    ids = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [] if value is None else [as_integer(i) for i in (value if isinstance(value, list) else [value])]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise CheckpointError(f"{file}: eos_token_id is {value!r}, expected an integer or a list of integers")
     return ids
+
+
+def _fault(file: Path) -> tuple[str, str] | None:
+    """What a file is that the library could not read, and what to do about it, where more is known than that."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})", "Check its permissions."
+    if data.startswith(codecs.BOM_UTF8):
+        return "begins with a byte order mark", "Save it as UTF-8 without one."
+    return fault_of(data)
