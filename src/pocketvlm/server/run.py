@@ -1,0 +1,87 @@
+"""A server from its start to its end: a socket, signals, readiness, and the answers that are still under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.api.vlm import VLM
+from pocketvlm.errors import ConfigError
+from pocketvlm.server.app import create_app
+from pocketvlm.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+MAX_HEADER_BYTES = 16 * 1024
+KEEP_ALIVE_SECONDS = 15
+
+
+class Server(uvicorn.Server):
+    """The first signal lets running answers end, the second ends the process at once."""
+
+    is_draining = False
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        if self.is_draining:
+            logger.warning("ended at once by a second signal")
+            os._exit(128 + sig)
+        self.is_draining = self.should_exit = True
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        ConfigError: the address does not exist here, or is taken.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port} ({reason})", hint="Give another --host or --port."
+        ) from None
+
+
+def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
+    """Serve a model until a signal ends it; closes the model.
+
+    Args:
+        on_ready: called with the URL once requests are answered.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    # What a client names is never opened as a file of this machine.
+    vlm.processor.files = False
+    with listen(settings) as sock:
+        asyncio.run(_serve(vlm, settings, sock, on_ready))
+
+
+async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_ready: Callable[[str], None]) -> None:
+    async with AsyncVLM(vlm, max_in_flight=settings.max_in_flight) as model:
+        app = create_app(model, settings, is_draining=lambda: server.is_draining)
+        config = uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=round(settings.drain_seconds),
+        )
+        server = Server(config)
+        running = asyncio.create_task(server.serve(sockets=[sock]))
+        while not (server.started or running.done()):
+            await asyncio.sleep(0.01)
+        if server.started:
+            host, port = sock.getsockname()[:2]
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await running
