@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from helpers.engine_runs import drive, limit_cache, make_request, torch_runner
 from helpers.tiny_models import prompt_with_views, random_patches, random_text, tiny_model, view, view_lists
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.engine.config import EngineConfig
@@ -48,6 +48,7 @@ def watch(engine: Engine, patch: pytest.MonkeyPatch, look: Callable[[Plan], None
     tokens=st.sampled_from([1, 24, 60]),
     patches=st.sampled_from([1, 100, 300]),
 )
+@example(pictures=[[view(4, 8)]] * 4, tokens=24, patches=300)
 def test_no_step_takes_more_tokens_and_patches_than_its_budgets(
     runner: TorchRunner, pictures: list[list[View]], tokens: int, patches: int
 ) -> None:

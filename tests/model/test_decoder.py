@@ -208,3 +208,16 @@ def test_trap_image_token_for_video_features_reach_the_video_places() -> None:
     as_video = [CONFIG.video_token_id if i == CONFIG.image_token_id else i for i in ids]
     assert_close(prefill(tiny_model(), as_video, features), prefill(tiny_model(), ids, features), 0.0)
     assert relative_error(prefill(tiny_model(), as_video), prefill(tiny_model(), as_video, features)) > 0.01
+
+
+def test_a_gate_that_is_closed_lets_nothing_of_full_attention_through() -> None:
+    decoder = tiny_model(0).language_model
+    attention = next(layer.self_attn for layer in decoder.layers if not layer.is_linear)
+    batch = PackedBatch.of([Segment(5)])
+    rotary = rotary_cos_sin(batch.positions, decoder.config.rotary_dim, decoder.config.rope_theta)
+    x, residual = torch.ones(2, 5, decoder.config.hidden_size)
+    open_ = attention(x, rotary, batch, None, residual)
+    gates = attention.q_proj.weight.data.unflatten(0, (attention.heads, 2, attention.head_dim))[:, 1]
+    gates.fill_(-100.0)
+    assert torch.equal(attention(x, rotary, batch, None, residual), residual)
+    assert not torch.equal(open_, residual)

@@ -202,8 +202,10 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
         if done >= total:
             began.pop(what, None)
             bars.stop()
-        elif time.monotonic() - began.setdefault(what, time.monotonic()) >= PATIENCE:
-            bars.start()
+        else:
+            since = began.setdefault(what, time.monotonic())
+            if time.monotonic() - since >= PATIENCE:
+                bars.start()
 
     try:
         yield report
