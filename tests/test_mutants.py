@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutants.changes import MUTANTS, Mutant
+from mutants.changes import MUTANTS
+from mutants.mutant import Mutant
 from mutants.runner import faults, run
 
 ROOT = Path(__file__).resolve().parents[1]

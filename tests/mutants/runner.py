@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mutants.changes import Mutant
+from mutants.mutant import Mutant
 
 PACKAGE = Path("src", "pocketvlm")
 COPIED = ("src", "tests", "examples", "pyproject.toml")

@@ -198,8 +198,8 @@ class Engine:
         own: dict[Request, list[Sequence]] = {sequence.request: [] for sequence in self._before}
         for sequence in dict.fromkeys([*self._before, *(s for request in own for s in request.sequences)]):
             own[sequence.request].append(sequence)
-        told = {(output.request, output.index) for output in self.outputs if output.finish_reason is not None}
-        lost = [request for request in own if not self._only_waits(request, waiting, told)]
+        reported = {(output.request, output.index) for output in self.outputs if output.finish_reason is not None}
+        lost = [request for request in own if not self._only_waits(request, waiting, reported)]
         if error is not None and not lost and waiting:  # it was not even admitted, and would fail for ever
             lost = [next(self.scheduler.in_order()).request]
             own.setdefault(lost[0], list(lost[0].sequences))
@@ -207,13 +207,13 @@ class Engine:
         for request in lost:
             for sequence in own[request]:
                 index = 0 if request.width > 1 else sequence.index
-                if not self._before.get(sequence) and (request, index) not in told:  # it may have ended, unheard
-                    told.add((request, index))
+                if not self._before.get(sequence) and (request, index) not in reported:  # it may have ended, unheard
+                    reported.add((request, index))
                     self.outputs.append(Output(request, index, finish_reason="error", error=why))
             self.updater.end_all(request, "error", why)
         self._is_broken = False
 
-    def _only_waits(self, request: Request, waiting: Set[Sequence], told: Set[tuple[Request, int]]) -> bool:
+    def _only_waits(self, request: Request, waiting: Set[Sequence], reported: Set[tuple[Request, int]]) -> bool:
         """Whether all that is left of a request waits, as it was when the step began or after it lost its slot, and of
         all that has ended the ends are known."""
         left = [s for s in request.sequences if s.finish_reason is None]
@@ -221,7 +221,7 @@ class Engine:
         return (
             bool(left)
             and all(s in self._before and s in waiting and s.slot is None for s in left)
-            and all(self._before.get(s) or (request, s.index) in told for s in ended)
+            and all(self._before.get(s) or (request, s.index) in reported for s in ended)
         )
 
     def describe(self) -> str:

@@ -16,7 +16,7 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.fingerprint import fingerprint
 
 PARTIAL = ".partial-"  # stands between the name of the directory and what makes it one of its own
-_LONG = 200  # bytes; of a longer name the beginning will do, so that what is added does not make it too long
+_LONG = 200  # bytes; of a longer name the first ones will do, so that what is added does not make it too long
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
