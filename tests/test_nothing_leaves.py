@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers import without_network
+from helpers.serving import Serving
 
 from pocketvlm.cli import COMMANDS
 from pocketvlm.telemetry import SWITCHES
@@ -70,7 +71,7 @@ def test_no_command_opens_a_socket_or_leaves_a_trace_in_the_users_home(
     home.mkdir()
     folder.mkdir()
     asked = commands(str(seeded_checkpoint(0)), folder)
-    assert {line["arguments"][0] for line in asked} == set(COMMANDS)
+    assert {line["arguments"][0] for line in asked} == set(COMMANDS) - {"serve"}  # which has a test of its own
     program = [sys.executable, without_network.__file__, json.dumps(asked)]
     done = subprocess.run(program, env=environment(home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"native code asked for a socket, if this is -31; the last of: {done.stderr}"
@@ -79,6 +80,29 @@ def test_no_command_opens_a_socket_or_leaves_a_trace_in_the_users_home(
     assert found["statuses"] == [0] * len(asked), done.stderr
     # An identifier of this device would be the first step of a report that is sent later.
     assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_a_server_opens_its_own_address_and_no_other(tmp_path: Path) -> None:
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(Path(without_network.__file__).parent)!r})\n"
+        "import without_network\n"
+        "seen = without_network.watch_python_code()\n"
+        "from pocketvlm.cli import main\n"
+        "status = main(['serve', '--port', '0', '--json'])\n"
+        "print(json.dumps([status, seen]))"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(tmp_path), stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+        assert Serving(process, url).ask("/v1/chat/completions", body)[0] == 200
+        process.terminate()
+        status, seen = json.loads(process.communicate(timeout=60)[0])
+    assert status == 0
+    assert seen != []
+    assert all(event == "socket.bind(('127.0.0.1', 0),)" for event in seen), seen
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])

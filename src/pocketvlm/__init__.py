@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pocketvlm.engine.config import EngineConfig
     from pocketvlm.engine.sampling.params import SamplingParams
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
+    from pocketvlm.tools.calls import ToolCall
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "SamplingParams",
     "StructuredOutputs",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
     "ViewPlan",
     "__version__",
@@ -64,6 +66,7 @@ _LAZY = {
     "EngineConfig": "pocketvlm.engine.config",
     "SamplingParams": "pocketvlm.engine.sampling.params",
     "StructuredOutputs": "pocketvlm.grammar.structured_outputs",
+    "ToolCall": "pocketvlm.tools.calls",
 }
 
 

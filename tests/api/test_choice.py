@@ -32,7 +32,7 @@ def read(pieces: Sequence[str], stops: Sequence[str]) -> tuple[list[str], bool]:
     """What is shown after each token, and whether a stop string has ended it."""
     growing, shown = choice(pieces, stops), list[str]()
     for token in range(len(pieces)):
-        _, new, ended = growing.add([token], token == len(pieces) - 1)
+        _, new, _, ended = growing.add([token], token == len(pieces) - 1)
         shown.append(new)
         if ended:
             return shown, True
@@ -62,7 +62,7 @@ def test_the_first_characters_of_a_stop_string_wait_until_it_cannot_come(size: i
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     growing, seen = choice(pieces, ["<stop>"]), ""
     for token, _ in enumerate(pieces):
-        _, new, ended = growing.add([token], False)
+        _, new, _, ended = growing.add([token], False)
         seen += new
         read_so_far = "".join(pieces[: token + 1])
         held = next(n for n in range(5, -1, -1) if read_so_far.endswith("<stop>"[:n]))
@@ -76,10 +76,10 @@ def test_the_first_characters_of_a_stop_string_wait_until_it_cannot_come(size: i
 def test_of_two_stop_strings_in_one_piece_the_earlier_ends_it(stops: tuple[str, ...]) -> None:
     growing = choice(["hello world"], stops)
     expected = "hello world"[: min("hello world".index(stop) for stop in stops)]
-    assert growing.add([0], False) == ("", expected, True)
+    assert growing.add([0], False) == ("", expected, (), True)
     assert growing.text == expected
 
 
 def test_the_beginning_of_a_stop_string_at_the_end_of_an_answer_is_text() -> None:
     growing = choice(["one <st"], ["<stop>"])
-    assert growing.add([0], True) == ("", "one <st", False)
+    assert growing.add([0], True) == ("", "one <st", (), False)

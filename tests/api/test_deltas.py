@@ -20,8 +20,12 @@ from pocketvlm.api.job import Job
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
+from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 # Control tokens are one token where they are written so, and several where their parts are.
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"count": {"type": "integer"}}}}}]
+CALL = "<tool_call>\n<function=f>\n<parameter=count>\n3\n</parameter>\n</function>\n</tool_call>"
+CALLS = [CALL, CALL[:40], "<tool_call>", "</tool_call>", "<tool", "_call>"]
 PARTS = ["<think>", "</think>", "</", "th", "ink>", "<", "/think>", "\n", " ", "\n\n", "a", "é", "🙂", "END", "EN", "D"]
 STOPS = ["END", "ND", "EN", "D\n", "</think>", "think", ">", "a", "🙂", "\n\n", "NDa"]
 
@@ -31,10 +35,10 @@ def tokenizer(checkpoint: Path) -> Tokenizer:
     return Tokenizer.from_directory(checkpoint)
 
 
-def job_of(tokenizer: Tokenizer, *, thinking: bool, **options: Any) -> Job:
+def job_of(tokenizer: Tokenizer, *, thinking: bool, tools: Any = None, **options: Any) -> Job:
     params = SamplingParams(temperature=0, **options)
     request = Request("0", torch.tensor([1]), params, tokenizer.stop_ids)
-    return Job(request, tokenizer, visual_tokens=0, thinking=thinking, preprocess=0.0)
+    return Job(request, tokenizer, visual_tokens=0, thinking=thinking, preprocess=0.0, tools=tools)
 
 
 def run(job: Job, tokens: list[list[int]]) -> list[Delta]:
@@ -49,11 +53,12 @@ def run(job: Job, tokens: list[list[int]]) -> list[Delta]:
     return deltas
 
 
-def joined(deltas: list[Delta]) -> tuple[str, str, tuple[TokenLogprob, ...]]:
-    """Text, reasoning and log probabilities of one answer."""
+def joined(deltas: list[Delta]) -> tuple[str, str, tuple[ToolCall, ...], tuple[TokenLogprob, ...]]:
+    """Text, reasoning, calls and log probabilities of one answer."""
     return (
         "".join(delta.text for delta in deltas),
         "".join(delta.reasoning for delta in deltas),
+        tuple(one for delta in deltas for one in delta.tool_calls),
         tuple(one for delta in deltas for one in delta.logprobs),
     )
 
@@ -71,7 +76,8 @@ def as_read_by_characters(text: str, stops: tuple[str, ...], thinking: bool) -> 
 
 
 @given(
-    parts=st.lists(st.sampled_from(PARTS), max_size=12),
+    parts=st.lists(st.sampled_from(PARTS + CALLS), max_size=12),
+    with_tools=st.booleans(),
     spelt=st.booleans(),
     cuts=st.lists(st.integers(0, 40), max_size=12),
     stops=st.lists(st.sampled_from(STOPS), max_size=3),
@@ -81,6 +87,7 @@ def as_read_by_characters(text: str, stops: tuple[str, ...], thinking: bool) -> 
 def test_deltas_joined_are_the_answer_whatever_the_tokens(
     tokenizer: Tokenizer,
     parts: list[str],
+    with_tools: bool,
     spelt: bool,
     cuts: list[int],
     stops: list[str],
@@ -91,17 +98,21 @@ def test_deltas_joined_are_the_answer_whatever_the_tokens(
     ids = [token for part in parts for token in encode(part)]
     edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
     portions = [ids[a:b] for a, b in pairwise(edges)]
-    job = job_of(tokenizer, thinking=thinking, stop=tuple(stops), logprobs=logprobs)
+    tools = TOOLS if with_tools else None
+    job = job_of(tokenizer, thinking=thinking, tools=tools, stop=tuple(stops), logprobs=logprobs)
     deltas = run(job, portions)
     answer = job.answer()
-    assert (answer.text, answer.reasoning) == as_read_by_characters("".join(parts), tuple(stops), thinking)
-    text, reasoning, found = joined(deltas)
+    whole, thought = as_read_by_characters("".join(parts), tuple(stops), thinking)
+    expected = parse_tool_calls(whole, tools) if tools else (whole, ())
+    assert (answer.text, answer.tool_calls, answer.reasoning) == (*expected, thought)
+    text, reasoning, calls, found = joined(deltas)
     assert text == answer.text
     assert reasoning == (answer.reasoning or "")
+    assert calls == answer.tool_calls
     assert found == (answer.logprobs or ())
     assert [delta.finish_reason for delta in deltas if delta.finish_reason] == [answer.finish_reason]
     assert deltas[-1].finish_reason is not None
-    assert all(delta.text or delta.reasoning or delta.logprobs or delta.finish_reason for delta in deltas)
+    assert all(d.text or d.reasoning or d.tool_calls or d.logprobs or d.finish_reason for d in deltas)
 
 
 def test_text_comes_as_soon_as_it_is_certain(tokenizer: Tokenizer) -> None:
@@ -163,5 +174,5 @@ def test_streams_of_both_interfaces_are_the_answers_and_reasoning_is_no_text(vlm
     for found in (list(vlm.stream(MESSAGES, **OPTIONS).deltas()), deltas):
         for index, one in enumerate(answers):
             own = [delta for delta in found if delta.index == index]
-            assert joined(own) == (one.text, one.reasoning, one.logprobs)
+            assert joined(own) == (one.text, one.reasoning, one.tool_calls, one.logprobs)
             assert own[-1].finish_reason == one.finish_reason

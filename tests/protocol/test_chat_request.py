@@ -18,6 +18,7 @@ from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.processing.prompt.messages import check_messages
 from pocketvlm.protocol.chat_request import FIELDS, MM_PROCESSOR_KWARGS, parse_chat_completion
 from pocketvlm.protocol.chat_response import chat_completion, error_response, to_json
+from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
@@ -217,15 +218,19 @@ def test_a_body_without_messages_or_no_object_is_refused() -> None:
             parse_chat_completion(body)  # type: ignore[arg-type]
 
 
+def calls_of(text: str) -> tuple[ToolCall, ...]:
+    return parse_tool_calls(text, [TOOL])[1]
+
+
 def test_answers_become_choices_with_tool_calls_logprobs_and_usage() -> None:
     call = "<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
     call += "</function>\n</tool_call>"
     logprobs = (TokenLogprob(5, "Hi", -0.5, ((5, "Hi", -0.5), (6, "\ufffd", -1.5))),)
     answers = [
         Answer("Hi", Usage(10, 4, 1, 8), {}, "stop", "because", (5,), logprobs),
-        Answer(f"Let me see.\n\n{call}", Usage(10, 4, 20, 8), {}, "stop"),
+        Answer("Let me see.", Usage(10, 4, 20, 8), {}, "stop", tool_calls=calls_of(call)),
     ]
-    body = chat_completion(answers, id="chatcmpl-1", created=7, model="m", tools=[TOOL])
+    body = chat_completion(answers, id="chatcmpl-1", created=7, model="m")
     one, two = body["choices"]
     assert one["message"] == {"role": "assistant", "content": "Hi", "refusal": None, "reasoning_content": "because"}
     assert one["logprobs"].keys() == {"content", "refusal"}
@@ -246,15 +251,13 @@ def test_a_body_is_json_whatever_the_model_said() -> None:
     call = (
         '<tool_call>\n<function=weather>\n<parameter=days>\n["\\ud800", 1e999]\n</parameter>\n</function>\n</tool_call>'
     )
-    answer = Answer(call, Usage(1, 0, 1), {}, "length", None, (5,), logprobs)
-    body = chat_completion([answer], id="chatcmpl-1", created=7, model="m", tools=[TOOL])
+    answer = Answer("", Usage(1, 0, 1), {}, "length", None, (5,), logprobs, calls_of(call))
+    body = chat_completion([answer], id="chatcmpl-1", created=7, model="m")
     assert json.loads(json.dumps(body, ensure_ascii=False, allow_nan=False).encode()) == body
     (choice,) = body["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (None, "length")
     (one,) = choice["message"]["tool_calls"]
     assert json.loads(one["function"]["arguments"]) == {"days": '["\\ud800", 1e999]'}
-    without = chat_completion([answer], id="chatcmpl-1", created=7, model="m")["choices"][0]["message"]
-    assert without == {"role": "assistant", "content": call, "refusal": None}
 
 
 @pytest.mark.parametrize("logprob", [-math.inf, math.nan, -1e5, 1e-7, 0.0, -0.5])
@@ -292,8 +295,9 @@ texts = st.lists(
 def test_the_reason_tells_of_calls_exactly_where_there_are_some(text: str, reason: str, has_tools: bool) -> None:
     whole = "<tool_call>\n<function=weather>\n</function>\n</tool_call>"
     for said in (text, text + whole):
-        answer = Answer(said, Usage(1, 0, 1), {}, reason)
-        body = chat_completion([answer], id="c", created=7, model="m", tools=[TOOL] if has_tools else None)
+        beside, found = parse_tool_calls(said, [TOOL]) if has_tools else (said, ())
+        answer = Answer(beside, Usage(1, 0, 1), {}, reason, tool_calls=found)
+        body = chat_completion([answer], id="c", created=7, model="m")
         (choice,) = body["choices"]
         calls = choice["message"].get("tool_calls")
         assert calls is None or (has_tools and len(calls) > 0)
@@ -322,11 +326,10 @@ def test_a_full_queue_is_no_fault_of_the_request() -> None:
 def test_an_answer_can_be_sent_back_as_it_came() -> None:
     """What clients do: they append the message of a choice to the conversation."""
     call = "<tool_call>\n<function=weather>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
-    for text in (call, "Hi", f"Well. {call}"):
-        answer = Answer(text, Usage(1, 0, 1), {}, "stop", "because")
-        message = chat_completion([answer], id="chatcmpl-1", created=7, model="m", tools=[TOOL])["choices"][0][
-            "message"
-        ]
+    for said in (call, "Hi", f"Well. {call}"):
+        text, calls = parse_tool_calls(said, [TOOL])
+        answer = Answer(text, Usage(1, 0, 1), {}, "stop", "because", tool_calls=calls)
+        message = chat_completion([answer], id="chatcmpl-1", created=7, model="m")["choices"][0]["message"]
         replies = [{"role": "tool", "tool_call_id": c["id"], "content": "x"} for c in message.get("tool_calls", [])]
         (_, checked, *_) = check_messages([*HELLO, message, *replies]).messages
         assert [c["function"]["arguments"] for c in checked.get("tool_calls", [])] == [{"days": 3} for _ in replies]

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage
 from pocketvlm.protocol.chat_response import chat_completion
 from pocketvlm.protocol.chat_stream import ChatStream
+from pocketvlm.tools.calls import ToolCall
 
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"count": {"type": "integer"}}}}}]
-CALL = "<tool_call>\n<function=f>\n<parameter=count>\n3\n</parameter>\n</function>\n</tool_call>"
-TEXTS = st.lists(st.sampled_from([CALL, CALL[:40], "<tool_call>", " ", "\n", "First.", "Second"]), max_size=5).map(
-    "".join
+CALLS = st.lists(
+    st.builds(ToolCall, st.sampled_from("fg"), st.fixed_dictionaries({"count": st.integers()})), max_size=3
 )
 
 
@@ -30,36 +29,46 @@ def joined(chunks: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]
             whole["logprobs"] += (choice["logprobs"] or {"content": []})["content"]
             for name, value in choice["delta"].items():
                 if name == "tool_calls":
-                    whole["message"].setdefault(name, []).extend(value)
+                    for piece in value:
+                        add_call(whole["message"].setdefault(name, []), piece)
                 else:
                     whole["message"][name] = whole["message"].get(name, "") + value
     return choices
 
 
+def add_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    if piece["index"] == len(calls):
+        calls.append({**piece, "function": dict(piece["function"])})
+    else:
+        calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+
+
 @given(
-    st.lists(st.tuples(TEXTS, st.sampled_from(["", "thought"])), min_size=1, max_size=3),
+    st.lists(st.tuples(st.text("ab ", max_size=20), st.sampled_from(["", "thought"]), CALLS), min_size=1, max_size=3),
     st.integers(1, 9),
-    st.booleans(),
     st.booleans(),
 )
 def test_chunks_joined_are_the_message(
-    said: list[tuple[str, str]], size: int, with_tools: bool, with_logprobs: bool
+    said: list[tuple[str, str, list[ToolCall]]], size: int, with_logprobs: bool
 ) -> None:
-    tools = TOOLS if with_tools else None
-    head = {"id": "chatcmpl-1", "created": 1, "model": "nano", "tools": tools}
+    head: dict[str, Any] = {"id": "chatcmpl-1", "created": 1, "model": "nano"}
     logprob = TokenLogprob(1, "a", -0.5, ((1, "a", -0.5),))
     stream, chunks, answers = ChatStream(**head, count=len(said), include_usage=True), list[dict[str, Any]](), []
     chunks += stream.start()
-    for index, (text, reasoning) in enumerate(said):
+    for index, (text, reasoning, calls) in enumerate(said):
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         logprobs = (logprob,) if with_logprobs else ()
         for piece in pieces:
             chunks += stream.add(Delta(index, piece, "", logprobs))
         if reasoning:
             chunks += stream.add(Delta(index, "", reasoning))
+        for call in calls:
+            chunks += stream.add(Delta(index, tool_calls=(call,)))
         chunks += stream.add(Delta(index, finish_reason="stop"))
         taken = logprobs * len(pieces) if with_logprobs else None
-        answers.append(Answer(text, Usage(3, 1, 2), {}, "stop", reasoning or None, logprobs=taken))
+        answers.append(
+            Answer(text, Usage(3, 1, 2), {}, "stop", reasoning or None, logprobs=taken, tool_calls=(*calls,))
+        )
     chunks += stream.end(answers)
     whole = chat_completion(answers, **head)
     assert {(chunk["id"], chunk["model"], chunk["object"]) for chunk in chunks} == {
@@ -73,6 +82,6 @@ def test_chunks_joined_are_the_message(
         assert choice["message"]["role"] == "assistant"
         assert choice["message"]["content"] == (message["content"] or "")
         assert choice["message"].get("reasoning_content") == message.get("reasoning_content")
-        calls = [{k: v for k, v in call.items() if k != "index"} for call in choice["message"].get("tool_calls", [])]
-        assert calls == message.get("tool_calls", [])
-        assert [call["index"] for call in choice["message"].get("tool_calls", [])] == list(range(len(calls)))
+        found = [{k: v for k, v in call.items() if k != "index"} for call in choice["message"].get("tool_calls", [])]
+        assert found == message.get("tool_calls", [])
+        assert [call["index"] for call in choice["message"].get("tool_calls", [])] == list(range(len(found)))

@@ -7,15 +7,14 @@ import json
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import openai
 import pytest
+from helpers.serving import Serving, serving, start
 
 import pocketvlm
 
@@ -34,49 +33,19 @@ TOTAL: list[Any] = [
 ]
 
 
-class Serving(NamedTuple):
-    process: subprocess.Popen[str]
-    url: str
-
-    def client(self, key: str = "secret") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
-
-    def end(self) -> int:
-        """Wait for the end; returns the status."""
-        self.process.communicate(timeout=60)
-        return self.process.returncode
-
-    def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-
-def start(*options: str) -> Serving:
-    command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    said = json.loads(line)
-    assert said["pid"] == process.pid
-    return Serving(process, said["url"])
+def client_of(server: Serving, key: str = "secret") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
 
 
 @pytest.fixture(scope="module")
-def serving() -> Iterator[Serving]:
-    started = start("--api-key", "secret", "--served-model-name", "reader")
-    yield started
-    started.process.terminate()
-    assert started.end() == 0
+def server() -> Iterator[Serving]:
+    with serving("--api-key", "secret", "--served-model-name", "reader") as started:
+        yield started
 
 
 @pytest.fixture
-def client(serving: Serving) -> Iterator[openai.OpenAI]:
-    with serving.client() as client:
+def client(server: Serving) -> Iterator[openai.OpenAI]:
+    with client_of(server) as client:
         yield client
 
 
@@ -124,9 +93,9 @@ def test_many_at_once_are_answered_as_one_alone(client: openai.OpenAI) -> None:
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
-    serving: Serving, key: str, options: dict[str, Any], error: type[Exception]
+    server: Serving, key: str, options: dict[str, Any], error: type[Exception]
 ) -> None:
-    with serving.client(key) as client, pytest.raises(error):
+    with client_of(server, key) as client, pytest.raises(error):
         client.chat.completions.create(**{"model": "reader", "messages": TOTAL, **options})
 
 
@@ -136,42 +105,35 @@ def test_files_of_the_machine_are_not_opened(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="reader", messages=[{"role": "user", "content": [part]}])
 
 
-def test_health_and_readiness_want_no_key_and_metrics_do(serving: Serving) -> None:
-    assert serving.get("/health")[0] == serving.get("/ready")[0] == 200
-    assert serving.get("/metrics")[0] == 401
-    request = urllib.request.Request(f"{serving.url}/metrics", headers={"Authorization": "Bearer secret"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        text = response.read().decode()
-    assert "pocketvlm:num_requests_running" in text
-    assert serving.get("/nothing")[0] == 404
+def test_health_and_readiness_want_no_key_and_metrics_do(server: Serving) -> None:
+    assert server.ask("/health")[0] == server.ask("/ready")[0] == 200
+    assert server.ask("/metrics")[0] == 401
+    assert "pocketvlm:num_requests_running" in server.ask("/metrics", key="secret")[1]
+    assert server.ask("/nothing")[0] == 404
 
 
-def test_a_body_that_is_no_json_or_too_deep_is_400(serving: Serving) -> None:
-    for body in (b"{", b"[" * 100_000, b'{"a": NaN}', b"\xff"):
-        headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{serving.url}/v1/chat/completions", data=body, headers=headers)
-        with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen(request, timeout=60)
-        with error.value as refused:
-            assert refused.code == 400
-            assert json.loads(refused.read())["error"]["type"] == "invalid_request_error"
+@pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b'{"a": NaN}', b"\xff"])
+def test_a_body_that_is_no_json_or_too_deep_is_400(server: Serving, body: bytes) -> None:
+    status, text, _ = server.ask("/v1/chat/completions", body, key="secret")
+    assert status == 400
+    assert json.loads(text)["error"]["type"] == "invalid_request_error"
 
 
 def test_a_signal_lets_running_answers_end() -> None:
-    serving = start()
-    with ThreadPoolExecutor(1) as pool, serving.client() as client:
+    server = start()
+    with ThreadPoolExecutor(1) as pool, client_of(server) as client:
         stream = client.chat.completions.create(
             model="nano", messages=TOTAL, stream=True, max_tokens=200, extra_body={"ignore_eos": True}
         )
         next(iter(stream))
-        serving.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
         rest = pool.submit(lambda: [chunk.choices[0].finish_reason for chunk in stream if chunk.choices])
         assert rest.result(60)[-1] == "length"
-    assert serving.end() == 0
+    assert server.end() == 0
 
 
-def test_an_address_that_is_taken_is_one_line(serving: Serving) -> None:
-    port = serving.url.rpartition(":")[2]
+def test_an_address_that_is_taken_is_one_line(server: Serving) -> None:
+    port = server.url.rpartition(":")[2]
     command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

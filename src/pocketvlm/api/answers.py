@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pocketvlm.tools.calls import ToolCall
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -40,7 +42,7 @@ class Answer:
     """What the model said.
 
     Attributes:
-        text: the answer, without reasoning, control tokens or stop string.
+        text: the answer, without reasoning, tool calls, control tokens or stop string.
         usage: tokens in and out.
         timing: seconds a stage: preprocess, queue, encode, prefill, decode (of the steps it took part in), total (wall
             time of this answer).
@@ -48,6 +50,7 @@ class Answer:
         reasoning: what the model thought first, with `enable_thinking=True`; else None.
         token_ids: the generated ids.
         logprobs: of each generated token, where they were asked for.
+        tool_calls: what the model wants to call, in order; only where `tools` were given.
         alternatives: the other answers, with `n` above 1.
     """
 
@@ -58,6 +61,7 @@ class Answer:
     reasoning: str | None = None
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = field(default=(), hash=False)
     alternatives: tuple[Answer, ...] = ()
 
     def __str__(self) -> str:
@@ -76,8 +80,9 @@ class Delta:
 
     Attributes:
         index: which of the request's `n` answers it belongs to.
-        text: of the answer; empty while text may still turn out to be the beginning of a stop string.
+        text: of the answer; empty while text may still turn out to be the beginning of a stop string or of a call.
         reasoning: what the model thought first, with `enable_thinking=True`; never part of `text`.
+        tool_calls: each as soon as it is whole: what only looked like one comes as text.
         logprobs: of the tokens that are new, where they were asked for; their text may come later.
         finish_reason: as in `Answer`, with the last delta of an answer.
     """
@@ -87,3 +92,4 @@ class Delta:
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = field(default=(), hash=False)

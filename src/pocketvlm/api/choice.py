@@ -1,17 +1,18 @@
-"""Tokens of one answer → the text and the reasoning that are certain, as they grow.
+"""Tokens of one answer → the text, the reasoning and the tool calls that are certain, as they grow.
 
-What may turn out to be the beginning of a stop string, or of the tag that ends the reasoning, is held back until it is
-known what it is. How tokens are spread over calls changes nothing of what comes out in the end.
+What may turn out to be the beginning of a stop string, of the tag that ends the reasoning, or of a call, is held back
+until it is known what it is. How tokens are spread over calls changes nothing of what comes out in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pocketvlm.api.answers import TokenLogprob
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer
-from pocketvlm.tools.calls import overlap
+from pocketvlm.tools.calls import ToolCall, ToolCallSplitter, overlap
 
 REASONING_ENDS = "</think>"
 
@@ -48,6 +49,15 @@ class ReasoningSplitter:
         return text
 
 
+class News(NamedTuple):
+    """What tokens have made certain. `stopped`: a stop string has ended the answer."""
+
+    reasoning: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    stopped: bool
+
+
 @dataclass
 class Choice:
     """One answer as it grows.
@@ -55,22 +65,25 @@ class Choice:
     Attributes:
         stops: strings that end it, wherever they come, in its reasoning too.
         splitter: None for answers without reasoning.
+        calls: None where there are no tools: nothing in a text is a call then.
         held: text that may be the beginning of a stop string.
-        texts, reasonings: what has become certain, in pieces.
+        texts, reasonings, tool_calls: what has become certain, in pieces.
     """
 
     detokenizer: IncrementalDetokenizer
     stops: Sequence[str] = ()
     splitter: ReasoningSplitter | None = None
+    calls: ToolCallSplitter | None = None
     held: str = ""
     texts: list[str] = field(default_factory=list)
     reasonings: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def add(self, tokens: Sequence[int], is_last: bool) -> tuple[str, str, bool]:
-        """Take tokens; returns the reasoning and the text that are new, and whether a stop string has ended them."""
+    def add(self, tokens: Sequence[int], is_last: bool) -> News:
+        """Take tokens; returns what is new."""
         text = self.held + "".join(map(self.detokenizer.add, tokens))
         if is_last:
             text += self.detokenizer.flush()
@@ -82,9 +95,13 @@ class Choice:
             certain, self.held = text[: len(text) - held], text[len(text) - held :]
         is_last |= stop is not None
         reasoning, answer = ("", certain) if self.splitter is None else self.splitter.add(certain, is_last)
+        parts = [answer] if self.calls is None else self.calls.add(answer, is_last=is_last)
+        beside = "".join(part for part in parts if isinstance(part, str))
+        calls = tuple(part for part in parts if isinstance(part, ToolCall))
         self.reasonings.append(reasoning)
-        self.texts.append(answer)
-        return reasoning, answer, stop is not None
+        self.texts.append(beside)
+        self.tool_calls += calls
+        return News(reasoning, beside, calls, stop is not None)
 
     @property
     def text(self) -> str:

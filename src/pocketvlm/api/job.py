@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage, with_alternatives
 from pocketvlm.api.choice import Choice, ReasoningSplitter
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.errors import EngineError
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer, Tokenizer
+from pocketvlm.tools.calls import ToolCallSplitter
 
 
 class Job:
@@ -19,6 +21,7 @@ class Job:
     Args:
         visual_tokens: of its prompt.
         thinking: whether answers begin with reasoning.
+        tools: definitions of those that answers may call; without them nothing in an answer is a call.
         preprocess: seconds that its pictures and prompt took.
 
     Attributes:
@@ -26,7 +29,14 @@ class Job:
     """
 
     def __init__(
-        self, request: Request, tokenizer: Tokenizer, *, visual_tokens: int, thinking: bool, preprocess: float
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        *,
+        visual_tokens: int,
+        thinking: bool,
+        preprocess: float,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.request, self.tokenizer = request, tokenizer
         self.visual_tokens = visual_tokens
@@ -36,7 +46,12 @@ class Job:
         self.error: Exception | None = None
         params = request.params
         self.choices = [
-            Choice(IncrementalDetokenizer(tokenizer), params.stop, ReasoningSplitter() if thinking else None)
+            Choice(
+                IncrementalDetokenizer(tokenizer),
+                params.stop,
+                ReasoningSplitter() if thinking else None,
+                ToolCallSplitter(tools) if tools else None,
+            )
             for _ in range(params.n)
         ]
         self.deltas: deque[Delta] = deque()
@@ -56,7 +71,7 @@ class Job:
         if output.error is not None:
             self.error = EngineError(output.error)
             return None
-        reasoning, text, stopped = choice.add(output.tokens, output.finish_reason is not None)
+        reasoning, text, tool_calls, stopped = choice.add(output.tokens, output.finish_reason is not None)
         logprobs = tuple(
             self._logprob(token, *found) for token, found in zip(output.tokens, output.logprobs, strict=False)
         )
@@ -65,9 +80,9 @@ class Job:
         choice.finish_reason = "stop" if stopped else output.finish_reason
         if self.is_done:
             self.total = time.perf_counter() - self.began
-        if not (text or reasoning or logprobs or choice.finish_reason):
+        if not (text or reasoning or tool_calls or logprobs or choice.finish_reason):
             return None
-        return Delta(output.index, text, reasoning, logprobs, choice.finish_reason)
+        return Delta(output.index, text, reasoning, logprobs, choice.finish_reason, tool_calls)
 
     def _logprob(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> TokenLogprob:
         return TokenLogprob(
@@ -100,4 +115,5 @@ class Job:
             choice.reasoning,
             tuple(choice.token_ids),
             tuple(choice.logprobs) if request.params.logprobs is not None else None,
+            tuple(choice.tool_calls),
         )

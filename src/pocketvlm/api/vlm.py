@@ -123,10 +123,10 @@ class VLM:
     def stream(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Stream:
         """As `chat`, but text comes piece by piece: iterate over the result; `.answer` is there at the end.
 
-        Reasoning (`enable_thinking=True`) is no part of that text: iterate over `.deltas()` of the result for it, for
-        log probabilities and for the other answers with `n` above 1. With `num_beams` above 1 everything comes at the
-        end, in one piece: until then no beam is the answer. Several streams may be read in turns or from several
-        threads: they run together.
+        Reasoning (`enable_thinking=True`) and tool calls are no part of that text: iterate over `.deltas()` of the
+        result for them, for log probabilities and for the other answers with `n` above 1. With `num_beams` above 1
+        everything comes at the end, in one piece: until then no beam is the answer. Several streams may be read in
+        turns or from several threads: they run together.
         """
         return Stream(self.shared, self.prepare(messages, options))
 
@@ -194,7 +194,14 @@ class VLM:
         )
         self.engine.check(request)
         spent = time.perf_counter() - began
-        return Job(request, tokenizer, visual_tokens=inputs.visual_tokens, thinking=thinking, preprocess=spent)
+        return Job(
+            request,
+            tokenizer,
+            visual_tokens=inputs.visual_tokens,
+            thinking=thinking,
+            preprocess=spent,
+            tools=media.get("tools"),
+        )
 
     def _grammar(self, params: SamplingParams, thinking: bool) -> Grammar | None:
         if params.structured_outputs is None:

@@ -130,11 +130,10 @@ def answer_all(
         ConfigError: the file is no longer what it was.
         OutputError: a result could not be written.
     """
-    under_way: dict[int, tuple[str, Any]] = {}  # custom_id and tools
+    under_way: dict[int, str] = {}  # their custom_ids
 
     def finish(index: int, outcome: list[Answer] | Exception) -> None:
-        custom_id, tools = under_way.pop(index)
-        results.add(index, result_line(custom_id, outcome, model, tools))
+        results.add(index, result_line(under_way.pop(index), outcome, model))
         if report:
             report("Answering", results.done, len(lines))
 
@@ -153,10 +152,10 @@ def answer_all(
                 if request.stream:
                     raise ConfigError("stream is true, but a batch has no streams", hint="Leave it out.")
             except PocketVLMError as error:
-                under_way[index] = custom_id, None
+                under_way[index] = custom_id
                 finish(index, error)
                 continue
-            under_way[index] = custom_id, request.options.get("tools")
+            under_way[index] = custom_id
             yield index, beside(request.messages, path.parent), {**defaults, **request.options}
 
     with open_lines(path) as file:
@@ -164,14 +163,14 @@ def answer_all(
             finish(index, outcome)
 
 
-def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str, tools: Any = None) -> dict[str, Any]:
+def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str) -> dict[str, Any]:
     """Make one line of the output: the answers of a request, or what was wrong with it."""
     unique = uuid.uuid4().hex
     if isinstance(outcome, Exception):
         status, body = error_response(outcome)
     else:
         created = int(time.time())
-        status, body = 200, chat_completion(outcome, id=f"chatcmpl-{unique}", created=created, model=model, tools=tools)
+        status, body = 200, chat_completion(outcome, id=f"chatcmpl-{unique}", created=created, model=model)
     return {
         "id": f"batch_req_{unique}",
         "custom_id": custom_id,

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
-from pocketvlm.tools.calls import ToolCall, parse_tool_calls
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob
+    from pocketvlm.tools.calls import ToolCall
 
 
 _MIN_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
 
 
-def chat_completion(
-    answers: Sequence[Answer],
-    *,
-    id: str,
-    created: int,
-    model: str,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+def chat_completion(answers: Sequence[Answer], *, id: str, created: int, model: str) -> dict[str, Any]:
     """Return the body of a response.
 
     Args:
@@ -31,14 +24,13 @@ def chat_completion(
         id: such as "chatcmpl-…"; ids of tool calls are made of it.
         created: seconds since 1970.
         model: the name to state.
-        tools: those of the request, `options["tools"]`; without them nothing in a text is a call.
     """
     return {
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [_choice(answer, index, id, tools) for index, answer in enumerate(answers)],
+        "choices": [_choice(answer, index, id) for index, answer in enumerate(answers)],
         "usage": usage_of(answers),
     }
 
@@ -80,11 +72,11 @@ def error_body(message: str, kind: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _choice(answer: Answer, index: int, id: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    content, calls = parse_tool_calls(answer.text, tools) if tools else (answer.text, ())
+def _choice(answer: Answer, index: int, id: str) -> dict[str, Any]:
+    calls = answer.tool_calls
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": None if calls and not content else content,
+        "content": None if calls and not answer.text else answer.text,
         "refusal": None,
     }
     if answer.reasoning is not None:

@@ -9,54 +9,42 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.protocol.chat_response import finish_reason_of, token_logprobs, tool_call, usage_of
-from pocketvlm.tools.calls import ToolCall, ToolCallSplitter
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, Delta
+    from pocketvlm.tools.calls import ToolCall
 
 
 class ChatStream:
     """One streamed completion.
 
     Args:
-        id, created, model, tools: as in `chat_completion`.
+        id, created, model: as in `chat_completion`.
         count: `n` of the request.
         include_usage: end with a chunk that has the tokens used and no choice.
     """
 
-    def __init__(
-        self,
-        *,
-        id: str,
-        created: int,
-        model: str,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        count: int = 1,
-        include_usage: bool = False,
-    ) -> None:
+    def __init__(self, *, id: str, created: int, model: str, count: int = 1, include_usage: bool = False) -> None:
         self._id = id
         self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
         self._include_usage = include_usage
-        self._splitters = [ToolCallSplitter(tools) if tools else None for _ in range(count)]
         self._calls = [0] * count
 
     def start(self) -> Iterator[dict[str, Any]]:
         """The first chunk of each answer, which says whose it is."""
-        for index in range(len(self._splitters)):
+        for index in range(len(self._calls)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def add(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """The chunks of one delta: none where its text is held back, as it may be the beginning of a call."""
-        index, ends = delta.index, delta.finish_reason is not None
+        """The chunks of one delta."""
+        index = delta.index
         parts: list[dict[str, Any]] = []
         if delta.reasoning:
             parts.append({"reasoning_content": delta.reasoning})
-        splitter = self._splitters[index]
-        for part in [delta.text] if splitter is None else splitter.add(delta.text, is_last=ends):
-            if isinstance(part, ToolCall):
-                parts.append(self._call(index, part))
-            elif part:
-                parts.append({"content": part})
+        if delta.text:
+            parts.append({"content": delta.text})
+        for call in delta.tool_calls:
+            parts += self._call(index, call)
         logprobs = {"content": [token_logprobs(token) for token in delta.logprobs], "refusal": None}
         if delta.logprobs and not parts:
             parts.append({})  # of tokens whose text comes later
@@ -71,9 +59,13 @@ class ChatStream:
         if self._include_usage:
             yield {**self._head, "choices": [], "usage": usage_of(answers)}
 
-    def _call(self, index: int, call: ToolCall) -> dict[str, Any]:
+    def _call(self, index: int, call: ToolCall) -> Iterator[dict[str, Any]]:
+        """Its name first, then its arguments: what clients wait for, who show a call as it comes."""
         number, self._calls[index] = self._calls[index], self._calls[index] + 1
-        return {"tool_calls": [{"index": number, **tool_call(call, self._id, index, number)}]}
+        whole = tool_call(call, self._id, index, number)
+        name, arguments = whole["function"]["name"], whole["function"]["arguments"]
+        yield {"tool_calls": [{"index": number, **whole, "function": {"name": name, "arguments": ""}}]}
+        yield {"tool_calls": [{"index": number, "function": {"arguments": arguments}}]}
 
     def _chunk(
         self, index: int, delta: Mapping[str, Any], *, finish_reason: str | None = None, logprobs: Any = None

@@ -1,8 +1,7 @@
-"""The application: routes, keys, request ids, health and metrics around `ChatService`."""
+"""The application: routes of every API, each behind the key, with request ids, health and metrics."""
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 
@@ -14,12 +13,34 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketvlm.api.async_vlm import AsyncVLM
-from pocketvlm.server.chat import ChatService
+from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Service, Request], Awaitable[Response]]
+
+
+async def models(service: Service, _request: Request) -> Response:
+    """GET /v1/models."""
+    cards = [
+        {"id": name, "object": "model", "created": service.began, "owned_by": "pocketvlm"} for name in service.names
+    ]
+    return JSONResponse({"object": "list", "data": cards})
+
+
+async def metrics(service: Service, _request: Request) -> Response:
+    """GET /metrics, as Prometheus reads it."""
+    return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+# All of them want a key, where there are keys.
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("GET", "/v1/models", models),
+    ("GET", "/metrics", metrics),
+)
 
 
 def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
@@ -28,12 +49,11 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
     Args:
         is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
     """
-    names = settings.served_model_names or (vlm.vlm.name,)
-    chat = ChatService(vlm, settings, names)
-    check_key, began = KeyCheck(settings.api_keys), int(time.time())
+    service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
+    check_key = KeyCheck(settings.api_keys)
     app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
 
-    def guarded(handler: Handler) -> Handler:
+    def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """With a key, while the server takes requests; every error becomes a response."""
 
         async def answer(request: Request) -> Response:
@@ -41,18 +61,11 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
                 check_key(request)
                 if is_draining():
                     raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
-                return await handler(request)
+                return await handler(service, request)
             except Exception as error:
                 return response_of(error)
 
         return answer
-
-    async def models(_request: Request) -> Response:
-        cards = [{"id": name, "object": "model", "created": began, "owned_by": "pocketvlm"} for name in names]
-        return JSONResponse({"object": "list", "data": cards})
-
-    async def metrics(_request: Request) -> Response:
-        return Response(generate_latest(vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -62,14 +75,10 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         is_ready = vlm.engine.is_alive and not is_draining()
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
-    for path, methods, handler in (
-        ("/v1/chat/completions", ["POST"], guarded(chat.complete)),
-        ("/v1/models", ["GET"], guarded(models)),
-        ("/metrics", ["GET"], guarded(metrics)),
-        ("/health", ["GET"], health),
-        ("/ready", ["GET"], ready),
-    ):
-        app.router.add_route(path, handler, methods=methods)
+    for method, path, handler in ROUTES:
+        app.router.add_route(path, guarded(handler), methods=[method])
+    app.router.add_route("/health", health, methods=["GET"])
+    app.router.add_route("/ready", ready, methods=["GET"])
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)

@@ -33,7 +33,7 @@ class ServerSettings:
     max_in_flight: int = _setting(256, "requests running and waiting; one more gets 429", Range(int, 1, 100_000))
     max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
     max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
-    max_answer_tokens: int = _setting(8192, "most tokens of an answer", Range(int, 1, 10**6))
+    max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
     max_n: int = _setting(8, "most answers to one request", Range(int, 1, 128))
     upload_seconds: float = _setting(60.0, "for the whole body of a request to arrive", SECONDS)
     send_seconds: float = _setting(30.0, "that a client may take to read a piece of a stream", SECONDS)

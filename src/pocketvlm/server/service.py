@@ -1,0 +1,111 @@
+"""What every API of the server does with a request: prepare it, run it, give it up when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from pocketvlm.api.answers import Answer, Delta
+from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.api.job import Job
+from pocketvlm.server.errors import ClientLeftError, HTTPError
+from pocketvlm.server.event_stream import left
+from pocketvlm.server.settings import ServerSettings
+
+T = TypeVar("T")
+
+
+@dataclass
+class Service:
+    """One model and what the server allows.
+
+    Attributes:
+        names: what requests may call the model; the first is what answers say.
+        began: seconds since 1970.
+    """
+
+    vlm: AsyncVLM
+    settings: ServerSettings
+    names: tuple[str, ...]
+    began: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises: HTTPError 404 for another model than the one that is served."""
+        if name is not None and name not in self.names:
+            message = f"this server has no model {name[:100]!r}, but {', '.join(self.names)}"
+            raise HTTPError(404, message, code="model_not_found")
+
+    async def prepare(self, request: Request, messages: Sequence[Any], options: Mapping[str, Any]) -> Job:
+        """A job within the server's limits, whose time has begun.
+
+        Args:
+            options: of `VLM.chat`.
+
+        Raises:
+            HTTPError, PocketVLMError: it cannot be honoured.
+            ClientLeftError: nobody waits for it.
+        """
+        settings = self.settings
+        for name, most in (("n", settings.max_n), ("max_tokens", settings.max_answer_tokens)):
+            if options.get(name, 0) > most:
+                raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
+        ends = time.monotonic() + settings.request_seconds
+        options = {"max_tokens": settings.max_answer_tokens, **options}
+        job = await while_there(request, self.vlm.prepare(messages, **options))
+        job.request.deadline = ends
+        return job
+
+    async def answers(self, request: Request, job: Job) -> list[Answer]:
+        """The whole answers; the job is given up when the client leaves."""
+        await while_there(request, self._run(job))
+        return job.answers()
+
+    async def _run(self, job: Job) -> None:
+        async with aclosing(self.vlm.run(job)) as deltas:
+            async for _ in deltas:
+                pass
+
+    async def stream(self, request: Request, job: Job) -> AsyncGenerator[Delta, None]:
+        """What is new, as it comes.
+
+        It has begun when this returns: until there is a first token, a refusal can still have a status of its own.
+        """
+        deltas = self.vlm.run(job)
+        try:
+            first = await while_there(request, anext(deltas, None))
+        except BaseException:
+            await deltas.aclose()
+            raise
+        return _behind(first, deltas)
+
+
+async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    async with aclosing(rest):
+        if first is not None:
+            yield first
+        async for delta in rest:
+            yield delta
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is given up when the client leaves.
+
+    Raises:
+        ClientLeftError: it has.
+    """
+    task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeftError
+        return task.result()
+    finally:
+        for one in (task, leaving):
+            one.cancel()
+        await asyncio.gather(task, leaving, return_exceptions=True)
