@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 
 class Serving(NamedTuple):
@@ -17,15 +19,22 @@ class Serving(NamedTuple):
 
     Attributes:
         url: without a slash at its end.
+        log: what it writes to stderr: a file, since a pipe that nobody empties would stop it.
     """
 
     process: subprocess.Popen[str]
     url: str
+    log: IO[str]
 
     def end(self) -> int:
         """Wait for its end; returns the status."""
-        self.process.communicate(timeout=60)
-        return self.process.returncode
+        assert self.process.stdout is not None
+        with self.process.stdout:
+            return self.process.wait(60)
+
+    def said(self) -> str:
+        """What it wrote to stderr so far."""
+        return Path(self.log.name).read_text()
 
     def ask(
         self, path: str, body: Any = None, *, key: str | None = None, method: str | None = None
@@ -45,15 +54,16 @@ class Serving(NamedTuple):
 def start(*options: str, environment: Mapping[str, str] | None = None) -> Serving:
     """Start `pocketvlm serve` on a free port; returns once it is ready."""
     command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", *options]
+    log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115 - as long as the server
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment and dict(environment)
+        command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment and dict(environment)
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, process.communicate()[1]
+    assert line, (process.wait(60), Path(log.name).read_text())
     said = json.loads(line)
     assert said["pid"] == process.pid
-    return Serving(process, said["url"])
+    return Serving(process, said["url"], log)
 
 
 @contextmanager

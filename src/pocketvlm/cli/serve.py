@@ -8,7 +8,6 @@ from pathlib import Path
 
 from pocketvlm.cli.common import add_json, add_model, loaded
 from pocketvlm.cli.console import put_json, say
-from pocketvlm.errors import MissingExtraError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        from pocketvlm.server.run import listen, serve
-        from pocketvlm.server.settings import ServerSettings
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve") from None
+    from pocketvlm.server.run import listen, serve
+    from pocketvlm.server.settings import ServerSettings
+
     options = {
         "host": args.host,
         "port": args.port,
