@@ -25,6 +25,7 @@ PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FOLDERS = {
     "recipes/nano/": "how the embedded model is made: data, curriculum, training",
     "benchmarks/": "measurements that print a table and one JSON line",
+    "deploy/": "a container file, a systemd unit, settings and a dashboard for `pocketvlm serve`",
     "examples/": "pictures, and the script that draws them",
     "tests/": "mirrors src/; tests/parity/ compares with the reference",
     "docs/": "architecture, shapes, figures, log; generate.py writes what the code knows",
