@@ -79,7 +79,8 @@ def _of_file(file: Path, known: Any) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as TOML: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(file)!r:.80} cannot be read as TOML: {reason}") from None
     for name in values:
         if name not in known:
             raise ConfigError(
