@@ -60,7 +60,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
         ConfigError: the address cannot be listened on.
     """
     # What a client names is never opened as a file of this machine.
-    vlm.processor.files = False
+    vlm.processor.restrict(settings.media_limits)
     with listen(settings) as sock:
         asyncio.run(_serve(vlm, settings, sock, on_ready))
 
