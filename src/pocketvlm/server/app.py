@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,11 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
+from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
-
-Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
 async def models(service: Service, _request: Request) -> Response:
@@ -50,22 +50,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
     """
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
-    check_key = KeyCheck(settings.api_keys)
+    guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
-
-    def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """With a key, while the server takes requests; every error becomes a response."""
-
-        async def answer(request: Request) -> Response:
-            try:
-                check_key(request)
-                if is_draining():
-                    raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
-                return await handler(service, request)
-            except Exception as error:
-                return response_of(error)
-
-        return answer
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -76,7 +62,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     for method, path, handler in ROUTES:
-        app.router.add_route(path, guarded(handler), methods=[method])
+        endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
+        app.router.add_route(path, endpoint, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
 
@@ -106,6 +93,7 @@ class RequestIds:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         plain = 0 < len(given) <= 64 and all(33 <= byte < 127 for byte in given)
         name = given if plain else uuid.uuid4().hex.encode()
+        scope["pocketvlm.request_id"] = name.decode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
