@@ -32,6 +32,11 @@ class App:
         self.app = create_app(vlm, self.settings)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", timeout=60)
 
+    def routes(self) -> list[tuple[str, str]]:
+        """Path and method of each."""
+        found = [(route, method) for route in self.app.routes for method in getattr(route, "methods", None) or ("GET",)]
+        return [(route.path, method) for route, method in found if "{" not in route.path]
+
     async def chat(self, content: Any = "What?", *, key: str = "", **fields: Any) -> httpx.Response:
         messages = [{"role": "user", "content": content}]
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -35,6 +35,8 @@ async def metrics(service: Service, _request: Request) -> Response:
     return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
+
 # All of them want a key, where there are keys.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
@@ -77,12 +79,13 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
     if settings.cors_origins:
         origins = list(settings.cors_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(RequestIds)
+    app.add_middleware(Heads)
     return app
 
 
-class RequestIds:
-    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one."""
+class Heads:
+    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one. Heads and
+    addresses of requests that are too long are refused, however few pieces they arrive in."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -100,4 +103,9 @@ class RequestIds:
                 message["headers"] = [*message["headers"], (b"x-request-id", name)]
             await send(message)
 
-        return await self.app(scope, receive, send_with_id)
+        app = self.app
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
+            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"))
+        elif sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"))
+        return await app(scope, receive, send_with_id)
