@@ -20,6 +20,7 @@ from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing
 
 
 async def models(service: Service, _request: Request) -> Response:
@@ -45,13 +46,20 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 )
 
 
-def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(
+    vlm: AsyncVLM,
+    settings: ServerSettings,
+    *,
+    is_draining: Callable[[], bool] = lambda: False,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The ASGI application of one model; it does not close it.
 
     Args:
         is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
+        tracing: takes a span of each request.
     """
-    service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
+    service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
 

@@ -71,6 +71,7 @@ class _Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._guard.load, scope["method"], self._path, scope.get("pocketvlm.request_id", ""))
+        exchange.traceparent = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
         exchange.put_into(scope)
 
         async def send_and_note(message: Message) -> None:
@@ -92,3 +93,5 @@ class _Guarded:
                 exchange.key.end(exchange.prompt_tokens + exchange.answer_tokens)
             exchange.release()
             log_exchange(exchange)
+            if self._guard.service.tracing is not None:
+                self._guard.service.tracing.ended(exchange)

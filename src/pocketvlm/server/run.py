@@ -19,6 +19,7 @@ from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing, start_tracing
 from pocketvlm.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -69,21 +70,32 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
         ConfigError: the address cannot be listened on.
         EngineError: the engine has ended by itself.
     """
+    tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)
     with listen(settings) as sock:
-        fault = asyncio.run(_serve(vlm, settings, sock, on_ready))
+        try:
+            fault = asyncio.run(_serve(vlm, settings, sock, on_ready, tracing))
+        finally:
+            if tracing is not None:
+                tracing.close()
     if fault:
         raise EngineError(fault)
 
 
-async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_ready: Callable[[str], None]) -> str:
+async def _serve(
+    vlm: VLM,
+    settings: ServerSettings,
+    sock: socket.socket,
+    on_ready: Callable[[str], None],
+    tracing: Tracing | None,
+) -> str:
     """Returns why the engine has ended; empty where a signal was the reason."""
     model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
     async with model:
-        app = create_app(model, settings, is_draining=lambda: server.is_draining)
+        app = create_app(model, settings, is_draining=lambda: server.is_draining, tracing=tracing)
         config = uvicorn.Config(
             app,
             http=connections(settings),

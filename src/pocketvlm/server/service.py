@@ -19,6 +19,7 @@ from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.event_stream import left
 from pocketvlm.server.exchange import Exchange, exchange_of
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -30,12 +31,14 @@ class Service:
     Attributes:
         names: what requests may call the model; the first is what answers say.
         began: seconds since 1970.
+        tracing: what takes the spans of requests; None for nobody.
     """
 
     vlm: AsyncVLM
     settings: ServerSettings
     names: tuple[str, ...]
     began: int = field(default_factory=lambda: int(time.time()))
+    tracing: Tracing | None = None
 
     def check_model(self, name: str | None) -> None:
         """Raises: HTTPError 404 for another model than the one that is served."""

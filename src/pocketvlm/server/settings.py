@@ -90,6 +90,7 @@ class ServerSettings:
     )
     # What is written down.
     log_format: str = _setting("text", "one line a request to stderr, as text or as JSON", ("text", "json"))
+    otlp_endpoint: str = _setting("", "URL that traces are sent to (OpenTelemetry, OTLP over HTTP; extra otel)")
     log_content: bool = _setting(False, "write questions and answers into the log too, which is private to users")
 
     def __post_init__(self) -> None:
