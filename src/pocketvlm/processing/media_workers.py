@@ -154,25 +154,26 @@ class MediaWorkers:
         if not task.parts:
             return []
         where = task.parts[0].where if len(task.parts) == 1 else "The pictures and videos of this request"
-        for _ in range(2):
-            worker = self._idle.get()
-            try:
+        worker = self._idle.get()
+        try:
+            for _ in range(2):
+                if worker is not None and not worker.process.is_alive():
+                    self._end(worker)
+                    worker = None
                 worker = worker or self._new()
-                found = worker.ask(task, self._seconds)
-            except _LostError as lost:
-                assert worker is not None
-                self._end(worker)
-                worker = None
-                logger.error("a process that decodes media has ended: %s", lost)
-                if lost.took_too_long:
-                    raise MediaError(f"{where}: decoding took more than {self._seconds:g} seconds") from None
-                continue
-            finally:
-                self._idle.put(worker)
-                if worker is None and not self._closed.is_set():
-                    threading.Thread(target=self._start_one, daemon=True).start()  # the next need not wait for it
-            return found
-        raise MediaError(f"{where}: the decoder crashed", hint="Save the file anew.")
+                try:
+                    return worker.ask(task, self._seconds)
+                except _LostError as lost:
+                    logger.error("a process that decodes media has ended: %s", lost)
+                    self._end(worker)
+                    worker = None
+                    if lost.took_too_long:
+                        raise MediaError(f"{where}: decoding took more than {self._seconds:g} seconds") from None
+            raise MediaError(f"{where}: the decoder crashed", hint="Save the file anew.")
+        finally:
+            self._idle.put(worker)
+            if worker is None and not self._closed.is_set():
+                threading.Thread(target=self._start_one, daemon=True).start()  # the next need not wait for it
 
     def close(self) -> None:
         """End all of them, whatever they do."""
