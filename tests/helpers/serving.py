@@ -9,7 +9,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +63,11 @@ class Serving:
                 return error.code, error.read().decode(), dict(error.headers)
 
 
-def start(*options: str, environment: Mapping[str, str] | None = None) -> Serving:
+def start(
+    *options: str, environment: Mapping[str, str] | None = None, program: Sequence[str] = ("-m", "pocketvlm.cli")
+) -> Serving:
     """Start `pocketvlm serve` on a free port; returns once it is ready."""
-    command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", *options]
+    command = [sys.executable, *program, "serve", "--port", "0", "--json", *options]
     # A file: a pipe that nobody reads would be full after some hundred requests.
     descriptor, name = tempfile.mkstemp()
     errors = Path(name)

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from types import FrameType
 
 import uvicorn
@@ -15,6 +16,9 @@ import uvicorn
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.machine import usable_cores
+from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
+from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
 from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.request_log import start_logging
@@ -75,7 +79,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)
-    with listen(settings) as sock:
+    with listen(settings) as sock, media_encoder(settings) as vlm.processor.encode:
         try:
             fault = asyncio.run(_serve(vlm, settings, sock, on_ready, tracing))
         finally:
@@ -124,6 +128,17 @@ async def _serve(
         await running
         watchdog.stop()
         return model.engine.fault
+
+
+@contextmanager
+def media_encoder(settings: ServerSettings) -> Iterator[MediaEncoder]:
+    """What decodes media within the block: processes of their own, or threads of this one."""
+    if settings.preprocess_processes == 0:
+        yield fetching_first(taking_turns(encode_media, max(1, min(4, usable_cores()))))
+        return
+    with closing(MediaWorkers(settings.preprocess_processes, settings.decode_seconds)) as workers:
+        workers.start()
+        yield fetching_first(workers.encode)
 
 
 def _allow_many_files() -> None:

@@ -52,9 +52,9 @@ class ServerSettings:
         2**30, "bodies and pictures of all requests in flight; more gets 429", Range(int, 2**16, 2**50)
     )
     preprocess_processes: int = _setting(
-        1, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
+        2, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
     )
-    preprocess_threads: int = _setting(16, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
+    preprocess_threads: int = _setting(64, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
     # Limits of a request.
     max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
     max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
