@@ -16,6 +16,7 @@ from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
 
@@ -38,6 +39,7 @@ async def metrics(service: Service, _request: Request) -> Response:
 # All of them want a key, where there are keys.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/responses", responses),
     ("GET", "/v1/models", models),
     ("GET", "/metrics", metrics),
 )

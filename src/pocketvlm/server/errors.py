@@ -6,6 +6,7 @@ import logging
 
 from starlette.responses import Response
 
+from pocketvlm.errors import PocketVLMError
 from pocketvlm.protocol.chat_response import error_body, error_response, to_json
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,14 @@ def response_of(error: Exception) -> Response:
         status, body = error.status, error_body(str(error), error.kind, error.code)
     else:
         status, body = error_response(error)
-    if status >= 500 and not isinstance(error, HTTPError):
-        logger.error("a request failed", exc_info=error)
+    log_fault(error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(to_json(body), status, headers, "application/json")
+
+
+def log_fault(error: Exception) -> None:
+    """Tell of a fault that is no client's: the client gets no details of it."""
+    if not isinstance(error, HTTPError | PocketVLMError | ClientLeftError):
+        logger.error("a request failed", exc_info=error)
