@@ -19,16 +19,9 @@ from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tokens import detokenize, model, models, tokenize
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
-
-
-async def models(service: Service, _request: Request) -> Response:
-    """GET /v1/models."""
-    cards = [
-        {"id": name, "object": "model", "created": service.began, "owned_by": "pocketvlm"} for name in service.names
-    ]
-    return JSONResponse({"object": "list", "data": cards})
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -40,7 +33,10 @@ async def metrics(service: Service, _request: Request) -> Response:
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("POST", "/v1/responses", responses),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
     ("GET", "/v1/models", models),
+    ("GET", "/v1/models/{model:path}", model),
     ("GET", "/metrics", metrics),
 )
 
