@@ -167,6 +167,8 @@ class AsyncEngine:
                 else:
                     order()
                     self._admit()
+                if not self.engine.has_work:  # of what was given up no step will tell
+                    self.engine.set_gauges()
             while last and not self._orders.empty():
                 if (order := self._orders.get()) is not None:
                     order()
