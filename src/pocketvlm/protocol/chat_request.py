@@ -3,7 +3,7 @@
 Takes the JSON of POST /v1/chat/completions, with vLLM's additions; gives the arguments of `VLM.chat`. A field that is
 null was not given. Each field is checked. One that would change the answer and is not honoured is refused by its name.
 One without an effect on the answer is accepted: labels (`user`, `metadata`), wishes about storage, billing and speed
-(`store`, `service_tier`, `prediction`), and values that ask for what happens anyway (`parallel_tool_calls` true).
+(`store`, `service_tier`, `prediction`), and values that ask for what happens anyway (`verbosity` medium).
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "prediction": ("object", ()),
     "modalities": ("list of strings", (["text"],)),
     "verbosity": ("string", ("medium",)),
-    "parallel_tool_calls": ("boolean", (True,)),
 }
 _INSTEAD = {
     "functions": "Use tools.",
@@ -176,9 +175,10 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
 def tool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read tools; those that may not be called are not shown to the model at all.
 
-    Calls that must be made, and those of strict tools, are held to a grammar.
+    Calls that must be made, those of strict tools and those that must be alone are held to a grammar.
     """
     tools = check_tools(given.get("tools"))
+    parallel = check("parallel_tool_calls", given.get("parallel_tool_calls", True), "boolean")
     choice = given.get("tool_choice", "auto")
     named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, Mapping) else choice
@@ -196,11 +196,14 @@ def tool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("response_format", "structured_outputs"):  # under either no tool could be called
         if field in given and given[field].get("type") != "text":
             raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
-    if choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
+    if parallel and choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
         return {"tools": tools}
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
-    return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
+    return {
+        "tools": tools,
+        "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name, parallel_tool_calls=parallel),
+    }
 
 
 def template_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,6 +245,7 @@ FIELDS = (
     | {
         *("model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "logit_bias"),
         *("response_format", "structured_outputs", "tools", "tool_choice", "stream", "stream_options"),
+        "parallel_tool_calls",
         *("chat_template_kwargs", "mm_processor_kwargs", "reasoning_effort"),
     }
 )

@@ -122,6 +122,7 @@ def _echo(given: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": given.get("metadata", {}),
         "tools": [{"parameters": None, "strict": None, **tool} for tool in given.get("tools", [])],
         "tool_choice": given.get("tool_choice", "auto"),
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "text": {"format": text.get("format") or {"type": "text"}},
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "top_logprobs": given.get("top_logprobs", 0),
@@ -156,7 +157,8 @@ def _text_and_tools(given: Mapping[str, Any]) -> dict[str, Any]:
             hint = 'Use auto, none, required, or {"type": "function", "name": …}.'
             raise ConfigError(f"tool_choice={show_json(choice)} is not supported", hint=hint)
         choice = {"type": "function", "function": {"name": choice["name"]}}
-    options = tool_options({"tools": tools, "tool_choice": choice})
+    parallel = {name: given[name] for name in ("parallel_tool_calls",) if name in given}
+    options = tool_options({"tools": tools, "tool_choice": choice, **parallel})
     if wanted.get("type") == "text" and len(wanted) == 1:
         return options
     if "tools" in options:  # under a format no tool could be called
@@ -228,6 +230,14 @@ RESPONSE_FIELDS = (
     | frozenset(WITHOUT_EFFECT_HERE)
     | {
         *("model", "input", "instructions", "max_output_tokens", "include", "top_logprobs", "text", "tools"),
-        *("tool_choice", "reasoning", "stream", "stream_options", "chat_template_kwargs", "mm_processor_kwargs"),
+        *(
+            "parallel_tool_calls",
+            "tool_choice",
+            "reasoning",
+            "stream",
+            "stream_options",
+            "chat_template_kwargs",
+            "mm_processor_kwargs",
+        ),
     }
 )

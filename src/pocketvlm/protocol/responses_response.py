@@ -17,7 +17,6 @@ _ALWAYS: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
     "max_tool_calls": None,
-    "parallel_tool_calls": True,
     "previous_response_id": None,
     "service_tier": "default",
     "store": False,
