@@ -16,6 +16,7 @@ from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.openapi import openapi
 from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
@@ -27,6 +28,11 @@ Handler = Callable[[Service, Request], Awaitable[Response]]
 async def metrics(service: Service, _request: Request) -> Response:
     """GET /metrics, as Prometheus reads it."""
     return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def description(service: Service, _request: Request) -> Response:
+    """GET /openapi.json, where the settings have it."""
+    return JSONResponse(openapi(service.names))
 
 
 # All of them want a key, where there are keys.
@@ -49,7 +55,7 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
     """
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
     check_key = KeyCheck(settings.api_keys)
-    app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
 
     def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """With a key, while the server takes requests; every error becomes a response."""
@@ -73,7 +79,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         is_ready = vlm.engine.is_alive and not is_draining()
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
-    for method, path, handler in ROUTES:
+    described = (("GET", "/openapi.json", description),) if settings.docs else ()
+    for method, path, handler in (*ROUTES, *described):
         app.router.add_route(path, guarded(handler), methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])

@@ -5,19 +5,21 @@ What stands in the bodies of vLLM and OpenAI is described there: here are names 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pocketvlm
-from pocketvlm.engine.sampling.params import MAX_LOGPROBS
+from pocketvlm.engine.sampling.params import BIAS, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, RANGES
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.prompt.messages import ROLES
 from pocketvlm.protocol.chat_request import FIELDS, OPTIONS, WITHOUT_EFFECT
 from pocketvlm.protocol.fields import MAX_INTEGER, MIN_INTEGER
 from pocketvlm.protocol.responses_request import RESPONSE_FIELDS, RESPONSE_OPTIONS, WITHOUT_EFFECT_HERE
 from pocketvlm.protocol.tokenize_request import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
+from pocketvlm.ranges import Range
 
 Schema = dict[str, Any]
+Table = Mapping[str, Any]  # field → its kind, or kind and values that it may have
 _STRING: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}
 _INTEGER: Schema = {"type": "integer", "minimum": MIN_INTEGER, "maximum": MAX_INTEGER}
@@ -47,6 +49,13 @@ def _closed(properties: Mapping[str, Schema], required: tuple[str, ...] = ()) ->
     }
 
 
+def _in_range(allowed: Range) -> Schema:
+    """A number as its table has it; `Range` writes an integer without an upper bound as one of 64 bits."""
+    lowest = "exclusiveMinimum" if allowed.is_open else "minimum"
+    kind = {int: "integer", float: "number"}[allowed.kind]
+    return {"type": kind, lowest: allowed.min, "maximum": allowed.max}
+
+
 def _of_kind(kind: str, allowed: tuple[Any, ...] = ()) -> Schema:
     return {"enum": list(allowed)} if allowed else KINDS[kind]
 
@@ -65,14 +74,20 @@ _MESSAGE: Schema = {
 _FUNCTION = {"name": _STRING, "description": _STRING, "parameters": _OBJECT, "strict": {"type": "boolean"}}
 _TOOL = _closed({"type": {"const": "function"}, "function": _closed(_FUNCTION, ("name",))}, ("type", "function"))
 _FLAT_TOOL = _closed({"type": {"const": "function"}, **_FUNCTION}, ("type", "name"))
+_COUNT = _in_range(RANGES["max_tokens"])
 _MODES: Schema = {"enum": ["auto", "none", "required"]}
 _STRUCTURES = {"json": {}, "regex": _STRING, "choice": KINDS["list of strings"], "grammar": _STRING}
 _SCHEMA_FORMAT = {"name": _STRING, "description": _STRING, "schema": _OBJECT, "strict": {"type": "boolean"}}
 _PLAIN_FORMATS = [_closed({"type": {"const": kind}}, ("type",)) for kind in ("text", "json_object")]
 _TOP_LOGPROBS: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}
 _EFFORT: Schema = {"enum": ["none"]}
+_STOP: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+# Options with a range of their own.
+_RANGED: dict[str, Schema] = {
+    **{name: _in_range(allowed) for name, allowed in RANGES.items() if name in OPTIONS and allowed.kind is not bool},
+    "stop": {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOP_STRINGS}]},
+}
 _SHARED: dict[str, Schema] = {
-    "model": _STRING,
     "stream": {"type": "boolean"},
     "parallel_tool_calls": {"type": "boolean"},
     "top_logprobs": _TOP_LOGPROBS,
@@ -81,10 +96,10 @@ _SHARED: dict[str, Schema] = {
 }
 _CHAT: dict[str, Schema] = {
     "messages": {"type": "array", "items": _MESSAGE, "minItems": 1},
-    "max_tokens": _INTEGER,
-    "max_completion_tokens": _INTEGER,
+    "max_tokens": _COUNT,
+    "max_completion_tokens": _COUNT,
     "logprobs": {"type": "boolean"},
-    "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
+    "logit_bias": {"type": "object", "additionalProperties": _in_range(BIAS)},
     "response_format": {
         "anyOf": [
             *_PLAIN_FORMATS,
@@ -144,7 +159,7 @@ _ITEMS = [
 _RESPONSES: dict[str, Schema] = {
     "input": {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": _ITEMS}, "minItems": 1}]},
     "instructions": _STRING,
-    "max_output_tokens": _INTEGER,
+    "max_output_tokens": _COUNT,
     "include": KINDS["list of strings"],
     "text": _closed(
         {
@@ -173,12 +188,14 @@ _TOKENIZE: dict[str, Schema] = {
 _DETOKENIZE: dict[str, Schema] = {"tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}}}
 
 
-def _body(fields: frozenset[str], own: Mapping[str, Schema], required: tuple[str, ...], *tables: Any) -> Schema:
+def _body(
+    model: Schema, fields: Iterable[str], own: Mapping[str, Schema], required: tuple[str, ...], *tables: Table
+) -> Schema:
     """The schema of a body of these fields, each of which has its schema in one of the tables."""
-    known = dict(_SHARED)
+    known: dict[str, Schema] = {**_SHARED, "model": model}
     for table in tables:
-        known |= {name: _of_kind(*row) if isinstance(row, tuple) else KINDS[row] for name, row in table.items()}
-    known |= own
+        known.update((name, _of_kind(*row) if isinstance(row, tuple) else KINDS[row]) for name, row in table.items())
+    known.update({**_RANGED, **own})
     return _closed({name: known[name] for name in sorted(fields)}, required)
 
 
@@ -200,36 +217,31 @@ def _object_of(**properties: Schema) -> Schema:
 
 
 _TOKENS = {"count": {"type": "integer"}, "tokens": {"type": "array"}, "max_model_len": {"type": "integer"}}
-# Path → method, what it is for, body, answer. A stream of events is text/event-stream.
 _CHOICES = _object_of(id=_STRING, choices={"type": "array"}, usage=_OBJECT)
-_PATHS: tuple[tuple[str, str, str, Schema | None, Schema], ...] = (
-    (
-        "post",
-        "/v1/chat/completions",
-        "Answer a conversation",
-        _body(FIELDS, _CHAT, ("messages",), WITHOUT_EFFECT, OPTIONS),
-        _CHOICES,
-    ),
-    (
-        "post",
-        "/v1/responses",
-        "Answer a conversation in items; nothing is stored",
-        _body(RESPONSE_FIELDS, _RESPONSES, ("input",), WITHOUT_EFFECT_HERE, RESPONSE_OPTIONS),
-        _object_of(id=_STRING, object={"const": "response"}, output={"type": "array"}, status=_STRING),
-    ),
-    ("post", "/tokenize", "Count tokens", _body(TOKENIZE_FIELDS, _TOKENIZE, ()), _object_of(**_TOKENS)),
-    (
-        "post",
-        "/detokenize",
-        "Tokens as text",
-        _body(DETOKENIZE_FIELDS, _DETOKENIZE, ("tokens",)),
-        _object_of(prompt=_STRING),
-    ),
-    ("get", "/v1/models", "Names of the model", None, _object_of(data={"type": "array"})),
-    ("get", "/v1/models/{model}", "One of its names", None, _object_of(id=_STRING)),
-    ("get", "/health", "Whether the server lives", None, _object_of(status=_STRING)),
-    ("get", "/ready", "Whether it takes requests", None, _object_of(status=_STRING)),
-)
+_ITEMS_OUT = _object_of(id=_STRING, object={"const": "response"}, output={"type": "array"}, status=_STRING)
+
+
+def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], ...]:
+    """Method, path, what it is for, body, answer."""
+    chat = _body(model, FIELDS, _CHAT, ("messages",), WITHOUT_EFFECT, OPTIONS)
+    items = _body(model, RESPONSE_FIELDS, _RESPONSES, ("input",), WITHOUT_EFFECT_HERE, RESPONSE_OPTIONS)
+    # Either a text or a conversation.
+    conversation = _body(model, TOKENIZE_FIELDS - {"prompt"}, _TOKENIZE, ("messages",))
+    text = _body(model, TOKENIZE_FIELDS - {*FIELDS} | {"model"}, _TOKENIZE, ("prompt",))
+    ids = _body(model, DETOKENIZE_FIELDS, _DETOKENIZE, ("tokens",))
+    status = _object_of(status=_STRING)
+    return (
+        ("post", "/v1/chat/completions", "Answer a conversation", chat, _CHOICES),
+        ("post", "/v1/responses", "Answer a conversation in items; nothing is stored", items, _ITEMS_OUT),
+        ("post", "/tokenize", "Count tokens", {"anyOf": [text, conversation]}, _object_of(**_TOKENS)),
+        ("post", "/detokenize", "Tokens as text", ids, _object_of(prompt=_STRING)),
+        ("get", "/v1/models", "Names of the model", None, _object_of(data={"type": "array"})),
+        ("get", "/v1/models/{model}", "One of its names", None, _object_of(id=_STRING)),
+        ("get", "/health", "Whether the server lives", None, status),
+        ("get", "/ready", "Whether it takes requests", None, status),
+    )
+
+
 _REFUSALS = {
     "400": "The request cannot be honoured; the message says why",
     "401": "A key is wanted",
@@ -242,18 +254,21 @@ _REFUSALS = {
 }
 
 
-def openapi() -> dict[str, Any]:
-    """The whole description."""
+def openapi(names: Sequence[str]) -> dict[str, Any]:
+    """The whole description.
+
+    Args:
+        names: what requests may call the model.
+    """
+    model = {"enum": list(names)}
     paths: dict[str, Any] = {}
-    for method, path, about, body, answer in _PATHS:
-        operation: dict[str, Any] = {
-            "summary": about,
-            "responses": _responses(answer, streams=path.startswith("/v1/") and body is not None),
-        }
+    for method, path, about, body, answer in _paths(model):
+        streams = path.startswith("/v1/") and body is not None
+        operation: dict[str, Any] = {"summary": about, "responses": _responses(answer, streams=streams)}
         if body is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
         if "{" in path:
-            operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": _STRING}]
+            operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": model}]
         if path in ("/health", "/ready"):
             operation["security"] = []
         paths.setdefault(path, {})[method] = operation
@@ -269,7 +284,7 @@ def openapi() -> dict[str, Any]:
 def _responses(answer: Schema, *, streams: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": answer}}
     if streams:
-        content["text/event-stream"] = {"schema": _STRING}
+        content["text/event-stream"] = {}
     refused = {"application/json": {"schema": {"anyOf": [_ERROR, _object_of(status=_STRING)]}}}
     return {
         "200": {"description": "The answer", "content": content},
