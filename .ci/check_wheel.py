@@ -141,7 +141,9 @@ def check_extras(env: Environment) -> None:
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", ANSWER, "--choice", "99.99", says=ANSWER)
     # A server of its own, which is asked by HTTP and ended.
     env.run("pocketvlm", "bench", "serving", "--requests", "2", "--max-tokens", "2", says="2 completed")
-    page = "from importlib.resources import files; assert files('pocketvlm.server').joinpath('page/index.html').is_file()"
+    page = (
+        "from importlib.resources import files; assert files('pocketvlm.server').joinpath('page/index.html').is_file()"
+    )
     env.run("python", "-c", page)
     env.run("pocketvlm", "mcp", "--root", ".")  # whose input has ended
     env.run("pocketvlm", "bench", "offline", "--runs", "onnx:int8", "--lines", "view", "--rounds", "1", says="views/s")

@@ -18,17 +18,12 @@ from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.openapi import openapi
+from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tokens import detokenize, model, models, tokenize
 from pocketvlm.server.tracing import Tracing
-
-
-async def models(service: Service, _request: Request) -> Response:
-    """GET /v1/models."""
-    cards = [
-        {"id": name, "object": "model", "created": service.began, "owned_by": "pocketvlm"} for name in service.names
-    ]
-    return JSONResponse({"object": "list", "data": cards})
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -38,10 +33,20 @@ async def metrics(service: Service, _request: Request) -> Response:
 
 MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
+
+async def description(service: Service, _request: Request) -> Response:
+    """GET /openapi.json, where the settings have it."""
+    return JSONResponse(openapi(service.names))
+
+
 # All of them want a key, where there are keys.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/responses", responses),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
     ("GET", "/v1/models", models),
+    ("GET", "/v1/models/{model:path}", model),
     ("GET", "/metrics", metrics),
 )
 
@@ -61,7 +66,7 @@ def create_app(
     """
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
-    app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -71,7 +76,8 @@ def create_app(
         is_ready = vlm.engine.is_alive and not is_draining()
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
-    for method, path, handler in ROUTES:
+    described = (("GET", "/openapi.json", description),) if settings.docs else ()
+    for method, path, handler in (*ROUTES, *described):
         endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
         app.router.add_route(path, endpoint, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])

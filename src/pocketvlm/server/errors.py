@@ -47,10 +47,15 @@ def response_of(error: Exception) -> Response:
         status, body = error.status, error_body(str(error), error.kind, error.code)
     else:
         status, body = error_response(error)
-    if status == 500:
-        logger.error("a request failed", exc_info=error)
+    log_fault(error)
     wait = error.retry_after if isinstance(error, HTTPError) else RETRY_SECONDS
     headers = {"Retry-After": str(wait)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(to_json(body), status, headers, "application/json")
+
+
+def log_fault(error: Exception) -> None:
+    """Tell of a fault that is no client's: the client gets no details of it."""
+    if not isinstance(error, HTTPError | ClientLeftError) and error_response(error)[0] == 500:
+        logger.error("a request failed", exc_info=error)

@@ -14,9 +14,10 @@ from pocketvlm.protocol.chat_response import to_json
 DONE = "data: [DONE]\n\n"
 
 
-def event(body: object) -> str:
+def event(body: object, name: str | None = None) -> str:
     """One event with a JSON body."""
-    return f"data: {to_json(body)}\n\n"
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {to_json(body)}\n\n"
 
 
 class EventStream(Response):

@@ -39,7 +39,7 @@ class ServerSettings:
     port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
-    docs: bool = _setting(False, "serve the description of the API at /docs and /openapi.json")
+    docs: bool = _setting(False, "serve the description of the API at /openapi.json")
     # Who may ask.
     api_keys: tuple[str, ...] = _setting(
         (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
