@@ -76,6 +76,13 @@ def create_app(
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
+    if settings.mcp:
+        from pocketvlm.server import agents  # it needs an extra
+
+        endpoint = agents.agents_endpoint(service)
+        app.router.lifespan_context = lambda _app: endpoint.running()
+        for_agents: Any = guard.application(endpoint.application, agents.PATH)
+        app.router.add_route(agents.PATH, for_agents, methods=list(agents.METHODS))
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -87,8 +94,8 @@ def create_app(
 
     described = (("GET", "/openapi.json", description),) if settings.docs else ()
     for method, path, handler in (*ROUTES, *described):
-        endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
-        app.router.add_route(path, endpoint, methods=[method])
+        guarded: Any = guard.route(handler, path)  # an application, which Starlette takes too
+        app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
     app.router.add_route("/", is_running, methods=["HEAD"])
