@@ -1,4 +1,4 @@
-"""HTTP requests → answers of the engine: OpenAI's API, health and metrics."""
+"""HTTP requests → answers of the engine: the APIs of OpenAI and Ollama, health and metrics."""
 
 from pocketvlm.errors import MissingExtraError
 

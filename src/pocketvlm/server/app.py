@@ -18,6 +18,8 @@ from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.ollama import NOT_OFFERED, chat, generate, is_running, not_offered
+from pocketvlm.server.ollama_models import ps, show, tags, version
 from pocketvlm.server.openapi import openapi
 from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
@@ -48,6 +50,13 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{model:path}", model),
     ("GET", "/metrics", metrics),
+    ("POST", "/api/chat", chat),
+    ("POST", "/api/generate", generate),
+    ("GET", "/api/tags", tags),
+    ("POST", "/api/show", show),
+    ("GET", "/api/ps", ps),
+    ("GET", "/api/version", version),
+    *((method, path, not_offered) for method, path in NOT_OFFERED),
 )
 
 
@@ -67,6 +76,13 @@ def create_app(
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
+    if settings.mcp:
+        from pocketvlm.server import agents  # it needs an extra
+
+        endpoint = agents.agents_endpoint(service)
+        app.router.lifespan_context = lambda _app: endpoint.running()
+        for_agents: Any = guard.application(endpoint.application, agents.PATH)
+        app.router.add_route(agents.PATH, for_agents, methods=list(agents.METHODS))
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -78,15 +94,17 @@ def create_app(
 
     described = (("GET", "/openapi.json", description),) if settings.docs else ()
     for method, path, handler in (*ROUTES, *described):
-        endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
-        app.router.add_route(path, endpoint, methods=[method])
+        guarded: Any = guard.route(handler, path)  # an application, which Starlette takes too
+        app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
+    app.router.add_route("/", is_running, methods=["HEAD"])
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         what = "there is nothing at" if status == 404 else f"{request.method} is not allowed at"
-        return response_of(HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url"))
+        refusal = HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url")
+        return response_of(refusal, request.url.path)
 
     app.add_exception_handler(404, unknown)
     app.add_exception_handler(405, unknown)
@@ -119,7 +137,7 @@ class Heads:
 
         app = self.app
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
-            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"))
+            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"), scope["path"])
         elif sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
-            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"))
+            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"), scope["path"])
         return await app(scope, receive, send_with_id)

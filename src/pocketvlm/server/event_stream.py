@@ -52,6 +52,17 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class NDJSON(EventStream):
+    """The same for JSON objects, a line each."""
+
+    media_type = "application/x-ndjson"
+
+
+def line(body: object) -> str:
+    """One line with a JSON body."""
+    return f"{to_json(body)}\n"
+
+
 async def left(receive: Receive) -> None:
     """Return when the client has gone."""
     while (await receive())["type"] != "http.disconnect":

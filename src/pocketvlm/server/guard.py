@@ -86,7 +86,7 @@ class _Guarded:
                 response = await self._respond(scope, receive, send)
             except Exception as error:
                 exchange.left = isinstance(error, ClientLeftError)
-                response = response_of(error)
+                response = response_of(error, self._path)
             await response(scope, receive, send_and_note)
         finally:
             if exchange.key is not None and exchange.method not in _WITHOUT_BODY:

@@ -23,6 +23,8 @@ _SINGULAR = {
     "cors_origins": "cors_origin",
     "private_hosts": "private_host",
     "media_roots": "media_root",
+    "mcp_roots": "mcp_root",
+    "mcp_hosts": "mcp_host",
 }
 
 
@@ -40,6 +42,9 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
     docs: bool = _setting(False, "serve the description of the API at /openapi.json")
+    mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
+    mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")
+    mcp_hosts: tuple[str, ...] = _setting((), "names of this server, beside its address, that agents call it by")
     # Who may ask.
     api_keys: tuple[str, ...] = _setting(
         (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
@@ -106,9 +111,10 @@ class ServerSettings:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {type(one.default).__name__}")
             elif allowed is not None and value not in allowed:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {' or '.join(allowed)}")
-        for root in self.media_roots:
-            if not Path(root).is_dir():
-                raise ConfigError(f"media_roots has {show(root, 80)}, which is no folder")
+        for name in ("media_roots", "mcp_roots"):
+            for root in getattr(self, name):
+                if not Path(root).is_dir():
+                    raise ConfigError(f"{name} has {show(root, 80)}, which is no folder")
 
     @property
     def media_limits(self) -> MediaLimits:
