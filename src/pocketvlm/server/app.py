@@ -16,17 +16,18 @@ from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.page import add_page
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.view_plan import view_plan
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
 async def models(service: Service, _request: Request) -> Response:
     """GET /v1/models."""
-    cards = [
-        {"id": name, "object": "model", "created": service.began, "owned_by": "pocketvlm"} for name in service.names
-    ]
+    card = {"object": "model", "created": service.began, "owned_by": "pocketvlm", "pocketvlm": service.about()}
+    cards = [{"id": name, **card} for name in service.names]
     return JSONResponse({"object": "list", "data": cards})
 
 
@@ -39,6 +40,7 @@ async def metrics(service: Service, _request: Request) -> Response:
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
     ("GET", "/v1/models", models),
+    ("POST", "/v1/view_plan", view_plan),
     ("GET", "/metrics", metrics),
 )
 
@@ -79,6 +81,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         app.router.add_route(path, guarded(handler), methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
+    if settings.page:
+        add_page(app.router)
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)

@@ -40,6 +40,7 @@ class ServerSettings:
     request_seconds: float = _setting(600.0, "from arrival to the end of an answer", SECONDS)
     drain_seconds: float = _setting(30.0, "for running answers to end, once asked to stop", SECONDS)
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
+    page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
     docs: bool = _setting(False, "serve the description of the API at /docs and /openapi.json")
 
     def __post_init__(self) -> None:
