@@ -25,6 +25,7 @@ PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FOLDERS = {
     "recipes/nano/": "how the embedded model is made: data, curriculum, training",
     "benchmarks/": "measurements that print a table and one JSON line",
+    "deploy/": "a container file, a systemd unit, settings and a dashboard for `pocketvlm serve`",
     "examples/": "pictures, and the script that draws them",
     "tests/": "mirrors src/; tests/parity/ compares with the reference",
     "docs/": "architecture, shapes, figures, log; generate.py writes what the code knows",
@@ -70,9 +71,29 @@ def help_text() -> Iterator[str]:
     yield "```"
 
 
+def settings() -> Iterator[str]:
+    """Every setting of `pocketvlm serve`."""
+    from dataclasses import fields
+
+    from pocketvlm.server.settings import PREFIX, ServerSettings, option_of
+
+    yield "| setting (in TOML) | option | default | what it is |"
+    yield "| --- | --- | --- | --- |"
+    for one in fields(ServerSettings):
+        default = "none" if one.default in ((), "") else one.default
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
+        allowed = one.metadata["allowed"]
+        values = " or ".join(allowed) if isinstance(allowed, tuple) else str(allowed or "")
+        text = f"{one.metadata['help']} ({values})" if values else one.metadata["help"]
+        yield f"| `{one.name}` | `{option_of(one.name)}` | {default} | {text} |"
+    yield ""
+    yield f"A variable is the name in capitals behind `{PREFIX}`: `{PREFIX}MAX_IMAGES=4`; commas separate lists there."
+
+
 def parts(name: str) -> list[str]:
     """Lines of one generated part."""
-    simple: dict[str, Callable[[], Iterator[str]]] = {"tree": tree, "help": help_text}
+    simple: dict[str, Callable[[], Iterator[str]]] = {"tree": tree, "help": help_text, "settings": settings}
     if name in simple:
         return list(simple[name]())
     from shapes import tables  # builds the model's skeleton, so only when it is asked for

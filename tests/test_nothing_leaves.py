@@ -96,7 +96,7 @@ def test_a_server_opens_its_own_address_and_no_other(tmp_path: Path) -> None:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
-        assert Serving(process, url).ask("/v1/chat/completions", body)[0] == 200
+        assert Serving(process, url, Path(os.devnull)).ask("/v1/chat/completions", body)[0] == 200
         process.terminate()
         status, seen = json.loads(process.communicate(timeout=60)[0])
     assert status == 0

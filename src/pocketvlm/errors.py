@@ -47,6 +47,14 @@ class EngineError(RuntimeError):
     """An answer was lost to a fault that is not its user's."""
 
 
+class DeadlineError(EngineError):
+    """The time of a request is over."""
+
+
+class UnavailableError(EngineError):
+    """The engine takes no requests: it was closed, or has failed."""
+
+
 class OutputError(PocketVLMError):
     """What was asked for was done, but could not be written: the disk is full, or the file has gone."""
 

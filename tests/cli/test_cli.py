@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from PIL import Image
 import pocketvlm
 from pocketvlm.api.answers import Answer, Delta, Usage
 from pocketvlm.cli import COMMANDS, chat, common, console
+from pocketvlm.cli.answer_printer import AnswerPrinter
 from pocketvlm.cli.common import loaded
 from pocketvlm.kernels.onnx_ops import library
 
@@ -186,14 +186,11 @@ def test_chat_answers_line_by_line(
 
 
 class Deltas:
-    """A model whose answer comes in these pieces; it looks whether each was shown before the next was asked for."""
+    """An answer in these pieces; it looks whether each was shown before the next was asked for."""
 
     def __init__(self, deltas: list[Delta], shown: Callable[[], tuple[str, str]]) -> None:
         self._deltas, self._shown = deltas, shown
         self.answer = Answer("", Usage(1, 0, 1), {"total": 0.0}, "stop", "")
-
-    def stream(self, _messages: Any, **_options: Any) -> Deltas:
-        return self
 
     def deltas(self) -> Iterator[Delta]:
         for number, delta in enumerate(self._deltas):
@@ -227,10 +224,8 @@ def test_chat_shows_what_the_model_thinks_as_it_comes_and_never_in_stdout(
             printed[i] += text
         return printed[0], printed[1]
 
-    chat._turn(Deltas(deltas, shown), [], [], "Hello", {}, False)  # type: ignore[arg-type]
+    chat.show(Deltas(deltas, shown), AnswerPrinter())
     assert shown() == (out, err)
-    chat._turn(Deltas([], shown), [], [], "Hello", {}, True)  # type: ignore[arg-type]
-    assert json.loads(capsys.readouterr().out)["text"] == ""
 
 
 def test_thoughts_are_dim_on_a_terminal_that_has_colours(

@@ -22,6 +22,7 @@ CAN_WRITE: dict[str, tuple[str, ...]] = {  # command → what it needs to write 
     "ask": ("a.png", "What?"),
     "chat": ("a.png",),
     "info": (),
+    "serve": ("--port", "0"),
 }
 # Command lines with a place for a path.
 PATHS: list[tuple[str, ...]] = [
@@ -40,6 +41,7 @@ PATHS: list[tuple[str, ...]] = [
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "PATH"),
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "a.png", "--mmproj", "PATH"),
     ("eval", "--set", "docvqa=PATH"),
+    ("serve", "--port", "0", "--config", "PATH"),
     ("eval", "one-word", "--count", "1", "--out", "PATH"),
 ]
 

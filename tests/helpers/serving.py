@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
-class Serving(NamedTuple):
+@dataclass
+class Serving:
     """A server that takes requests.
 
     Attributes:
         url: without a slash at its end.
+        errors: where its stderr goes, as long as it runs.
     """
 
     process: subprocess.Popen[str]
     url: str
+    errors: Path
+    _said: str = ""
+
+    def log(self) -> list[str]:
+        """Lines of its stderr so far."""
+        return (self.errors.read_text() if self.errors.exists() else self._said).splitlines()
 
     def end(self) -> int:
         """Wait for its end; returns the status."""
         self.process.communicate(timeout=60)
+        self._said = "\n".join(self.log())
+        self.errors.unlink(missing_ok=True)
         return self.process.returncode
 
     def ask(
@@ -45,15 +59,23 @@ class Serving(NamedTuple):
 def start(*options: str, environment: Mapping[str, str] | None = None) -> Serving:
     """Start `pocketvlm serve` on a free port; returns once it is ready."""
     command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", *options]
+    # A file: a pipe that nobody reads would be full after some hundred requests.
+    descriptor, name = tempfile.mkstemp()
+    errors = Path(name)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment and dict(environment)
+        command, stdout=subprocess.PIPE, stderr=descriptor, text=True, env=environment and dict(environment)
     )
+    os.close(descriptor)
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, process.communicate()[1]
+    if not line:
+        process.communicate()
+        text = errors.read_text()
+        errors.unlink()
+        raise AssertionError(text)
     said = json.loads(line)
     assert said["pid"] == process.pid
-    return Serving(process, said["url"])
+    return Serving(process, said["url"], errors)
 
 
 @contextmanager

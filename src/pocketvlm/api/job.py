@@ -10,7 +10,7 @@ from typing import Any
 from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage, with_alternatives
 from pocketvlm.api.choice import Choice, ReasoningSplitter
 from pocketvlm.engine.request import Output, Request
-from pocketvlm.errors import EngineError
+from pocketvlm.errors import DeadlineError, EngineError, UnavailableError
 from pocketvlm.processing.prompt.tokenizer import IncrementalDetokenizer, Tokenizer
 from pocketvlm.tools.calls import ToolCallSplitter
 
@@ -69,7 +69,7 @@ class Job:
         if choice.finish_reason is not None or self.error is not None:
             return None
         if output.error is not None:
-            self.error = EngineError(output.error)
+            self.error = self._error(output)
             return None
         reasoning, text, tool_calls, stopped = choice.add(output.tokens, output.finish_reason is not None)
         logprobs = tuple(
@@ -83,6 +83,15 @@ class Job:
         if not (text or reasoning or tool_calls or logprobs or choice.finish_reason):
             return None
         return Delta(output.index, text, reasoning, logprobs, choice.finish_reason, tool_calls)
+
+    def _error(self, output: Output) -> EngineError:
+        """What the engine gave up, by its reason: its time is over, the engine is closed, or there was a fault."""
+        assert output.error is not None
+        if output.finish_reason != "abort":
+            return EngineError(output.error)
+        ends = self.request.deadline
+        is_over = ends is not None and time.monotonic() >= ends
+        return (DeadlineError if is_over else UnavailableError)(output.error)
 
     def _logprob(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> TokenLogprob:
         return TokenLogprob(

@@ -28,6 +28,10 @@ COMMANDS = {
 }
 
 
+# What a first argument makes of a command: those whose options have nothing in common with the others'.
+VARIANTS = {("bench", "serving"): "bench_serving"}
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -35,11 +39,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def command_parser(command: str) -> argparse.ArgumentParser:
-    """Make the parser of one command."""
+def command_parser(command: str, module: str | None = None) -> argparse.ArgumentParser:
+    """Make the parser of one command, or of the variant of it that is in another module."""
     text = COMMANDS[command]
     parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
-    import_module(f"pocketvlm.cli.{command}").add_arguments(parser)
+    import_module(f"pocketvlm.cli.{module or command}").add_arguments(parser)
     return parser
 
 
@@ -88,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     if command:
         # Options may stand between pictures and the question, which a parser of several commands cannot read.
-        args = _parse(command_parser(command), arguments[1:])
-        status: int = import_module(f"pocketvlm.cli.{command}").run(args)
+        module = VARIANTS.get((command, arguments[1] if len(arguments) > 1 else ""), command)
+        args = _parse(command_parser(command, module), arguments[1:])
+        status: int = import_module(f"pocketvlm.cli.{module}").run(args)
         return status
     parser = build_parser()
     args = parser.parse_args(arguments)

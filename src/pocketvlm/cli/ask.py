@@ -23,7 +23,7 @@ from pocketvlm.cli.common import (
     read_media,
     source,
 )
-from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.console import harmless, put, put_json, say
 from pocketvlm.errors import PromptError
 
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         put_json(answer_json(answer, media=seconds))
     else:
-        put(answer.text)
+        put(harmless(answer.text) if sys.stdout.isatty() else answer.text)
         if answer.finish_reason == "length" and (structure or sys.stderr.isatty()):
             say("the answer was cut off; --max-tokens allows longer ones")
     return 0

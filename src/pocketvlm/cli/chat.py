@@ -1,15 +1,20 @@
-"""pocketvlm chat [IMAGE…]: a conversation in the terminal."""
+"""pocketvlm chat [IMAGE…]: a conversation in the terminal, with a model of this process or of a server."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
+from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
+from pocketvlm.cli.answer_printer import AnswerPrinter
 from pocketvlm.cli.common import (
     PICTURES,
+    PLACES,
     SAMPLING,
     VIDEO,
     add_json,
@@ -22,19 +27,41 @@ from pocketvlm.cli.common import (
     read_media,
     source,
 )
-from pocketvlm.cli.console import put, put_json, say, say_aside
-from pocketvlm.errors import EngineError, PocketVLMError, PromptError
+from pocketvlm.cli.console import put_json, say, say_aside
+from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_part
+from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
-if TYPE_CHECKING:
-    from pocketvlm.api.stream import Stream
-    from pocketvlm.api.vlm import VLM
+WELCOME = "Type a question; pictures can be dropped here. /help lists the commands, Ctrl-D ends."
+# Options of sampling that OpenAI's API has no field for.
+_LOCAL_ONLY = ("num_beams", "length_penalty", "prompt_lookup_num_tokens")
 
-HELP = "Type a question. /image PATH adds a picture to the next question, /reset starts anew, /quit ends."
+
+class Streamed(Protocol):
+    """An answer that comes: `pocketvlm.api.stream.Stream`, or that of an endpoint."""
+
+    def deltas(self) -> Iterator[Delta]: ...
+
+    @property
+    def answer(self) -> Answer: ...
+
+
+class Talker(Protocol):
+    """Whoever answers."""
+
+    def part(self, named: Any) -> dict[str, Any]:
+        """A part of a message of a picture or a video."""
+        ...
+
+    def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or videos for the first question")
     parser.add_argument("--image", action="append", default=[], help="the same, as an option")
+    parser.add_argument("--url", help="a server that answers instead, up to /v1; --model is then its name there")
+    parser.add_argument("--api-key", help="with --url: its key (default: the variable OPENAI_API_KEY)")
+    parser.add_argument("--system", default="", help="an instruction for the whole conversation")
+    parser.add_argument("--plain", action="store_true", help="show answers as they are, not as formatted Markdown")
     add_model(parser)
     add_options(parser, PICTURES, VIDEO, SAMPLING)
     add_logprobs(parser)
@@ -45,36 +72,121 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options = options_of(args, PICTURES, VIDEO, SAMPLING) | answer_options(args)
-    pending, _ = read_media(args, [*args.image, *args.images], options)
+    check_text("--system", args.system)
     if args.enable_thinking:
         options["enable_thinking"] = True
-    messages: list[dict[str, Any]] = []
+    with _talker(args, options) as (talker, media):
+        conversation = Conversation(talker.part, options, pending=media, system=args.system)
+        return _converse(conversation, talker, args)
+
+
+@contextmanager
+def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tuple[Talker, list[Any]]]:
+    """Whoever answers, and the pictures of the command line."""
+    named = [*args.image, *args.images]
+    if args.url is None:
+        if args.api_key is not None:
+            raise ConfigError("--api-key is for --url", hint="Leave it out.")
+        media, _ = read_media(args, named, {k: v for k, v in options.items() if k != "enable_thinking"})
+        with loaded(args) as vlm:
+            yield LocalTalker(vlm), media
+        return
+    from pocketvlm.client.chat import ChatEndpoint
+
+    for name, value in ((name, getattr(args, name)) for name in PLACES):
+        if value != "auto":
+            raise ConfigError(f"--{name} is for a model of this machine", hint="Leave it out, or leave --url out.")
+    body_of(options)  # before anything is sent
+    key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
+    endpoint = ChatEndpoint(args.url, None if args.model == "nano" else args.model, api_key=key)
+    yield RemoteTalker(endpoint), [source(text) for text in named]
+
+
+class LocalTalker:
+    """A model of this process."""
+
+    def __init__(self, vlm: Any) -> None:
+        self._vlm = vlm
+
+    def part(self, named: Any) -> dict[str, Any]:
+        return local_part(named)
+
+    def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
+        stream: Streamed = self._vlm.stream(messages, **options)
+        return stream
+
+
+class RemoteTalker:
+    """An endpoint with OpenAI's API."""
+
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def part(self, named: Any) -> dict[str, Any]:
+        from pocketvlm.client.media import media_part
+
+        return media_part(named)
+
+    def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
+        stream: Streamed = self._endpoint.stream(messages, body_of(options))
+        return stream
+
+
+def body_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as fields of a body of OpenAI's API with vLLM's additions.
+
+    Raises:
+        ConfigError: one that such a body has no field for.
+    """
+    body: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _LOCAL_ONLY:
+            raise ConfigError(f"--{name.replace('_', '-')} is not known to servers", hint="Leave it or --url out.")
+        if name in PICTURES or name in VIDEO:
+            body.setdefault("mm_processor_kwargs", {})[name] = value
+        elif name == "enable_thinking":
+            body["chat_template_kwargs"] = {name: value}
+        elif name == "logprobs":
+            raise ConfigError("--logprobs is for a model of this machine", hint="Leave it or --url out.")
+        elif name == "structured_outputs":
+            kinds = {kind: getattr(value, kind) for kind in ("json", "regex", "choice", "grammar")}
+            body[name] = {kind: given for kind, given in kinds.items() if given is not None}
+        else:
+            body[name] = value
+    return body
+
+
+def _converse(conversation: Conversation, talker: Talker, args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
-    with loaded(args) as vlm:
-        if interactive:
-            with suppress(ImportError):  # not on Windows, whose consoles edit lines themselves
-                import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
-            say(HELP)
-        number = 0
-        while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
-            if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
-                break
-            if line == "/reset":
-                messages, pending = [], []
-            elif line.startswith("/image "):
-                pending.append(source(line.removeprefix("/image ").strip()))
-            elif line.startswith("/"):
-                say(HELP)
-            elif line:
-                try:
-                    messages = _turn(vlm, messages, pending, line, options, args.json)
-                    pending = []
-                except (PocketVLMError, EngineError) as error:
-                    if not interactive:
-                        raise
-                    say(str(error))
-                    pending = []
+    if interactive:
+        with suppress(ImportError):  # not on Windows, whose consoles edit lines themselves
+            import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
+        say(WELCOME)
+    number = 0
+    while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
+        if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
+            break
+        try:
+            if (turn := _next_turn(conversation, line, interactive=interactive)) is not None:
+                _answer(conversation, turn, talker, args)
+        except (PocketVLMError, EngineError) as error:
+            if not interactive:
+                raise
+            say(str(error))
     return 0
+
+
+def _next_turn(conversation: Conversation, line: str, *, interactive: bool) -> Turn | None:
+    """The question of a line; None where it was a command, or named pictures alone."""
+    if interactive:  # a program that writes lines means what it writes
+        files, line = dropped(line)
+        for file in files:
+            conversation.add(file)
+        if files and not line:
+            say(f"{len(conversation.pending)} for the next question.")
+    if line.startswith("/"):
+        return conversation.command(line)
+    return conversation.ask(line) if line else None
 
 
 def read_line(*, interactive: bool, number: int = 1) -> str | None:
@@ -101,41 +213,31 @@ def read_line(*, interactive: bool, number: int = 1) -> str | None:
     return line
 
 
-def _turn(
-    vlm: VLM,
-    messages: list[dict[str, Any]],
-    pending: list[Any],
-    line: str,
-    options: dict[str, Any],
-    as_json: bool,
-) -> list[dict[str, Any]]:
-    """Answer one question; returns the longer conversation."""
-    from pocketvlm.api.vlm import question_messages
-
-    messages = [*messages, *question_messages(pending, line)]
-    stream = vlm.stream(messages, **options)
-    _show(stream, as_json)
-    answer = stream.answer
-    if as_json:
-        put_json(answer_json(answer))
-    return [*messages, {"role": "assistant", "content": answer.text}]
+def _answer(conversation: Conversation, turn: Turn, talker: Talker, args: argparse.Namespace) -> None:
+    """Answer one question, and show the answer as it comes, or as a JSON line when it is complete."""
+    stream = talker.stream(conversation.messages(turn), conversation.options)
+    if args.json:
+        for _ in stream.deltas():
+            pass
+        put_json(answer_json(stream.answer))
+    else:
+        show(stream, AnswerPrinter(formatted=False if args.plain else None))
+    conversation.done(turn, stream.answer.text)
 
 
-def _show(stream: Stream, as_json: bool) -> None:
-    """Read an answer to its end, and print it as it comes, unless it becomes a JSON line: what the model thinks first
-    to stderr, so that stdout holds the answer alone.
+def show(stream: Streamed, printer: AnswerPrinter) -> None:
+    """Read an answer to its end, and print it as it comes: what the model thinks first to stderr, so that stdout holds
+    the answer alone.
     """
     is_thinking = False
-    for delta in stream.deltas():
-        if as_json:
-            continue
-        if delta.reasoning:
-            say_aside(delta.reasoning)
-            is_thinking = True
-        if is_thinking and (delta.text or delta.finish_reason):
-            say("")  # the answer begins on a line of its own
-            is_thinking = False
-        if delta.text:
-            put(delta.text, end="")
-    if not as_json:
-        put()
+    with printer:
+        for delta in stream.deltas():
+            if delta.reasoning:
+                say_aside(delta.reasoning)
+                is_thinking = True
+            if is_thinking and (delta.text or delta.finish_reason):
+                say("")  # the answer begins on a line of its own
+                is_thinking = False
+            if delta.text:
+                printer.add(delta.text)
+        printer.end()

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 
 class StdoutError(Exception):
     """The output could not be written; the message says why."""
@@ -79,6 +81,11 @@ def put_rich(*parts: RenderableType, **options: Any) -> None:
     put(captured.get(), end="")
 
 
+def harmless(text: str) -> str:
+    """Text of others for a terminal, without characters that would control it; lines and tabs stay."""
+    return text.translate(_CONTROLS)
+
+
 def say(text: str, *, end: str = "\n") -> None:
     """Print a message to stderr; where that cannot be written it is dropped. It never stands in stdout."""
     try:
@@ -89,8 +96,10 @@ def say(text: str, *, end: str = "\n") -> None:
 
 def say_aside(text: str) -> None:
     """Print a piece of what stands beside the result to stderr: dim on a terminal, unless NO_COLOR forbids it."""
-    is_dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    say(f"\x1b[2m{text}\x1b[0m" if is_dim else text, end="")
+    if sys.stderr.isatty():
+        text = harmless(text)
+        text = text if os.environ.get("NO_COLOR") else f"\x1b[2m{text}\x1b[0m"
+    say(text, end="")
 
 
 def _opened(number: int, flags: int, mode: str) -> TextIO:

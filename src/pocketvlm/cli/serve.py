@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from pocketvlm.cli.common import add_json, add_model, loaded
 from pocketvlm.cli.console import put_json, say
-from pocketvlm.errors import MissingExtraError
+from pocketvlm.server.settings import ServerSettings, option_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--host", help="address to listen on (default 127.0.0.1, this machine alone)")
-    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (default 8000)")
-    parser.add_argument("--api-key", action="append", help="a key that clients must give; may be given several times")
-    parser.add_argument("--served-model-name", action="append", help="what requests call the model; may be several")
+    for one in fields(ServerSettings):
+        default, text = one.default, one.metadata["help"]
+        if isinstance(default, tuple):
+            how: dict[str, Any] = {"action": "append", "help": f"{text}; may be given several times"}
+        elif isinstance(default, bool):
+            how = {"action": argparse.BooleanOptionalAction, "default": None, "help": text}
+        else:
+            how = {"type": type(default), "help": f"{text} (default {default})" if default != "" else text}
+        parser.add_argument(option_of(one.name), dest=one.name, **how)
     parser.add_argument("--config", type=Path, help="a TOML file of settings")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        from pocketvlm.server.run import listen, serve
-        from pocketvlm.server.settings import ServerSettings
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve") from None
-    options = {
-        "host": args.host,
-        "port": args.port,
-        "api_keys": args.api_key,
-        "served_model_names": args.served_model_name,
-    }
+    from pocketvlm.server.run import listen, serve
+
+    options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
     listen(settings).close()  # before minutes are spent on loading
 

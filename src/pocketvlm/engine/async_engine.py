@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
@@ -19,7 +21,7 @@ from typing import Self
 
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import FinishReason, Output, Request
-from pocketvlm.errors import QueueFullError
+from pocketvlm.errors import QueueFullError, UnavailableError
 from pocketvlm.machine import OwnProcess
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,10 @@ class AsyncEngine:
     """Args:
     engine: from now on, only this thread touches it.
     max_in_flight: requests running and waiting; one more is refused at once.
+
+    Attributes:
+        fault: why it has ended by itself; empty if it has not.
+        steps, is_stepping: begun so far, and whether the last of them is under way, for whoever watches.
     """
 
     def __init__(self, engine: Engine, *, max_in_flight: int = 1024) -> None:
@@ -66,7 +72,8 @@ class AsyncEngine:
         self._held: deque[Request] = deque()  # taken, and waiting for room in the engine's own queue
         self._in_flight: set[OutputStream] = set()
         self._lock = threading.Lock()  # of `_in_flight` and `_closing`: no request is taken that nobody would see
-        self._closing, self._fault = False, ""
+        self._closing, self.fault = False, ""
+        self.steps, self.is_stepping = 0, False
         self.process = OwnProcess()
         self._thread = threading.Thread(target=self._run, name="pocketvlm-engine", daemon=True)
         self._thread.start()
@@ -77,10 +84,10 @@ class AsyncEngine:
         return self._thread.is_alive() and not self._closing
 
     def check_alive(self) -> None:
-        """`RuntimeError` when no requests are taken, and in a forked child, which does not have the thread."""
+        """`UnavailableError` when no requests are taken, and in a forked child, which does not have the thread."""
         self.process.check()
         if not self.is_alive:
-            raise RuntimeError(self._fault or "the engine is closed")
+            raise UnavailableError(self.fault or "the engine is closed")
 
     async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
         """Outputs of a request until all its answers have ended.
@@ -88,7 +95,7 @@ class AsyncEngine:
         Raises:
             QueueFullError: too many requests are in flight; try again later.
             PocketVLMError: the request can never be honoured.
-            RuntimeError: the engine is closed.
+            UnavailableError: the engine is closed.
         """
         self.check_alive()
         self.engine.check(request)
@@ -125,6 +132,17 @@ class AsyncEngine:
 
         self._orders.put(order)
 
+    def give_up(self, fault: str) -> None:
+        """Take no more requests, whatever the thread does: it may never come back."""
+        with self._lock:
+            self._closing, self.fault = True, fault
+
+    @property
+    def stack(self) -> str:
+        """Where the thread is; empty when it has ended."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
+
     def close(self, *, drain: bool = True) -> None:
         """Take no more requests, and end: with `drain` when those in flight are done, else now. A forked child, which
         has no such thread, ends nothing."""
@@ -150,12 +168,12 @@ class AsyncEngine:
             self._serve()
         except BaseException as error:  # whatever it is, those who wait must hear of it
             logger.critical("the engine's thread has ended", exc_info=error)
-            self._fault = f"the engine failed ({type(error).__name__}) and takes no more requests"
+            self.fault = f"the engine failed ({type(error).__name__}) and takes no more requests"
         finally:
             with self._lock:
                 self._closing = True
             for request in list(self.streams):
-                self._lose(request, "error", self._fault or "the engine was closed")
+                self._lose(request, "error", self.fault or "the engine was closed")
 
     def _serve(self) -> None:
         last = False
@@ -167,13 +185,19 @@ class AsyncEngine:
                 else:
                     order()
                     self._admit()
+                if not self.engine.has_work:  # of what was given up no step will tell
+                    self.engine.set_gauges()
             while last and not self._orders.empty():
                 if (order := self._orders.get()) is not None:
                     order()
             self._admit()
             if not self.engine.has_work:
                 return
-            self._tell(self.engine.step())
+            self.steps += 1
+            self.is_stepping = True
+            outputs = self.engine.step()
+            self.is_stepping = False
+            self._tell(outputs)
 
     def _admit(self) -> None:
         """Those that wait for room go in, in order, as far as there is any."""

@@ -148,7 +148,7 @@ class Engine:
             raise
         self._is_broken = False
         self._trim()
-        self._set_gauges()
+        self.set_gauges()
 
     def _begin(self, touched: Request | None = None) -> None:
         """Note that something is under way, after making good what was broken off before."""
@@ -172,7 +172,8 @@ class Engine:
             self.updater.closed = 0
             release_free_memory()
 
-    def _set_gauges(self) -> None:
+    def set_gauges(self) -> None:
+        """Say what slots and queue hold now."""
         self.metrics.stepped(
             running=len({sequence.request for sequence in self.pool.sequences}),
             waiting=len(self.scheduler.waiting),

@@ -1,12 +1,7 @@
-"""An OpenAI-compatible endpoint as somebody who answers: POST {url}/chat/completions, several requests at a time.
-
-Written on the standard library: one request and one answer need no client library. Redirects are not followed, since
-they would carry the key to another host.
-"""
+"""An OpenAI-compatible endpoint as somebody who answers: POST {url}/chat/completions, several requests at a time."""
 
 from __future__ import annotations
 
-import base64
 import json
 import queue
 import random
@@ -14,26 +9,19 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
-from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
+from pocketvlm.client.http import RefusedError, UnreachableError, check_address, opened, read_all
+from pocketvlm.client.media import data_url, media_part
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import Numbered, Reply
 from pocketvlm.evaluation.ranges import ENDPOINT
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
-from pocketvlm.processing.media.load_image import is_video, load_image
 from pocketvlm.ranges import check_all
-from pocketvlm.synthetic.drawing.files import to_mp4, to_png
+from pocketvlm.synthetic.drawing.files import to_mp4
 
-_MAX_BODY = 16 * 2**20
 _MOST_WAIT = 60.0  # seconds, whatever Retry-After says
-_IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
-_LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 class EndpointError(ConfigError):
@@ -46,11 +34,6 @@ class _AttemptError(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
-
-
-class _NoRedirects(HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +63,9 @@ class Endpoint:
     backoff: float = 0.5
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            fine = False
-        if not fine or parts.username or parts.query or parts.fragment or not self.url.isprintable() or " " in self.url:
-            raise ConfigError("the endpoint is not a plain http(s) URL", hint="Example: http://127.0.0.1:8000/v1")
+        check_address(self.url, self.api_key)
         if not self.model:
             raise ConfigError("the endpoint's model has no name", hint="Give the name it is served under.")
-        if not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ConfigError("the API key holds characters that no header can carry")
         check_all(ENDPOINT, self)
 
     def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
@@ -165,79 +140,33 @@ class Endpoint:
             _AttemptError: worth another attempt.
             EndpointError: no request will ever succeed.
         """
-        headers = {"Content-Type": "application/json", "User-Agent": "pocketvlm"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = Request(f"{self.url.rstrip('/')}/chat/completions", body, headers, method="POST")
         deadline = time.monotonic() + self.timeout
+        url = f"{self.url.rstrip('/')}/chat/completions"
         try:
-            with self._opener().open(request, timeout=self.timeout) as response:
-                return _read(response, deadline)
-        except HTTPError as error:
-            with error:
-                return self._refused(error, deadline)
-        except URLError as error:
-            raise _AttemptError(_network_fault(error.reason)) from None
-        except (OSError, HTTPException) as error:
-            raise _AttemptError(_network_fault(error)) from None
+            with opened(url, body, api_key=self.api_key, timeout=self.timeout) as response:
+                return read_all(response, deadline)
+        except RefusedError as error:
+            return _refused(error)
+        except UnreachableError as error:
+            raise _AttemptError(str(error)) from None
 
-    def _refused(self, error: HTTPError, deadline: float) -> Reply:
-        said = _message(error, deadline)
-        if error.code == 429 or error.code >= 500:
-            raise _AttemptError(f"status {error.code}{said}", _seconds(error.headers.get("Retry-After")))
-        if error.code in (401, 403, 404, 405) or 300 <= error.code < 400:
-            raise EndpointError(
-                f"the endpoint answered with status {error.code}{said}",
-                hint="Check its URL, the model's name and the API key.",
-            )
-        return Reply(error=f"status {error.code}{said}")
 
-    def _opener(self) -> OpenerDirector:
-        # Proxies are those of the environment, but the machine itself is never reached through one.
-        own = [ProxyHandler({})] if urlsplit(self.url).hostname in _LOCAL_HOSTS else []
-        return build_opener(_NoRedirects, *own)
+def _refused(error: RefusedError) -> Reply:
+    """The reply that a refusal of this request is; what no other attempt or no other request changes is raised."""
+    if error.status == 429 or error.status >= 500:
+        raise _AttemptError(str(error), error.retry_after)
+    if error.status in (401, 403, 404, 405) or 300 <= error.status < 400:
+        raise EndpointError(
+            f"the endpoint answered with {error}", hint="Check its URL, the model's name and the API key."
+        )
+    return Reply(error=str(error))
 
 
 def _part(medium: Media) -> dict[str, Any]:
     """A picture or video as a part of a message, its bytes within it."""
     if isinstance(medium, Clip):
-        return _data_url("video", "video/mp4", to_mp4(medium.frames, medium.fps))
-    if isinstance(medium, Path | bytes):
-        if is_video(medium):
-            return _data_url("video", "video/mp4", _read_file(medium))
-        # Files that every endpoint reads go as they are; all others are decoded here.
-        content = _read_file(medium)
-        for magic, kind in _IMAGE_TYPES:
-            if content.startswith(magic):
-                return _data_url("image", kind, content)
-    return _data_url("image", "image/png", to_png(load_image(medium)))
-
-
-def _read_file(medium: Path | bytes) -> bytes:
-    if isinstance(medium, bytes):
-        return medium
-    try:
-        return medium.read_bytes()
-    except OSError as error:
-        raise MediaError(f"{medium} cannot be read: {error.strerror}", hint="Check the path.") from None
-
-
-def _data_url(kind: str, media_type: str, content: bytes) -> dict[str, Any]:
-    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    body = bytearray()
-    while chunk := response.read1(2**16):
-        body += chunk
-        if len(body) > _MAX_BODY:
-            raise _AttemptError(f"the answer has more than {_MAX_BODY} bytes")
-        if time.monotonic() > deadline:
-            raise _AttemptError("timed out")
-    if response.length:  # http.client reports a body that ends early only to readers of the whole
-        raise _AttemptError("the answer ended before its last byte")
-    return bytes(body)
+        return data_url("video", "video/mp4", to_mp4(medium.frames, medium.fps))
+    return media_part(medium)
 
 
 def _parse(body: bytes, seconds: float) -> Reply:
@@ -260,30 +189,3 @@ def _parse(body: bytes, seconds: float) -> Reply:
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _message(error: HTTPError, deadline: float) -> str:
-    """What the endpoint says about a refusal, in at most 200 harmless characters, with a colon before it."""
-    try:
-        found = json.loads(_read(error, deadline))
-        found = found.get("error", found)
-        text = found if isinstance(found, str) else found.get("message") or found.get("detail")
-    except (ValueError, AttributeError, OSError, HTTPException, _AttemptError, RecursionError):
-        return ""
-    text = "".join(c if c.isprintable() else " " for c in text[:200]) if isinstance(text, str) else ""
-    return f": {' '.join(text.split())}" if text.strip() else ""
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        return max(0.0, float(text or "")) or None
-    except ValueError:  # a date, or nothing: our own back-off will do
-        return None
-
-
-def _network_fault(error: object) -> str:
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there"
-    return f"the connection failed ({type(error).__name__})"

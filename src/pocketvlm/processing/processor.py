@@ -86,6 +86,11 @@ class Processor:
         self.video_config = within_limits(video_config or image_config, self.limits)
         self.files = files
 
+    def restrict(self, limits: MediaLimits) -> None:
+        """From now on messages come from strangers: within these limits, and no path is opened."""
+        self.limits, self.files = limits, False
+        self.video_config = within_limits(self.video_config, limits)
+
     @classmethod
     def from_directory(
         cls,

@@ -6,7 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.errors import ConfigError, MediaError, PocketVLMError, PromptError, QueueFullError
+from pocketvlm.errors import (
+    ConfigError,
+    DeadlineError,
+    MediaError,
+    PocketVLMError,
+    PromptError,
+    QueueFullError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, TokenLogprob
@@ -50,8 +58,13 @@ def usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
 def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
     """Return status and body for a request that failed.
 
-    400 for what a user can mend, 429 for what may be tried again as it is, and 500, without details, for our fault.
+    400 for what a user can mend, 429 and 503 for what may be tried again as it is, 504 for a time that is over, and
+    500, without details, for our fault.
     """
+    if isinstance(error, DeadlineError):
+        return 504, error_body("the time for this request is over", "server_error", "deadline_exceeded")
+    if isinstance(error, UnavailableError):
+        return 503, error_body("the model takes no requests at the moment", "server_error", "unavailable")
     if isinstance(error, QueueFullError):
         return 429, error_body(str(error), "rate_limit_error", "queue_full")
     if isinstance(error, PocketVLMError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,13 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
+from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.page import add_page
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.view_plan import view_plan
-
-Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
 async def models(service: Service, _request: Request) -> Response:
@@ -35,6 +35,8 @@ async def metrics(service: Service, _request: Request) -> Response:
     """GET /metrics, as Prometheus reads it."""
     return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+
+MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 # All of them want a key, where there are keys.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -52,22 +54,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
     """
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
-    check_key = KeyCheck(settings.api_keys)
+    guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
-
-    def guarded(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """With a key, while the server takes requests; every error becomes a response."""
-
-        async def answer(request: Request) -> Response:
-            try:
-                check_key(request)
-                if is_draining():
-                    raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
-                return await handler(service, request)
-            except Exception as error:
-                return response_of(error)
-
-        return answer
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -78,7 +66,8 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     for method, path, handler in ROUTES:
-        app.router.add_route(path, guarded(handler), methods=[method])
+        endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
+        app.router.add_route(path, endpoint, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
     if settings.page:
@@ -94,12 +83,13 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
     if settings.cors_origins:
         origins = list(settings.cors_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(RequestIds)
+    app.add_middleware(Heads)
     return app
 
 
-class RequestIds:
-    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one."""
+class Heads:
+    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one. Heads and
+    addresses of requests that are too long are refused, however few pieces they arrive in."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -110,10 +100,16 @@ class RequestIds:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         plain = 0 < len(given) <= 64 and all(33 <= byte < 127 for byte in given)
         name = given if plain else uuid.uuid4().hex.encode()
+        scope["pocketvlm.request_id"] = name.decode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", name)]
             await send(message)
 
-        return await self.app(scope, receive, send_with_id)
+        app = self.app
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
+            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"))
+        elif sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"))
+        return await app(scope, receive, send_with_id)

@@ -6,9 +6,11 @@ import asyncio
 import json
 from typing import Any, NoReturn
 
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
 from pocketvlm.server.errors import ClientLeftError, HTTPError
+from pocketvlm.server.exchange import Exchange, exchange_of
 from pocketvlm.server.settings import ServerSettings
 
 
@@ -16,16 +18,21 @@ async def read_json(request: Request, settings: ServerSettings) -> Any:
     """The value of a body.
 
     Raises:
-        HTTPError: it is too large (413), too slow (408), or no JSON (400).
+        HTTPError: it is too large (413), too slow (408), or no JSON (400); there is no room for it (429).
         ClientLeftError: the client went away before its end.
     """
+    exchange = exchange_of(request, settings)
     try:
-        raw = await asyncio.wait_for(_read(request, settings.max_body_bytes), settings.upload_seconds)
+        raw = await asyncio.wait_for(_read(request, exchange), settings.upload_seconds)
     except TimeoutError:
         raise HTTPError(408, f"the body did not arrive in {settings.upload_seconds:g} seconds") from None
     except ClientDisconnect:
         raise ClientLeftError from None
-    if _depth(raw) > settings.max_json_depth:
+    exchange.admit()
+    structure = raw.translate(None, _NO_STRUCTURE)
+    if len(structure) > settings.max_json_values:
+        raise HTTPError(400, f"the body has more than {settings.max_json_values} commas and brackets")
+    if _depth(structure) > settings.max_json_depth:
         raise HTTPError(400, f"the body has more than {settings.max_json_depth} brackets in brackets")
     try:
         return json.loads(raw, parse_constant=_refuse)
@@ -33,7 +40,8 @@ async def read_json(request: Request, settings: ServerSettings) -> Any:
         raise HTTPError(400, "the body is not JSON in UTF-8") from None
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, exchange: Exchange) -> bytes:
+    limit = exchange.settings.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise HTTPError(413, f"the body has more than {limit} bytes")
@@ -42,24 +50,24 @@ async def _read(request: Request, limit: int) -> bytes:
         size += len(part)
         if size > limit:
             raise HTTPError(413, f"the body has more than {limit} bytes")
+        exchange.hold(len(part))
         parts.append(part)
     return b"".join(parts)
 
 
-def _depth(raw: bytes) -> int:
+def _depth(structure: bytes) -> int:
     """An upper bound of how deep brackets stand in brackets: those within strings count too, unless they close.
 
-    Cheap, as most bodies have few brackets; a string of brackets alone is refused, which no honest request has.
+    A string of brackets alone is refused, which no honest request has.
     """
-    deepest = depth = 0
-    for byte in raw.translate(None, _NO_BRACKETS):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+    codes = np.frombuffer(structure, np.uint8)
+    codes = codes[codes != ord(",")]
+    steps = np.where((codes == ord("[")) | (codes == ord("{")), 1, -1)
+    return int(np.cumsum(steps).max(initial=0))
 
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NO_STRUCTURE = bytes(set(range(256)) - set(b"[]{},"))

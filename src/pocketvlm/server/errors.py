@@ -16,16 +16,23 @@ class HTTPError(Exception):
     """A request is refused before the model has seen it.
 
     Args:
-        status: of HTTP, 4xx or 503.
+        status: of HTTP, 4xx, 503 or 504.
         message: one line for the client.
         kind, code: the type and code of OpenAI's error body.
+        retry_after: seconds after which a client that was refused for now may ask again.
     """
 
     def __init__(
-        self, status: int, message: str, kind: str = "invalid_request_error", code: str = "invalid_request"
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str = "invalid_request",
+        *,
+        retry_after: int = RETRY_SECONDS,
     ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.code = status, kind, code
+        self.status, self.kind, self.code, self.retry_after = status, kind, code, retry_after
 
 
 class ClientLeftError(Exception):
@@ -40,9 +47,10 @@ def response_of(error: Exception) -> Response:
         status, body = error.status, error_body(str(error), error.kind, error.code)
     else:
         status, body = error_response(error)
-    if status >= 500 and not isinstance(error, HTTPError):
+    if status == 500:
         logger.error("a request failed", exc_info=error)
-    headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) else {}
+    wait = error.retry_after if isinstance(error, HTTPError) else RETRY_SECONDS
+    headers = {"Retry-After": str(wait)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(to_json(body), status, headers, "application/json")

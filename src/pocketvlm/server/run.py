@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -13,13 +14,18 @@ import uvicorn
 
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.vlm import VLM
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, EngineError
 from pocketvlm.server.app import create_app
+from pocketvlm.server.connection import connections
+from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_SECONDS = 15
+MAX_FILES = 65536
+SEND_BUFFER = 128 * 1024  # bytes
 
 
 class Server(uvicorn.Server):
@@ -42,7 +48,10 @@ def listen(settings: ServerSettings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        sock = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        # Connections have it too. Left to itself the system takes megabytes of what nobody reads.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        return sock
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no such address"
         raise ConfigError(
@@ -58,30 +67,60 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
 
     Raises:
         ConfigError: the address cannot be listened on.
+        EngineError: the engine has ended by itself.
     """
-    # What a client names is never opened as a file of this machine.
-    vlm.processor.files = False
+    start_logging(settings)
+    _allow_many_files()
+    # What a client names is never opened as a file of this machine, but for folders that were named.
+    vlm.processor.restrict(settings.media_limits)
     with listen(settings) as sock:
-        asyncio.run(_serve(vlm, settings, sock, on_ready))
+        fault = asyncio.run(_serve(vlm, settings, sock, on_ready))
+    if fault:
+        raise EngineError(fault)
 
 
-async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_ready: Callable[[str], None]) -> None:
-    async with AsyncVLM(vlm, max_in_flight=settings.max_in_flight) as model:
+async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_ready: Callable[[str], None]) -> str:
+    """Returns why the engine has ended; empty where a signal was the reason."""
+    model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
+    async with model:
         app = create_app(model, settings, is_draining=lambda: server.is_draining)
         config = uvicorn.Config(
             app,
+            http=connections(settings),
+            ws="none",
             access_log=False,
             log_config=None,
             server_header=False,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=round(settings.drain_seconds),
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         )
         server = Server(config)
+        watchdog = Watchdog(model.engine, settings.watchdog_seconds)
+        watchdog.start()
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not (server.started or running.done()):
             await asyncio.sleep(0.01)
         if server.started:
             host, port = sock.getsockname()[:2]
             on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        while not running.done():
+            watchdog.beat()
+            if not model.engine.is_alive:  # those who waited have heard of it
+                server.should_exit = True
+            await asyncio.wait((running,), timeout=0.2)
         await running
+        watchdog.stop()
+        return model.engine.fault
+
+
+def _allow_many_files() -> None:
+    """As many open files, and so connections, as the system lets this process have."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -14,8 +14,10 @@ from starlette.requests import Request
 from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.job import Job
+from pocketvlm.errors import DeadlineError
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.event_stream import left
+from pocketvlm.server.exchange import Exchange, exchange_of
 from pocketvlm.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -67,15 +69,19 @@ class Service:
         for name, most in (("n", settings.max_n), ("max_tokens", settings.max_answer_tokens)):
             if options.get(name, 0) > most:
                 raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
-        ends = time.monotonic() + settings.request_seconds
+        exchange = exchange_of(request, settings)
+        check_messages(messages, exchange)
         options = {"max_tokens": settings.max_answer_tokens, **options}
-        job = await while_there(request, self.vlm.prepare(messages, **options))
-        job.request.deadline = ends
+        job = await self.while_there(request, self.vlm.prepare(messages, **options))
+        job.request.deadline = exchange.deadline
+        exchange.jobs.append(job)
+        if job.request.patches is not None:
+            exchange.hold(job.request.patches.nbytes)
         return job
 
     async def answers(self, request: Request, job: Job) -> list[Answer]:
         """The whole answers; the job is given up when the client leaves."""
-        await while_there(request, self._run(job))
+        await self.while_there(request, self._run(job))
         return job.answers()
 
     async def _run(self, job: Job) -> None:
@@ -90,11 +96,29 @@ class Service:
         """
         deltas = self.vlm.run(job)
         try:
-            first = await while_there(request, anext(deltas, None))
+            first = await self.while_there(request, anext(deltas, None))
         except BaseException:
             await deltas.aclose()
             raise
         return _behind(first, deltas)
+
+    async def while_there(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which is given up when the client leaves or the time of the request is over.
+
+        Raises:
+            ClientLeftError, DeadlineError: it has, or is.
+        """
+        task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
+        seconds = exchange_of(request, self.settings).deadline - time.monotonic()
+        try:
+            await asyncio.wait((task, leaving), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientLeftError if leaving.done() else DeadlineError("the deadline has passed")
+            return task.result()
+        finally:
+            for one in (task, leaving):
+                one.cancel()
+            await asyncio.gather(task, leaving, return_exceptions=True)
 
 
 async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
@@ -105,19 +129,22 @@ async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> Asy
             yield delta
 
 
-async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is given up when the client leaves.
-
-    Raises:
-        ClientLeftError: it has.
-    """
-    task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeftError
-        return task.result()
-    finally:
-        for one in (task, leaving):
-            one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
+def check_messages(messages: Sequence[Any], exchange: Exchange) -> None:
+    """`HTTPError` 400 for more messages or more text than the server takes; notes what they are about."""
+    settings = exchange.settings
+    if len(messages) > settings.max_messages:
+        raise HTTPError(400, f"the request has {len(messages)} messages, at most {settings.max_messages} are taken")
+    size, last = 0, ""
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list | tuple) else [content]:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if isinstance(text, str):
+                size += len(text) if text.isascii() else len(text.encode(errors="replace"))
+                last = text
+            elif isinstance(part, Mapping):
+                exchange.images += 1
+    if size > settings.max_text_bytes:
+        raise HTTPError(400, f"the messages have {size} bytes of text, at most {settings.max_text_bytes} are taken")
+    if settings.log_content:
+        exchange.question = last

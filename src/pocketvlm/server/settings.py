@@ -10,14 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.ranges import Range, show
 
 PREFIX = "POCKETVLM_"
 SECONDS = Range(float, 0.1, 86400.0)
+_DEFAULTS = MediaLimits()
+# Options that are given once for each item of a list.
+_SINGULAR = {
+    "api_keys": "api_key",
+    "served_model_names": "served_model_name",
+    "cors_origins": "cors_origin",
+    "private_hosts": "private_host",
+    "media_roots": "media_root",
+}
 
 
-def _setting(default: Any, text: str, allowed: Range | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "range": allowed})
+def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = None) -> Any:
+    """A field; `allowed` is the range of a number, or the words that a text may be."""
+    return field(default=default, metadata={"help": text, "allowed": allowed})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,27 +37,66 @@ class ServerSettings:
 
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every one")
     port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
-    api_keys: tuple[str, ...] = _setting(
-        (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
-    )
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
-    max_in_flight: int = _setting(256, "requests running and waiting; one more gets 429", Range(int, 1, 100_000))
-    max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
-    max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
-    max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
-    max_n: int = _setting(8, "most answers to one request", Range(int, 1, 128))
-    upload_seconds: float = _setting(60.0, "for the whole body of a request to arrive", SECONDS)
-    send_seconds: float = _setting(30.0, "that a client may take to read a piece of a stream", SECONDS)
-    request_seconds: float = _setting(600.0, "from arrival to the end of an answer", SECONDS)
-    drain_seconds: float = _setting(30.0, "for running answers to end, once asked to stop", SECONDS)
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
     page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
     docs: bool = _setting(False, "serve the description of the API at /docs and /openapi.json")
+    # Who may ask.
+    api_keys: tuple[str, ...] = _setting(
+        (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
+    )
+    api_key_file: str = _setting("", "file of keys, one a line: the key or `sha256:HEX` of it, then its own limits")
+    # How much at a time.
+    max_connections: int = _setting(1000, "open connections; one more gets 503", Range(int, 1, 100_000))
+    max_in_flight: int = _setting(256, "requests running and waiting; one more gets 429", Range(int, 1, 100_000))
+    max_held_bytes: int = _setting(
+        2**30, "bodies and pictures of all requests in flight; more gets 429", Range(int, 2**16, 2**50)
+    )
+    preprocess_processes: int = _setting(
+        1, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
+    )
+    preprocess_threads: int = _setting(16, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
+    # Limits of a request.
+    max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
+    max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
+    max_json_values: int = _setting(500_000, "most commas and brackets of a body", Range(int, 100, 10**7))
+    max_messages: int = _setting(1024, "most messages of a request", Range(int, 1, 10**6))
+    max_text_bytes: int = _setting(2**20, "text of all messages of a request", Range(int, 1, 2**31))
+    max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
+    max_n: int = _setting(8, "most answers to one request", Range(int, 1, 128))
+    max_images: int = _setting(_DEFAULTS.max_images, "pictures of a request", Range(int, 0, 10_000))
+    max_videos: int = _setting(_DEFAULTS.max_videos, "videos of a request", Range(int, 0, 1000))
+    max_frames: int = _setting(_DEFAULTS.max_frames, "frames taken of a video", Range(int, 1, 100_000))
+    max_media_bytes: int = _setting(_DEFAULTS.max_bytes, "bytes of one picture or video", Range(int, 1, 2**31))
+    max_pixels: int = _setting(
+        _DEFAULTS.max_pixels, "pixels of one picture or frame, by its header", Range(int, 1, 2**31)
+    )
+    # Where media may come from.
+    fetch_urls: bool = _setting(True, "fetch http(s) URLs of public addresses")
+    private_hosts: tuple[str, ...] = _setting((), "hosts to fetch from although their addresses are not public")
+    media_roots: tuple[str, ...] = _setting((), "folders whose files requests may name as file: URLs; none by default")
+    # Time.
+    header_seconds: float = _setting(10.0, "for the head of a request to arrive", SECONDS)
+    upload_seconds: float = _setting(60.0, "for the whole body of a request to arrive", SECONDS)
+    fetch_connect_seconds: float = _setting(
+        _DEFAULTS.connect_seconds, "to connect to a host of media, and its longest silence", SECONDS
+    )
+    fetch_seconds: float = _setting(_DEFAULTS.total_seconds, "for a whole download", SECONDS)
+    decode_seconds: float = _setting(60.0, "for the media of a request to be decoded, in a process of its own", SECONDS)
+    send_seconds: float = _setting(30.0, "that a client may take to read a piece of a stream", SECONDS)
+    request_seconds: float = _setting(600.0, "from arrival to the end of an answer; after it comes 504", SECONDS)
+    drain_seconds: float = _setting(30.0, "for running answers to end, once asked to stop", SECONDS)
+    watchdog_seconds: float = _setting(
+        300.0, "that a step of the engine may take before the process ends with status 70", SECONDS
+    )
+    # What is written down.
+    log_format: str = _setting("text", "one line a request to stderr, as text or as JSON", ("text", "json"))
+    log_content: bool = _setting(False, "write questions and answers into the log too, which is private to users")
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            allowed, value = one.metadata["range"], getattr(self, one.name)
-            if allowed is not None:
+            allowed, value = one.metadata["allowed"], getattr(self, one.name)
+            if isinstance(allowed, Range):
                 object.__setattr__(self, one.name, allowed.check(one.name, value))
             elif isinstance(one.default, tuple):
                 if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
@@ -54,6 +104,27 @@ class ServerSettings:
                 object.__setattr__(self, one.name, tuple(value))
             elif not isinstance(value, type(one.default)):
                 raise ConfigError(f"{one.name} is {show(value)}, expected {type(one.default).__name__}")
+            elif allowed is not None and value not in allowed:
+                raise ConfigError(f"{one.name} is {show(value)}, expected {' or '.join(allowed)}")
+        for root in self.media_roots:
+            if not Path(root).is_dir():
+                raise ConfigError(f"media_roots has {show(root, 80)}, which is no folder")
+
+    @property
+    def media_limits(self) -> MediaLimits:
+        """Of the processor."""
+        return MediaLimits(
+            max_pixels=self.max_pixels,
+            max_bytes=self.max_media_bytes,
+            max_images=self.max_images,
+            max_videos=self.max_videos,
+            max_frames=self.max_frames,
+            connect_seconds=self.fetch_connect_seconds,
+            total_seconds=self.fetch_seconds,
+            private_hosts=self.private_hosts,
+            fetch_urls=self.fetch_urls,
+            file_roots=tuple(str(Path(root).absolute()) for root in self.media_roots),
+        )
 
     @classmethod
     def read(
@@ -76,11 +147,17 @@ class ServerSettings:
         return cls(**values)
 
 
+def option_of(name: str) -> str:
+    """The option of the command line for a setting: of a list, one for each item."""
+    return f"--{_SINGULAR.get(name, name).replace('_', '-')}"
+
+
 def _of_file(file: Path, known: Any) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as TOML: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{str(file)!r:.80} cannot be read as TOML: {reason}") from None
     for name in values:
         if name not in known:
             raise ConfigError(

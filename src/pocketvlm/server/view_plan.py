@@ -12,14 +12,16 @@ from pocketvlm.processing.processor import Processor
 from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.protocol.view_plan import ViewPlanRequest, parse_view_plan, view_plan_response
 from pocketvlm.server.body import read_json
-from pocketvlm.server.service import Service, while_there
+from pocketvlm.server.exchange import exchange_of
+from pocketvlm.server.service import Service
 
 
 async def view_plan(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
     asked = parse_view_plan(await read_json(request, service.settings))
     service.check_model(asked.model)
-    plans = await while_there(request, service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked))
+    exchange_of(request, service.settings).images = len(asked.images)
+    plans = await service.while_there(request, service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked))
     return Response(to_json(view_plan_response(plans, model=service.names[0])), media_type="application/json")
 
 

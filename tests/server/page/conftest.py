@@ -10,6 +10,8 @@ import pytest
 from helpers.serving import Serving, serving
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import pocketvlm
+
 KEY = "the-secret-key"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOW = "needs a Chromium to drive: `apt-get install chromium`, or Google Chrome"
@@ -20,6 +22,12 @@ OpenPage = Callable[..., Page]
 def server() -> Iterator[Serving]:
     with serving("--api-key", KEY, "--served-model-name", "reader") as started:
         yield started
+
+
+@pytest.fixture(scope="package")
+def model() -> pocketvlm.VLM:
+    """What the server has to say the same as."""
+    return pocketvlm.load()
 
 
 @pytest.fixture(scope="package")
@@ -53,7 +61,7 @@ def open_page(browser: Browser, server: Serving) -> Iterator[OpenPage]:
             given = f"if (origin.startsWith('http')) sessionStorage.setItem('pocketvlm-key', '{key}')"
             context.add_init_script(given)  # runs in the empty page before as well, which has no storage
         page = context.new_page()
-        # Without someone who listens from the beginning, the first dialog of a fast key is the system's, and is not seen.
+        # Where nobody listens from the beginning, the first dialog that a key opens is the system's, and is not seen.
         page.on("filechooser", lambda _: None)
         page.goto(f"{server.url}/")
         if key is not None:

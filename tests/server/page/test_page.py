@@ -30,14 +30,14 @@ def rects(page: Page, kind: str) -> list[list[float]]:
     return page.locator(f"#overlay {kind}").evaluate_all(script)
 
 
-def test_a_chosen_picture_is_answered_as_by_the_model_itself(open_page: OpenPage) -> None:
+def test_a_chosen_picture_is_answered_as_by_the_model_itself(open_page: OpenPage, model: pocketvlm.VLM) -> None:
     page = open_page()
     with page.expect_file_chooser() as chooser:
         page.click("#choose")
     chooser.value.set_files(EXAMPLES / "receipt.png")
     page.locator("#tray li").wait_for()
     turn = ask(page, TOTAL)
-    expected = pocketvlm.load().ask(EXAMPLES / "receipt.png", TOTAL)
+    expected = model.ask(EXAMPLES / "receipt.png", TOTAL)
     assert answer_of(turn) == expected.text
     costs = turn.locator(".costs").inner_text()
     assert f"{expected.usage.prompt_tokens} tokens in ({expected.usage.visual_tokens} visual" in costs
@@ -48,14 +48,14 @@ def test_a_chosen_picture_is_answered_as_by_the_model_itself(open_page: OpenPage
     assert "End of the answer." in said
 
 
-def test_pasted_and_dropped_pictures_are_asked_about_together(open_page: OpenPage) -> None:
+def test_pasted_and_dropped_pictures_are_asked_about_together(open_page: OpenPage, model: pocketvlm.VLM) -> None:
     page = open_page()
     hand_over(page, "paste", ["first.png"])
     page.locator("#tray li").wait_for()
     hand_over(page, "drop", ["second.png"])
     page.locator("#tray li").nth(1).wait_for()
     question = "Which picture shows a yellow star?"
-    expected = pocketvlm.load().ask([EXAMPLES / "first.png", EXAMPLES / "second.png"], question)
+    expected = model.ask([EXAMPLES / "first.png", EXAMPLES / "second.png"], question)
     assert answer_of(ask(page, question)) == expected.text
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "And the other?")
@@ -73,13 +73,13 @@ def test_pasted_and_dropped_pictures_are_asked_about_together(open_page: OpenPag
     assert len(asked.value.post_data_json["messages"]) == 1
 
 
-def test_a_clip_is_asked_about(open_page: OpenPage) -> None:
+def test_a_clip_is_asked_about(open_page: OpenPage, model: pocketvlm.VLM) -> None:
     page = open_page()
     add(page, "clip.mp4")
     assert page.locator("#clip").is_visible()
     question = "In which direction does the circle move?"
     turn = ask(page, question)
-    assert answer_of(turn) == pocketvlm.load().ask(EXAMPLES / "clip.mp4", question).text
+    assert answer_of(turn) == model.ask(EXAMPLES / "clip.mp4", question).text
     assert " views at " in turn.locator(".costs").inner_text()
 
 
@@ -111,8 +111,8 @@ def test_an_answer_streams_and_stops_when_it_is_told_to(open_page: OpenPage, ser
     assert asked.value.post_data_json["messages"][1] == {"role": "assistant", "content": partial}
 
 
-def test_the_switch_of_rates_shows_views_tokens_and_what_they_cost(open_page: OpenPage) -> None:
-    page, model = open_page(), pocketvlm.load()
+def test_the_switch_of_rates_shows_views_tokens_and_what_they_cost(open_page: OpenPage, model: pocketvlm.VLM) -> None:
+    page = open_page()
     add(page, "receipt.png")
     used: dict[str, int] = {}
     for mode in ("16x", "4x", "auto"):
@@ -192,7 +192,9 @@ def test_a_file_that_cannot_be_read_is_named_and_keeps_none_away(open_page: Open
     assert page.locator("#alert p").count() == 3
 
 
-def test_a_fault_is_said_in_its_turn_and_the_question_can_be_asked_again(open_page: OpenPage) -> None:
+def test_a_fault_is_said_in_its_turn_and_the_question_can_be_asked_again(
+    open_page: OpenPage, model: pocketvlm.VLM
+) -> None:
     page = open_page()
     add(page, "receipt.png")
     error = {"error": {"message": "many requests are in flight", "type": "rate_limit_error"}}
@@ -203,7 +205,7 @@ def test_a_fault_is_said_in_its_turn_and_the_question_can_be_asked_again(open_pa
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: {}\n\n"[:6]))
     expect(ask(page, TOTAL).locator(".note.failed")).to_contain_text("cut off")
     page.unroute("**/v1/chat/completions")
-    assert answer_of(ask(page, TOTAL)) == pocketvlm.load().ask(EXAMPLES / "receipt.png", TOTAL).text
+    assert answer_of(ask(page, TOTAL)) == model.ask(EXAMPLES / "receipt.png", TOTAL).text
 
 
 def test_boxes_and_points_of_an_answer_are_drawn_where_they_are(open_page: OpenPage) -> None:

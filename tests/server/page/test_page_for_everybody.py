@@ -31,7 +31,7 @@ def violations(page: Page) -> list[tuple[str, list[str]]]:
     return [(one["id"], [str(node["target"]) for node in one["nodes"]]) for one in found]
 
 
-def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage) -> None:
+def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage, model: pocketvlm.VLM) -> None:
     page = open_page()
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
@@ -55,7 +55,7 @@ def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage) -> N
     page.keyboard.press("Enter")
     turn = page.locator("#turns > li")
     turn.locator(".actions button").first.wait_for()
-    expected = pocketvlm.load().ask(EXAMPLES / "receipt.png", TOTAL, downsample_mode="16x").text
+    expected = model.ask(EXAMPLES / "receipt.png", TOTAL, downsample_mode="16x").text
     assert answer_of(turn) == expected
     page.evaluate("document.activeElement.blur()")
     tab_to(page, ".actions button")
@@ -74,8 +74,7 @@ def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage) -> N
     expect(turn.locator(".note")).to_have_text("Stopped.")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 def test_axe_finds_nothing(open_page: OpenPage, scheme: str, width: int) -> None:
     page = open_page(color_scheme=scheme, viewport={"width": width, "height": 800}, reduced_motion="reduce")
     assert violations(page) == []

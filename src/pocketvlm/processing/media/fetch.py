@@ -60,8 +60,10 @@ def fetch(url: str, limits: MediaLimits) -> bytes:
 
     Raises:
         MediaError: a URL that is malformed or leads to a private address, a host that does not answer in time, a status
-            other than 200, an empty body, or one over `limits.max_bytes`.
+            other than 200, an empty body, or one over `limits.max_bytes`; or nothing may be fetched.
     """
+    if not limits.fetch_urls:
+        raise MediaError("Nothing is fetched from other hosts here", hint="Pass the picture itself as a data: URL.")
     target = _parse(url)
     addresses = _resolve(target, limits)
     expired = threading.Event()

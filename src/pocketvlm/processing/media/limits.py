@@ -21,6 +21,8 @@ class MediaLimits:
         connect_seconds: to connect to a media host, and longest silence from it.
         total_seconds: for a whole download, from connecting to the last byte.
         private_hosts: host names or addresses exempt from the rule that only public addresses are fetched from.
+        fetch_urls: False refuses http(s) URLs altogether.
+        file_roots: folders within which file: URLs may name a file; none are read without.
     """
 
     max_pixels: int = 64_000_000
@@ -31,6 +33,8 @@ class MediaLimits:
     connect_seconds: float = 5.0
     total_seconds: float = 20.0
     private_hosts: tuple[str, ...] = ()
+    fetch_urls: bool = True
+    file_roots: tuple[str, ...] = ()
 
     def check_pixels(self, height: int, width: int, name: str) -> None:
         """Refuse a picture that is too large, or has no area."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.fetch import fetch, is_data_url, is_url
+from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.kinds import is_base64
 from pocketvlm.processing.media.limits import MediaLimits
 
@@ -44,11 +45,13 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
         raise MediaError("The data: URL has white space in front", hint="Take it away.")
     if is_base64(text[:64]):
         raise MediaError(f"Expected {what}, got bare base64", hint="Put data:image/png;base64, in front of it.")
+    if limits.file_roots and is_file_url(text):
+        return open_file_url(text, limits)
     if not files:
         raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
     if not text:
         raise MediaError("The path is empty", hint=f"Give the path of {what}.")
-    if _is_file_url(text):
+    if is_file_url(text):
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     try:
         return existing_file(source, name).open("rb")
@@ -58,11 +61,7 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
 
 def is_path(text: str) -> bool:
     """Whether a source is looked for in a folder: neither a URL of any kind nor base64, which is named as such."""
-    return not (is_url(text) or is_data_url(text) or _is_file_url(text) or is_base64(text[:64]))
-
-
-def _is_file_url(text: str) -> bool:
-    return text[:5].lower() == "file:"
+    return not (is_url(text) or is_data_url(text) or is_file_url(text) or is_base64(text[:64]))
 
 
 def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:

@@ -1,0 +1,1 @@
+"""Endpoints with OpenAI's API, as one who asks sees them: conversations → requests, streams → deltas."""

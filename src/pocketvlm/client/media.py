@@ -1,0 +1,50 @@
+"""Pictures and videos → parts of a message, their bytes within it: an endpoint cannot read files of this machine."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.encode import encode_png
+from pocketvlm.processing.media.fetch import is_data_url, is_url
+from pocketvlm.processing.media.load_image import is_video, load_image
+
+_IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
+
+def media_part(medium: Any) -> dict[str, Any]:
+    """A path, bytes, pixels, or a URL, which goes as it is.
+
+    Raises:
+        MediaError: a file that cannot be read, or holds no picture.
+    """
+    kind = "video" if is_video(medium) else "image"
+    if isinstance(medium, str) and (is_url(medium) or is_data_url(medium)):
+        return {"type": f"{kind}_url", f"{kind}_url": {"url": medium}}
+    if isinstance(medium, Path | bytes):
+        content = _read_file(medium)
+        if kind == "video":
+            return data_url("video", "video/mp4", content)
+        # Files that every endpoint reads go as they are; all others are decoded here.
+        for magic, media_type in _IMAGE_TYPES:
+            if content.startswith(magic):
+                return data_url("image", media_type, content)
+    return data_url("image", "image/png", encode_png(load_image(medium)))
+
+
+def data_url(kind: str, media_type: str, content: bytes) -> dict[str, Any]:
+    """A part of kind "image" or "video" with these bytes."""
+    url = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
+
+
+def _read_file(medium: Path | bytes) -> bytes:
+    if isinstance(medium, bytes):
+        return medium
+    try:
+        return medium.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{medium} cannot be read: {reason}", hint="Check the path.") from None

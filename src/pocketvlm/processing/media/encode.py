@@ -1,0 +1,16 @@
+"""Pixels → the bytes of a file, for programs that take no pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """uint8 RGB [H, W, 3] as a PNG file, lightly compressed: it lives as long as a request."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

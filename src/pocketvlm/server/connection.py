@@ -1,0 +1,87 @@
+"""One connection: uvicorn's, with a limit on each kind of waiting that a client can make it do."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pocketvlm.server.settings import ServerSettings
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s"
+)
+_BODY = (
+    b'{"error": {"message": "too many connections are open", "type": "server_error", "param": null, '
+    b'"code": "too_many_connections"}}'
+)
+
+
+class Connection(H11Protocol):
+    """The head of a request has to arrive in `header_seconds`, also the rest of a body that nobody wants any more; a
+    client that reads nothing for `send_seconds` is cut off. (Bodies have their own time, in `server.body`.)
+    """
+
+    settings: ServerSettings  # of the class that `connections` makes
+    _head_timer: asyncio.TimerHandle | None = None
+    _send_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            transport.write(_FULL % (len(_BODY), _BODY))
+            transport.close()
+            return
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer("_head_timer")
+        else:
+            self._expect_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._expect_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():  # closing would wait for the client to read it
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_timer("_send_timer")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer("_head_timer")
+        self._stop_timer("_send_timer")
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
+
+    def _expect_reading(self) -> None:
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(self.settings.send_seconds, self.transport.abort)
+
+    def _stop_timer(self, name: str) -> None:
+        timer: asyncio.TimerHandle | None = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+
+def connections(settings: ServerSettings) -> type[Any]:
+    """The class of a server's connections."""
+    return type("Connection", (Connection,), {"settings": settings})

@@ -1,0 +1,132 @@
+"""One request from its arrival to the last byte of its response: what it holds, what came of it, and how much of all
+that the server has room for."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from pocketvlm.server.errors import HTTPError
+from pocketvlm.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from pocketvlm.api.job import Job
+    from pocketvlm.server.keys import Key
+
+_PLACE = "pocketvlm.exchange"
+
+
+@dataclass(eq=False)
+class Load:
+    """What all requests together hold.
+
+    Attributes:
+        in_flight: requests whose body has arrived and whose response has not been sent.
+        held_bytes: of bodies, as far as they have arrived, and of pictures that were made of them.
+    """
+
+    settings: ServerSettings
+    in_flight: int = 0
+    held_bytes: int = 0
+
+    def check_room(self) -> None:
+        """`HTTPError` 429 where as many are in flight as may."""
+        if self.in_flight >= self.settings.max_in_flight:
+            raise HTTPError(
+                429, f"{self.in_flight} requests are in flight. Try again later.", "rate_limit_error", "queue_full"
+            )
+
+
+@dataclass(eq=False)
+class Exchange:
+    """One request and its response.
+
+    Attributes:
+        arrived: `time.monotonic()`.
+        key: whose it is; None without keys.
+        held_bytes: its part of those of all.
+        is_admitted: it counts among those in flight.
+        jobs: what the model was asked for.
+        status: of the response; 0 before it.
+        left: nobody waits any more.
+        images: pictures and videos that it is about.
+        question: what the log may show, where content is logged.
+    """
+
+    load: Load
+    method: str
+    path: str
+    request_id: str = ""
+    arrived: float = field(default_factory=time.monotonic)
+    key: Key | None = None
+    held_bytes: int = 0
+    is_admitted: bool = False
+    jobs: list[Job] = field(default_factory=list)
+    status: int = 0
+    left: bool = False
+    images: int = 0
+    question: str = ""
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self.load.settings
+
+    @property
+    def deadline(self) -> float:
+        """`time.monotonic()` at which it is given up."""
+        return self.arrived + self.settings.request_seconds
+
+    def hold(self, count: int) -> None:
+        """Count bytes that are kept until the response has been sent; `HTTPError` 429 where there is no room."""
+        if self.load.held_bytes + count > self.settings.max_held_bytes:
+            raise HTTPError(
+                429, "the bodies of other requests take all memory there is. Try again later.", "rate_limit_error",
+                "queue_full",
+            )  # fmt: skip
+        self.load.held_bytes += count
+        self.held_bytes += count
+
+    def admit(self) -> None:
+        """Its body has arrived; `HTTPError` 429 where too many are in flight."""
+        if not self.is_admitted:
+            self.load.check_room()
+            self.load.in_flight += 1
+            self.is_admitted = True
+
+    def release(self) -> None:
+        """It holds nothing any more."""
+        self.load.held_bytes -= self.held_bytes
+        self.load.in_flight -= self.is_admitted
+        self.held_bytes, self.is_admitted = 0, False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(job.request.prompt_tokens for job in self.jobs)
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(len(choice.token_ids) for job in self.jobs for choice in job.choices)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Of its answers; "abort" of those that were given up."""
+        return [choice.finish_reason or "abort" for job in self.jobs for choice in job.choices]
+
+    def put_into(self, scope: Scope) -> None:
+        """`exchange_of` finds it there."""
+        scope[_PLACE] = self
+
+
+def exchange_of(request: Request, settings: ServerSettings) -> Exchange:
+    """That of a request; one of its own for a request that has not come through the guard."""
+    found: Any = request.scope.get(_PLACE)
+    if found is None:
+        found = Exchange(Load(settings), request.method, request.url.path, uuid.uuid4().hex)
+        found.put_into(request.scope)
+    exchange: Exchange = found
+    return exchange

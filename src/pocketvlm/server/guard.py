@@ -1,0 +1,94 @@
+"""What every request goes through, whichever API it is for: key, room, handler, errors, and a line in the log.
+
+A handler of a new route has all of it by being in the table of routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pocketvlm.server.errors import ClientLeftError, HTTPError, response_of
+from pocketvlm.server.exchange import Exchange, Load
+from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.request_log import log_exchange
+from pocketvlm.server.service import Service
+
+Handler = Callable[[Service, Request], Awaitable[Response]]
+_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+
+
+class Guard:
+    """Args:
+    is_draining: whether the server has been asked to stop.
+    """
+
+    def __init__(self, service: Service, check_key: KeyCheck, is_draining: Callable[[], bool]) -> None:
+        self.service, self.load = service, Load(service.settings)
+        self._check_key, self._is_draining = check_key, is_draining
+
+    def route(self, handler: Handler, path: str) -> ASGIApp:
+        """The application of one route; every error becomes a response."""
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> Response:
+            return await handler(self.service, Request(scope, receive, send))
+
+        return _Guarded(self, path, respond)
+
+    def application(self, app: ASGIApp, path: str) -> ASGIApp:
+        """The same around an application that reads bodies and writes responses itself."""
+
+        async def respond(scope: Scope, _receive: Receive, _send: Send) -> ASGIApp:
+            exchange: Exchange = scope["pocketvlm.exchange"]
+            if scope["method"] not in _WITHOUT_BODY:
+                exchange.admit()
+            return app
+
+        return _Guarded(self, path, respond)
+
+    def let_in(self, exchange: Exchange, request: Request) -> None:
+        """Refuse, before its body is read, whom the server does not know or has no room for."""
+        key = self._check_key(request)
+        if self._is_draining():
+            raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
+        if not self.service.vlm.engine.is_alive:
+            raise HTTPError(503, "the engine has ended", "server_error", "engine_ended")
+        if exchange.method not in _WITHOUT_BODY:
+            self.load.check_room()
+            if key is not None:
+                key.begin()
+        exchange.key = key
+
+
+class _Guarded:
+    """One route. (An object, because Starlette takes a function for a handler.)"""
+
+    def __init__(self, guard: Guard, path: str, respond: Callable[[Scope, Receive, Send], Awaitable[ASGIApp]]) -> None:
+        self._guard, self._path, self._respond = guard, path, respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self._guard.load, scope["method"], self._path, scope.get("pocketvlm.request_id", ""))
+        exchange.put_into(scope)
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+            await send(message)
+
+        response: ASGIApp
+        try:
+            try:
+                self._guard.let_in(exchange, Request(scope, receive, send))
+                response = await self._respond(scope, receive, send)
+            except Exception as error:
+                exchange.left = isinstance(error, ClientLeftError)
+                response = response_of(error)
+            await response(scope, receive, send_and_note)
+        finally:
+            if exchange.key is not None and exchange.method not in _WITHOUT_BODY:
+                exchange.key.end(exchange.prompt_tokens + exchange.answer_tokens)
+            exchange.release()
+            log_exchange(exchange)

@@ -1,0 +1,70 @@
+"""Turns a hang into an end: a process that a supervisor starts again serves sooner than one that waits for ever."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from pocketvlm.engine.async_engine import AsyncEngine
+
+logger = logging.getLogger(__name__)
+STATUS = 70  # EX_SOFTWARE of sysexits
+GRACE = 1.0  # seconds in which /health already says that it is over
+
+
+class Watchdog:
+    """Watches a step of the engine and the event loop, each of which may take `seconds`.
+
+    Time is counted in looks, so that a process that was stopped (a laptop asleep, a debugger) is not taken for one that
+    hangs. Where even this thread cannot run, because native code keeps the interpreter to itself, a timer of the
+    interpreter's own ends the process after twice the time.
+    """
+
+    def __init__(self, engine: AsyncEngine, seconds: float) -> None:
+        self._engine, self._seconds = engine, seconds
+        self._beats = 0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pocketvlm-watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def beat(self) -> None:
+        """The event loop is alive; to be called at least once a second."""
+        self._beats += 1
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _run(self) -> None:
+        pause = min(1.0, self._seconds / 4)
+        looks = max(2, round(self._seconds / pause))
+        step, beats, same_step, same_beat = -1, -1, 0, 0
+        while not self._stopped.wait(pause):
+            with suppress(OSError, ValueError, AttributeError):  # stderr may be no file
+                faulthandler.dump_traceback_later(2 * self._seconds + GRACE, exit=True)
+            same_step = same_step + 1 if self._engine.is_stepping and step == self._engine.steps else 0
+            same_beat = same_beat + 1 if beats == self._beats else 0
+            step, beats = self._engine.steps, self._beats
+            if same_step >= looks:
+                self._end("a step of the engine")
+            if same_beat >= looks + 1:
+                self._end("the event loop")
+
+    def _end(self, what: str) -> None:
+        reason = f"{what} has taken more than {self._seconds:g} seconds"
+        self._engine.give_up(reason)
+        logger.critical("%s; the process ends. The engine is at:\n%s", reason, self._engine.stack)
+        with suppress(OSError, ValueError, AttributeError):
+            faulthandler.dump_traceback()
+        time.sleep(GRACE)
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(STATUS)

@@ -1,0 +1,248 @@
+"""Rules 6 and 8 under load: what is too much is refused at once, what is too slow is cut off, what is given up ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+from helpers.app import CHAT, App, data_url, new_vlm, png, run
+from helpers.serving import Serving, serving
+
+from pocketvlm.api.async_vlm import AsyncVLM
+
+SLOW = {"max_tokens": 20_000, "ignore_eos": True}
+
+
+async def until(condition: Any) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it has not come to that")
+
+
+def is_idle(vlm: AsyncVLM) -> bool:
+    metrics = vlm.engine.engine.metrics
+    return (
+        not vlm.engine.streams and metrics.value("num_requests_running") == metrics.value("num_requests_waiting") == 0
+    )
+
+
+def test_a_full_queue_is_429_before_the_body_is_read() -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(1)
+        yield b"{}"
+
+    async def ask() -> tuple[httpx.Response, bool]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_in_flight=2)
+            running = [asyncio.create_task(app.chat(**SLOW)) for _ in range(2)]
+            await until(lambda: len(vlm.engine.streams) == 2)
+            refused = await app.client.post(CHAT, content=body())
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            await until(lambda: is_idle(vlm))
+            return refused, (await app.chat()).status_code == 200
+
+    refused, again = run(ask())
+    assert (refused.status_code, read) == (429, [])
+    assert int(refused.headers["Retry-After"]) > 0
+    assert json.loads(refused.text)["error"]["code"] == "queue_full"
+    assert again, "what was given up still takes the place of others"
+
+
+def test_bodies_and_pictures_together_have_a_limit() -> None:
+    async def ask() -> list[int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_held_bytes=2**20)
+            picture = data_url(png(500, 500))  # about 1 MB in base64
+            return [(await app.look(picture)).status_code, (await app.look(data_url(png(30, 30)))).status_code]
+
+    assert run(ask()) == [429, 200]
+
+
+def test_the_time_of_a_request_is_over_while_it_waits_prepares_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> list[httpx.Response]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, request_seconds=0.3)
+            running = await app.chat(**SLOW)
+            prepare, go_on = vlm.vlm.prepare, threading.Event()
+            monkeypatch.setattr(vlm.vlm, "prepare", lambda *given: go_on.wait(60) and prepare(*given))
+            preparing = await app.chat()
+            go_on.set()
+            monkeypatch.undo()
+            await until(lambda: is_idle(vlm))
+            return [running, preparing, await app.chat()]
+
+    *late, good = run(ask())
+    for one in late:
+        assert one.status_code == 504
+        assert json.loads(one.text)["error"]["code"] == "deadline_exceeded"
+    assert good.status_code == 200
+
+
+def test_a_stream_whose_time_is_over_says_so() -> None:
+    async def ask() -> str:
+        async with await new_vlm() as vlm:
+            return (await App(vlm, request_seconds=1).chat(stream=True, **SLOW)).text
+
+    events = run(ask()).split("\n\n")
+    assert json.loads(events[-3].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert events[-2] == "data: [DONE]"
+
+
+def test_a_failed_step_is_500_and_the_next_request_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> tuple[httpx.Response, httpx.Response, int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm)
+
+            def fail(_plan: object) -> None:
+                raise RuntimeError("secret words of a library")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(vlm.engine.engine.executor, "run", fail)
+                failed = await app.chat()
+            return failed, await app.chat(), (await app.client.get("/health")).status_code
+
+    failed, good, health = run(ask())
+    assert (failed.status_code, good.status_code, health) == (500, 200, 200)
+    assert "secret" not in failed.text
+
+
+def test_when_the_engine_has_ended_health_is_503_and_so_is_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> list[int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm)
+
+            def end() -> None:
+                raise SystemExit
+
+            monkeypatch.setattr(vlm.engine.engine, "step", end)
+            first = await app.chat()
+            await until(lambda: not vlm.engine.is_alive)
+            others = [await app.client.get("/health"), await app.client.get("/ready"), await app.chat()]
+            return [first.status_code, *(one.status_code for one in others)]
+
+    assert run(ask()) == [500, 503, 503, 503]
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Serving]:
+    with serving(
+        "--header-seconds", "0.5", "--upload-seconds", "0.5", "--send-seconds", "0.5", "--max-connections", "8",
+        "--log-format", "json",
+    ) as started:  # fmt: skip
+        yield started
+
+
+def connect(server: Serving) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def all_of(connection: socket.socket) -> bytes:
+    parts = []
+    with suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n", b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 9],
+)
+def test_a_head_that_does_not_come_is_cut_off(impatient: Serving, beginning: bytes) -> None:
+    with connect(impatient) as connection:
+        connection.sendall(beginning)
+        assert all_of(connection) == b""
+
+
+def test_a_slow_body_is_408(impatient: Serving) -> None:
+    with connect(impatient) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_the_rest_of_a_refused_body_does_not_keep_the_connection(impatient: Serving) -> None:
+    with connect(impatient) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+        connection.settimeout(0.1)
+        for _ in range(100):
+            try:
+                connection.sendall(b" ")
+                if not connection.recv(1000):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    pytest.fail("it takes whatever comes")
+
+
+def test_large_heads_are_refused(impatient: Serving) -> None:
+    with connect(impatient) as connection:
+        with suppress(OSError):
+            connection.sendall(
+                b"GET /health HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 100_000 + b"\r\nConnection: close\r\n\r\n"
+            )
+        assert all_of(connection)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ", b"")
+    assert impatient.ask(f"/health?{'a' * 10_000}")[0] == 414
+
+
+def test_more_connections_than_allowed_are_503_and_the_others_go_on(impatient: Serving) -> None:
+    held = [connect(impatient) for _ in range(8)]
+    try:
+        with connect(impatient) as one_more:
+            answer = all_of(one_more)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After" in answer
+    finally:
+        for one in held:
+            one.close()
+    time.sleep(0.1)
+    assert impatient.ask("/health")[0] == 200
+
+
+def test_a_reader_that_stalls_is_cut_off_and_its_request_given_up(impatient: Serving) -> None:
+    much = {"logprobs": True, "top_logprobs": 20, "n": 8, "stream": True, **SLOW}
+    body = json.dumps({"messages": [{"role": "user", "content": "a"}], **much}).encode()
+    with connect(impatient) as connection:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+        for _ in range(600):
+            text = impatient.ask("/metrics")[1]
+            if 'request_success_total{finished_reason="abort"} ' in text:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail("it still runs")
+    assert "pocketvlm:num_requests_running 0.0" in impatient.ask("/metrics")[1]
+
+
+def test_every_request_is_one_line_of_the_log_without_its_content(impatient: Serving) -> None:
+    body = {"messages": [{"role": "user", "content": "my secret"}], "max_tokens": 2}
+    _, _, headers = impatient.ask(CHAT, body)
+    for _ in range(100):
+        lines = [line for line in impatient.log() if headers["x-request-id"] in line]
+        if lines:
+            break
+        time.sleep(0.02)
+    (line,) = lines
+    facts = json.loads(line)
+    assert (facts["path"], facts["status"], facts["finish_reason"]) == (CHAT, 200, "length")
+    assert facts["answer_tokens"] == 2
+    assert facts["seconds"] > 0
+    assert "secret" not in "".join(impatient.log())
