@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from conftest import OpenPage
 from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, hand_over
 from helpers.serving import Serving
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 import pocketvlm
@@ -234,7 +236,7 @@ def test_boxes_and_points_of_an_answer_are_drawn_where_they_are(open_page: OpenP
 def test_what_a_model_writes_stays_words(open_page: OpenPage) -> None:
     page = open_page()
     text = (
-        "# Title\n\nSome **bold** and `code`.\n\n- one\n  - inner\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+        "# Title ##\n\nSome **bold** and `code`.\n\n- one\n  - inner\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
         "```html\n<script>alert(1)</script>\n```\n"
         '<img src="http://192.0.2.1/x.png" onerror="document.title = 1"> ![x](http://192.0.2.1/y.png) '
         "[bad](javascript:document.title=1) [good](https://example.org/) <b>tag</b> \ue000\uf8ff"
@@ -252,6 +254,47 @@ def test_what_a_model_writes_stays_words(open_page: OpenPage) -> None:
     assert '<img src="http://192.0.2.1/x.png" onerror="document.title = 1">' in body.inner_text()
     assert turn.locator(".thoughts").text_content() == "Hm, <i>well</i>."
     assert page.title() == title
+
+
+def test_no_word_of_an_answer_is_lost(open_page: OpenPage) -> None:
+    """However deep, odd or unfinished: what is no Markdown is text."""
+    page = open_page()
+    texts = [
+        "\n".join(f"{'  ' * depth}- word{depth}" for depth in range(12)),
+        "\n".join(f"{'> ' * depth}word{depth}" for depth in range(12)),
+        "1. one\n\n2. two\n   more\n10) ten\n\n***bold* odd** _a_b_ **unfinished `code [link](",
+        "```\nunfinished fence\n\n# inside",
+        "|one|two\n|-|-\n|three\n|four|five|six|\nnot a row",
+        "####### seven\n#no heading\n## closed # ##\n# C#\n---\nafter\r\nreturn\rold",
+        "<ref>star</ref><box>1 2 3</box> <point>4 5</point> <box>(10, 20), (30, 40)</box> <box>7 8 9 10",
+    ]
+    script = """async (texts) => {
+        const [markdown, grounding] = ["/page/markdown.js", "/page/grounding.js"].map((path) => import(path));
+        const [{ render }, { findMarks, nameOf }] = [await markdown, await grounding];
+        return texts.map((text) => {
+            const parent = document.createElement("div");
+            render(parent, text, findMarks(text), (mark) => document.createTextNode(` ${nameOf(mark)} `));
+            return parent.textContent;
+        });
+    }"""
+    for text, shown in zip(texts, page.evaluate(script, texts), strict=True):
+        words = re.findall(r"[a-z]+\d*|[CG]#", text)
+        assert [word for word in words if word not in shown and word not in ("ref", "box", "point")] == [], text
+
+
+def test_a_photograph_is_planned_and_drawn_upright(open_page: OpenPage, tmp_path: Path) -> None:
+    picture = Image.open(EXAMPLES / "receipt.png").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    picture.save(tmp_path / "photo.jpg", exif=exif)
+    page = open_page()
+    page.set_input_files("#files", tmp_path / "photo.jpg")
+    page.locator("#tray li").wait_for()
+    assert "392 × 280 pixels" in page.locator("#summary").inner_text()
+    assert page.locator("#overlay").get_attribute("viewBox") == "0 0 392 280"
+    decoded = "async (one) => { await one.decode(); return [one.naturalWidth, one.naturalHeight]; }"
+    size = page.locator("#picture").evaluate(decoded)
+    assert size == [392, 280]
 
 
 def test_the_policy_stops_what_a_script_would_ask_of_others(browser: Browser, server: Serving) -> None:

@@ -3,7 +3,7 @@
 
 const BLOCK = {
   fence: /^ {0,3}(`{3,}|~{3,})\s*([\w+-]*)/,
-  heading: /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/,
+  heading: /^ {0,3}(#{1,6})\s+(.*)$/,
   rule: /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/,
   quote: /^ {0,3}>\s?/,
   item: /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/,
@@ -52,7 +52,7 @@ function blocks(lines, show, depth) {
     } else if ((match = BLOCK.heading.exec(line))) {
       at++;
       // The page has headings of its own above these.
-      out.push(element(`h${Math.min(6, match[1].length + 2)}`, inline(match[2], show)));
+      out.push(element(`h${Math.min(6, match[1].length + 2)}`, inline(withoutHashes(match[2]), show)));
     } else if (BLOCK.rule.test(line)) {
       at++;
       out.push(element("hr"));
@@ -78,15 +78,22 @@ function list(lines, show, depth) {
   const items = [];
   for (const line of lines) {
     const match = BLOCK.item.exec(line);
-    if (match && match[1].length <= indent) items.push([match[3], []]);
+    if (match && match[1].length <= indent) items.push([match[3], [], match[2]]);
     else items.at(-1)[1].push(line.slice(Math.min(indent + 2, line.length - line.trimStart().length)));
   }
   const children = items.map(([text, inner]) =>
-    element("li", [...inline(text, show), ...(inner.length && depth < 4 ? blocks(inner, show, depth + 1) : [])]),
+    element("li", [...inline(text, show), ...(depth < 4 ? blocks(inner, show, depth + 1) : inline(inner.join("\n"), show))]),
   );
-  const out = element(first[2] === undefined ? "ul" : "ol", children);
-  if (first[2] > 1) out.start = Number(first[2]);
-  return out;
+  if (first[2] === undefined) return element("ul", children);
+  items.forEach(([, , number], index) => number && (children[index].value = Number(number))); // as the model counted
+  return element("ol", children);
+}
+
+/** A heading without the signs that may close it. (A pattern would look at each of a thousand signs a thousand times.) */
+function withoutHashes(text) {
+  let end = text.trimEnd().length;
+  while (text[end - 1] === "#") end--;
+  return end === 0 || /\s/.test(text[end - 1]) ? text.slice(0, end).trimEnd() : text.trimEnd();
 }
 
 function table(lines, show) {

@@ -72,7 +72,9 @@ function comparison(now, before) {
   const visual = change(before.usage.visual_tokens, now.usage.visual_tokens, String);
   const stages = change(before.timings.encode + before.timings.prefill, now.timings.encode + now.timings.prefill, seconds);
   const total = change(before.timings.total, now.timings.total, seconds);
-  out.textContent = `Against the answer before${modes}: visual tokens ${visual}; encode and prefill ${stages}; total ${total}.`;
+  const cached = [now, before].some((one) => one.usage.prompt_tokens_details?.cached_tokens);
+  const hint = cached ? " What is in the cache is not computed again." : "";
+  out.textContent = `Against the answer before${modes}: visual tokens ${visual}; encode and prefill ${stages}; total ${total}.${hint}`;
   return out;
 }
 
