@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_named_and_keeps_none_away(open_page: Open
     lines = page.locator("#alert p").all_inner_texts()
     assert [line.partition(" is ")[0] for line in lines] == ["broken.png", "pages.pdf", "nothing.png", "notes.txt"]
     assert "damaged or cut off" in lines[0]
-    assert "PDF document" in lines[1]
+    assert "which this page does not read yet" in lines[1]
     assert page.locator("#tray li").count() == 1
     page.locator("#alert button").first.click()
     assert page.locator("#alert p").count() == 3
@@ -309,8 +309,24 @@ def test_the_policy_stops_what_a_script_would_ask_of_others(browser: Browser, se
     page.close()
 
 
+# What prints the body of a request instead of sending it, put before the code.
+PRINT_BODY = {
+    "curl": "curl() { cat; }\n",
+    "Python": """
+import json, openai
+class OpenAI:
+    def __init__(self, **_):
+        self.chat = self.completions = self
+    def create(self, extra_body, **body):
+        print(json.dumps({**body, **extra_body}))
+        raise SystemExit
+openai.OpenAI = OpenAI
+""",
+}
+
+
 @pytest.mark.parametrize("title", ["curl", "Python"])
-def test_the_code_of_a_request_gives_the_same_answer(open_page: OpenPage, tmp_path: Path, title: str) -> None:
+def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Path, title: str) -> None:
     if title == "curl" and shutil.which("curl") is None:
         pytest.skip("needs curl: `apt-get install curl`")
     name = "the 'total' $(1) `2`.png"
@@ -319,17 +335,24 @@ def test_the_code_of_a_request_gives_the_same_answer(open_page: OpenPage, tmp_pa
     page.set_input_files("#files", tmp_path / name)
     page.locator("#tray li").wait_for()
     page.check("input[value='16x']")
-    ask(page, 'Is "$HOME" \\n `date` there?')
-    turn = ask(page, TOTAL)
+    ask(page, 'Is "$HOME" \\n `date` é \\ there?')
+    with page.expect_request("**/v1/chat/completions") as asked:
+        turn = ask(page, TOTAL)
     turn.get_by_role("button", name=f"Copy as {title}").click()
     expect(page.locator("#code-note")).to_contain_text("Copied")
     code = page.input_value("#code")
     assert page.evaluate("navigator.clipboard.readText()") == code
     assert KEY not in code
-    command = ["bash", "-c", code] if title == "curl" else [sys.executable, "-c", code]
-    environment = {**os.environ, "POCKETVLM_API_KEY": KEY}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+
+    def run(code: str) -> str:
+        command = ["bash", "-c", code] if title == "curl" else [sys.executable, "-c", code]
+        environment = {**os.environ, "POCKETVLM_API_KEY": KEY}
+        options: dict[str, Any] = {"cwd": tmp_path, "env": environment, "check": True, "timeout": 60}
+        return subprocess.run(command, capture_output=True, text=True, **options).stdout
+
+    sent = asked.value.post_data_json
+    del sent["stream"], sent["stream_options"]
+    assert json.loads(run(PRINT_BODY[title] + code)) == sent
+    done = run(code)
     text = json.loads(done)["choices"][0]["message"]["content"] if title == "curl" else done.rstrip("\n")
     assert text == answer_of(turn)
