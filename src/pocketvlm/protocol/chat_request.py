@@ -26,7 +26,7 @@ _OPTIONS = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), "number"),
     **dict.fromkeys(("top_k", "n", "seed", "min_tokens"), "integer"),
-    "ignore_eos": "boolean",
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens"), "boolean"),
     "stop": "string or list of strings",
     "stop_token_ids": "list of integers",
 }

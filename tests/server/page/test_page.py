@@ -233,6 +233,16 @@ def test_boxes_and_points_of_an_answer_are_drawn_where_they_are(open_page: OpenP
     assert len(rects(page, "rect.box")) == 1
 
 
+def test_a_box_of_the_model_itself_is_drawn(open_page: OpenPage, model: pocketvlm.VLM) -> None:
+    page, question = open_page(), "Where is the yellow star? Answer with a box."
+    add(page, "second.png")
+    turn = ask(page, question)
+    left, top, right, bottom = map(int, model.ask(EXAMPLES / "second.png", question).text.split())
+    scaled = [0.168 * one for one in (left, top, right - left, bottom - top)]
+    assert rects(page, "rect.box") == [pytest.approx(scaled)]
+    assert turn.locator(".chip").count() == 1
+
+
 def test_what_a_model_writes_stays_words(open_page: OpenPage) -> None:
     page = open_page()
     text = (

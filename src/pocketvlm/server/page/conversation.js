@@ -67,6 +67,7 @@ export class Conversation {
     turn.request = (urlOf) => ({
       model: this.model,
       messages: messagesOf(known, kept, urlOf),
+      skip_special_tokens: false, // the tags of boxes and points
       ...options,
       ...(thinking ? { chat_template_kwargs: { enable_thinking: true } } : {}),
       ...(responseFormat ? { response_format: responseFormat } : {}),
