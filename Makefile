@@ -24,6 +24,7 @@ demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and
 	$(bin)/pocketvlm ask examples/chart.png "What is the title?"
 	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
 	$(bin)/pocketvlm ask examples/clip.mp4 "In which direction does the circle move?"
+	@echo 'Your own pictures: $(bin)/pocketvlm serve, then open http://127.0.0.1:8000 in a browser'
 
 test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N workers)
 	$(bin)/ruff check .
@@ -63,7 +64,7 @@ clean: ## remove the virtual environment, caches and build outputs
 
 # A stamp is newer than what it was made from, so nothing is installed twice.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(bin)/pip
-	$(install) . | $(progress)
+	$(install) '.[serve,structured]' | $(progress)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(bin)/pip

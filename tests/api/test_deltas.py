@@ -17,6 +17,7 @@ import pocketvlm
 from pocketvlm.api.answers import Delta, TokenLogprob
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.job import Job
+from pocketvlm.api.vlm import question_messages
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
@@ -176,3 +177,14 @@ def test_streams_of_both_interfaces_are_the_answers_and_reasoning_is_no_text(vlm
             own = [delta for delta in found if delta.index == index]
             assert joined(own) == (one.text, one.reasoning, one.tool_calls, one.logprobs)
             assert own[-1].finish_reason == one.finish_reason
+
+
+def test_tags_of_boxes_are_part_of_the_text_where_they_are_asked_for() -> None:
+    picture = Path(__file__).parents[2] / "examples" / "second.png"
+    with pocketvlm.load() as vlm:
+        question = "Where is the yellow star? Answer with a box."
+        bare, tagged = (vlm.ask(picture, question, skip_special_tokens=skip) for skip in (True, False))
+        assert tagged.token_ids == bare.token_ids
+        assert tagged.text == f"<box>{bare.text}</box>"
+        stream = vlm.stream(question_messages(picture, question), skip_special_tokens=False)
+        assert "".join(stream) == tagged.text

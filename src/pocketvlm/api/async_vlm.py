@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 from pocketvlm.api.answers import Answer, Delta
 from pocketvlm.api.job import Job
@@ -15,6 +15,8 @@ from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.ranges import Range
+
+T = TypeVar("T")
 
 
 class AsyncVLM:
@@ -40,7 +42,11 @@ class AsyncVLM:
     async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""
         self.engine.check_alive()
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._prepare, messages, options)
+        return await self.in_worker(self._prepare, messages, options)
+
+    async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
+        """The result of something that takes as long as preparing does, in one of the threads that prepare."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work, *args)
 
     def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
         self.engine.check_alive()  # it may have been closed while this waited for a thread

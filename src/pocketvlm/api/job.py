@@ -47,7 +47,7 @@ class Job:
         params = request.params
         self.choices = [
             Choice(
-                IncrementalDetokenizer(tokenizer),
+                IncrementalDetokenizer(tokenizer, skip_special=params.skip_special_tokens),
                 params.stop,
                 ReasoningSplitter() if thinking else None,
                 ToolCallSplitter(tools) if tools else None,

@@ -48,6 +48,18 @@ class ViewPlan:
     visual_tokens_min: int
     rates: tuple[DownsampleMode, ...] | None
 
+    @property
+    def boxes(self) -> tuple[tuple[float, float, float, float], ...]:
+        """What each view shows: (left, top, right, bottom) in pixels of the picture."""
+        rows, columns = self.grid or (0, 0)
+        high, wide = self.height / max(rows, 1), self.width / max(columns, 1)
+        slices = (
+            (column * wide, row * high, (column + 1) * wide, (row + 1) * high)
+            for row in range(rows)
+            for column in range(columns)
+        )
+        return ((0.0, 0.0, float(self.width), float(self.height)), *slices)
+
 
 def plan(
     height: int,

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             put_json({"url": url, "pid": os.getpid()})
         else:
-            say(f"Serving at {url}/v1; Ctrl-C ends it.")
+            page = f", with a page to ask it on at {url}/" if settings.page else ""
+            say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")
 
     with loaded(args) as vlm:
         vlm.progress = None

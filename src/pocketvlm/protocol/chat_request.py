@@ -26,7 +26,7 @@ OPTIONS = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), "number"),
     **dict.fromkeys(("top_k", "n", "seed", "min_tokens"), "integer"),
-    "ignore_eos": "boolean",
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens"), "boolean"),
     "stop": "string or list of strings",
     "stop_token_ids": "list of integers",
 }
@@ -60,6 +60,7 @@ class ChatRequest:
         options: arguments of `VLM.chat`, only those that were given. `tools` are those the model may call.
         stream: the answer should come piece by piece.
         include_usage: the stream should end with the tokens used.
+        include_timings: the stream should end with the seconds that each stage took, and the views of its pictures.
     """
 
     model: str | None
@@ -67,6 +68,7 @@ class ChatRequest:
     options: dict[str, Any]
     stream: bool = False
     include_usage: bool = False
+    include_timings: bool = False
 
 
 def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
@@ -101,13 +103,14 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
         processor_options,
     ):
         options |= parse(given)
-    stream, include_usage = _stream(given)
+    stream, include_usage, include_timings = _stream(given)
     return ChatRequest(
         model=check("model", given["model"], "string") if "model" in given else None,
         messages=list(check("messages", given["messages"], "list")),
         options=options,
         stream=stream,
         include_usage=include_usage,
+        include_timings=include_timings,
     )
 
 
@@ -224,18 +227,21 @@ def template_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def processor_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read `mm_processor_kwargs`: how pictures and videos are seen."""
     field = "mm_processor_kwargs"
     options = only_kinds(field, given.get(field), MM_PROCESSOR_KWARGS)
     return {name: check(f"{field}.{name}", value, MM_PROCESSOR_KWARGS[name]) for name, value in options.items()}
 
 
-def _stream(given: Mapping[str, Any]) -> tuple[bool, bool]:
+def _stream(given: Mapping[str, Any]) -> tuple[bool, bool, bool]:
+    """Read whether to stream, and what to end with: usage, as OpenAI has it, and timings, an addition of ours."""
     stream = check("stream", given.get("stream", False), "boolean")
-    options = only_kinds("stream_options", given.get("stream_options"), ("include_usage", "include_obfuscation"))
-    check("stream_options.include_obfuscation", options.get("include_obfuscation", False), "boolean")  # of no effect
+    names = ("include_usage", "include_timings", "include_obfuscation")  # the last is of no effect
+    options = only_kinds("stream_options", given.get("stream_options"), names)
+    usage, timings, _ = (check(f"stream_options.{name}", options.get(name, False), "boolean") for name in names)
     if "stream_options" in given and not stream:
         raise ConfigError("stream_options means nothing without stream", hint="Set stream to true.")
-    return stream, check("stream_options.include_usage", options.get("include_usage", False), "boolean")
+    return stream, usage, timings
 
 
 # Every field that is read.

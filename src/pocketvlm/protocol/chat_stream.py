@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.protocol.chat_response import finish_reason_of, token_logprobs, tool_call, usage_of
+from pocketvlm.protocol.view_plan import view_entry
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer, Delta
     from pocketvlm.tools.calls import ToolCall
+    from pocketvlm.views import View
 
 
 class ChatStream:
@@ -22,12 +24,22 @@ class ChatStream:
         id, created, model: as in `chat_completion`.
         count: `n` of the request.
         include_usage: end with a chunk that has the tokens used and no choice.
+        include_timings: end with such a chunk that has `timings`, which only clients that ask for them get.
     """
 
-    def __init__(self, *, id: str, created: int, model: str, count: int = 1, include_usage: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        id: str,
+        created: int,
+        model: str,
+        count: int = 1,
+        include_usage: bool = False,
+        include_timings: bool = False,
+    ) -> None:
         self._id = id
         self._head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._include_usage = include_usage
+        self._include_usage, self._include_timings = include_usage, include_timings
         self._calls = [0] * count
 
     def start(self) -> Iterator[dict[str, Any]]:
@@ -54,10 +66,17 @@ class ChatStream:
             reason = finish_reason_of(delta.finish_reason, has_calls=self._calls[index] > 0)
             yield self._chunk(index, {}, finish_reason=reason)
 
-    def end(self, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """The last chunk, where it was asked for."""
-        if self._include_usage:
-            yield {**self._head, "choices": [], "usage": usage_of(answers)}
+    def end(self, answers: Sequence[Answer], views: Sequence[View] = ()) -> Iterator[dict[str, Any]]:
+        """The last chunk, where it was asked for.
+
+        Args:
+            views: of the pictures and videos of the prompt, in its order.
+        """
+        parts: dict[str, Any] = {"usage": usage_of(answers)} if self._include_usage else {}
+        if self._include_timings:
+            parts["timings"] = {**answers[0].timing, "views": [view_entry(view) for view in views]}
+        if parts:
+            yield {**self._head, "choices": [], **parts}
 
     def _call(self, index: int, call: ToolCall) -> Iterator[dict[str, Any]]:
         """Its name first, then its arguments: what clients wait for, who show a call as it comes."""

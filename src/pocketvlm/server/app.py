@@ -21,11 +21,13 @@ from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.ollama import NOT_OFFERED, chat, generate, is_running, not_offered
 from pocketvlm.server.ollama_models import ps, show, tags, version
 from pocketvlm.server.openapi import openapi
+from pocketvlm.server.page import add_page
 from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.tokens import detokenize, model, models, tokenize
 from pocketvlm.server.tracing import Tracing
+from pocketvlm.server.view_plan import view_plan
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -49,6 +51,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/detokenize", detokenize),
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{model:path}", model),
+    ("POST", "/v1/view_plan", view_plan),
     ("GET", "/metrics", metrics),
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
@@ -99,6 +102,8 @@ def create_app(
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
     app.router.add_route("/", is_running, methods=["HEAD"])
+    if settings.page:
+        add_page(app.router)
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)

@@ -36,7 +36,12 @@ async def chat_completions(service: Service, request: Request) -> Response:
         answers = await service.answers(request, job)
         return Response(to_json(chat_completion(answers, **head)), media_type="application/json")
     deltas = await service.stream(request, job)
-    stream = ChatStream(**head, count=job.request.params.n, include_usage=asked.include_usage)
+    stream = ChatStream(
+        **head,
+        count=job.request.params.n,
+        include_usage=asked.include_usage,
+        include_timings=asked.include_timings,
+    )
     return EventStream(_events(job, stream, deltas), send_seconds=service.settings.send_seconds)
 
 
@@ -48,7 +53,7 @@ async def _events(job: Job, stream: ChatStream, deltas: AsyncGenerator[Delta, No
             async for delta in deltas:
                 for chunk in stream.add(delta):
                     yield event(chunk)
-            for chunk in stream.end(job.answers()):
+            for chunk in stream.end(job.answers(), job.request.views):
                 yield event(chunk)
         except Exception as error:  # the status has been sent: the stream itself has to say it
             yield f"data: {bytes(response_of(error).body).decode()}\n\n"

@@ -46,6 +46,18 @@ class Service:
             message = f"this server has no model {name[:100]!r}, but {', '.join(self.names)}"
             raise HTTPError(404, message, code="model_not_found")
 
+    def about(self) -> dict[str, Any]:
+        """How the model sees pictures where a request does not say, and how much of them it takes."""
+        processor = self.vlm.vlm.processor
+        return {
+            "context": processor.model_config.text.max_position_embeddings,
+            "downsample_mode": processor.model_config.downsample_mode,
+            "max_slice_nums": processor.image_config.max_slice_nums,
+            "max_images": processor.limits.max_images,
+            "max_videos": processor.limits.max_videos,
+            "max_media_bytes": processor.limits.max_bytes,
+        }
+
     async def prepare(self, request: Request, messages: Sequence[Any], options: Mapping[str, Any]) -> Job:
         """A job within the server's limits, whose time has begun.
 

@@ -41,6 +41,7 @@ class ServerSettings:
     port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
+    page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
     docs: bool = _setting(False, "serve the description of the API at /openapi.json")
     mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
     mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")

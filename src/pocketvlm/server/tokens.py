@@ -68,4 +68,5 @@ def _card(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "pocketvlm",
         "root": service.names[0],
         "max_model_len": context_of(service),
+        "pocketvlm": service.about(),
     }

@@ -30,6 +30,7 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(int, -(2**63), nullable=True),
     "n": Range(int, 1, 64),
     "ignore_eos": Range(bool),
+    "skip_special_tokens": Range(bool),
     "max_tokens": Range(int, 1),
     "min_tokens": Range(int, 0),
     "logprobs": Range(int, 0, MAX_LOGPROBS, nullable=True),
@@ -113,6 +114,8 @@ class SamplingParams:
         stop: strings that end the answer; they are not part of it.
         stop_token_ids: tokens that end the answer, besides the checkpoint's own.
         ignore_eos: go on where the checkpoint would end the answer; `stop` and `stop_token_ids` still end it.
+        skip_special_tokens: leave tokens of the tokenizer's own that are marked special out of the text; False shows
+            them: `<box>` and `<point>` around coordinates, `<ref>` around what they are of.
         max_tokens: at most this many tokens are generated.
         min_tokens: no token that ends the answer is chosen before it has this many.
         logprobs: log probabilities of each token of the answer, and of this many most probable ones in its place, as
@@ -141,6 +144,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     max_tokens: int = 1024
     min_tokens: int = 0
     logprobs: int | None = None

@@ -1,0 +1,159 @@
+"""The page without a mouse, without eyes, on a phone, in the dark, and on a server that wants a key."""
+
+from __future__ import annotations
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import KEY, OpenPage
+from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun
+from playwright.sync_api import Page, expect
+
+import pocketvlm
+
+TOTAL = "What is the total?"
+TABLE = "\n".join("|" + cell * 12 for cell in ("column|", "---|", "1|"))
+LONG = "word" * 200 + "\n\n```\n" + "code " * 60 + "\n```\n\n" + TABLE
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until the element has the focus, which everybody has to see."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none", f"the focus on {selector} is not seen"
+            return
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def violations(page: Page) -> list[tuple[str, list[str]]]:
+    found = Axe().run(page).response["violations"]
+    return [(one["id"], [str(node["target"]) for node in one["nodes"]]) for one in found]
+
+
+def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage, model: pocketvlm.VLM) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+Tab")
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, "#choose")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([EXAMPLES / "receipt.png", EXAMPLES / "word.png"])
+    page.locator("#tray li").nth(1).wait_for()
+    tab_to(page, "#tray li:last-child .remove")
+    page.keyboard.press("Enter")
+    expect(page.locator("#tray .thumbnail")).to_be_focused()
+    tab_to(page, "input[name=rate]")
+    page.keyboard.press("ArrowLeft")
+    mode = page.locator("input[name=rate]:checked").get_attribute("value")
+    assert mode == "16x"  # the model's own is 4x, beside it
+    tab_to(page, "#question")
+    page.keyboard.type(TOTAL)
+    page.keyboard.press("Enter")
+    turn = page.locator("#turns > li")
+    turn.locator(".actions button").first.wait_for()
+    expected = model.ask(EXAMPLES / "receipt.png", TOTAL, downsample_mode="16x").text
+    assert answer_of(turn) == expected
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, ".actions button")
+    page.keyboard.press("Enter")
+    expect(page.locator("#code")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(turn.locator(".actions button").first).to_be_focused()
+    tab_to(page, "#anew")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    expect(turn).to_have_count(0)
+    answer_at_length(page, 4000)
+    turn = begin(page, TOTAL)
+    begun(turn)
+    page.keyboard.press("Escape")
+    expect(turn.locator(".note")).to_have_text("Stopped.")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
+def test_axe_finds_nothing(open_page: OpenPage, scheme: str, width: int) -> None:
+    page = open_page(color_scheme=scheme, viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    assert violations(page) == []
+    add(page, "receipt.png", "clip.mp4")
+    page.locator("#tray .thumbnail").first.click()
+    page.locator("#views summary").click()
+    answer_with(page, f"# Title\n\n<box>1 2 300 400</box> [link](https://example.org) `code`\n\n{LONG}\n\n> quoted")
+    ask(page, "Where?")
+    page.check("#schema-mode")
+    answer_with(page, '{"total": 11.60, "items": [{"of": "Coffee", "price": 2.8}]}', reasoning_content="Well.")
+    ask(page, "As a table?")
+    page.locator(".reasoning summary").click()
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": {"message": "No."}}))
+    ask(page, "Once more?")
+    page.set_input_files("#files", {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-"})
+    page.locator("#alert p").wait_for()
+    assert violations(page) == []
+    page.locator(".actions button").first.click()
+    page.locator("#code-note").wait_for()
+    assert violations(page) == []
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(open_page: OpenPage) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    page = open_page(**phone)
+    assert page.locator("#camera").get_attribute("capture") == "environment"
+    with page.expect_file_chooser() as chooser:
+        page.tap("#photograph")
+    chooser.value.set_files(EXAMPLES / "receipt.png")
+    page.locator("#tray li").wait_for()
+    assert page.locator("#overlay rect.view").count() == 4
+    assert answer_of(ask(page, TOTAL))
+    page.check("#schema-mode")
+    answer_with(page, LONG)
+    page.uncheck("#schema-mode")
+    ask(page, "x" * 300)
+    page.locator("#views summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate("document.body.scrollWidth") == 360
+    small = """() => [...document.querySelectorAll("button, select, summary")]
+        .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 24)
+        .map((one) => one.outerHTML)"""
+    assert page.evaluate(small) == []  # a finger finds them
+
+
+def test_who_wants_no_motion_gets_none(open_page: OpenPage) -> None:
+    moving = "getComputedStyle(document.querySelector('.answer .body'), '::after').animationName"
+    for motion, name in (("reduce", "none"), ("no-preference", "blink")):
+        page = open_page(reduced_motion=motion)
+        answer_at_length(page, 2000)
+        begin(page, TOTAL)
+        page.wait_for_selector(".answer.running")
+        assert page.evaluate(moving) == name
+        page.click("#stop")
+        page.locator(".actions button").first.wait_for()
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab_alone(open_page: OpenPage) -> None:
+    page = open_page(key=None)
+    dialog = page.locator("#key-dialog")
+    dialog.wait_for()
+    expect(page.locator("#key")).to_be_focused()
+    assert violations(page) == []
+    page.fill("#key", "a wrong one")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-note")).to_contain_text("without spaces")
+    page.fill("#key", "wrong")
+    page.keyboard.press("Enter")
+    expect(page.locator("#key-note")).to_contain_text("did not take that key")
+    page.fill("#key", KEY)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("html[data-ready]")
+    assert dialog.is_hidden()
+    add(page, "word.png")
+    assert answer_of(ask(page, "What does it say?"))
+    assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [[KEY], 0, ""]
+    assert KEY not in page.content()
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator("#key-dialog").wait_for()
+    other.keyboard.press("Escape")
+    expect(other.locator("#alert")).to_contain_text("wants an API key")
