@@ -12,9 +12,7 @@ import pytest
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
 
 
-@pytest.mark.parametrize(
-    ("case", "requests"), [("abort-storm", 60), ("sigterm", 12), ("hostile-media", 8)]
-)
+@pytest.mark.parametrize(("case", "requests"), [("abort-storm", 60), ("sigterm", 12), ("hostile-media", 8)])
 def test_a_figure_holds_at_a_small_size(case: str, requests: int) -> None:
     command = [sys.executable, str(PROGRAM), case, "--requests", str(requests)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

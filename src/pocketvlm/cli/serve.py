@@ -10,7 +10,6 @@ from typing import Any
 
 from pocketvlm.cli.common import add_json, add_model, loaded
 from pocketvlm.cli.console import put_json, say
-from pocketvlm.errors import MissingExtraError
 from pocketvlm.server.settings import ServerSettings, option_of
 
 
@@ -30,10 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    try:
-        from pocketvlm.server.run import listen, serve
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "fastapi", "serve") from None
+    from pocketvlm.server.run import listen, serve
+
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
     listen(settings).close()  # before minutes are spent on loading
