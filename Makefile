@@ -14,7 +14,7 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test javascript-client test-cpus test-slow mutants bench wheel check-wheel format clean
+.PHONY: help demo test javascript-client test-cpus test-slow mutants bench soak wheel check-wheel format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ wheel: $(VENV)/.installed-dev ## dist/: the sdist and the wheel
 
 check-wheel: $(VENV)/.installed-dev ## build, install into an empty environment, run every command there: minutes, and a download of PyTorch
 	$(bin)/python .ci/check_wheel.py
+
+soak: $(VENV)/.installed-dev ## ten minutes of a server with good, malformed and abandoned requests: memory, files, counters
+	$(bin)/python benchmarks/reliability.py soak --seconds 600
 
 format: $(VENV)/.installed-dev ## mend what ruff can, and write the generated parts of the docs
 	$(bin)/ruff check --fix .
