@@ -21,7 +21,9 @@ async def tokenize(service: Service, request: Request) -> Response:
     service.check_model(asked.model)
     tokenizer = service.vlm.vlm.processor.tokenizer
     if asked.prompt is not None:
-        check_messages([{"content": asked.prompt}], exchange_of(request, service.settings))
+        check_messages(
+            [{"content": asked.prompt}], exchange_of(request, service.settings), service.settings.max_text_bytes
+        )
         ids = await asyncio.to_thread(tokenizer.encode_plain, asked.prompt)
     else:
         job = await service.prepare(request, asked.messages, asked.options)
