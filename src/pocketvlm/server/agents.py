@@ -45,5 +45,5 @@ def agents_endpoint(service: Service) -> HTTPEndpoint:
 def allowed_hosts(settings: ServerSettings) -> tuple[str, ...]:
     """Names by which the server may be called: this machine's, that of its address, and those that were named."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    names = dict.fromkeys((*LOCAL, host, *settings.mcp_hosts))
+    names = dict.fromkeys((*LOCAL, host, *settings.allowed_hosts))
     return tuple(form for name in names for form in (name, f"{name}:*"))

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pocketvlm.server.errors import ClientLeftError, HTTPError, response_of
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.origins import OriginCheck
 from pocketvlm.server.request_log import log_exchange
 from pocketvlm.server.service import Service
 
@@ -29,6 +30,7 @@ class Guard:
     def __init__(self, service: Service, check_key: KeyCheck, is_draining: Callable[[], bool]) -> None:
         self.service, self.load = service, Load(service.settings)
         self._check_key, self._is_draining = check_key, is_draining
+        self._check_origin = OriginCheck(service.settings)
 
     def route(self, handler: Handler, path: str) -> ASGIApp:
         """The application of one route; every error becomes a response."""
@@ -51,6 +53,7 @@ class Guard:
 
     def let_in(self, exchange: Exchange, request: Request) -> None:
         """Refuse, before its body is read, whom the server does not know or has no room for."""
+        self._check_origin(request)
         key = self._check_key(request)
         if self._is_draining():
             raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")

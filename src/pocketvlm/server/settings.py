@@ -24,7 +24,7 @@ _SINGULAR = {
     "private_hosts": "private_host",
     "media_roots": "media_root",
     "mcp_roots": "mcp_root",
-    "mcp_hosts": "mcp_host",
+    "allowed_hosts": "allowed_host",
 }
 
 
@@ -45,7 +45,9 @@ class ServerSettings:
     docs: bool = _setting(False, "serve the description of the API at /openapi.json")
     mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
     mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")
-    mcp_hosts: tuple[str, ...] = _setting((), "names of this server, beside its address, that agents call it by")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "names of this server beside its address and localhost, for agents and where it listens on loopback"
+    )
     # Who may ask.
     api_keys: tuple[str, ...] = _setting(
         (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"

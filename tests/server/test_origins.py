@@ -1,0 +1,66 @@
+"""Pages of other sites do not use a server without keys, whatever name they have it by."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.requests import Request
+
+from pocketvlm.server.errors import HTTPError
+from pocketvlm.server.origins import OriginCheck
+from pocketvlm.server.settings import ServerSettings
+
+LOCAL = {"host": "127.0.0.1"}
+
+
+def is_let_in(settings: dict[str, object], host: str, origin: str | None = None, method: str = "POST") -> bool:
+    headers = [(b"host", host.encode())] + ([(b"origin", origin.encode())] if origin is not None else [])
+    request = Request({"type": "http", "method": method, "headers": headers})
+    try:
+        OriginCheck(ServerSettings(**settings))(request)  # type: ignore[arg-type]
+    except HTTPError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8000", "localhost", "LOCALHOST:8000", "[::1]:8000", "a.localhost:80", "192.168.1.2:8000"]
+)
+def test_a_server_is_known_by_addresses_and_localhost(host: str) -> None:
+    assert is_let_in(LOCAL, host)
+
+
+@pytest.mark.parametrize("host", ["evil.example:8000", "localhost.evil.example", "", "[", "127.0.0.1.evil.example"])
+def test_a_name_that_was_made_to_lead_here_is_refused(host: str) -> None:
+    assert not is_let_in(LOCAL, host)
+    assert not is_let_in(LOCAL, host, method="GET")
+    # With keys no page can ask, and a server for others has names that it does not know.
+    assert is_let_in({**LOCAL, "api_keys": ("secret",)}, host)
+    assert is_let_in({"host": "0.0.0.0"}, host)
+
+
+def test_names_can_be_allowed() -> None:
+    assert is_let_in({**LOCAL, "allowed_hosts": ("Reader.lan",)}, "reader.lan:8000")
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (None, True),
+        ("http://127.0.0.1:8000", True),
+        ("app://obsidian.md", True),
+        ("file://", True),
+        ("https://evil.example", False),
+        ("http://127.0.0.1:9000", False),
+        ("http://evil.example/http://127.0.0.1:8000", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_what_costs_something_is_for_pages_of_its_own_and_for_programs(origin: str | None, allowed: bool) -> None:
+    assert is_let_in(LOCAL, "127.0.0.1:8000", origin) == allowed
+    assert is_let_in({"host": "0.0.0.0"}, "127.0.0.1:8000", origin) == allowed
+    assert is_let_in(LOCAL, "127.0.0.1:8000", origin, method="GET")
+    assert is_let_in({**LOCAL, "api_keys": ("secret",)}, "127.0.0.1:8000", origin)
+    if origin:
+        assert is_let_in({**LOCAL, "cors_origins": (origin,)}, "127.0.0.1:8000", origin)
+        assert is_let_in({**LOCAL, "cors_origins": ("*",)}, "127.0.0.1:8000", origin)
