@@ -302,7 +302,7 @@ def test_an_answer_that_nobody_waits_for_is_given_up(server: Serving) -> None:
                 break
 
     asyncio.run(leave())
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 60  # on a machine with much else to do
     while running(server):
         assert time.monotonic() < ends, "the engine still works on it"
         time.sleep(0.01)
