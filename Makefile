@@ -14,10 +14,10 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test test-cpus test-slow mutants bench wheel check-wheel format clean
+.PHONY: help demo test javascript-client test-cpus test-slow mutants bench soak wheel check-wheel format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and a clip, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(pytest) -n $(JOBS)
+
+javascript-client: ## the openai package for JavaScript, for the tests that use the server with it; needs npm
+	npm install --prefix tests/server/uses/javascript --no-audit --no-fund
 
 test-cpus: $(VENV)/.installed-dev ## parity, kernels, model and engine as other processors compute them: an hour
 	$(bin)/python -m pytest -m cpus tests/test_processors.py
@@ -49,6 +52,9 @@ wheel: $(VENV)/.installed-dev ## dist/: the sdist and the wheel
 
 check-wheel: $(VENV)/.installed-dev ## build, install into an empty environment, run every command there: minutes, and a download of PyTorch
 	$(bin)/python .ci/check_wheel.py
+
+soak: $(VENV)/.installed-dev ## ten minutes of a server with good, malformed and abandoned requests: memory, files, counters
+	$(bin)/python benchmarks/reliability.py soak --seconds 600
 
 format: $(VENV)/.installed-dev ## mend what ruff can, and write the generated parts of the docs
 	$(bin)/ruff check --fix .

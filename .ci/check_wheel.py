@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "eval,gguf,onnx,plots,structured"
+EXTRAS = "eval,gguf,mcp,onnx,otel,plots,serve,structured"
 MAX_BYTES = 12_000_000
 # What nano, which answers greedily and the same everywhere, reads in the example.
 QUESTION, ANSWER = "What is the total?", "11.60"
@@ -127,6 +127,9 @@ def check_missing(env: Environment) -> None:
     env.run("pocketvlm", "export", "gguf", "gguf", status=2, says="pocketvlm[gguf]")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--runtime", "onnx", status=2, says="pocketvlm[onnx]")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", "a", status=2, says="pocketvlm[structured]")
+    env.run("pocketvlm", "serve", status=2, says="pocketvlm[serve]")
+    env.run("pocketvlm", "bench", "serving", status=2, says="pocketvlm[serve]")
+    env.run("pocketvlm", "mcp", "--root", ".", status=2, says="pocketvlm[mcp]")
 
 
 def check_extras(env: Environment) -> None:
@@ -136,6 +139,13 @@ def check_extras(env: Environment) -> None:
     # llama.cpp reads towers of one size only, which nano's is not: the extra is found, and then the reason is said.
     env.run("pocketvlm", "export", "gguf", "gguf", status=2, says="70 × patch_size")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", ANSWER, "--choice", "99.99", says=ANSWER)
+    # A server of its own, which is asked by HTTP and ended.
+    env.run("pocketvlm", "bench", "serving", "--requests", "2", "--max-tokens", "2", says="2 completed")
+    page = (
+        "from importlib.resources import files; assert files('pocketvlm.server').joinpath('page/index.html').is_file()"
+    )
+    env.run("python", "-c", page)
+    env.run("pocketvlm", "mcp", "--root", ".")  # whose input has ended
     env.run("pocketvlm", "bench", "offline", "--runs", "onnx:int8", "--lines", "view", "--rounds", "1", says="views/s")
 
 

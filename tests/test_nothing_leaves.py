@@ -58,6 +58,15 @@ def commands(model: str, folder: Path) -> list[dict[str, Any]]:
         ("bench", "offline", "--model", model, "--runs", "onnx:none", "--lines", "decode1", "--rounds", "1"),
     ]
     made: list[dict[str, Any]] = [{"arguments": line} for line in lines]
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    call = {"name": "look", "arguments": {"media": ["word.png"], "question": "What?", "max_tokens": 2}}
+    said = [
+        {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call},
+    ]
+    spoken = "".join(json.dumps(message) + "\n" for message in said)
+    made.append({"arguments": ("mcp", "--model", model, "--root", str(ROOT / "examples")), "stdin": spoken})
     for where in ((), onnx):
         options = ("--model", model, "--max-tokens", "2", *where)
         made.append({"arguments": ("chat", *options), "stdin": "Hello\n"})

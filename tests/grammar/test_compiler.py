@@ -240,6 +240,9 @@ def test_a_tool_call_is_written_to_the_letter(tiny: Setting) -> None:
 
     assert fits(call)
     assert fits(f"{call}\n{call}")
+    alone = tiny.compile(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    assert accepts(tiny, alone, tiny.tokenizer.encode_trusted(call))
+    assert not accepts(tiny, alone, tiny.tokenizer.encode_trusted(f"{call}\n{call}"))
     for wrong in (
         call.replace("-3", "3.5"),
         call.replace("\nf\n", "\ng\n"),

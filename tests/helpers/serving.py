@@ -9,10 +9,11 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -42,12 +43,18 @@ class Serving:
         return self.process.returncode
 
     def ask(
-        self, path: str, body: Any = None, *, key: str | None = None, method: str | None = None
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        method: str | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[int, str, Mapping[str, str]]:
         """Status, body and headers of one request: POST with a body (JSON, or bytes as they are), else GET."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers, method=method)
+        own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers={**own, **headers}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return response.status, response.read().decode(), dict(response.headers)
@@ -56,9 +63,11 @@ class Serving:
                 return error.code, error.read().decode(), dict(error.headers)
 
 
-def start(*options: str, environment: Mapping[str, str] | None = None) -> Serving:
+def start(
+    *options: str, environment: Mapping[str, str] | None = None, program: Sequence[str] = ("-m", "pocketvlm.cli")
+) -> Serving:
     """Start `pocketvlm serve` on a free port; returns once it is ready."""
-    command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", *options]
+    command = [sys.executable, *program, "serve", "--port", "0", "--json", *options]
     # A file: a pipe that nobody reads would be full after some hundred requests.
     descriptor, name = tempfile.mkstemp()
     errors = Path(name)

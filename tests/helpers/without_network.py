@@ -79,9 +79,10 @@ def main() -> None:
 
     statuses = []
     for given in json.loads(sys.argv[1]):
-        sys.stdin = io.StringIO(given.get("stdin", ""))
+        # With bytes beneath, which the Model Context Protocol is read from and written to.
+        sys.stdin = io.TextIOWrapper(io.BytesIO(given.get("stdin", "").encode()), "utf-8")
         print(*given["arguments"], file=sys.stderr, flush=True)  # says which one it was that ended the process
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")):
             statuses.append(command(given["arguments"]))
     print(json.dumps({"statuses": statuses, "asked": seen, "native": is_native_watched}))
 

@@ -160,7 +160,24 @@ MUTANTS = [
     *of(
         "protocol/chat_response.py",
         "protocol/test_chat_request.py",
-        ('"tool_calls" if finish_reason == "stop" else finish_reason', '"tool_calls"'),
+        ('"tool_calls" if has_calls and reason == "stop" else reason', '"tool_calls" if has_calls else reason'),
+    ),
+    *of(
+        "protocol/responses_stream.py",
+        "protocol/test_responses_stream.py",
+        ('status = "incomplete" if self._reason == "length" else "completed"', 'status = "completed"'),
+        ('if not (self._is_open and self._output[-1]["type"] == kind):', "if not self._is_open:"),
+        ("self._waiting = []\n        return", "return"),
+    ),
+    *of(
+        "protocol/responses_input.py",
+        "protocol/test_responses_request.py",
+        ('"content" in turn and "tool_calls" not in turn', '"tool_calls" not in turn'),
+    ),
+    *of(
+        "grammar/tool_grammar.py",
+        "grammar/test_compiler.py",
+        ('if parallel else "calls: call"', 'if True else "calls: call"', "test_a_tool_call_is_written_to_the_letter"),
     ),
     *of(
         "grammar/json_numbers.py",

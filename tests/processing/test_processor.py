@@ -16,7 +16,7 @@ from helpers.pictures import content_of, encoded
 from PIL import Image
 
 from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptError
-from pocketvlm.processing import processor as module
+from pocketvlm.processing import media_encoding as module
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.patches.image import ImageViews

@@ -61,7 +61,12 @@ LENIENT = {"type": "function", "function": {**FUNCTION, "strict": False}}
             {"tools": [TOOL, STRICT]},
             {"tools": [TOOL, STRICT], "structured_outputs": StructuredOutputs(tools=[TOOL, STRICT])},
         ),
-        ({"tools": [LENIENT]}, {"tools": [LENIENT]}),
+        ({"tools": [LENIENT], "parallel_tool_calls": True}, {"tools": [LENIENT]}),
+        (
+            {"tools": [TOOL], "parallel_tool_calls": False},
+            {"tools": [TOOL], "structured_outputs": StructuredOutputs(tools=[TOOL], parallel_tool_calls=False)},
+        ),
+        ({"parallel_tool_calls": False}, {}),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "weather"}}},
             {"tools": [TOOL], "structured_outputs": StructuredOutputs(tools=[TOOL], tool_choice="weather")},
@@ -94,7 +99,7 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
         ({"prediction": "x"}, "prediction is 'x'"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"verbosity": "low"}, "verbosity='low' is not supported"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls=False"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls is 'no'"),
         ({"reasoning_effort": "high"}, "reasoning_effort='high' is not supported.*enable_thinking"),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "contradict each other"),
         ({"best_of": 2}, "Use n"),

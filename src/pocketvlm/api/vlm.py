@@ -76,14 +76,21 @@ def load(
     defaults = SamplingParams.defaults_of(directory.configs.generation)
     if names := SamplingParams.not_honoured(directory.configs.generation):
         logger.warning("%s: generation_config.json asks for what is not done: %s", directory, ", ".join(names))
-    return VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
+    vlm = VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
+    vlm.directory = directory
+    return vlm
 
 
 class VLM:
     """A loaded model. Options by name everywhere: those of the pictures (`downsample_mode`, `max_slice_nums`, …) and
     those of sampling (`temperature`, `top_p`, `max_tokens`, …; see `SamplingParams`). What is not given comes from the
     checkpoint; what does not exist is refused. `with pocketvlm.load() as vlm` closes it at the end.
+
+    Attributes:
+        directory: what it was loaded from; None where it was put together by hand.
     """
+
+    directory: ModelDirectory | None = None
 
     def __init__(
         self,

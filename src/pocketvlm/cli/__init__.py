@@ -17,7 +17,8 @@ from pocketvlm.errors import EngineError, OutputError, PocketVLMError
 COMMANDS = {
     "ask": "answer a question about pictures or a video",
     "chat": "talk about pictures, turn by turn",
-    "serve": "answer requests of programs by HTTP, in the formats of OpenAI",
+    "serve": "answer requests of programs by HTTP, in the formats of OpenAI and Ollama",
+    "mcp": "look, read and extract as tools for agents (Model Context Protocol over stdio)",
     "plan": "show how pictures are sliced, and what that costs",
     "batch": "answer a file of requests, in the format of OpenAI's batches",
     "export": "write a model in the files of other programs",

@@ -4,4 +4,5 @@ import sys
 
 from pocketvlm.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that are started for media import it too
+    sys.exit(main())

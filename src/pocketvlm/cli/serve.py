@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
-    listen(settings).close()  # before minutes are spent on loading
+    # Before minutes are spent on loading.
+    if settings.mcp:
+        import_module("pocketvlm.mcp_server")  # it says which extra is missing
+    listen(settings).close()
 
     def on_ready(url: str) -> None:
         if args.json:

@@ -44,7 +44,7 @@ def grammar_text(spec: StructuredOutputs, control_tokens: Mapping[str, int]) -> 
     elif spec.grammar is not None:
         text = _checked(spec.grammar)
     else:
-        text = tool_grammar(json.loads(spec.tools), spec.tool_choice, control_tokens)
+        text = tool_grammar(json.loads(spec.tools), spec.tool_choice, control_tokens, parallel=spec.parallel_tool_calls)
     if len(text) > MAX_GRAMMAR:
         raise ConfigError(f"the grammar takes {len(text)} characters written out, at most {MAX_GRAMMAR} are allowed")
     return text + _OPTIONS

@@ -35,6 +35,7 @@ class StructuredOutputs:
         grammar: a context-free grammar in Lark's notation, whose first rule is `start`.
         tools: OpenAI tool definitions, as a list or as text; kept as text.
         tool_choice: "auto" (text, then calls if any), "required" (calls) or the name of the only tool to call.
+        parallel_tool_calls: whether there may be more than one call.
 
     Raises:
         ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
@@ -48,6 +49,7 @@ class StructuredOutputs:
     grammar: str | None = None
     tools: Any = None
     tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
@@ -74,6 +76,8 @@ class StructuredOutputs:
             self._check_tools()
         elif self.tool_choice != "auto":
             raise ConfigError(f"tool_choice={show_json(self.tool_choice)} means nothing without tools")
+        if not isinstance(self.parallel_tool_calls, bool):
+            raise ConfigError(f"parallel_tool_calls is {show_json(self.parallel_tool_calls)}, expected true or false")
 
     def _check_json(self) -> None:
         schema, text = _canonical("json", self.json, MAX_TEXT)

@@ -18,13 +18,16 @@ from pocketvlm.tools.schemas import ToolSchema
 _OF_TOOLS = frozenset(("type", "properties", "required", "additionalProperties", "strict", "$ref", "allOf"))
 
 
-def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens: Mapping[str, int]) -> str:
+def tool_grammar(
+    tools: Sequence[Mapping[str, Any]], choice: str, control_tokens: Mapping[str, int], *, parallel: bool = True
+) -> str:
     """Return the grammar of answers that may, or must, call tools.
 
     Args:
         tools: checked definitions (`tools/definitions`).
         choice: "auto", "required" or the name of the only tool to call.
         control_tokens: ids by name.
+        parallel: whether there may be more than one call.
 
     Raises:
         ConfigError: a tool asks for what cannot be honoured, or the vocabulary has no tokens for calls.
@@ -40,7 +43,7 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], choice: str, control_tokens
         "start: text calls?\ntext: BESIDE?\nBESIDE: /(?s:.+)/ & ~/(?s:.*)<tool_call>(?s:.*)/"
         if choice == "auto"
         else "start: calls",
-        'calls: call ("\\n" call)*',
+        'calls: call ("\\n" call)*' if parallel else "calls: call",
         f'call: {opening} "\\n<function=" function "</function>\\n" {closing}',
         f"function: {any_of(f'f{index}' for index in range(len(functions)))}",
     ]

@@ -20,15 +20,13 @@ from pocketvlm.config import (
     check_downsample_mode,
 )
 from pocketvlm.config_files import ConfigFiles
-from pocketvlm.errors import CheckpointError, ConfigError, MediaError
+from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.load_image import load_image
-from pocketvlm.processing.patches.image import Pixels, encode_images
-from pocketvlm.processing.patches.video import check_sampling, encode_video, within_limits
+from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask, encode_media
+from pocketvlm.processing.patches.video import check_sampling, within_limits
 from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.prompt.expansion import Units, expand_prompt
-from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 from pocketvlm.ranges import show
@@ -45,6 +43,9 @@ class Processor:
         model_config: whose placeholder ids the tokenizer must share.
         limits: what pictures and videos are refused.
         files: False refuses paths as sources of media, for callers whose messages come from strangers.
+
+    Attributes:
+        encode: what makes views of pictures and videos; may be replaced by what does so elsewhere.
 
     Raises:
         CheckpointError: tokenizer and model do not belong together.
@@ -85,6 +86,7 @@ class Processor:
         self.limits = limits or MediaLimits()
         self.video_config = within_limits(video_config or image_config, self.limits)
         self.files = files
+        self.encode: MediaEncoder = encode_media
 
     def restrict(self, limits: MediaLimits) -> None:
         """From now on messages come from strangers: within these limits, and no path is opened."""
@@ -154,29 +156,22 @@ class Processor:
         modes = self._modes(how.downsample_mode, len(prompt.media))
         only = how.downsample_mode if isinstance(how.downsample_mode, str) else self.model_config.downsample_mode
         budget = check_auto_token_budget(how.auto_token_budget, "auto" in (modes or (only,)))
-        encoded: dict[int, Units] = {}
-        # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
-        wanted = [part.max_slice_nums or how.max_slice_nums for part in prompt.media]
-        pictures = [i for i, part in enumerate(prompt.media) if part.kind == "image"]
-        for mode, slices in dict.fromkeys((modes[i], wanted[i]) for i in pictures):
-            chosen = [i for i in pictures if (modes[i], wanted[i]) == (mode, slices)]
-            parts = [prompt.media[i] for i in chosen]
-            views = encode_images(
-                parts,
+        encoded = self.encode(
+            MediaTask(
+                prompt.media,
+                tuple(modes),
+                budget,
+                how,
                 self.image_config,
-                mode,
-                slices,
-                auto_token_budget=budget if mode == "auto" else None,
-                load=self._load_image,
+                self.video_config,
+                self.limits,
+                self.files,
             )
-            encoded |= {i: (unit,) for i, unit in zip(chosen, views, strict=True)}
-        for i, part in enumerate(prompt.media):
-            if part.kind == "video":
-                encoded[i] = self._encode_video(part, modes[i], budget, how)
+        )
         image_id = _flag("use_image_id", how.use_image_id, self.image_config.use_image_id)
         return self.assemble(
             prompt,
-            [encoded[i] for i in range(len(prompt.media))],
+            encoded,
             use_image_id=image_id,
             use_video_id=_flag("use_video_id", how.use_video_id, image_id),
         )
@@ -211,30 +206,6 @@ class Processor:
                 hint="Give one mode, or one for each of them in order.",
             )
         return [check_downsample_mode(mode) for mode in given]
-
-    def _load_image(self, part: MediaPart) -> Pixels:
-        try:
-            return load_image(part.source, self.limits, files=self.files)
-        except MediaError as error:
-            raise MediaError(f"{part.where}: {error}") from None
-
-    def _encode_video(self, part: MediaPart, mode: DownsampleOption, budget: float, how: PictureOptions) -> Units:
-        try:
-            views = encode_video(
-                part.source,
-                self.video_config,
-                mode,
-                part.max_slice_nums or how.video_max_slice_nums,
-                auto_token_budget=budget if mode == "auto" else None,
-                max_num_frames=how.max_num_frames,
-                stack_frames=how.stack_frames,
-                fps=part.fps,
-                limits=self.limits,
-                files=self.files,
-            )
-        except MediaError as error:
-            raise MediaError(f"{part.where}: {error}") from None
-        return views.units
 
 
 def _flag(name: str, value: bool | None, default: bool) -> bool:

@@ -1,1 +1,1 @@
-"""OpenAI's bodies ↔ messages, options and answers."""
+"""Bodies of OpenAI's and Ollama's API ↔ messages, options and answers."""

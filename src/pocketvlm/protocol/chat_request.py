@@ -3,7 +3,7 @@
 Takes the JSON of POST /v1/chat/completions, with vLLM's additions; gives the arguments of `VLM.chat`. A field that is
 null was not given. Each field is checked. One that would change the answer and is not honoured is refused by its name.
 One without an effect on the answer is accepted: labels (`user`, `metadata`), wishes about storage, billing and speed
-(`store`, `service_tier`, `prediction`), and values that ask for what happens anyway (`parallel_tool_calls` true).
+(`store`, `service_tier`, `prediction`), and values that ask for what happens anyway (`verbosity` medium).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pocketvlm.tools.definitions import check_tools
 # vLLM's field for the options of a processor is mm_processor_kwargs.
 MM_PROCESSOR_KWARGS = PICTURE_OPTIONS
 # Fields that are options of the same name and type.
-_OPTIONS = {
+OPTIONS = {
     **dict.fromkeys(("temperature", "top_p", "min_p"), "number"),
     **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), "number"),
     **dict.fromkeys(("top_k", "n", "seed", "min_tokens"), "integer"),
@@ -31,7 +31,7 @@ _OPTIONS = {
     "stop_token_ids": "list of integers",
 }
 # Fields without an effect: what they are, and the values they may have where only these ask for nothing.
-_WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
+WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"), ("string", ())),
     "metadata": ("object of strings", ()),
     "store": ("boolean", ()),
@@ -39,7 +39,6 @@ _WITHOUT_EFFECT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "prediction": ("object", ()),
     "modalities": ("list of strings", (["text"],)),
     "verbosity": ("string", ("medium",)),
-    "parallel_tool_calls": ("boolean", (True,)),
 }
 _INSTEAD = {
     "functions": "Use tools.",
@@ -86,15 +85,23 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
     for name in given:
         if name not in FIELDS:
             raise ConfigError(f"the field {show_json(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
-    for name, (kind, allowed) in _WITHOUT_EFFECT.items():
+    for name, (kind, allowed) in WITHOUT_EFFECT.items():
         if name in given:
             check(name, given[name], kind)
             if allowed and given[name] not in allowed:
                 refuse_value(name, given[name], *allowed)
     if "messages" not in given:
         raise ConfigError("the field 'messages' is missing", hint="Give at least one user message.")
-    options = {name: check(name, given[name], kind) for name, kind in _OPTIONS.items() if name in given}
-    for parse in (_max_tokens, _logprobs, _logit_bias, _structured_outputs, _tools, _template, processor_options):
+    options = {name: check(name, given[name], kind) for name, kind in OPTIONS.items() if name in given}
+    for parse in (
+        _max_tokens,
+        _logprobs,
+        _logit_bias,
+        _structured_outputs,
+        tool_options,
+        template_options,
+        processor_options,
+    ):
         options |= parse(given)
     stream, include_usage, include_timings = _stream(given)
     return ChatRequest(
@@ -168,12 +175,13 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"structured_outputs": StructuredOutputs(**structure)}
 
 
-def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
+def tool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read tools; those that may not be called are not shown to the model at all.
 
-    Calls that must be made, and those of strict tools, are held to a grammar.
+    Calls that must be made, those of strict tools and those that must be alone are held to a grammar.
     """
     tools = check_tools(given.get("tools"))
+    parallel = check("parallel_tool_calls", given.get("parallel_tool_calls", True), "boolean")
     choice = given.get("tool_choice", "auto")
     named = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = named.get("name") if isinstance(named, Mapping) else choice
@@ -191,14 +199,17 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
     for field in ("response_format", "structured_outputs"):  # under either no tool could be called
         if field in given and given[field].get("type") != "text":
             raise ConfigError(f"tools and {field} were both given", hint='Give one of them, or tool_choice "none".')
-    if choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
+    if parallel and choice == "auto" and not any(tool["function"].get("strict") for tool in tools):
         return {"tools": tools}
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
-    return {"tools": tools, "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name)}
+    return {
+        "tools": tools,
+        "structured_outputs": StructuredOutputs(tools=tools, tool_choice=name, parallel_tool_calls=parallel),
+    }
 
 
-def _template(given: Mapping[str, Any]) -> dict[str, Any]:
+def template_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read whether the model thinks: vLLM's option of the template, or OpenAI's effort, honoured as "none" alone."""
     from pocketvlm.processing.prompt.template import check_template_kwargs
 
@@ -235,11 +246,12 @@ def _stream(given: Mapping[str, Any]) -> tuple[bool, bool, bool]:
 
 # Every field that is read.
 FIELDS = (
-    frozenset(_OPTIONS)
-    | frozenset(_WITHOUT_EFFECT)
+    frozenset(OPTIONS)
+    | frozenset(WITHOUT_EFFECT)
     | {
         *("model", "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "logit_bias"),
         *("response_format", "structured_outputs", "tools", "tool_choice", "stream", "stream_options"),
+        "parallel_tool_calls",
         *("chat_template_kwargs", "mm_processor_kwargs", "reasoning_effort"),
     }
 )

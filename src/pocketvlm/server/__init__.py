@@ -1,9 +1,12 @@
-"""HTTP requests → answers of the engine: OpenAI's API, health and metrics."""
+"""HTTP requests → answers of the engine: the APIs of OpenAI and Ollama, a page, health and metrics."""
+
+from importlib.util import find_spec
 
 from pocketvlm.errors import MissingExtraError
 
 try:
-    import fastapi  # noqa: F401
-    import uvicorn  # noqa: F401
+    _found = find_spec("fastapi") is not None and find_spec("uvicorn") is not None
 except ModuleNotFoundError:
-    raise MissingExtraError("fastapi or uvicorn", "serve") from None
+    _found = False
+if not _found:
+    raise MissingExtraError("fastapi", "serve")

@@ -18,17 +18,16 @@ from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.guard import Guard, Handler
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.ollama import NOT_OFFERED, chat, generate, is_running, not_offered
+from pocketvlm.server.ollama_models import ps, show, tags, version
+from pocketvlm.server.openapi import openapi
 from pocketvlm.server.page import add_page
+from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tokens import detokenize, model, models, tokenize
+from pocketvlm.server.tracing import Tracing
 from pocketvlm.server.view_plan import view_plan
-
-
-async def models(service: Service, _request: Request) -> Response:
-    """GET /v1/models."""
-    card = {"object": "model", "created": service.began, "owned_by": "pocketvlm", "pocketvlm": service.about()}
-    cards = [{"id": name, **card} for name in service.names]
-    return JSONResponse({"object": "list", "data": cards})
 
 
 async def metrics(service: Service, _request: Request) -> Response:
@@ -38,24 +37,55 @@ async def metrics(service: Service, _request: Request) -> Response:
 
 MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
+
+async def description(service: Service, _request: Request) -> Response:
+    """GET /openapi.json, where the settings have it."""
+    return JSONResponse(openapi(service.names))
+
+
 # All of them want a key, where there are keys.
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/responses", responses),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
     ("GET", "/v1/models", models),
+    ("GET", "/v1/models/{model:path}", model),
     ("POST", "/v1/view_plan", view_plan),
     ("GET", "/metrics", metrics),
+    ("POST", "/api/chat", chat),
+    ("POST", "/api/generate", generate),
+    ("GET", "/api/tags", tags),
+    ("POST", "/api/show", show),
+    ("GET", "/api/ps", ps),
+    ("GET", "/api/version", version),
+    *((method, path, not_offered) for method, path in NOT_OFFERED),
 )
 
 
-def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable[[], bool] = lambda: False) -> FastAPI:
+def create_app(
+    vlm: AsyncVLM,
+    settings: ServerSettings,
+    *,
+    is_draining: Callable[[], bool] = lambda: False,
+    tracing: Tracing | None = None,
+) -> FastAPI:
     """The ASGI application of one model; it does not close it.
 
     Args:
         is_draining: whether the server has been asked to stop: it is no longer ready then, and takes no more requests.
+        tracing: takes a span of each request.
     """
-    service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,))
+    service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
-    app = FastAPI(title="pocketvlm", docs_url="/docs" if settings.docs else None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
+    if settings.mcp:
+        from pocketvlm.server import agents  # it needs an extra
+
+        endpoint = agents.agents_endpoint(service)
+        app.router.lifespan_context = lambda _app: endpoint.running()
+        for_agents: Any = guard.application(endpoint.application, agents.PATH)
+        app.router.add_route(agents.PATH, for_agents, methods=list(agents.METHODS))
 
     async def health(_request: Request) -> Response:
         alive = vlm.engine.is_alive or is_draining()
@@ -65,18 +95,21 @@ def create_app(vlm: AsyncVLM, settings: ServerSettings, *, is_draining: Callable
         is_ready = vlm.engine.is_alive and not is_draining()
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
-    for method, path, handler in ROUTES:
-        endpoint: Any = guard.route(handler, path)  # an application, which Starlette takes too
-        app.router.add_route(path, endpoint, methods=[method])
+    described = (("GET", "/openapi.json", description),) if settings.docs else ()
+    for method, path, handler in (*ROUTES, *described):
+        guarded: Any = guard.route(handler, path)  # an application, which Starlette takes too
+        app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
+    app.router.add_route("/", is_running, methods=["HEAD"])
     if settings.page:
         add_page(app.router)
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         what = "there is nothing at" if status == 404 else f"{request.method} is not allowed at"
-        return response_of(HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url"))
+        refusal = HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url")
+        return response_of(refusal, request.url.path)
 
     app.add_exception_handler(404, unknown)
     app.add_exception_handler(405, unknown)
@@ -109,7 +142,7 @@ class Heads:
 
         app = self.app
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
-            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"))
+            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"), scope["path"])
         elif sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
-            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"))
+            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"), scope["path"])
         return await app(scope, receive, send_with_id)

@@ -7,9 +7,12 @@ import logging
 from starlette.responses import Response
 
 from pocketvlm.protocol.chat_response import error_body, error_response, to_json
+from pocketvlm.protocol.ollama_response import ollama_error
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1
+OLLAMA = "/api/"  # what its paths begin with
+OLLAMA_GENERATE = f"{OLLAMA}generate"
 
 
 class HTTPError(Exception):
@@ -39,18 +42,30 @@ class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
-def response_of(error: Exception) -> Response:
-    """The response to a request that failed. Messages of other libraries never reach a client."""
+def response_of(error: Exception, path: str = "") -> Response:
+    """The response to a request that failed, in the form of the API that `path` belongs to: Ollama's, or OpenAI's.
+
+    Messages of other libraries never reach a client.
+    """
     if isinstance(error, ClientLeftError):
         return Response(status_code=499)  # as nginx writes it in its log: nobody reads this
     if isinstance(error, HTTPError):
         status, body = error.status, error_body(str(error), error.kind, error.code)
     else:
         status, body = error_response(error)
-    if status == 500:
-        logger.error("a request failed", exc_info=error)
+    log_fault(error)
     wait = error.retry_after if isinstance(error, HTTPError) else RETRY_SECONDS
     headers = {"Retry-After": str(wait)} if status in (429, 503) else {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if path.startswith(OLLAMA):
+        # As Ollama answers when as many wait as may; what a single client may not stays 429.
+        status = 503 if body["error"]["code"] == "queue_full" else status
+        body = ollama_error(body["error"]["message"], has_messages=path != OLLAMA_GENERATE)
     return Response(to_json(body), status, headers, "application/json")
+
+
+def log_fault(error: Exception) -> None:
+    """Tell of a fault that is no client's: the client gets no details of it."""
+    if not isinstance(error, HTTPError | ClientLeftError) and error_response(error)[0] == 500:
+        logger.error("a request failed", exc_info=error)

@@ -14,9 +14,10 @@ from pocketvlm.protocol.chat_response import to_json
 DONE = "data: [DONE]\n\n"
 
 
-def event(body: object) -> str:
+def event(body: object, name: str | None = None) -> str:
     """One event with a JSON body."""
-    return f"data: {to_json(body)}\n\n"
+    head = "" if name is None else f"event: {name}\n"
+    return f"{head}data: {to_json(body)}\n\n"
 
 
 class EventStream(Response):
@@ -49,6 +50,17 @@ class EventStream(Response):
                 async with asyncio.timeout(self._send_seconds):
                     await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class NDJSON(EventStream):
+    """The same for JSON objects, a line each."""
+
+    media_type = "application/x-ndjson"
+
+
+def line(body: object) -> str:
+    """One line with a JSON body."""
+    return f"{to_json(body)}\n"
 
 
 async def left(receive: Receive) -> None:

@@ -56,6 +56,7 @@ class Exchange:
         left: nobody waits any more.
         images: pictures and videos that it is about.
         question: what the log may show, where content is logged.
+        traceparent: the span of whoever asks, as the header of that name has it.
     """
 
     load: Load
@@ -71,6 +72,7 @@ class Exchange:
     left: bool = False
     images: int = 0
     question: str = ""
+    traceparent: str = ""
 
     @property
     def settings(self) -> ServerSettings:

@@ -71,6 +71,7 @@ class _Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._guard.load, scope["method"], self._path, scope.get("pocketvlm.request_id", ""))
+        exchange.traceparent = dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1")
         exchange.put_into(scope)
 
         async def send_and_note(message: Message) -> None:
@@ -85,10 +86,12 @@ class _Guarded:
                 response = await self._respond(scope, receive, send)
             except Exception as error:
                 exchange.left = isinstance(error, ClientLeftError)
-                response = response_of(error)
+                response = response_of(error, self._path)
             await response(scope, receive, send_and_note)
         finally:
             if exchange.key is not None and exchange.method not in _WITHOUT_BODY:
                 exchange.key.end(exchange.prompt_tokens + exchange.answer_tokens)
             exchange.release()
             log_exchange(exchange)
+            if self._guard.service.tracing is not None:
+                self._guard.service.tracing.ended(exchange)

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from types import FrameType
 
 import uvicorn
@@ -15,10 +16,14 @@ import uvicorn
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.machine import usable_cores
+from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
+from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
 from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing, start_tracing
 from pocketvlm.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -69,21 +74,32 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
         ConfigError: the address cannot be listened on.
         EngineError: the engine has ended by itself.
     """
+    tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)
-    with listen(settings) as sock:
-        fault = asyncio.run(_serve(vlm, settings, sock, on_ready))
+    with listen(settings) as sock, media_encoder(settings) as vlm.processor.encode:
+        try:
+            fault = asyncio.run(_serve(vlm, settings, sock, on_ready, tracing))
+        finally:
+            if tracing is not None:
+                tracing.close()
     if fault:
         raise EngineError(fault)
 
 
-async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_ready: Callable[[str], None]) -> str:
+async def _serve(
+    vlm: VLM,
+    settings: ServerSettings,
+    sock: socket.socket,
+    on_ready: Callable[[str], None],
+    tracing: Tracing | None,
+) -> str:
     """Returns why the engine has ended; empty where a signal was the reason."""
     model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
     async with model:
-        app = create_app(model, settings, is_draining=lambda: server.is_draining)
+        app = create_app(model, settings, is_draining=lambda: server.is_draining, tracing=tracing)
         config = uvicorn.Config(
             app,
             http=connections(settings),
@@ -112,6 +128,17 @@ async def _serve(vlm: VLM, settings: ServerSettings, sock: socket.socket, on_rea
         await running
         watchdog.stop()
         return model.engine.fault
+
+
+@contextmanager
+def media_encoder(settings: ServerSettings) -> Iterator[MediaEncoder]:
+    """What decodes media within the block: processes of their own, or threads of this one."""
+    if settings.preprocess_processes == 0:
+        yield fetching_first(taking_turns(encode_media, max(1, min(4, usable_cores()))))
+        return
+    with closing(MediaWorkers(settings.preprocess_processes, settings.decode_seconds)) as workers:
+        workers.start()
+        yield fetching_first(workers.encode)
 
 
 def _allow_many_files() -> None:

@@ -19,8 +19,10 @@ from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.event_stream import left
 from pocketvlm.server.exchange import Exchange, exchange_of
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing
 
 T = TypeVar("T")
+BYTES_A_TOKEN = 16  # more than any text has on average
 
 
 @dataclass
@@ -30,12 +32,14 @@ class Service:
     Attributes:
         names: what requests may call the model; the first is what answers say.
         began: seconds since 1970.
+        tracing: what takes the spans of requests; None for nobody.
     """
 
     vlm: AsyncVLM
     settings: ServerSettings
     names: tuple[str, ...]
     began: int = field(default_factory=lambda: int(time.time()))
+    tracing: Tracing | None = None
 
     def check_model(self, name: str | None) -> None:
         """Raises: HTTPError 404 for another model than the one that is served."""
@@ -70,7 +74,9 @@ class Service:
             if options.get(name, 0) > most:
                 raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
         exchange = exchange_of(request, settings)
-        check_messages(messages, exchange)
+        # Text that no context could hold is not even made into tokens, which takes seconds.
+        context = self.vlm.vlm.config.text.max_position_embeddings
+        check_messages(messages, exchange, min(settings.max_text_bytes, BYTES_A_TOKEN * context))
         options = {"max_tokens": settings.max_answer_tokens, **options}
         job = await self.while_there(request, self.vlm.prepare(messages, **options))
         job.request.deadline = exchange.deadline
@@ -129,7 +135,7 @@ async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> Asy
             yield delta
 
 
-def check_messages(messages: Sequence[Any], exchange: Exchange) -> None:
+def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> None:
     """`HTTPError` 400 for more messages or more text than the server takes; notes what they are about."""
     settings = exchange.settings
     if len(messages) > settings.max_messages:
@@ -144,7 +150,7 @@ def check_messages(messages: Sequence[Any], exchange: Exchange) -> None:
                 last = text
             elif isinstance(part, Mapping):
                 exchange.images += 1
-    if size > settings.max_text_bytes:
-        raise HTTPError(400, f"the messages have {size} bytes of text, at most {settings.max_text_bytes} are taken")
+    if size > most:
+        raise HTTPError(400, f"the messages have {size} bytes of text, at most {most} are taken")
     if settings.log_content:
         exchange.question = last

@@ -23,6 +23,8 @@ _SINGULAR = {
     "cors_origins": "cors_origin",
     "private_hosts": "private_host",
     "media_roots": "media_root",
+    "mcp_roots": "mcp_root",
+    "mcp_hosts": "mcp_host",
 }
 
 
@@ -40,7 +42,10 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
     cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
     page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
-    docs: bool = _setting(False, "serve the description of the API at /docs and /openapi.json")
+    docs: bool = _setting(False, "serve the description of the API at /openapi.json")
+    mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
+    mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")
+    mcp_hosts: tuple[str, ...] = _setting((), "names of this server, beside its address, that agents call it by")
     # Who may ask.
     api_keys: tuple[str, ...] = _setting(
         (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
@@ -53,13 +58,13 @@ class ServerSettings:
         2**30, "bodies and pictures of all requests in flight; more gets 429", Range(int, 2**16, 2**50)
     )
     preprocess_processes: int = _setting(
-        1, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
+        2, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
     )
-    preprocess_threads: int = _setting(16, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
+    preprocess_threads: int = _setting(64, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
     # Limits of a request.
     max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
     max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
-    max_json_values: int = _setting(500_000, "most commas and brackets of a body", Range(int, 100, 10**7))
+    max_json_values: int = _setting(250_000, "most commas and brackets of a body", Range(int, 100, 10**7))
     max_messages: int = _setting(1024, "most messages of a request", Range(int, 1, 10**6))
     max_text_bytes: int = _setting(2**20, "text of all messages of a request", Range(int, 1, 2**31))
     max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
@@ -91,6 +96,7 @@ class ServerSettings:
     )
     # What is written down.
     log_format: str = _setting("text", "one line a request to stderr, as text or as JSON", ("text", "json"))
+    otlp_endpoint: str = _setting("", "URL that traces are sent to (OpenTelemetry, OTLP over HTTP; extra otel)")
     log_content: bool = _setting(False, "write questions and answers into the log too, which is private to users")
 
     def __post_init__(self) -> None:
@@ -106,9 +112,10 @@ class ServerSettings:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {type(one.default).__name__}")
             elif allowed is not None and value not in allowed:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {' or '.join(allowed)}")
-        for root in self.media_roots:
-            if not Path(root).is_dir():
-                raise ConfigError(f"media_roots has {show(root, 80)}, which is no folder")
+        for name in ("media_roots", "mcp_roots"):
+            for root in getattr(self, name):
+                if not Path(root).is_dir():
+                    raise ConfigError(f"{name} has {show(root, 80)}, which is no folder")
 
     @property
     def media_limits(self) -> MediaLimits:

@@ -34,20 +34,30 @@ def open_file_url(url: str, limits: MediaLimits) -> IO[bytes]:
         MediaError: the URL is malformed or leads out of `limits.file_roots`; there is no such file; it is empty, or
             has more than `limits.max_bytes`.
     """
-    root, inner = _inside(_path_of(url), limits.file_roots)
+    return open_inside(_path_of(url), limits, "The file: URL", hint="Give a data: or http(s) URL.")
+
+
+def open_inside(path: Path, limits: MediaLimits, name: str, *, hint: str) -> IO[bytes]:
+    """The file of a path within `limits.file_roots`; errors as above.
+
+    Args:
+        name: what messages call the path.
+        hint: what to do about one that leads out.
+    """
+    root, inner = _inside(path, limits.file_roots, name, hint)
     try:
         descriptor = _open(root, inner)
     except FileNotFoundError:
-        raise MediaError("There is no such file as the file: URL names", hint="Check it.") from None
+        raise MediaError(f"{name} names no file", hint="Check it.") from None
     except (OSError, ValueError):
-        raise MediaError("The file of the file: URL may not be read", hint="Check its permissions.") from None
+        raise MediaError(f"{name} names a file that may not be read", hint="Check its permissions.") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise MediaError("The file: URL names a folder, a device or a pipe, expected a file")
+            raise MediaError(f"{name} names a folder, a device or a pipe, expected a file")
         if status.st_size == 0:
-            raise MediaError("The file of the file: URL is empty", hint="Check how it was written.")
-        limits.check_bytes(status.st_size, "The file of the file: URL")
+            raise MediaError(f"{name} names an empty file", hint="Check how it was written.")
+        limits.check_bytes(status.st_size, name)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -67,7 +77,7 @@ def _path_of(url: str) -> Path:
     return Path(path)
 
 
-def _inside(path: Path, roots: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
+def _inside(path: Path, roots: Sequence[str], name: str, hint: str) -> tuple[Path, tuple[str, ...]]:
     """The folder that holds a path once every link is followed, and the way from there."""
     try:
         found = Path(os.path.realpath(path))
@@ -77,9 +87,7 @@ def _inside(path: Path, roots: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
                 return base, found.relative_to(base).parts
     except (OSError, ValueError):
         pass
-    raise MediaError(
-        "The file: URL leads to none of the folders that files are read from", hint="Give a data: or http(s) URL."
-    )
+    raise MediaError(f"{name} leads to none of the folders that files are read from", hint=hint)
 
 
 def _open(root: Path, inner: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import binascii
 import io
 import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 
@@ -21,6 +21,24 @@ _PIECE = 2**18  # bytes that are decoded at a time: more would leave the caches 
 # Byte → its value as a hexadecimal digit; 255 where it is none.
 _DIGITS = b"0123456789abcdefABCDEF"
 _HEX = bytes(int(chr(byte), 16) if byte in _DIGITS else 255 for byte in range(256))
+
+
+class NamedBytes(bytes):
+    """Bytes that errors call by a name: where they came from.
+
+    Attributes:
+        name: for people.
+    """
+
+    name: str
+
+    def __new__(cls, body: bytes, name: str = "The given data") -> Self:
+        self = super().__new__(cls, body)
+        self.name = name
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[bytes, str]]:
+        return type(self), (bytes(self), self.name)
 
 
 def open_source(source: object, name: str, limits: MediaLimits, files: bool, what: str, others: str) -> IO[bytes]:
@@ -85,6 +103,8 @@ def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
 
 def describe(source: object) -> str:
     """A short name of a source for messages; never its content."""
+    if isinstance(source, NamedBytes):
+        return source.name
     if isinstance(source, bytes):
         return "The given data"
     text = str(source)

@@ -38,6 +38,9 @@ REQUIRED_TOKENS = (
 )
 
 
+_LONG = 2**15  # characters
+
+
 def _byte_of_character() -> dict[str, int]:
     """Return the bytes by the visible characters that byte-level BPE writes them as.
 
@@ -220,7 +223,10 @@ class Tokenizer:
     def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
         if not is_text(text):
             raise PromptError(f"the text holds {HALF_A_CHARACTER}")
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        if len(text) > _LONG:  # as a batch: encoding a single text has been seen to stop all other threads for seconds
+            ids: list[int] = backend.encode_batch([text], add_special_tokens=False)[0].ids
+        else:
+            ids = backend.encode(text, add_special_tokens=False).ids
         return ids
 
 

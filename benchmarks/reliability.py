@@ -1,0 +1,525 @@
+"""Figures of a server under faults, each one command: python benchmarks/reliability.py CASE [--model DIR].
+
+abort-storm    requests of which half leave at a random point: nothing of them is left, the others are answered
+slow-clients   uploads and readers that crawl, beside clients that do not
+overload       ten times what the server can do: who is refused at once, and what the others wait
+poison         malformed requests between good ones, whose answers stay the same
+sigterm        a signal under load: no longer ready, all that was accepted ends, status 0
+soak           all of this for as long as `--seconds` says: memory, files, threads, counters
+hostile-media  hosts that stall, never end, redirect, drip
+loop-lag       how late the event loop answers while grammars are compiled and large bodies arrive
+
+Every case starts `pocketvlm serve`, prints one JSON line with `ok`, and ends with status 1 where that is false.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import math
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CHAT = "/v1/chat/completions"
+LATER = 5.0  # seconds that a server may take to notice what happened
+
+
+class Server:
+    """`pocketvlm serve` in a process of its own."""
+
+    def __init__(self, args: argparse.Namespace, *options: str) -> None:
+        command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", "--model", args.model]
+        self.process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout is not None
+        url = json.loads(self.process.stdout.readline())["url"]
+        self.host, _, port = url.removeprefix("http://").partition(":")
+        self.port = int(port)
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(60)
+
+    async def ask(
+        self, body: bytes | dict[str, Any] | None = None, path: str = CHAT, *, leave: float | None = None
+    ) -> tuple[int, bytes, float]:
+        """Status, body and seconds to the first byte; 0 where this client left, `leave` of a second after it began."""
+        raw = json.dumps(body).encode() if isinstance(body, dict) else body
+        head = f"{'GET' if raw is None else 'POST'} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        began = time.perf_counter()
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        try:
+            async with asyncio.timeout(leave):
+                writer.write(f"{head}Content-Length: {len(raw or b'')}\r\n\r\n".encode() + (raw or b""))
+                await writer.drain()
+                status = int((await reader.readuntil(b"\r\n\r\n"))[9:12])
+                first = await reader.read(1)
+                seconds = time.perf_counter() - began
+                return status, first + await reader.read(-1), seconds
+        except TimeoutError:
+            return 0, b"", 0.0
+        except (OSError, asyncio.IncompleteReadError):
+            return -1, b"", 0.0
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def metrics(self) -> dict[str, float]:
+        _, body, _ = await self.ask(path="/metrics")
+        text = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", body).decode()
+        found = re.findall(r"^(pocketvlm:\S+) (\S+)$", text, re.MULTILINE)
+        return {name.removeprefix("pocketvlm:"): float(value) for name, value in found}
+
+    async def reconciled(self) -> dict[str, Any]:
+        """Whether all that was accepted has ended, and as what; waits for it no longer than a second."""
+        began, found = time.perf_counter(), await self.metrics()
+        while True:
+            ended = {
+                reason: int(found.get(f'request_success_total{{finished_reason="{reason}"}}', 0)) for reason in _ENDS
+            }
+            left = found["num_requests_running"] + found["num_requests_waiting"]
+            accepted = int(found["requests_total"])
+            ok = left == 0 and accepted == sum(ended.values())
+            if ok or time.perf_counter() - began > 1:
+                seconds = round(time.perf_counter() - began, 3)
+                return {"accepted": accepted, **ended, "left": left, "free_after_s": seconds, "reconciled": ok}
+            await asyncio.sleep(0.01)
+            found = await self.metrics()
+
+    def resources(self) -> dict[str, int]:
+        """Of Linux: memory in MiB, threads and open files."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        numbers = {name: int(value) for name, value in re.findall(r"^(VmRSS|Threads):\s+(\d+)", status, re.MULTILINE)}
+        files = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return {"rss_mib": numbers["VmRSS"] // 1024, "threads": numbers["Threads"], "files": files}
+
+
+_ENDS = ("stop", "length", "abort", "error")
+
+
+def picture(side: int = 56, seed: int = 0) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def request(seed: int = 0, tokens: int = 16, *, look: bool = False, **fields: Any) -> dict[str, Any]:
+    content: Any = f"Say {seed}."
+    if look:
+        content = [{"type": "image_url", "image_url": {"url": picture(seed=seed)}}, {"type": "text", "text": content}]
+    return {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        **fields,
+    }
+
+
+POISON: list[bytes | dict[str, Any]] = [
+    b"{",
+    b"[" * 1000,
+    b'{"messages": NaN}',
+    request(n=99),
+    request(stop=[""]),
+    request(colour="red"),
+    request(
+        messages=[
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}
+        ]
+    ),
+    request(
+        messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/a"}}]}]
+    ),
+    request(structured_outputs={"regex": "("}),
+    request(logit_bias={"99999999": 1}),
+]
+
+
+async def at_once(count: int, work: Callable[[int], Awaitable[Any]], most: int = 32) -> list[Any]:
+    """`work` for 0 … count - 1, `most` at a time."""
+    numbers, found = iter(range(count)), [None] * count
+
+    async def worker() -> None:
+        for number in numbers:
+            found[number] = await work(number)
+
+    await asyncio.gather(*(worker() for _ in range(min(most, count))))
+    return found
+
+
+def p(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) if ordered else math.nan
+
+
+async def abort_storm(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    draw = random.Random(args.seed)
+    plans = [draw.random() * 0.5 if draw.random() < 0.5 else None for _ in range(args.requests)]
+    statuses: dict[int, int] = {}
+
+    async def one(number: int) -> None:
+        asked = request(number, 16, look=number % 4 == 0, stream=number % 2 == 0)
+        status, _, _ = await server.ask(asked, leave=plans[number])
+        key = status if plans[number] is None else min(status, 0) or status
+        statuses[key] = statuses.get(key, 0) + 1
+
+    await at_once(args.requests, one)
+    found = await server.reconciled()
+    alive, _, _ = await server.ask(request())
+    bad = sum(count for status, count in statuses.items() if status not in (0, 200))
+    return {"statuses": statuses, **found, "ok": bad == 0 and found["reconciled"] and alive == 200}
+
+
+async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    async def rate() -> float:
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < args.seconds:
+            found = await at_once(16, lambda i: server.ask(request(i)), 8)
+            assert all(status == 200 for status, _, _ in found)
+            count += 16
+        return count / (time.perf_counter() - began)
+
+    async def crawl(writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(1)
+
+    before = await rate()
+    held = []
+    for _ in range(args.clients):
+        _, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{{".encode())
+        held.append((writer, asyncio.create_task(crawl(writer))))
+        # A reader that asks for much and takes nothing of it.
+        _, writer = await asyncio.open_connection(server.host, server.port, limit=1)
+        body = json.dumps(request(stream=True)).encode()
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        held.append((writer, asyncio.create_task(asyncio.sleep(0))))
+    while (await server.metrics())["num_requests_running"]:  # their own answers are made
+        await asyncio.sleep(0.2)
+    during = await rate()
+    for writer, task in held:
+        task.cancel()
+        writer.transport.abort()
+    after = await rate()
+    quiet = (before + after) / 2  # so that other work of this machine counts on both sides
+    loss = 1 - during / quiet
+    found = await server.reconciled()
+    return {
+        "slow_uploads": args.clients,
+        "stalled_readers": args.clients,
+        "requests_s": round(quiet, 2),
+        "requests_s_during": round(during, 2),
+        "loss": round(loss, 4),
+        **found,
+        "ok": loss < 0.05 and found["reconciled"],
+    }
+
+
+async def overload(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    async def timed(number: int) -> tuple[int, float]:
+        status, _, seconds = await server.ask(request(number, stream=True))
+        return status, seconds
+
+    await at_once(64, timed, 32)
+    began = time.perf_counter()
+    base = await at_once(args.requests, timed, 32)
+    rate = len(base) / (time.perf_counter() - began)
+    running, count = [], int(rate * 10 * args.seconds)
+    began = time.perf_counter()
+    for number in range(count):
+        running.append(asyncio.create_task(timed(number)))
+        await asyncio.sleep(max(0.0, began + number / (10 * rate) - time.perf_counter()))
+    found = await asyncio.gather(*running)
+    capacity, accepted = p([s for _, s in base], 0.99), [s for status, s in found if status == 200]
+    refused = [seconds for status, seconds in found if status in (429, 503)]
+    others = len(found) - len(accepted) - len(refused)
+    counters = await server.reconciled()
+    ratio = round(p(accepted, 0.99) / capacity, 2)
+    return {
+        "capacity_requests_s": round(rate, 2),
+        "asked_requests_s": round(10 * rate, 1),
+        "accepted_by_clients": len(accepted),
+        "refused": len(refused),
+        "others": others,
+        "refused_p50_s": p(refused, 0.5),
+        "refused_p99_s": p(refused, 0.99),
+        "ttft_p99_capacity_s": capacity,
+        "ttft_p99_s": p(accepted, 0.99),
+        "ratio": ratio,
+        **counters,
+        "ok": others == 0 and ratio <= 2 and counters["reconciled"],
+    }
+
+
+async def poison(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    def words(found: tuple[int, bytes, float]) -> Any:
+        return found[0], json.loads(found[1])["choices"] if found[0] == 200 else None
+
+    async def good(number: int) -> Any:
+        return words(await server.ask(request(number, look=number % 2 == 0)))
+
+    async def either(number: int) -> Any:
+        half = number // 2
+        return await good(half) if number % 2 else (await server.ask(POISON[half % len(POISON)]))[0]
+
+    quiet = await at_once(args.requests, good, 1)
+    mixed = await at_once(2 * args.requests, either)
+    refused, equal = sum(400 <= status < 500 for status in mixed[::2]), mixed[1::2] == quiet
+    found = await server.reconciled()
+    ok = refused == args.requests and equal and all(status == 200 for status, _ in quiet) and found["reconciled"]
+    return {"poison": args.requests, "refused_4xx": refused, "good_equal_to_quiet": equal, **found, "ok": ok}
+
+
+async def sigterm(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    running = [
+        asyncio.create_task(server.ask(request(i, 64, stream=i % 2 == 0))) for i in range(min(args.requests, 64))
+    ]
+    while (await server.metrics()).get("requests_total", 0) < len(running):
+        await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    server.process.send_signal(signal.SIGTERM)
+    while True:
+        try:
+            if (await server.ask(path="/ready"))[0] != 200:
+                break
+        except OSError:
+            break
+    not_ready = time.perf_counter() - began
+    statuses = [status for status, _, _ in await asyncio.gather(*running)]
+    status = await asyncio.to_thread(server.process.wait, 60)
+    ok = not_ready <= 0.25 and set(statuses) == {200} and status == 0
+    return {
+        "running": len(running),
+        "not_ready_s": round(not_ready, 3),
+        "finished": statuses.count(200),
+        "exit_status": status,
+        "drained_s": round(time.perf_counter() - began, 2),
+        "ok": ok,
+    }
+
+
+async def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    draw, statuses, began = random.Random(args.seed), dict[int, int](), time.perf_counter()
+    samples: list[dict[str, int]] = []
+    unexplained = 0
+
+    async def one(number: int) -> None:
+        nonlocal unexplained
+        kind = draw.random()
+        if kind < 0.15:
+            status, _, _ = await server.ask(POISON[number % len(POISON)])
+            unexplained += not 400 <= status < 500
+        elif kind < 0.3:
+            status, _, _ = await server.ask(request(number, look=kind < 0.2, stream=True), leave=draw.random() * 0.3)
+            unexplained += status not in (0, 200)
+        else:
+            status, _, _ = await server.ask(request(number % 50, look=kind > 0.7, stream=kind > 0.5))
+            unexplained += status != 200
+        statuses[status] = statuses.get(status, 0) + 1
+
+    count = 0
+    while time.perf_counter() - began < args.seconds:
+        await at_once(200, one, 24)
+        count += 200
+        samples.append(server.resources())
+    found = await server.reconciled()
+    settled = samples[len(samples) // 4 :]  # caches are full by then
+    growth = settled[-1]["rss_mib"] / settled[0]["rss_mib"] - 1
+    steady = max(s["files"] for s in settled[-3:]) <= max(s["files"] for s in settled[:3]) + 8
+    return {
+        "seconds": round(time.perf_counter() - began),
+        "requests": count,
+        "statuses": statuses,
+        "unexplained": unexplained,
+        "first": settled[0],
+        "last": settled[-1],
+        "rss_growth": round(growth, 4),
+        **found,
+        "ok": unexplained == 0 and growth < 0.01 and steady and found["reconciled"],
+    }
+
+
+async def hostile_media(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    """The host is reached as 127.0.0.1, which the server may; what it redirects to is not."""
+    inner = 0
+
+    async def hostile(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            if path == b"/endless":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    writer.write(bytes(65536))
+                    await writer.drain()
+            if path == b"/redirect":
+                writer.write(f"HTTP/1.1 302 Found\r\nLocation: http://localhost:{port}/inner\r\n\r\n".encode())
+            elif path == b"/inner":
+                nonlocal inner
+                inner += 1
+            elif path == b"/drip":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.2)
+            else:
+                await asyncio.sleep(3600)
+        writer.close()
+
+    host = await asyncio.start_server(hostile, "127.0.0.1", 0)
+    port = host.sockets[0].getsockname()[1]
+    async with host:
+
+        async def bad(number: int) -> tuple[int, float]:
+            path = ("endless", "redirect", "drip", "stall")[number % 4]
+            part = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{port}/{path}"}}
+            began = time.perf_counter()
+            status, _, _ = await server.ask(request(messages=[{"role": "user", "content": [part]}]))
+            return status, time.perf_counter() - began
+
+        async def good(number: int) -> tuple[int, float]:
+            await asyncio.sleep(0.05)
+            status, _, seconds = await server.ask(request(number, look=True))
+            return status, seconds
+
+        bads, goods = await asyncio.gather(at_once(args.requests, bad), at_once(args.requests, good, 2))
+    slowest = max(seconds for _, seconds in bads)
+    ok = {s for s, _ in bads} == {400} and {s for s, _ in goods} == {200} and inner == 0 and slowest < 2 + LATER
+    return {
+        "hostile": len(bads),
+        "slowest_s": round(slowest, 2),
+        "connections_to_private": inner,
+        "good_p50_s": p([s for _, s in goods], 0.5),
+        "good_p99_s": p([s for _, s in goods], 0.99),
+        "ok": ok,
+    }
+
+
+async def loop_lag(server: Server, args: argparse.Namespace) -> dict[str, Any]:
+    nested: dict[str, Any] = {"type": "string"}
+    for _ in range(20):
+        nested = {"type": "object", "properties": {"a": nested, "b": nested}, "required": ["a"]}
+    schema = {
+        "type": "object",
+        "properties": {f"p{i}": {"type": "array", "items": {"type": "number"}} for i in range(200)},
+    }
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": schema, "strict": True}} for i in range(4)
+    ]
+    bodies: list[bytes | dict[str, Any]] = [
+        request(structured_outputs={"json": schema}),
+        request(structured_outputs={"regex": "(a|b|c){1,2000}" * 5}),
+        request(structured_outputs={"regex": "(a*)*(b*)*" * 50}),
+        request(structured_outputs={"choice": [f"word {i}" for i in range(2000)]}),
+        request(tools=tools, tool_choice="required"),
+        request(
+            structured_outputs={
+                "json": {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}
+            }
+        ),
+        request(messages=[{"role": "user", "content": "a" * 2**20}]),
+        b'{"messages": [' + b"0," * 400_000 + b"0]}",
+        b'{"messages": "' + b"a" * 20_000_000 + b'"}',
+    ]
+    lags, times, done = list[float](), list[float](), asyncio.Event()
+
+    async def watch() -> None:
+        while not done.is_set():
+            lags.append((await server.ask(path="/health"))[2])
+            await asyncio.sleep(0.02)
+
+    async def one(number: int) -> int:
+        body = bodies[number % len(bodies)]
+        if isinstance(body, dict):
+            body = {**body, "seed": number}
+        began = time.perf_counter()
+        status, _, _ = await server.ask(body)
+        times.append(time.perf_counter() - began)
+        return status
+
+    watching = asyncio.create_task(watch())
+    statuses = await at_once(args.requests, one, 4)
+    done.set()
+    await watching
+    worst = p(lags, 0.99)
+    ok = worst < 0.05 and all(200 <= status < 500 for status in statuses)
+    return {
+        "requests": len(statuses),
+        "health_p50_s": p(lags, 0.5),
+        "health_p99_s": worst,
+        "health_max_s": round(max(lags), 4),
+        "slowest_request_s": round(max(times), 2),
+        "median_request_s": round(statistics.median(times), 3),
+        "ok": ok,
+    }
+
+
+# Each with the options of its server.
+CASES: dict[str, tuple[Callable[[Server, argparse.Namespace], Awaitable[dict[str, Any]]], tuple[str, ...]]] = {
+    "abort-storm": (abort_storm, ()),
+    "slow-clients": (slow_clients, ("--max-in-flight", "1000")),
+    "overload": (overload, ("--max-in-flight", "32")),
+    "poison": (poison, ()),
+    "sigterm": (sigterm, ()),
+    "soak": (soak, ()),
+    "hostile-media": (hostile_media, ("--private-host", "127.0.0.1", "--fetch-seconds", "2")),
+    "loop-lag": (loop_lag, ()),
+}
+
+
+@asynccontextmanager
+async def started(args: argparse.Namespace) -> AsyncIterator[Server]:
+    server = await asyncio.to_thread(Server, args, *CASES[args.case][1])
+    try:
+        for number in range(4):  # what is made with the first requests is there
+            await server.ask(request(number, look=True))
+        yield server
+    finally:
+        server.end()
+
+
+async def measure(args: argparse.Namespace) -> dict[str, Any]:
+    async with started(args) as server:
+        began = time.perf_counter()
+        found = await CASES[args.case][0](server, args)
+        return {"case": args.case, "model": args.model, **found, "took_s": round(time.perf_counter() - began, 1)}
+
+
+def main() -> int:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("case", choices=list(CASES))
+    cli.add_argument("--model", default="nano")
+    cli.add_argument("--requests", type=int, default=100)
+    cli.add_argument("--clients", type=int, default=200, help="slow uploads, and as many stalled readers")
+    cli.add_argument("--seconds", type=float, default=20)
+    cli.add_argument("--seed", type=int, default=0)
+    found = asyncio.run(measure(cli.parse_args()))
+    print(json.dumps(found))
+    return int(not found["ok"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

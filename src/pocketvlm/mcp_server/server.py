@@ -1,0 +1,127 @@
+"""A server of the Model Context Protocol around one model: over stdio, or as an application for HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.server import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
+from mcp.types import INVALID_PARAMS, CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+
+import pocketvlm
+from pocketvlm.api.answers import Answer
+from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.api.job import Job
+from pocketvlm.errors import EngineError, PocketVLMError
+from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.mcp_server.tools import TOOLS, Call, failed, listed, read_call, result_of
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger(__name__)
+INSTRUCTIONS = (
+    "Looks at pictures and videos on this machine with a small vision-language model. Ask look one question at a time, "
+    "use read for the whole text of a picture, and extract for data in a form of your own."
+)
+PROGRESS_SECONDS = 0.5  # between two notes of how far an answer has come
+SESSION_SECONDS = 600.0  # that nobody uses, after which a session over HTTP ends
+MAX_SESSIONS = 256
+
+# Called with the HTTP request of a call (None over stdio) and the job that was made of it.
+OnJob = Callable[[Any, Job], None]
+
+
+def make_server(vlm: AsyncVLM, sources: Sources, on_job: OnJob = lambda _request, _job: None) -> Server[Any]:
+    """A server that answers calls of `TOOLS` with the model; it does not close it."""
+
+    async def list_tools(_context: ServerRequestContext, _params: PaginatedRequestParams | None) -> ListToolsResult:
+        return ListToolsResult(tools=list(listed()))
+
+    async def call_tool(context: ServerRequestContext, params: CallToolRequestParams) -> CallToolResult:
+        if params.name not in TOOLS:
+            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:100]!r}, but {', '.join(TOOLS)}")
+        try:
+            call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open)
+            return result_of(call, await _answer(vlm, context, call, on_job))
+        except (PocketVLMError, EngineError) as error:
+            return failed(str(error))
+        except Exception as error:  # messages of other libraries are not for agents
+            logger.error("a call failed", exc_info=error)
+            return failed(f"this call failed inside pocketvlm ({type(error).__name__})")
+
+    return Server(
+        "pocketvlm",
+        version=pocketvlm.__version__,
+        instructions=INSTRUCTIONS,
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+    )
+
+
+async def _answer(vlm: AsyncVLM, context: ServerRequestContext, call: Call, on_job: OnJob) -> Answer:
+    """The answer to a call, given up when the call is cancelled; tells how far it has come."""
+    job = await vlm.prepare(call.messages, **call.options)
+    on_job(context.request, job)
+    told = time.monotonic()
+    async with aclosing(vlm.run(job)) as deltas:
+        async for _ in deltas:
+            if time.monotonic() - told >= PROGRESS_SECONDS:
+                told = time.monotonic()
+                tokens = len(job.choices[0].token_ids)
+                await context.session.report_progress(tokens, call.options["max_tokens"], f"{tokens} tokens")
+    return job.answer()
+
+
+async def serve_stdio(vlm: AsyncVLM, sources: Sources) -> None:
+    """Serve the client at stdin and stdout until it leaves. Meanwhile whatever else is printed goes to stderr."""
+    server = make_server(vlm, sources)
+    async with stdio_server() as (incoming, outgoing):
+        await server.run(incoming, outgoing, server.create_initialization_options())
+
+
+class HTTPEndpoint:
+    """The same by streamable HTTP.
+
+    Args:
+        hosts: values of the header Host that are answered (`name`, or `name:*` for any port): a page of another
+            site, whose name was made to lead here, has its own.
+        origins: of pages that may call it.
+        max_body_bytes: largest body of a request.
+
+    Attributes:
+        application: answers while `running` is under way.
+    """
+
+    def __init__(
+        self,
+        vlm: AsyncVLM,
+        sources: Sources,
+        *,
+        hosts: tuple[str, ...],
+        origins: tuple[str, ...],
+        max_body_bytes: int,
+        on_job: OnJob,
+    ) -> None:
+        self._manager = StreamableHTTPSessionManager(
+            make_server(vlm, sources, on_job),
+            security_settings=TransportSecuritySettings(allowed_hosts=list(hosts), allowed_origins=list(origins)),
+            session_idle_timeout=SESSION_SECONDS,
+            max_request_body_size=max_body_bytes,
+            max_sessions=MAX_SESSIONS,
+        )
+        self.application: ASGIApp = self._manager.handle_request
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self._manager.run():
+            yield

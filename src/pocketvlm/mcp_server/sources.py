@@ -1,0 +1,60 @@
+"""What an agent calls a picture or a video → its content, or one line why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.fetch import is_data_url, is_url
+from pocketvlm.processing.media.file_roots import is_file_url, open_file_url, open_inside
+from pocketvlm.processing.media.kinds import is_base64
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.sources import describe
+from pocketvlm.ranges import show
+
+
+class Sources:
+    """Args:
+        roots: folders whose files may be named; paths that are not absolute are looked for in each of them.
+        limits: what is refused beside; whether URLs are fetched.
+
+    Raises:
+        ConfigError: a root is no folder.
+    """
+
+    def __init__(self, roots: tuple[str, ...], limits: MediaLimits) -> None:
+        for root in roots:
+            if not Path(root).is_dir():
+                raise ConfigError(f"{show(root, 80)} is no folder", hint="Name folders that are there.")
+        self._roots = tuple(str(Path(root).resolve()) for root in roots)
+        self._limits = replace(limits, file_roots=self._roots)
+
+    def open(self, source: str) -> str | bytes:
+        """The bytes of a file; a URL is left to the one function that fetches.
+
+        Raises:
+            MediaError: a path outside the roots, also through links and `..`; a file that is missing or too large.
+        """
+        if is_url(source) or is_data_url(source):
+            return source
+        if is_base64(source[:64]):
+            raise MediaError("Expected a path or URL, got bare base64", hint="Put data:image/png;base64, in front.")
+        if not self._roots:
+            raise MediaError("No folder was named to read files from", hint="Give a data: URL.")
+        if is_file_url(source):
+            with open_file_url(source, self._limits) as file:
+                return file.read()
+        return self._read(source)
+
+    def _read(self, source: str) -> bytes:
+        name, path = f"The path {describe(source)!r}", Path(source)
+        hint = f"They are {', '.join(self._roots)}."
+        failure = MediaError(f"{name} is no path to a file", hint="Check it.")
+        for number, root in enumerate(("",) if path.is_absolute() else self._roots):
+            try:
+                with open_inside(Path(root) / path, self._limits, name, hint=hint) as file:
+                    return file.read()
+            except MediaError as error:
+                failure = failure if number else error
+        raise failure

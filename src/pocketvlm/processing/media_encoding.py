@@ -1,0 +1,98 @@
+"""Pictures and videos of one request → their views, each cut into patches; here, or in another process.
+
+A task holds everything that decides the patches, so that it can be sent away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pocketvlm.config import DownsampleOption, ImageConfig
+from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.processing.patches.image import Pixels, encode_images
+from pocketvlm.processing.patches.video import encode_video
+from pocketvlm.processing.picture_options import PictureOptions
+from pocketvlm.processing.prompt.expansion import Units
+from pocketvlm.processing.prompt.messages import MediaPart
+
+
+@dataclass(frozen=True)
+class MediaTask:
+    """What to encode, and how.
+
+    Attributes:
+        parts: pictures and videos in prompt order.
+        modes: the rate of each.
+        budget: of each, with "auto".
+        how: what the request says of pictures.
+        image_config, video_config, limits, files: see `Processor`.
+    """
+
+    parts: tuple[MediaPart, ...]
+    modes: tuple[DownsampleOption, ...]
+    budget: float
+    how: PictureOptions
+    image_config: ImageConfig
+    video_config: ImageConfig
+    limits: MediaLimits
+    files: bool
+
+
+MediaEncoder = Callable[[MediaTask], list[Units]]
+
+
+def encode_media(task: MediaTask) -> list[Units]:
+    """The units of each part, in their order.
+
+    Raises:
+        MediaError: a picture or video cannot be read or is over a limit; the message names its place.
+        ConfigError: an option has a value that cannot be honoured.
+    """
+    encoded: dict[int, Units] = {}
+    # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
+    wanted = [part.max_slice_nums or task.how.max_slice_nums for part in task.parts]
+    pictures = [i for i, part in enumerate(task.parts) if part.kind == "image"]
+
+    def load(part: MediaPart) -> Pixels:
+        try:
+            return load_image(part.source, task.limits, files=task.files)
+        except MediaError as error:
+            raise MediaError(f"{part.where}: {error}") from None
+
+    for mode, slices in dict.fromkeys((task.modes[i], wanted[i]) for i in pictures):
+        chosen = [i for i in pictures if (task.modes[i], wanted[i]) == (mode, slices)]
+        views = encode_images(
+            [task.parts[i] for i in chosen],
+            task.image_config,
+            mode,
+            slices,
+            auto_token_budget=task.budget if mode == "auto" else None,
+            load=load,
+        )
+        encoded |= {i: (unit,) for i, unit in zip(chosen, views, strict=True)}
+    for i, part in enumerate(task.parts):
+        if part.kind == "video":
+            encoded[i] = _encode_video(part, task.modes[i], task)
+    return [encoded[i] for i in range(len(task.parts))]
+
+
+def _encode_video(part: MediaPart, mode: DownsampleOption, task: MediaTask) -> Units:
+    try:
+        views = encode_video(
+            part.source,
+            task.video_config,
+            mode,
+            part.max_slice_nums or task.how.video_max_slice_nums,
+            auto_token_budget=task.budget if mode == "auto" else None,
+            max_num_frames=task.how.max_num_frames,
+            stack_frames=task.how.stack_frames,
+            fps=part.fps,
+            limits=task.limits,
+            files=task.files,
+        )
+    except MediaError as error:
+        raise MediaError(f"{part.where}: {error}") from None
+    return views.units

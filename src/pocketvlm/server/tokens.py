@@ -1,0 +1,74 @@
+"""POST /tokenize and /detokenize, as vLLM has them; GET /v1/models."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pocketvlm.protocol.chat_response import to_json
+from pocketvlm.protocol.tokenize_request import parse_detokenize, parse_tokenize
+from pocketvlm.server.body import read_json
+from pocketvlm.server.exchange import exchange_of
+from pocketvlm.server.service import Service, check_messages
+
+
+async def tokenize(service: Service, request: Request) -> Response:
+    """The ids of a text or of a conversation with its pictures; nothing is generated."""
+    asked = parse_tokenize(await read_json(request, service.settings))
+    service.check_model(asked.model)
+    tokenizer = service.vlm.vlm.processor.tokenizer
+    if asked.prompt is not None:
+        check_messages(
+            [{"content": asked.prompt}], exchange_of(request, service.settings), service.settings.max_text_bytes
+        )
+        ids = await asyncio.to_thread(tokenizer.encode_plain, asked.prompt)
+    else:
+        job = await service.prepare(request, asked.messages, asked.options)
+        ids = job.request.input_ids.tolist()
+    body: dict[str, Any] = {"count": len(ids), "max_model_len": context_of(service), "tokens": ids}
+    if asked.strings:
+        body["token_strs"] = await asyncio.to_thread(
+            lambda: [tokenizer.decode([token], skip_special=False) for token in ids]
+        )
+    return Response(to_json(body), media_type="application/json")
+
+
+async def detokenize(service: Service, request: Request) -> Response:
+    """The text of ids, control tokens as they are spelt."""
+    tokenizer = service.vlm.vlm.processor.tokenizer
+    model, ids = parse_detokenize(await read_json(request, service.settings), tokenizer.vocab_size)
+    service.check_model(model)
+    text = await asyncio.to_thread(tokenizer.decode, ids, False)
+    return Response(to_json({"prompt": text}), media_type="application/json")
+
+
+async def models(service: Service, _request: Request) -> Response:
+    """All names of the one model."""
+    return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.names]})
+
+
+async def model(service: Service, request: Request) -> Response:
+    """The model of this name; a name may hold slashes."""
+    name = request.path_params["model"]
+    service.check_model(name)
+    return JSONResponse(_card(service, name))
+
+
+def context_of(service: Service) -> int:
+    """Most tokens of a prompt and its answer."""
+    return service.vlm.vlm.config.text.max_position_embeddings
+
+
+def _card(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.began,
+        "owned_by": "pocketvlm",
+        "root": service.names[0],
+        "max_model_len": context_of(service),
+        "pocketvlm": service.about(),
+    }

@@ -1,0 +1,131 @@
+"""Media decoded in other processes: the same views, and what becomes of requests whose decoder is ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.app import data_url, png
+
+from pocketvlm.errors import MediaError
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.media_workers import MediaWorkers, fetched
+from pocketvlm.processing.picture_options import PictureOptions
+from pocketvlm.processing.prompt.messages import MediaPart
+
+CLIP = Path(__file__).parents[2] / "examples" / "clip.mp4"
+
+
+@pytest.fixture(scope="module")
+def directory() -> ModelDirectory:
+    return resolve("nano")
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[MediaWorkers]:
+    with closing(MediaWorkers(1, 60)) as workers:
+        yield workers
+
+
+def task_of(directory: ModelDirectory, *sources: Any, kind: Any = "image", mode: Any = "16x") -> MediaTask:
+    parts = tuple(MediaPart(kind, source, f"place {i}") for i, source in enumerate(sources))
+    config = directory.image_config
+    return MediaTask(parts, (mode,) * len(parts), 1.5, PictureOptions(), config, config, MediaLimits(), False)
+
+
+@pytest.mark.parametrize("mode", ["16x", "4x", "auto"])
+def test_views_are_those_of_this_process(workers: MediaWorkers, directory: ModelDirectory, mode: str) -> None:
+    tasks = [
+        task_of(directory, data_url(png(500, 700, 1)), png(30, 40, 2), png(1, 1), mode=mode),
+        task_of(directory, CLIP.read_bytes(), kind="video", mode=mode),
+        task_of(directory),
+    ]
+    for task in tasks:
+        for found, expected in zip(workers.encode(task), encode_media(task), strict=True):
+            for unit, other in zip(found, expected, strict=True):
+                assert (unit.views, unit.grid) == (other.views, other.grid)
+                np.testing.assert_array_equal(unit.patches.numpy(), other.patches.numpy())
+
+
+def test_faults_are_those_of_this_process(workers: MediaWorkers, directory: ModelDirectory) -> None:
+    for source in (b"nothing", png()[:100], "/etc/hostname", 5, [png()]):
+        with pytest.raises(MediaError) as here:
+            encode_media(task_of(directory, png(), source))
+        with pytest.raises(MediaError) as there:
+            workers.encode(task_of(directory, png(), source))
+        assert str(there.value) == str(here.value)
+
+
+def test_a_worker_that_was_killed_is_replaced(workers: MediaWorkers, directory: ModelDirectory) -> None:
+    task = task_of(directory, png(64, 64))
+    expected = workers.encode(task)
+    (pid,) = workers.pids
+    os.kill(pid, signal.SIGKILL)
+    found = workers.encode(task)
+    assert found[0][0].views == expected[0][0].views
+    assert pid not in workers.pids
+
+
+def test_a_picture_that_kills_its_decoder_is_refused_and_others_are_not(
+    workers: MediaWorkers, directory: ModelDirectory
+) -> None:
+    workers.encode(task_of(directory, png()))
+    task = task_of(directory, *[png(3000, 3000, i) for i in range(2)])
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.05):
+            for pid in workers.pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill)
+        with pytest.raises(MediaError, match="crashed"):
+            workers.encode(task)
+        ended.set()
+        killing.result()
+    assert workers.encode(task_of(directory, png(64, 64)))
+
+
+def test_decoding_has_a_time(directory: ModelDirectory) -> None:
+    with closing(MediaWorkers(1, 60)) as workers:
+        workers.encode(task_of(directory, png()))
+        workers._seconds = 0.01
+        with pytest.raises(MediaError, match=r"took more than 0.01 seconds"):
+            workers.encode(task_of(directory, png(3000, 3000)))
+        workers._seconds = 60
+        assert workers.encode(task_of(directory, png()))
+
+
+def test_no_process_is_left(directory: ModelDirectory) -> None:
+    workers = MediaWorkers(2, 60)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(workers.encode, [task_of(directory, png(900, 900))] * 4))
+    pids = workers.pids
+    assert pids
+    workers.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_files_are_read_here_and_only_where_they_may_be(directory: ModelDirectory, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    url = f"file://{tmp_path}/a.png"
+    with pytest.raises(MediaError, match="place 0"):
+        fetched(task_of(directory, url))
+    task = replace(task_of(directory, url), limits=MediaLimits(file_roots=(str(tmp_path),)))
+    assert fetched(task).parts[0].source == png()

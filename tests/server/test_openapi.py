@@ -1,0 +1,87 @@
+"""What the description of the API says: schemathesis makes requests of it, and none of them is an error of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation.modes import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.testclient import TestClient
+
+import pocketvlm
+from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.server.app import ROUTES, create_app
+from pocketvlm.server.openapi import openapi
+from pocketvlm.server.settings import ServerSettings
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+OPERATIONS = [(method, path) for path, methods in openapi(["nano"])["paths"].items() for method in methods]
+MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Iterator[AsyncVLM]:
+    vlm = AsyncVLM(pocketvlm.load("nano", runtime="torch"))
+    vlm.vlm.processor.files = False
+    yield vlm
+    asyncio.run(vlm.close())
+
+
+@pytest.fixture(scope="module")
+def app(vlm: AsyncVLM) -> Any:
+    """The application in this process, with short answers."""
+    return create_app(vlm, ServerSettings(docs=True, max_answer_tokens=3, max_n=2))
+
+
+def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> int:
+    """Make so many requests of one operation and check each response; returns how many were answered with 200."""
+    operation = schemathesis.openapi.from_asgi("/openapi.json", app)[path][method]
+    if mode is GenerationMode.NEGATIVE and operation.definition.raw.get("requestBody") is None:
+        return 0  # nothing of it could be wrong
+    statuses = list[int]()
+
+    @settings(max_examples=cases, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def one(case: Any) -> None:
+        response = case.call()
+        statuses.append(response.status_code)
+        case.validate_response(response, checks=CHECKS)
+
+    one()
+    print(f"{method} {path} {mode.value}: {len(statuses)} requests, {statuses.count(200)} with 200")
+    return statuses.count(200)
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_no_request_of_the_description_is_an_error_of_ours(app: Any, method: str, path: str) -> None:
+    assert sum(ask(app, method, path, mode, 40) for mode in MODES), "none of them was answered"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for method, path in OPERATIONS if method == "post"])
+def test_twenty_thousand_requests_are_no_error_of_ours(app: Any, path: str) -> None:
+    """5,000 of each of the four operations with a body; about a quarter of an hour each."""
+    assert sum(ask(app, "post", path, mode, 2500) for mode in MODES)
+
+
+def test_what_is_described_is_there_and_every_route_of_openai_is_described() -> None:
+    found = {(method, path) for method, path in OPERATIONS if path not in ("/health", "/ready")}
+    routes = {(method.lower(), path.replace(":path", "")) for method, path, _ in ROUTES}
+    assert found <= routes
+    assert {(method, path) for method, path in routes if path.startswith("/v1/")} <= found
+
+
+def test_the_description_is_served_only_where_the_settings_say_so(vlm: AsyncVLM, app: Any) -> None:
+    assert TestClient(app).get("/openapi.json").json() == openapi(["nano"])
+    assert TestClient(create_app(vlm, ServerSettings())).get("/openapi.json").status_code == 404
+    assert TestClient(app).get("/docs").status_code == 404  # FastAPI's own page would load scripts of others
