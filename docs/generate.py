@@ -91,9 +91,25 @@ def settings() -> Iterator[str]:
     yield f"A variable is the name in capitals behind `{PREFIX}`: `{PREFIX}MAX_IMAGES=4`; commas separate lists there."
 
 
+def uses() -> Iterator[str]:
+    """What clients do with the server, by the tests that do it."""
+    yield "| client | uses |"
+    yield "| --- | --- |"
+    for file in sorted((ROOT / "tests" / "server" / "uses").glob("test_*.py")):
+        tests = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+        names = [test.name.removeprefix("test_").replace("_", " ") for test in tests if test.name.startswith("test_")]
+        link = f"[{docstring(file)}](../{file.relative_to(ROOT).as_posix()})"
+        yield f"| {link} | {' · '.join(names)} |"
+
+
 def parts(name: str) -> list[str]:
     """Lines of one generated part."""
-    simple: dict[str, Callable[[], Iterator[str]]] = {"tree": tree, "help": help_text, "settings": settings}
+    simple: dict[str, Callable[[], Iterator[str]]] = {
+        "tree": tree,
+        "help": help_text,
+        "settings": settings,
+        "uses": uses,
+    }
     if name in simple:
         return list(simple[name]())
     from shapes import tables  # builds the model's skeleton, so only when it is asked for
