@@ -40,7 +40,7 @@ def vlm() -> Iterator[AsyncVLM]:
 @pytest.fixture(scope="module")
 def app(vlm: AsyncVLM) -> Any:
     """The application in this process, with short answers."""
-    return create_app(vlm, ServerSettings(docs=True, max_answer_tokens=3, max_n=2))
+    return create_app(vlm, ServerSettings(docs=True, allowed_hosts=("testserver",), max_answer_tokens=3, max_n=2))
 
 
 def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> int:
@@ -83,5 +83,5 @@ def test_what_is_described_is_there_and_every_route_of_openai_is_described() -> 
 
 def test_the_description_is_served_only_where_the_settings_say_so(vlm: AsyncVLM, app: Any) -> None:
     assert TestClient(app).get("/openapi.json").json() == openapi(["nano"])
-    assert TestClient(create_app(vlm, ServerSettings())).get("/openapi.json").status_code == 404
+    assert TestClient(create_app(vlm, ServerSettings(allowed_hosts=("testserver",)))).get("/openapi.json").status_code == 404
     assert TestClient(app).get("/docs").status_code == 404  # FastAPI's own page would load scripts of others
