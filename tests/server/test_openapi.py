@@ -83,5 +83,8 @@ def test_what_is_described_is_there_and_every_route_of_openai_is_described() -> 
 
 def test_the_description_is_served_only_where_the_settings_say_so(vlm: AsyncVLM, app: Any) -> None:
     assert TestClient(app).get("/openapi.json").json() == openapi(["nano"])
-    assert TestClient(create_app(vlm, ServerSettings(allowed_hosts=("testserver",)))).get("/openapi.json").status_code == 404
+    assert (
+        TestClient(create_app(vlm, ServerSettings(allowed_hosts=("testserver",)))).get("/openapi.json").status_code
+        == 404
+    )
     assert TestClient(app).get("/docs").status_code == 404  # FastAPI's own page would load scripts of others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pocketvlm.api.answers import Answer, Delta, TokenLogprob, Usage, with_alternatives
@@ -59,6 +60,12 @@ class Job:
     @property
     def is_done(self) -> bool:
         return self.error is not None or all(choice.finish_reason is not None for choice in self.choices)
+
+    def limit(self, tokens: int) -> None:
+        """Let each answer have at most so many tokens; for a job that does not run yet."""
+        params = self.request.params
+        if tokens < params.max_tokens:
+            self.request.params = replace(params, max_tokens=tokens)
 
     def take(self, output: Output) -> Delta | None:
         """Add an output of the engine; returns what is new for readers, None for nothing.

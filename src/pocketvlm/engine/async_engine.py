@@ -170,6 +170,7 @@ class AsyncEngine:
             logger.critical("the engine's thread has ended", exc_info=error)
             self.fault = f"the engine failed ({type(error).__name__}) and takes no more requests"
         finally:
+            self.is_stepping = False
             with self._lock:
                 self._closing = True
             for request in list(self.streams):

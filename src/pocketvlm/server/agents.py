@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pocketvlm.api.job import Job
+from pocketvlm.errors import EngineError, QueueFullError
 from pocketvlm.mcp_server.server import HTTPEndpoint
 from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.exchange import exchange_of
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
@@ -25,12 +27,18 @@ def agents_endpoint(service: Service) -> HTTPEndpoint:
     settings = service.settings
 
     def on_job(request: Any, job: Job) -> None:
-        """What a call is counted as: the same as a request of any API."""
-        exchange = exchange_of(request, settings)
-        job.request.deadline = exchange.deadline
-        exchange.jobs.append(job)
-        if job.request.patches is not None:
-            exchange.hold(job.request.patches.nbytes)
+        """A call is held to the same limits as a request of any API.
+
+        Raises:
+            QueueFullError, EngineError: there is no room for it; nobody waits for it any more.
+        """
+        job.limit(settings.max_answer_tokens)
+        try:
+            exchange_of(request).add(job)
+        except HTTPError as error:
+            raise QueueFullError(str(error)) from None
+        except ClientLeftError:
+            raise EngineError("the request of this call has ended") from None
 
     return HTTPEndpoint(
         service.vlm,

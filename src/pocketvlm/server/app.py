@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +30,12 @@ from pocketvlm.server.tokens import detokenize, model, models, tokenize
 from pocketvlm.server.tracing import Tracing
 from pocketvlm.server.view_plan import view_plan
 
+MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
+
 
 async def metrics(service: Service, _request: Request) -> Response:
     """GET /metrics, as Prometheus reads it."""
     return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 
 async def description(service: Service, _request: Request) -> Response:
@@ -143,6 +143,6 @@ class Heads:
         app = self.app
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
             app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"), scope["path"])
-        elif sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+        elif sum(map(len, itertools.chain(*scope["headers"]))) > MAX_HEADERS:
             app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"), scope["path"])
         return await app(scope, receive, send_with_id)

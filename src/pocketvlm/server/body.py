@@ -1,4 +1,4 @@
-"""The body of a request, as it arrives: bounded in bytes, in time and in depth, strict JSON."""
+"""Bodies in strict JSON: of a request, as it arrives, bounded in bytes, in time and in depth; and of a response."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from typing import Any, NoReturn
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
+from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.exchange import Exchange, exchange_of
-from pocketvlm.server.settings import ServerSettings
 
 
-async def read_json(request: Request, settings: ServerSettings) -> Any:
+async def read_json(request: Request) -> Any:
     """The value of a body.
 
     Raises:
-        HTTPError: it is too large (413), too slow (408), or no JSON (400); there is no room for it (429).
+        HTTPError, ClientLeftError: as `read_body`; the body is no JSON (400).
+    """
+    try:
+        return json.loads(await read_body(request), parse_constant=_refuse)
+    except ValueError:  # the library's own words may hold a piece of the body
+        raise HTTPError(400, "the body is not JSON in UTF-8") from None
+
+
+async def read_body(request: Request) -> bytes:
+    """A body that is no danger to whoever parses it as JSON; from its end on the request counts as in flight.
+
+    Raises:
+        HTTPError: it is too large (413), too slow (408) or too deep (400); there is no room for it (429).
         ClientLeftError: the client went away before its end.
     """
-    exchange = exchange_of(request, settings)
+    exchange = exchange_of(request)
+    settings = exchange.settings
     try:
         raw = await asyncio.wait_for(_read(request, exchange), settings.upload_seconds)
     except TimeoutError:
@@ -34,10 +48,12 @@ async def read_json(request: Request, settings: ServerSettings) -> Any:
         raise HTTPError(400, f"the body has more than {settings.max_json_values} commas and brackets")
     if _depth(structure) > settings.max_json_depth:
         raise HTTPError(400, f"the body has more than {settings.max_json_depth} brackets in brackets")
-    try:
-        return json.loads(raw, parse_constant=_refuse)
-    except ValueError:  # the library's own words may hold a piece of the body
-        raise HTTPError(400, "the body is not JSON in UTF-8") from None
+    return raw
+
+
+def json_response(body: object) -> Response:
+    """The response of an answer, as strict JSON."""
+    return Response(to_json(body), media_type="application/json")
 
 
 async def _read(request: Request, exchange: Exchange) -> bytes:

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from pocketvlm.api.answers import Delta
 from pocketvlm.api.job import Job
 from pocketvlm.protocol.chat_request import parse_chat_completion
-from pocketvlm.protocol.chat_response import chat_completion, to_json
+from pocketvlm.protocol.chat_response import chat_completion
 from pocketvlm.protocol.chat_stream import ChatStream
-from pocketvlm.server.body import read_json
+from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.errors import response_of
 from pocketvlm.server.event_stream import DONE, EventStream, event
 from pocketvlm.server.service import Service
@@ -24,7 +24,7 @@ from pocketvlm.server.service import Service
 
 async def chat_completions(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_chat_completion(await read_json(request, service.settings))
+    asked = parse_chat_completion(await read_json(request))
     service.check_model(asked.model)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -34,7 +34,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     job = await service.prepare(request, asked.messages, asked.options)
     if not asked.stream:
         answers = await service.answers(request, job)
-        return Response(to_json(chat_completion(answers, **head)), media_type="application/json")
+        return json_response(chat_completion(answers, **head))
     deltas = await service.stream(request, job)
     stream = ChatStream(
         **head,

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pocketvlm.protocol.chat_response import to_json
+from pocketvlm.server.errors import log_fault
 
 DONE = "data: [DONE]\n\n"
 
@@ -41,7 +42,9 @@ class EventStream(Response):
         finally:
             for task in (sending, leaving):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            fault, _ = await asyncio.gather(sending, leaving, return_exceptions=True)
+            if isinstance(fault, Exception) and not isinstance(fault, TimeoutError):  # a slow client is none of ours
+                log_fault(fault)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as events:

@@ -4,14 +4,14 @@ that the server has room for."""
 from __future__ import annotations
 
 import time
-import uuid
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.types import Scope
 
-from pocketvlm.server.errors import HTTPError
+from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class Exchange:
         held_bytes: its part of those of all.
         is_admitted: it counts among those in flight.
         jobs: what the model was asked for.
+        streams: what its answers are read from; closed at its end, also where nobody has begun to read them.
         status: of the response; 0 before it.
-        left: nobody waits any more.
+        has_ended: nothing can be asked for it any more.
         images: pictures and videos that it is about.
         question: what the log may show, where content is logged.
         traceparent: the span of whoever asks, as the header of that name has it.
@@ -68,8 +69,9 @@ class Exchange:
     held_bytes: int = 0
     is_admitted: bool = False
     jobs: list[Job] = field(default_factory=list)
+    streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     status: int = 0
-    left: bool = False
+    has_ended: bool = False
     images: int = 0
     question: str = ""
     traceparent: str = ""
@@ -77,6 +79,11 @@ class Exchange:
     @property
     def settings(self) -> ServerSettings:
         return self.load.settings
+
+    @property
+    def counts(self) -> bool:
+        """Whether it takes one of the places of its key and of the server: what has no body does not."""
+        return self.method not in ("GET", "HEAD", "OPTIONS")
 
     @property
     def deadline(self) -> float:
@@ -100,11 +107,34 @@ class Exchange:
             self.load.in_flight += 1
             self.is_admitted = True
 
-    def release(self) -> None:
-        """It holds nothing any more."""
+    def add(self, job: Job) -> None:
+        """Count a job as its own: it has to end in the time of the request, and its pictures are held.
+
+        Raises:
+            HTTPError: 429, there is no room for its pictures.
+            ClientLeftError: the request ended while the job was prepared.
+        """
+        if self.has_ended:
+            raise ClientLeftError
+        job.request.deadline = self.deadline
+        self.jobs.append(job)
+        if job.request.patches is not None:
+            self.hold(job.request.patches.nbytes)
+
+    async def end(self) -> None:
+        """It holds nothing any more, and nothing of it runs on."""
+        if self.has_ended:
+            return
+        self.has_ended = True
+        if self.key is not None and self.counts:
+            self.key.end(self.prompt_tokens + self.answer_tokens)
         self.load.held_bytes -= self.held_bytes
         self.load.in_flight -= self.is_admitted
-        self.held_bytes, self.is_admitted = 0, False
+        for job in self.jobs:
+            if not job.is_done:  # the engine gives it up before its next step, whoever still reads it
+                job.request.deadline = time.monotonic()
+        for stream in self.streams:
+            await stream.aclose()
 
     @property
     def prompt_tokens(self) -> int:
@@ -124,11 +154,7 @@ class Exchange:
         scope[_PLACE] = self
 
 
-def exchange_of(request: Request, settings: ServerSettings) -> Exchange:
-    """That of a request; one of its own for a request that has not come through the guard."""
-    found: Any = request.scope.get(_PLACE)
-    if found is None:
-        found = Exchange(Load(settings), request.method, request.url.path, uuid.uuid4().hex)
-        found.put_into(request.scope)
-    exchange: Exchange = found
+def exchange_of(request: Request) -> Exchange:
+    """That of a request which has come through the guard, as all of the table of routes do."""
+    exchange: Exchange = request.scope[_PLACE]
     return exchange

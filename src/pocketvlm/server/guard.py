@@ -5,13 +5,15 @@ A handler of a new route has all of it by being in the table of routes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pocketvlm.server.errors import ClientLeftError, HTTPError, response_of
+from pocketvlm.server.body import read_body
+from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.origins import OriginCheck
@@ -19,7 +21,7 @@ from pocketvlm.server.request_log import log_exchange
 from pocketvlm.server.service import Service
 
 Handler = Callable[[Service, Request], Awaitable[Response]]
-_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
+logger = logging.getLogger(__name__)
 
 
 class Guard:
@@ -41,13 +43,11 @@ class Guard:
         return _Guarded(self, path, respond)
 
     def application(self, app: ASGIApp, path: str) -> ASGIApp:
-        """The same around an application that reads bodies and writes responses itself."""
+        """The same around an application that writes responses itself. It gets its body whole, read within the limits
+        of the server."""
 
-        async def respond(scope: Scope, _receive: Receive, _send: Send) -> ASGIApp:
-            exchange: Exchange = scope["pocketvlm.exchange"]
-            if scope["method"] not in _WITHOUT_BODY:
-                exchange.admit()
-            return app
+        async def respond(scope: Scope, receive: Receive, send: Send) -> ASGIApp:
+            return _with_body(app, await read_body(Request(scope, receive, send)))
 
         return _Guarded(self, path, respond)
 
@@ -59,11 +59,20 @@ class Guard:
             raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
         if not self.service.vlm.engine.is_alive:
             raise HTTPError(503, "the engine has ended", "server_error", "engine_ended")
-        if exchange.method not in _WITHOUT_BODY:
+        if exchange.counts:
             self.load.check_room()
             if key is not None:
                 key.begin()
         exchange.key = key
+
+    def trace(self, exchange: Exchange) -> None:
+        """Make the spans of an exchange that has ended, where they are wanted."""
+        if self.service.tracing is None:
+            return
+        try:
+            self.service.tracing.ended(exchange)
+        except Exception as error:  # of another library, and no reason to break the client's connection
+            logger.error("the trace of a request was lost", exc_info=error)
 
 
 class _Guarded:
@@ -88,13 +97,23 @@ class _Guarded:
                 self._guard.let_in(exchange, Request(scope, receive, send))
                 response = await self._respond(scope, receive, send)
             except Exception as error:
-                exchange.left = isinstance(error, ClientLeftError)
                 response = response_of(error, self._path)
             await response(scope, receive, send_and_note)
         finally:
-            if exchange.key is not None and exchange.method not in _WITHOUT_BODY:
-                exchange.key.end(exchange.prompt_tokens + exchange.answer_tokens)
-            exchange.release()
+            await exchange.end()
             log_exchange(exchange)
-            if self._guard.service.tracing is not None:
-                self._guard.service.tracing.ended(exchange)
+            self._guard.trace(exchange)
+
+
+def _with_body(app: ASGIApp, body: bytes) -> ASGIApp:
+    """An application that is given a body which has been read, and then what else its client does."""
+
+    async def with_body(scope: Scope, receive: Receive, send: Send) -> None:
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await app(scope, replay, send)
+
+    return with_body

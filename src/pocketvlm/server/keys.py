@@ -98,7 +98,8 @@ class KeyCheck:
             return None
         header = request.headers.get("authorization", "")
         scheme, _, text = header[:MAX_HEADER].partition(" ")
-        given = hashlib.sha256(text.strip().encode("utf-8", "surrogateescape")).digest()
+        # Starlette reads headers as Latin-1, so that this is what was sent, byte for byte.
+        given = hashlib.sha256(text.strip().encode("latin-1")).digest()
         # All are compared, so that the time says nothing about which one is near.
         known = [key for key in self._keys if hmac.compare_digest(given, key.digest)]
         if scheme.lower() != "bearer" or not known or len(header) > MAX_HEADER:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pocketvlm.api.answers import Delta
 from pocketvlm.api.job import Job
-from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.protocol.ollama_request import parse_ollama
 from pocketvlm.protocol.ollama_response import OllamaAnswer
-from pocketvlm.server.body import read_json
+from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.event_stream import NDJSON, line
 from pocketvlm.server.service import Service
@@ -47,31 +45,30 @@ async def is_running(_request: Request) -> Response:
     return Response("Ollama is running", media_type="text/plain")
 
 
-def known_as(service: Service, name: str) -> str:
-    """The served name that a request's name stands for: Ollama's clients may put `:latest` behind it."""
-    if name not in service.names:
-        name = name.removesuffix(":latest")
-    service.check_model(name)
-    return name
+def check_model(service: Service, name: str) -> None:
+    """`HTTPError` 404 for another model than the one that is served; Ollama's clients may put `:latest` behind it."""
+    service.check_model(name if name in service.names else name.removesuffix(":latest"))
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:
-    asked = parse_ollama(kind, await read_json(request, service.settings))
-    known_as(service, asked.model)
+    asked = parse_ollama(kind, await read_json(request))
+    check_model(service, asked.model)
     form = OllamaAnswer(kind, asked.model, uuid.uuid4().hex)
     if asked.chat is None:
         # The model stays loaded for as long as the server runs; clients wait for the word alone.
-        return _json(form.nothing("unload" if asked.unloads else "load"))
+        return json_response(form.nothing("unload" if asked.unloads else "load"))
     job = await service.prepare(request, asked.chat.messages, asked.chat.options)
     if asked.num_ctx is not None:
         _limit(job, asked.num_ctx)
     if not asked.stream:
-        return _json(form.whole((await service.answers(request, job))[0]))
+        return json_response(form.whole((await service.answers(request, job))[0]))
     deltas = await service.stream(request, job)
     return NDJSON(_lines(job, form, deltas, request.url.path), send_seconds=service.settings.send_seconds)
 
 
-async def _lines(job: Job, form: OllamaAnswer, deltas: AsyncGenerator[Delta, None], path: str) -> AsyncGenerator[str]:
+async def _lines(
+    job: Job, form: OllamaAnswer, deltas: AsyncGenerator[Delta, None], path: str
+) -> AsyncGenerator[str, None]:
     async with aclosing(deltas):
         try:
             async for delta in deltas:
@@ -90,9 +87,4 @@ def _limit(job: Job, num_ctx: int) -> None:
         raise HTTPError(
             400, f"the prompt has {request.prompt_tokens} tokens, which leaves no room within num_ctx={num_ctx}"
         )
-    if left < request.params.max_tokens:
-        request.params = replace(request.params, max_tokens=left)
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")
+    job.limit(left)

@@ -15,12 +15,11 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.bundle import Manifest
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import count_parameters, weight_files
-from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.protocol.fields import check, only_kinds
 from pocketvlm.protocol.ollama_response import timestamp
 from pocketvlm.ranges import show_json
-from pocketvlm.server.body import read_json
-from pocketvlm.server.ollama import known_as
+from pocketvlm.server.body import json_response, read_json
+from pocketvlm.server.ollama import check_model
 from pocketvlm.server.service import Service
 
 # The Ollama whose API is spoken: clients decide by it what they may ask for.
@@ -32,7 +31,9 @@ NEVER = "9999-12-31T23:59:59Z"  # when a model that stays loaded is unloaded
 
 async def tags(service: Service, _request: Request) -> Response:
     """The models that can be asked."""
-    return _json({"models": [{**card, "modified_at": timestamp(service.began)} for card in await _cards(service)]})
+    return json_response(
+        {"models": [{**card, "modified_at": timestamp(service.began)} for card in await _cards(service)]}
+    )
 
 
 async def ps(service: Service, _request: Request) -> Response:
@@ -40,21 +41,23 @@ async def ps(service: Service, _request: Request) -> Response:
     vlm = service.vlm.vlm
     more = {"expires_at": NEVER, "context_length": vlm.config.text.max_position_embeddings}
     on_gpu = vlm.runner.device.type != "cpu"
-    return _json({"models": [{**c, **more, "size_vram": c["size"] if on_gpu else 0} for c in await _cards(service)]})
+    return json_response(
+        {"models": [{**c, **more, "size_vram": c["size"] if on_gpu else 0} for c in await _cards(service)]}
+    )
 
 
 async def version(_service: Service, _request: Request) -> Response:
-    return _json({"version": OLLAMA_VERSION, "pocketvlm": pocketvlm.__version__})
+    return json_response({"version": OLLAMA_VERSION, "pocketvlm": pocketvlm.__version__})
 
 
 async def show(service: Service, request: Request) -> Response:
     """What is known of a model."""
-    body = await read_json(request, service.settings)
+    body = await read_json(request)
     if not isinstance(body, Mapping):
         raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
     given = only_kinds("the body", body, ("model", "name", "verbose"))
     check("verbose", given.get("verbose", False), "boolean")
-    known_as(service, check("model", given.get("model", given.get("name", "")), "string"))
+    check_model(service, check("model", given.get("model", given.get("name", "")), "string"))
     vlm = service.vlm.vlm
     facts = await asyncio.to_thread(_facts, vlm)
     text, vision = vlm.config.text, vlm.config.vision
@@ -68,7 +71,7 @@ async def show(service: Service, request: Request) -> Response:
         f"{FAMILY}.vision.embedding_length": vision.hidden_size,
         f"{FAMILY}.vision.block_count": vision.num_hidden_layers,
     }
-    return _json(
+    return json_response(
         {
             "details": facts["details"],
             "model_info": info,
@@ -110,7 +113,3 @@ def _facts(vlm: VLM) -> dict[str, Any]:
 def _short(count: int) -> str:
     """As people write it: 1.3B, 4.2M."""
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")

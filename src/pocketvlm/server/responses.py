@@ -16,11 +16,11 @@ from pocketvlm.api.answers import Delta
 from pocketvlm.api.choice import REASONING_ENDS
 from pocketvlm.api.job import Job
 from pocketvlm.errors import PocketVLMError
-from pocketvlm.protocol.chat_response import error_response, to_json
+from pocketvlm.protocol.chat_response import error_response
 from pocketvlm.protocol.responses_request import ResponsesRequest, parse_response_request
 from pocketvlm.protocol.responses_response import response_usage
 from pocketvlm.protocol.responses_stream import ResponseStream
-from pocketvlm.server.body import read_json
+from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.errors import HTTPError, log_fault
 from pocketvlm.server.event_stream import EventStream, event
 from pocketvlm.server.service import Service
@@ -28,7 +28,7 @@ from pocketvlm.server.service import Service
 
 async def responses(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_response_request(await read_json(request, service.settings))
+    asked = parse_response_request(await read_json(request))
     service.check_model(asked.model)
     began = int(time.time())
     try:
@@ -41,7 +41,7 @@ async def responses(service: Service, request: Request) -> Response:
     if asked.stream:
         return EventStream(_events(job, stream, deltas), send_seconds=service.settings.send_seconds)
     await service.while_there(request, _take(stream, deltas))
-    return Response(to_json(stream.whole(_usage(job), now=int(time.time()))), media_type="application/json")
+    return json_response(stream.whole(_usage(job), now=int(time.time())))
 
 
 def _head(service: Service, asked: ResponsesRequest, job: Job, began: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pocketvlm.errors import ConfigError, EngineError
 from pocketvlm.machine import usable_cores
 from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
 from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
-from pocketvlm.server.app import create_app
+from pocketvlm.server.app import MAX_HEADERS, create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
@@ -27,7 +27,6 @@ from pocketvlm.server.tracing import Tracing, start_tracing
 from pocketvlm.server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
 SEND_BUFFER = 128 * 1024  # bytes
@@ -98,7 +97,8 @@ async def _serve(
 ) -> str:
     """Returns why the engine has ended; empty where a signal was the reason."""
     model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
-    async with model:
+    # Watched until the model is closed: an engine that hangs must not hold up the end either.
+    async with Watchdog(model.engine, settings.watchdog_seconds), model:
         app = create_app(model, settings, is_draining=lambda: server.is_draining, tracing=tracing)
         config = uvicorn.Config(
             app,
@@ -107,13 +107,11 @@ async def _serve(
             access_log=False,
             log_config=None,
             server_header=False,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEADERS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         )
         server = Server(config)
-        watchdog = Watchdog(model.engine, settings.watchdog_seconds)
-        watchdog.start()
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not (server.started or running.done()):
             await asyncio.sleep(0.01)
@@ -121,12 +119,10 @@ async def _serve(
             host, port = sock.getsockname()[:2]
             on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         while not running.done():
-            watchdog.beat()
             if not model.engine.is_alive:  # those who waited have heard of it
                 server.should_exit = True
             await asyncio.wait((running,), timeout=0.2)
         await running
-        watchdog.stop()
         return model.engine.fault
 
 

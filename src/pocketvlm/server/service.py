@@ -73,16 +73,13 @@ class Service:
         for name, most in (("n", settings.max_n), ("max_tokens", settings.max_answer_tokens)):
             if options.get(name, 0) > most:
                 raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
-        exchange = exchange_of(request, settings)
+        exchange = exchange_of(request)
         # Text that no context could hold is not even made into tokens, which takes seconds.
         context = self.vlm.vlm.config.text.max_position_embeddings
         check_messages(messages, exchange, min(settings.max_text_bytes, BYTES_A_TOKEN * context))
         options = {"max_tokens": settings.max_answer_tokens, **options}
         job = await self.while_there(request, self.vlm.prepare(messages, **options))
-        job.request.deadline = exchange.deadline
-        exchange.jobs.append(job)
-        if job.request.patches is not None:
-            exchange.hold(job.request.patches.nbytes)
+        exchange.add(job)
         return job
 
     async def answers(self, request: Request, job: Job) -> list[Answer]:
@@ -98,14 +95,12 @@ class Service:
     async def stream(self, request: Request, job: Job) -> AsyncGenerator[Delta, None]:
         """What is new, as it comes.
 
-        It has begun when this returns: until there is a first token, a refusal can still have a status of its own.
+        It has begun when this returns: until there is a first token, a refusal can still have a status of its own. The
+        exchange closes it, so that it ends also where the client leaves before the first byte of the response.
         """
         deltas = self.vlm.run(job)
-        try:
-            first = await self.while_there(request, anext(deltas, None))
-        except BaseException:
-            await deltas.aclose()
-            raise
+        exchange_of(request).streams.append(deltas)
+        first = await self.while_there(request, anext(deltas, None))
         return _behind(first, deltas)
 
     async def while_there(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -115,7 +110,7 @@ class Service:
             ClientLeftError, DeadlineError: it has, or is.
         """
         task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
-        seconds = exchange_of(request, self.settings).deadline - time.monotonic()
+        seconds = exchange_of(request).deadline - time.monotonic()
         try:
             await asyncio.wait((task, leaving), timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
@@ -128,6 +123,7 @@ class Service:
 
 
 async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+    """A stream whose first delta has been taken."""
     async with aclosing(rest):
         if first is not None:
             yield first
@@ -142,15 +138,28 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> No
         raise HTTPError(400, f"the request has {len(messages)} messages, at most {settings.max_messages} are taken")
     size, last = 0, ""
     for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(message, Mapping):
+            continue  # for the processor to refuse
+        content = message.get("content")
         for part in content if isinstance(content, list | tuple) else [content]:
             text = part.get("text") if isinstance(part, Mapping) else part
             if isinstance(text, str):
-                size += len(text) if text.isascii() else len(text.encode(errors="replace"))
+                size += text_bytes(text)
                 last = text
             elif isinstance(part, Mapping):
                 exchange.images += 1
+        # Reasoning and calls of earlier answers are part of the prompt too.
+        size += sum(text_bytes(value) for name, value in message.items() if name != "content")
     if size > most:
         raise HTTPError(400, f"the messages have {size} bytes of text, at most {most} are taken")
     if settings.log_content:
         exchange.question = last
+
+
+def text_bytes(value: Any) -> int:
+    """Bytes of all texts within a value of JSON, but for names of fields."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode(errors="replace"))
+    if isinstance(value, Mapping):
+        return sum(map(text_bytes, value.values()))
+    return sum(map(text_bytes, value)) if isinstance(value, list | tuple) else 0

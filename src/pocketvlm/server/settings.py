@@ -142,7 +142,8 @@ class ServerSettings:
         """Settings of all three sources; what none of them gives is the default.
 
         Raises:
-            ConfigError: a setting that does not exist, or a value outside its range; the message names its source.
+            ConfigError: a setting that does not exist, or a value of another kind or outside its range; the message
+                names the setting.
         """
         known = {one.name: one for one in fields(cls)}
         values: dict[str, Any] = {}

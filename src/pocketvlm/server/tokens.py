@@ -8,22 +8,19 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.protocol.tokenize_request import parse_detokenize, parse_tokenize
-from pocketvlm.server.body import read_json
+from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.exchange import exchange_of
 from pocketvlm.server.service import Service, check_messages
 
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or of a conversation with its pictures; nothing is generated."""
-    asked = parse_tokenize(await read_json(request, service.settings))
+    asked = parse_tokenize(await read_json(request))
     service.check_model(asked.model)
     tokenizer = service.vlm.vlm.processor.tokenizer
     if asked.prompt is not None:
-        check_messages(
-            [{"content": asked.prompt}], exchange_of(request, service.settings), service.settings.max_text_bytes
-        )
+        check_messages([{"content": asked.prompt}], exchange_of(request), service.settings.max_text_bytes)
         ids = await asyncio.to_thread(tokenizer.encode_plain, asked.prompt)
     else:
         job = await service.prepare(request, asked.messages, asked.options)
@@ -33,16 +30,16 @@ async def tokenize(service: Service, request: Request) -> Response:
         body["token_strs"] = await asyncio.to_thread(
             lambda: [tokenizer.decode([token], skip_special=False) for token in ids]
         )
-    return Response(to_json(body), media_type="application/json")
+    return json_response(body)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of ids, control tokens as they are spelt."""
     tokenizer = service.vlm.vlm.processor.tokenizer
-    model, ids = parse_detokenize(await read_json(request, service.settings), tokenizer.vocab_size)
+    model, ids = parse_detokenize(await read_json(request), tokenizer.vocab_size)
     service.check_model(model)
     text = await asyncio.to_thread(tokenizer.decode, ids, False)
-    return Response(to_json({"prompt": text}), media_type="application/json")
+    return json_response({"prompt": text})
 
 
 async def models(service: Service, _request: Request) -> Response:

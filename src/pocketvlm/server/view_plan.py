@@ -9,20 +9,19 @@ from pocketvlm.api.view_plan import ViewPlan, plan, plan_image
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.processor import Processor
-from pocketvlm.protocol.chat_response import to_json
 from pocketvlm.protocol.view_plan import ViewPlanRequest, parse_view_plan, view_plan_response
-from pocketvlm.server.body import read_json
+from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.exchange import exchange_of
 from pocketvlm.server.service import Service
 
 
 async def view_plan(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_view_plan(await read_json(request, service.settings))
+    asked = parse_view_plan(await read_json(request))
     service.check_model(asked.model)
-    exchange_of(request, service.settings).images = len(asked.images)
+    exchange_of(request).images = len(asked.images)
     plans = await service.while_there(request, service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked))
-    return Response(to_json(view_plan_response(plans, model=service.names[0])), media_type="application/json")
+    return json_response(view_plan_response(plans, model=service.names[0]))
 
 
 def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str, ViewPlan]]:

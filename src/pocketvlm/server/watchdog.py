@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import logging
 import os
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from typing import Self
 
 from pocketvlm.engine.async_engine import AsyncEngine
 
@@ -22,29 +24,35 @@ class Watchdog:
 
     Time is counted in looks, so that a process that was stopped (a laptop asleep, a debugger) is not taken for one that
     hangs. Where even this thread cannot run, because native code keeps the interpreter to itself, a timer of the
-    interpreter's own ends the process after twice the time.
+    interpreter's own ends the process after twice the time. It watches within `async with`.
     """
 
     def __init__(self, engine: AsyncEngine, seconds: float) -> None:
         self._engine, self._seconds = engine, seconds
+        self._pause = min(1.0, seconds / 4)  # between two looks
         self._beats = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pocketvlm-watchdog", daemon=True)
 
-    def start(self) -> None:
+    async def __aenter__(self) -> Self:
+        self._beating = asyncio.create_task(self._beat())
         self._thread.start()
+        return self
 
-    def beat(self) -> None:
-        """The event loop is alive; to be called at least once a second."""
-        self._beats += 1
-
-    def stop(self) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         self._stopped.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        self._beating.cancel()
+
+    async def _beat(self) -> None:
+        """Show that the event loop is alive, several times between two looks."""
+        while True:
+            self._beats += 1
+            await asyncio.sleep(self._pause / 4)
 
     def _run(self) -> None:
-        pause = min(1.0, self._seconds / 4)
+        pause = self._pause
         looks = max(2, round(self._seconds / pause))
         step, beats, same_step, same_beat = -1, -1, 0, 0
         while not self._stopped.wait(pause):
