@@ -15,7 +15,7 @@ from typing import Any
 from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
-from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value
+from pocketvlm.protocol.fields import check, check_fields, given_fields, not_null, only_kinds
 from pocketvlm.ranges import show_json
 from pocketvlm.tools.definitions import check_tools
 
@@ -79,17 +79,8 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
         PromptError: tools or template options that no prompt can be made with.
         MissingExtraError: what structured outputs need is not installed.
     """
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name not in FIELDS:
-            raise ConfigError(f"the field {show_json(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
-    for name, (kind, allowed) in WITHOUT_EFFECT.items():
-        if name in given:
-            check(name, given[name], kind)
-            if allowed and given[name] not in allowed:
-                refuse_value(name, given[name], *allowed)
+    given = given_fields(body, FIELDS, _INSTEAD)
+    check_fields(given, WITHOUT_EFFECT)
     if "messages" not in given:
         raise ConfigError("the field 'messages' is missing", hint="Give at least one user message.")
     options = {name: check(name, given[name], kind) for name, kind in OPTIONS.items() if name in given}
@@ -99,7 +90,7 @@ def parse_chat_completion(body: Mapping[str, Any]) -> ChatRequest:
         _logit_bias,
         _structured_outputs,
         tool_options,
-        template_options,
+        _thinking,
         processor_options,
     ):
         options |= parse(given)
@@ -127,14 +118,20 @@ def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:
     wanted = check("logprobs", given.get("logprobs", False), "boolean")
     if "top_logprobs" not in given:
         return {"logprobs": 0} if wanted else {}
-    count = check("top_logprobs", given["top_logprobs"], "integer")
-    if not 0 <= count <= MAX_LOGPROBS:
-        raise ConfigError(f"top_logprobs={count} is not an integer of 0 to {MAX_LOGPROBS}")
+    count = top_logprobs(given)
     if not wanted and count == 0:
         return {}
     if not wanted:
         raise ConfigError(f"top_logprobs={count} means nothing without logprobs", hint="Set logprobs to true.")
     return {"logprobs": count}
+
+
+def top_logprobs(given: Mapping[str, Any]) -> int:
+    """Read how many of the best tokens are wanted at each place; 0 where it was not given."""
+    count: int = check("top_logprobs", given.get("top_logprobs", 0), "integer")
+    if not 0 <= count <= MAX_LOGPROBS:
+        raise ConfigError(f"top_logprobs={count} is not an integer of 0 to {MAX_LOGPROBS}")
+    return count
 
 
 def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,20 +206,29 @@ def tool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def template_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Read whether the model thinks: vLLM's option of the template, or OpenAI's effort, honoured as "none" alone."""
+def _thinking(given: Mapping[str, Any]) -> dict[str, Any]:
+    return template_options(given, "reasoning_effort", given.get("reasoning_effort"))
+
+
+def template_options(given: Mapping[str, Any], field: str, effort: Any) -> dict[str, Any]:
+    """Read whether the model thinks: vLLM's option of the template, or OpenAI's effort, honoured as "none" alone.
+
+    Args:
+        field: what the body calls the effort.
+        effort: None where it was not given.
+    """
     from pocketvlm.processing.prompt.template import check_template_kwargs
 
     options = dict(check_template_kwargs(not_null("chat_template_kwargs", given.get("chat_template_kwargs", {}))))
-    if "reasoning_effort" not in given:
+    if effort is None:
         return options
-    if check("reasoning_effort", given["reasoning_effort"], "string") != "none":
+    if check(field, effort, "string") != "none":
         raise ConfigError(
-            f"reasoning_effort={show_json(given['reasoning_effort'])} is not supported, expected 'none'",
+            f"{field}={show_json(effort)} is not supported, expected 'none'",
             hint='For an answer after thinking use chat_template_kwargs {"enable_thinking": true}.',
         )
     if options.get("enable_thinking"):
-        raise ConfigError("reasoning_effort='none' and enable_thinking=True contradict each other", hint="Give one.")
+        raise ConfigError(f"{field}='none' and enable_thinking=True contradict each other", hint="Give one.")
     return {**options, "enable_thinking": False}
 
 

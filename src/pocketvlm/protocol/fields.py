@@ -1,9 +1,10 @@
-"""Checks of single fields of a request's body."""
+"""Checks of the fields of a request's body, whichever API it is for."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pocketvlm.errors import ConfigError
@@ -12,6 +13,35 @@ from pocketvlm.ranges import show_json
 
 # Integers of a body are 64 bits wide: a larger one is refused here, as everything behind would cut it off or fail.
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+
+
+def given_fields(
+    body: Any, known: Collection[str], instead: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the fields of a body that are not null.
+
+    Args:
+        instead: what to do about fields that are not known; to leave them out, of those that are not in it.
+
+    Raises:
+        ConfigError: the body is no object, or has a field that is not known.
+    """
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"the field {show_json(name)} is not supported", hint=instead.get(name, "Leave it out."))
+    return given
+
+
+def check_fields(given: Mapping[str, Any], table: Mapping[str, tuple[str, tuple[Any, ...]]]) -> None:
+    """Check the kind and value of those that are in a table: name → kind, and the only values it may have, if any."""
+    for name, (kind, allowed) in table.items():
+        if name in given:
+            check(name, given[name], kind)
+            if allowed and given[name] not in allowed:
+                refuse_value(name, given[name], *allowed)
 
 
 def not_null(field: str, value: Any) -> dict[str, Any]:

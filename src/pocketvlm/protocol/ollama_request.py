@@ -17,7 +17,7 @@ from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.processing.media.fetch import is_data_url
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.protocol.chat_request import ChatRequest, parse_chat_completion
-from pocketvlm.protocol.fields import check, not_null, refuse_value
+from pocketvlm.protocol.fields import check, given_fields, not_null, refuse_value
 from pocketvlm.ranges import show_json
 
 # Option → OpenAI's or vLLM's name for it, and its kind.
@@ -82,12 +82,7 @@ def parse_ollama(kind: str, body: Any) -> OllamaRequest:
         PromptError: messages, images or tools that no prompt can be made with.
         MissingExtraError: what structured outputs need is not installed.
     """
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name not in FIELDS[kind]:
-            raise ConfigError(f"the field {show_json(name)} is not supported", hint="Leave it out.")
+    given = given_fields(body, FIELDS[kind])
     _check_neutral("", given, _NEUTRAL)
     if not check("model", given.get("model", ""), "string"):
         raise ConfigError("the field 'model' is missing", hint="GET /api/tags lists the models.")

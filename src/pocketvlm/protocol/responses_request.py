@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pocketvlm.engine.sampling.params import MAX_LOGPROBS
 from pocketvlm.errors import ConfigError
-from pocketvlm.protocol.chat_request import OPTIONS, WITHOUT_EFFECT, processor_options, template_options, tool_options
-from pocketvlm.protocol.fields import check, not_null, only_kinds, refuse_value
+from pocketvlm.protocol.chat_request import (
+    OPTIONS,
+    WITHOUT_EFFECT,
+    processor_options,
+    template_options,
+    tool_options,
+    top_logprobs,
+)
+from pocketvlm.protocol.fields import check, check_fields, given_fields, not_null, only_kinds, refuse_value
 from pocketvlm.protocol.responses_input import read_input
 from pocketvlm.ranges import show_json
 from pocketvlm.tools.definitions import check_name
@@ -80,17 +86,8 @@ def parse_response_request(body: Mapping[str, Any]) -> ResponsesRequest:
     Raises:
         ConfigError, PromptError, MissingExtraError: as `parse_chat_completion`.
     """
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name not in RESPONSE_FIELDS:
-            raise ConfigError(f"the field {show_json(name)} is not supported", hint=_INSTEAD.get(name, "Leave it out."))
-    for name, (kind, allowed) in WITHOUT_EFFECT_HERE.items():
-        if name in given:
-            check(name, given[name], kind)
-            if allowed and given[name] not in allowed:
-                refuse_value(name, given[name], *allowed)
+    given = given_fields(body, RESPONSE_FIELDS, _INSTEAD)
+    check_fields(given, WITHOUT_EFFECT_HERE)
     if "input" not in given:
         raise ConfigError("the field 'input' is missing", hint="Give a text or a list of items.")
     options = {name: check(name, given[name], kind) for name, kind in RESPONSE_OPTIONS.items() if name in given}
@@ -134,9 +131,7 @@ def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in include:
         if name not in _INCLUDABLE:
             raise ConfigError(f"include has {show_json(name)}, expected one of {', '.join(_INCLUDABLE)}")
-    count = check("top_logprobs", given.get("top_logprobs", 0), "integer")
-    if not 0 <= count <= MAX_LOGPROBS:
-        raise ConfigError(f"top_logprobs={count} is not an integer of 0 to {MAX_LOGPROBS}")
+    count = top_logprobs(given)
     if LOGPROBS in include:
         return {"logprobs": count}
     if count:
@@ -207,21 +202,11 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 def _reasoning(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read whether the model thinks. Its thoughts come as they are, so that no summary can be asked for."""
-    template = template_options(given)
     wanted = only_kinds("reasoning", given.get("reasoning"), ("effort", "summary", "generate_summary"))
     for name in ("summary", "generate_summary"):
         if name in wanted and check(f"reasoning.{name}", wanted[name], "string") != "auto":
             refuse_value(f"reasoning.{name}", wanted[name], "auto")
-    if "effort" not in wanted:
-        return template
-    if check("reasoning.effort", wanted["effort"], "string") != "none":
-        raise ConfigError(
-            f"reasoning.effort={show_json(wanted['effort'])} is not supported, expected 'none'",
-            hint='For an answer after thinking use chat_template_kwargs {"enable_thinking": true}.',
-        )
-    if template.get("enable_thinking"):
-        raise ConfigError("reasoning.effort='none' and enable_thinking=True contradict each other", hint="Give one.")
-    return {**template, "enable_thinking": False}
+    return template_options(given, "reasoning.effort", wanted.get("effort"))
 
 
 # Every field that is read.

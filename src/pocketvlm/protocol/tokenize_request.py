@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.protocol.chat_request import parse_chat_completion
-from pocketvlm.protocol.fields import check, refuse_value
-from pocketvlm.ranges import show_json
+from pocketvlm.protocol.fields import check, check_fields, given_fields
 
 MAX_PROMPT = 2**22  # characters: many times what any context holds
 MAX_TOKENS = 2**20
@@ -47,12 +45,8 @@ class TokenizeRequest:
 
 def parse_tokenize(body: Any) -> TokenizeRequest:
     """Check a body and translate it; `ConfigError` or `PromptError` for what cannot be honoured."""
-    given = _given(body, TOKENIZE_FIELDS)
-    for name, (kind, allowed) in _OTHERS.items():
-        if name in given:
-            check(name, given[name], kind)
-            if allowed and given[name] not in allowed:
-                refuse_value(name, given[name], *allowed)
+    given = given_fields(body, TOKENIZE_FIELDS)
+    check_fields(given, _OTHERS)
     chat = {name: given[name] for name in _OF_CHAT if name in given}
     model, strings = given.get("model"), given.get("return_token_strs", False)
     if ("prompt" in given) == bool(chat):
@@ -68,7 +62,7 @@ def parse_tokenize(body: Any) -> TokenizeRequest:
 
 def parse_detokenize(body: Any, vocab_size: int) -> tuple[str | None, list[int]]:
     """The model's name and the ids; `ConfigError` for what is no list of ids of the vocabulary."""
-    given = _given(body, DETOKENIZE_FIELDS)
+    given = given_fields(body, DETOKENIZE_FIELDS)
     model = check("model", given["model"], "string") if "model" in given else None
     if "tokens" not in given:
         raise ConfigError("the field 'tokens' is missing", hint="Give a list of token ids.")
@@ -79,13 +73,3 @@ def parse_detokenize(body: Any, vocab_size: int) -> tuple[str | None, list[int]]
         if not 0 <= token < vocab_size:
             raise ConfigError(f"tokens has the id {token}, expected 0 to {vocab_size - 1}")
     return model, tokens
-
-
-def _given(body: Any, fields: frozenset[str]) -> dict[str, Any]:
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name not in fields:
-            raise ConfigError(f"the field {show_json(name)} is not supported", hint="Leave it out.")
-    return given

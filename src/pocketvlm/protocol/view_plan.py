@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.config import DOWNSAMPLE_OPTIONS, check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.picture_options import PictureOptions
-from pocketvlm.protocol.fields import check, only_kinds
+from pocketvlm.protocol.fields import check, given_fields, only_kinds
 from pocketvlm.ranges import show_json
 from pocketvlm.views import Size, View
 
 if TYPE_CHECKING:
     from pocketvlm.api.view_plan import ViewPlan
 
-_FIELDS = ("model", "images", "downsample_modes", "mm_processor_kwargs")
-_OPTIONS = {"downsample_mode": "string", "auto_token_budget": "number", "max_slice_nums": "integer"}
+VIEW_PLAN_FIELDS = ("model", "images", "downsample_modes", "mm_processor_kwargs")
+VIEW_PLAN_OPTIONS = {"downsample_mode": "string", "auto_token_budget": "number", "max_slice_nums": "integer"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,13 @@ def parse_view_plan(body: Mapping[str, Any]) -> ViewPlanRequest:
     Raises:
         ConfigError: a field that is missing, unknown, of another type, or cannot be honoured; the message names it.
     """
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given:
-        if name not in _FIELDS:
-            raise ConfigError(f"the field {show_json(name)} is not supported", hint=f"Known: {', '.join(_FIELDS)}.")
+    given = given_fields(body, VIEW_PLAN_FIELDS)
     images = check("images", given.get("images", []), "list of strings")
     if not images:
         raise ConfigError("images is missing or empty", hint="Give a list of data: or http(s) URLs of pictures.")
     field = "mm_processor_kwargs"
-    kwargs = only_kinds(field, given.get(field), _OPTIONS)
-    options = {name: check(f"{field}.{name}", value, _OPTIONS[name]) for name, value in kwargs.items()}
+    kwargs = only_kinds(field, given.get(field), VIEW_PLAN_OPTIONS)
+    options = {name: check(f"{field}.{name}", value, VIEW_PLAN_OPTIONS[name]) for name, value in kwargs.items()}
     PictureOptions(**options)  # ranges
     modes = [options["downsample_mode"]] if "downsample_mode" in options else None
     if "downsample_modes" in given:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -13,11 +12,9 @@ from starlette.responses import Response
 import pocketvlm
 from pocketvlm.api.vlm import VLM
 from pocketvlm.bundle import Manifest
-from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import count_parameters, weight_files
-from pocketvlm.protocol.fields import check, only_kinds
+from pocketvlm.protocol.fields import check, given_fields
 from pocketvlm.protocol.ollama_response import timestamp
-from pocketvlm.ranges import show_json
 from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.ollama import check_model
 from pocketvlm.server.service import Service
@@ -52,10 +49,7 @@ async def version(_service: Service, _request: Request) -> Response:
 
 async def show(service: Service, request: Request) -> Response:
     """What is known of a model."""
-    body = await read_json(request)
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = only_kinds("the body", body, ("model", "name", "verbose"))
+    given = given_fields(await read_json(request), ("model", "name", "verbose"))
     check("verbose", given.get("verbose", False), "boolean")
     check_model(service, check("model", given.get("model", given.get("name", "")), "string"))
     vlm = service.vlm.vlm

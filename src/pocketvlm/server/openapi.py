@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pocketvlm
+from pocketvlm.config import DOWNSAMPLE_OPTIONS
 from pocketvlm.engine.sampling.params import BIAS, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, RANGES
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.prompt.messages import ROLES
@@ -16,6 +17,7 @@ from pocketvlm.protocol.chat_request import FIELDS, OPTIONS, WITHOUT_EFFECT
 from pocketvlm.protocol.fields import MAX_INTEGER, MIN_INTEGER
 from pocketvlm.protocol.responses_request import RESPONSE_FIELDS, RESPONSE_OPTIONS, WITHOUT_EFFECT_HERE
 from pocketvlm.protocol.tokenize_request import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
+from pocketvlm.protocol.view_plan import VIEW_PLAN_FIELDS, VIEW_PLAN_OPTIONS
 from pocketvlm.ranges import Range
 
 Schema = dict[str, Any]
@@ -185,6 +187,11 @@ _TOKENIZE: dict[str, Schema] = {
     "add_generation_prompt": {"enum": [True]},
     "continue_final_message": {"enum": [False]},
 }
+_VIEW_PLAN: dict[str, Schema] = {
+    "images": {"type": "array", "items": _STRING, "minItems": 1},
+    "downsample_modes": {"type": "array", "items": {"enum": list(DOWNSAMPLE_OPTIONS)}, "minItems": 1},
+    "mm_processor_kwargs": _closed({name: KINDS[kind] for name, kind in VIEW_PLAN_OPTIONS.items()}),
+}
 _DETOKENIZE: dict[str, Schema] = {"tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}}}
 
 
@@ -229,12 +236,15 @@ def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], 
     conversation = _body(model, TOKENIZE_FIELDS - {"prompt"}, _TOKENIZE, ("messages",))
     text = _body(model, TOKENIZE_FIELDS - {*FIELDS} | {"model"}, _TOKENIZE, ("prompt",))
     ids = _body(model, DETOKENIZE_FIELDS, _DETOKENIZE, ("tokens",))
+    views = _body(model, VIEW_PLAN_FIELDS, _VIEW_PLAN, ("images",))
+    plans = _object_of(images={"type": "array"})
     status = _object_of(status=_STRING)
     return (
         ("post", "/v1/chat/completions", "Answer a conversation", chat, _CHOICES),
         ("post", "/v1/responses", "Answer a conversation in items; nothing is stored", items, _ITEMS_OUT),
         ("post", "/tokenize", "Count tokens", {"anyOf": [text, conversation]}, _object_of(**_TOKENS)),
         ("post", "/detokenize", "Tokens as text", ids, _object_of(prompt=_STRING)),
+        ("post", "/v1/view_plan", "Views of pictures; the model does not run", views, plans),
         ("get", "/v1/models", "Names of the model", None, _object_of(data={"type": "array"})),
         ("get", "/v1/models/{model}", "One of its names", None, _object_of(id=_STRING)),
         ("get", "/health", "Whether the server lives", None, status),
@@ -263,7 +273,7 @@ def openapi(names: Sequence[str]) -> dict[str, Any]:
     model = {"enum": list(names)}
     paths: dict[str, Any] = {}
     for method, path, about, body, answer in _paths(model):
-        streams = path.startswith("/v1/") and body is not None
+        streams = body is not None and "stream" in body.get("properties", {})
         operation: dict[str, Any] = {"summary": about, "responses": _responses(answer, streams=streams)}
         if body is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
