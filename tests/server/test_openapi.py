@@ -29,6 +29,7 @@ from pocketvlm.server.settings import ServerSettings
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [(method, path) for path, methods in openapi(["nano"])["paths"].items() for method in methods]
 REQUIRED = ("messages", "input", "prompt", "tokens", "images")
+HELLO = {"role": "user", "content": "Hello"}
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
 
@@ -63,6 +64,9 @@ def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> i
                 del case.body[name]
             if "images" in case.body:
                 case.body["images"] = [data_url(png())]
+            if "messages" in case.body and most < 2:  # neither is each message good in each place, nor any URL
+                plain = [one for one in case.body["messages"] if isinstance(one.get("content"), str)]
+                case.body["messages"] = [one for one in plain if one["role"] == "user"] or [HELLO]
         response = case.call()
         statuses.append(response.status_code)
         case.validate_response(response, checks=CHECKS)
@@ -80,7 +84,7 @@ def test_no_request_of_the_description_is_an_error_of_ours(app: Any, method: str
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for method, path in OPERATIONS if method == "post"])
 def test_twenty_thousand_requests_are_no_error_of_ours(app: Any, path: str) -> None:
-    """5,000 of each of the four operations with a body; about a quarter of an hour each."""
+    """5,000 of each operation with a body; about a quarter of an hour each."""
     assert sum(ask(app, "post", path, mode, 2500) for mode in MODES)
 
 

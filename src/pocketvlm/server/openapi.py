@@ -65,13 +65,26 @@ def _of_kind(kind: str, allowed: tuple[Any, ...] = ()) -> Schema:
 _URL = _closed({"url": _STRING, "detail": {"enum": ["low", "high", "auto"]}}, ("url",))
 _TEXT_PART = _closed({"type": {"const": "text"}, "text": _STRING}, ("type", "text"))
 _MEDIA_PARTS = [_closed({"type": {"const": k}, k: _URL}, ("type", k)) for k in ("image_url", "video_url")]
+_TEXT: Schema = {"anyOf": [_STRING, {"type": "array", "items": _TEXT_PART, "minItems": 1}]}
 _CONTENT: Schema = {
     "anyOf": [_STRING, {"type": "array", "items": {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]}, "minItems": 1}]
 }
+_CALL = _closed(
+    {"id": _STRING, "type": {"const": "function"}, "function": _closed({"name": _STRING, "arguments": _STRING})},
+    ("function",),
+)
+_ROLES: dict[str, dict[str, Schema]] = {
+    "system": {"content": _TEXT},
+    "developer": {"content": _TEXT},
+    "user": {"content": _CONTENT},
+    "assistant": {"content": _STRING, "reasoning_content": _STRING, "tool_calls": {"type": "array", "items": _CALL}},
+    "tool": {"content": _CONTENT, "tool_call_id": _STRING},
+}
 _MESSAGE: Schema = {
-    "type": "object",
-    "properties": {"role": {"enum": list(ROLES)}, "content": {"anyOf": [_CONTENT, {"type": "null"}]}},
-    "required": ["role"],
+    "anyOf": [
+        _closed({"role": {"const": role}, **_ROLES[role]}, ("role", *(("content",) if role != "assistant" else ())))
+        for role in ROLES
+    ]
 }
 _FUNCTION = {"name": _STRING, "description": _STRING, "parameters": _OBJECT, "strict": {"type": "boolean"}}
 _TOOL = _closed({"type": {"const": "function"}, "function": _closed(_FUNCTION, ("name",))}, ("type", "function"))

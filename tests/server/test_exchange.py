@@ -1,0 +1,102 @@
+"""What a request holds and has under way ends with it, in whatever order things happen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from helpers.app import CHAT, App, new_vlm, run
+from starlette.requests import Request
+
+from pocketvlm.server.body import read_body
+from pocketvlm.server.errors import ClientLeftError, HTTPError
+from pocketvlm.server.exchange import Exchange, Load
+from pocketvlm.server.settings import ServerSettings
+
+QUESTION = [{"role": "user", "content": "What?"}]
+
+
+def exchange(**settings: Any) -> Exchange:
+    return Exchange(Load(ServerSettings(**settings)), "POST", CHAT)
+
+
+def read(pieces: list[bytes], **settings: Any) -> Exchange:
+    """The exchange of a request whose body has been read."""
+    one = exchange(**settings)
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    one.put_into(scope)
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    asyncio.run(read_body(Request(scope, receive)))
+    return one
+
+
+def test_what_a_request_still_has_under_way_is_given_up_with_it() -> None:
+    closed = []
+
+    async def stream() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            closed.append(1)
+
+    async def ask() -> None:
+        async with await new_vlm() as vlm:
+            one = exchange()
+            job = await vlm.prepare(QUESTION, max_tokens=20_000, ignore_eos=True)
+            one.add(job)
+            one.streams.append(stream())
+            await anext(one.streams[0])
+            running = asyncio.create_task(anext(vlm.run(job)))
+            await running
+            await one.end()
+            # Its reader still waits, as that of a call whose request has gone.
+            while vlm.engine.streams:
+                await asyncio.sleep(0.01)
+            with pytest.raises(ClientLeftError):
+                one.add(job)
+
+    run(ask())
+    assert closed == [1]
+
+
+def test_a_body_that_has_arrived_takes_a_place_and_gives_it_back_once() -> None:
+    one = read([b'{"a":', b"[1]}"])
+    assert (one.load.in_flight, one.load.held_bytes) == (1, 9)
+    for _ in range(2):
+        asyncio.run(one.end())
+        assert (one.load.in_flight, one.load.held_bytes) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status", "words"),
+    [
+        ([b"1" * 1000, b"1" * 1000], 413, "more than 1024 bytes"),
+        ([b"[" * 9 + b"]" * 9], 400, "more than 8 brackets in brackets"),
+        ([b"[" + b"1," * 200 + b"1]"], 400, "more than 100 commas and brackets"),
+    ],
+)
+def test_bodies_over_a_limit_are_refused_before_they_are_parsed(pieces: list[bytes], status: int, words: str) -> None:
+    with pytest.raises(HTTPError, match=words) as refused:
+        read(pieces, max_body_bytes=1024, max_json_depth=8, max_json_values=100)
+    assert refused.value.status == status
+
+
+def test_all_texts_of_messages_count_wherever_they_stand() -> None:
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "b" * 2000}
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "c" * 2000}}]}
+
+    async def ask() -> list[str]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_text_bytes=1000)
+            bodies = [{"messages": [*QUESTION, one, *QUESTION]} for one in (thought, called)]
+            return [(await app.client.post(CHAT, json=body)).text for body in bodies]
+
+    for text in run(ask()):
+        assert "at most 1000 are taken" in text
