@@ -238,7 +238,7 @@ MUTANTS = [
     ),
     *of(
         "server/settings.py",
-        "cli/test_serve.py",
+        "server/test_keys.py",
         ("values |= {name: value for", "values = {name: value for"),
     ),
     *of(
