@@ -26,6 +26,7 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command → what it needs beside the n
     "eval": ("one-word",),
     "bench": ("growth",),
     "trace": ("--prompt", "What?"),
+    "serve": ("--port", "0"),
 }
 OWN = ("batch", "bench", "eval")  # commands with a table of their own, `RANGES`
 

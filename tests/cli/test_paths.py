@@ -23,6 +23,7 @@ CAN_WRITE: dict[str, tuple[str, ...]] = {  # command → what it needs to write 
     "chat": ("a.png",),
     "info": (),
     "serve": ("--port", "0"),
+    "mcp": (),
 }
 # Command lines with a place for a path.
 PATHS: list[tuple[str, ...]] = [

@@ -65,8 +65,8 @@ def watch_python_code() -> list[str]:
     seen: list[str] = []
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
-        is_local = event == "socket.connect" and isinstance(arguments[1], str | bytes)  # of the Unix kind
-        if event in NETWORK_EVENTS and not is_local:
+        is_unix = event in ("socket.connect", "socket.bind") and isinstance(arguments[1], str | bytes)
+        if event in NETWORK_EVENTS and not is_unix:
             seen.append(f"{event}{arguments[1:]!r:.200}")
 
     sys.addaudithook(hook)
