@@ -85,3 +85,13 @@ def test_chunks_joined_are_the_message(
         found = [{k: v for k, v in call.items() if k != "index"} for call in choice["message"].get("tool_calls", [])]
         assert found == message.get("tool_calls", [])
         assert [call["index"] for call in choice["message"].get("tool_calls", [])] == list(range(len(found)))
+
+
+def test_log_probabilities_of_a_delta_with_several_parts_come_once() -> None:
+    logprob = TokenLogprob(1, "a", -0.5, ())
+    delta = Delta(0, "text", "thought", (logprob,), "stop", (ToolCall("f", {}),))
+    stream = ChatStream(id="chatcmpl-1", created=1, model="nano")
+    (choice,) = joined([*stream.start(), *stream.add(delta)], 1)
+    assert len(choice["logprobs"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("text", "thought")

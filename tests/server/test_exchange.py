@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import httpx
 import pytest
 from helpers.app import CHAT, App, new_vlm, run
 from starlette.requests import Request
 
+from pocketvlm.server.app import create_app
 from pocketvlm.server.body import read_body
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.tracing import Tracing
 
 QUESTION = [{"role": "user", "content": "What?"}]
 
@@ -100,3 +103,29 @@ def test_all_texts_of_messages_count_wherever_they_stand() -> None:
 
     for text in run(ask()):
         assert "at most 1000 are taken" in text
+
+
+def test_bodies_for_agents_are_read_within_the_same_limits() -> None:
+    async def ask() -> tuple[int, str]:
+        async with await new_vlm() as vlm:
+            response = await App(vlm, mcp=True, max_json_depth=8).client.post("/mcp", content=b"[" * 9 + b"]" * 9)
+            return response.status_code, response.text
+
+    status, text = run(ask())
+    assert (status, "more than 8 brackets in brackets" in text) == (400, True)
+
+
+def test_a_trace_that_fails_costs_no_answer() -> None:
+    class Failing(Tracing):
+        def __init__(self) -> None: ...
+
+        def ended(self, exchange: Exchange) -> None:
+            raise RuntimeError(exchange.path)
+
+    async def ask() -> int:
+        async with await new_vlm() as vlm:
+            app = create_app(vlm, ServerSettings(), tracing=Failing())
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+                return (await client.post(CHAT, json={"messages": QUESTION, "max_tokens": 2}, timeout=60)).status_code
+
+    assert run(ask()) == 200
