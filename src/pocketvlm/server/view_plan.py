@@ -37,9 +37,7 @@ def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str
     processor.limits.check_counts(len(asked.images))
     config, image_config = processor.model_config, processor.image_config
     modes = [check_downsample_mode(mode) for mode in asked.modes or (config.downsample_mode,)]
-    seen: DownsampleOption = (
-        "auto" if "auto" in modes else modes[0]
-    )  # of others a size tells
+    seen: DownsampleOption = "auto" if "auto" in modes else modes[0]  # of others a size tells
     encoded = processor.encode(
         MediaTask(
             tuple(MediaPart("image", source, f"images[{i}]") for i, source in enumerate(asked.images)),
