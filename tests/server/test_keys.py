@@ -59,7 +59,7 @@ def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
 
     async def ask() -> dict[str, list[int]]:
         async with await new_vlm() as vlm:
-            app = App(vlm, api_keys=("given",), api_key_file=str(file))
+            app = App(vlm, api_keys=("given",), api_key_file=str(file), page=False)
             found: dict[str, list[int]] = {}
             headers = {
                 "none": {}, "given": {"Authorization": "Bearer given"},
