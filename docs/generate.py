@@ -75,14 +75,14 @@ def settings() -> Iterator[str]:
     """Every setting of `pocketvlm serve`."""
     from dataclasses import fields
 
-    from pocketvlm.server.settings import PREFIX, ServerSettings, option_of
+    from pocketvlm.server.settings import GROUPS, PREFIX, ServerSettings, option_of, shown_default
 
     yield "| setting (in TOML) | option | default | what it is |"
     yield "| --- | --- | --- | --- |"
     for one in fields(ServerSettings):
-        default = "none" if one.default in ((), "") else one.default
-        if isinstance(default, bool):
-            default = "yes" if default else "no"
+        if one.name in GROUPS:
+            yield f"| **{GROUPS[one.name]}** | | | |"
+        default = shown_default(one.default)
         allowed = one.metadata["allowed"]
         values = " or ".join(allowed) if isinstance(allowed, tuple) else str(allowed or "")
         text = f"{one.metadata['help']} ({values})" if values else one.metadata["help"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from pocketvlm import cli
 from pocketvlm.api.vlm import VLM
 from pocketvlm.server import run
-from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.settings import GROUPS, ServerSettings, option_of
 
 
 @pytest.mark.parametrize(("options", "has_page"), [([], True), (["--no-page"], False)])
@@ -24,3 +26,47 @@ def test_the_line_of_a_server_that_is_ready_names_api_and_page(
     said = "".join(capsys.readouterr())
     assert "http://127.0.0.1:8000/v1" in said
     assert ("http://127.0.0.1:8000/;" in said) == has_page
+
+
+@pytest.mark.parametrize(
+    ("options", "is_open"),
+    [(["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--api-key", "secret"], False), ([], False)],
+)
+def test_a_server_that_everybody_may_ask_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], is_open: bool
+) -> None:
+    monkeypatch.setattr(run, "serve", lambda *_: None)
+    assert cli.main(["serve", "--port", "0", "--json", *options]) == 0
+    out, errors = capsys.readouterr()
+    assert (out, errors.count("Anybody who reaches"), errors.count("\n")) == ("", is_open, is_open)
+
+
+def test_the_help_begins_with_what_matters_and_has_every_setting_once() -> None:
+    text = cli.command_parser("serve").format_help()
+    assert len(text.split("\n\n")[0].splitlines()) <= 3
+    places = [text.index(f"\n  {option_of(one.name)}") for one in fields(ServerSettings)]
+    assert places == sorted(places)
+    assert all(f"\n{title}:" in text for title in GROUPS.values())
+    assert places[0] < text.index("\n  --max-images")
+
+
+@pytest.mark.parametrize("key", ["open sesame", " secret", "schlüssel"])
+def test_a_key_that_no_client_can_send_is_refused_and_not_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(key.strip(), encoding="utf-8")
+    given = [["--api-key", key]] + ([["--api-key-file", str(file)]] if " " not in key else [])
+    for options in given:
+        assert cli.main(["serve", *options]) == 2
+        said = capsys.readouterr().err
+        assert "no client can send" in said
+        assert key not in said
+
+
+def test_a_variable_of_keys_that_is_empty_does_not_open_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POCKETVLM_API_KEYS", "")
+    assert cli.main(["serve"]) == 2
+    assert "POCKETVLM_API_KEYS is set and has no key" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_what_is_outside_the_roots_is_refused_alike_whether_it_is_there_or_not(f
 
 def test_an_error_of_the_user_is_one_line_for_the_agent(folder: Path) -> None:
     calls: list[tuple[str, dict[str, Any], str]] = [
-        ("look", {"media": ["missing.png"], "question": QUESTION}, "'missing.png' names no file"),
+        ("look", {"media": ["missing.png"], "question": QUESTION}, "'missing.png' names no file. Paths begin in "),
         ("look", {"media": ["inner"], "question": QUESTION}, "names a folder"),
         ("look", {"media": ["broken.png"], "question": QUESTION}, "is damaged or cut off"),
         ("look", {"media": ["notes.txt"], "question": QUESTION}, "is not a JPEG"),

@@ -30,7 +30,8 @@ PAD, VIDEO_PAD = TOKENIZER.control_id("<|image_pad|>"), TOKENIZER.control_id("<|
 def unit(*tokens: int, grid: tuple[int, int] | None = None) -> ImageViews:
     """A picture whose views have the given numbers of tokens, without pixels."""
     views = tuple(View(Size(height=4, width=4 * count), "16x") for count in tokens)
-    return ImageViews(patches=torch.empty((0, 14, 14, 3), dtype=torch.uint8), views=views, grid=grid)
+    patches = torch.empty((0, 14, 14, 3), dtype=torch.uint8)
+    return ImageViews(patches=patches, views=views, grid=grid, image=Size(height=56, width=56))
 
 
 def expand(content: Any, *media: Units, **options: bool) -> str:
@@ -98,7 +99,7 @@ def test_placeholders_equal_visual_tokens_for_every_size(
 ) -> None:
     plan = plan_views(Size(height=height, width=width), ImageConfig(), mode, slices)
     patches = torch.empty((0, 14, 14, 3), dtype=torch.uint8)
-    medium = (ImageViews(patches=patches, views=plan.views, grid=plan.grid),)
+    medium = (ImageViews(patches=patches, views=plan.views, grid=plan.grid, image=plan.image),)
     prompt = CHAT.render([{"role": "user", "content": [IMAGE]}])
     assert expand_prompt(TOKENIZER, prompt, [medium]).count(PAD) == plan.visual_tokens
 

@@ -55,8 +55,15 @@ def test_views_are_those_of_this_process(workers: MediaWorkers, directory: Model
     for task in tasks:
         for found, expected in zip(workers.encode(task), encode_media(task), strict=True):
             for unit, other in zip(found, expected, strict=True):
-                assert (unit.views, unit.grid) == (other.views, other.grid)
+                assert (unit.views, unit.grid, unit.image) == (other.views, other.grid, other.image)
                 np.testing.assert_array_equal(unit.patches.numpy(), other.patches.numpy())
+
+
+def test_patches_may_be_left_out(workers: MediaWorkers, directory: ModelDirectory) -> None:
+    task = task_of(directory, png(500, 700, 1), mode="auto")
+    ((whole,),), ((bare,),) = workers.encode(task), workers.encode(replace(task, patches=False))
+    assert (whole.views, whole.grid, whole.image) == (bare.views, bare.grid, bare.image)
+    assert whole.patches.numel() > 0 == bare.patches.numel()
 
 
 def test_faults_are_those_of_this_process(workers: MediaWorkers, directory: ModelDirectory) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_views_that_disagree_with_the_prompt_are_refused(processor: Processor, m
 
     def lose_a_patch(*args: Any, **options: Any) -> list[ImageViews]:
         unit = genuine(*args, **options)[0]
-        return [ImageViews(unit.patches[1:], unit.views, unit.grid)]
+        return [replace(unit, patches=unit.patches[1:])]
 
     genuine = module.encode_images
     monkeypatch.setattr(module, "encode_images", lose_a_patch)

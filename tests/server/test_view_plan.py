@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 from helpers.serving import Serving, serving
 
+from pocketvlm.model.hub import resolve
+from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.expansion import Units
+from pocketvlm.protocol.view_plan import parse_view_plan
+from pocketvlm.server.view_plan import plan_pictures
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -95,3 +102,20 @@ def test_what_cannot_be_planned_is_refused(server: Serving, body: Any, message: 
 def test_a_plan_wants_a_key_and_a_model_that_is_there(server: Serving) -> None:
     assert server.ask("/v1/view_plan", {"images": ["a"]})[0] == 401
     assert ask(server, "/v1/view_plan", {"images": ["a"], "model": "other"})[0] == 404
+
+
+def test_pictures_of_plans_are_decoded_where_those_of_chats_are() -> None:
+    processor = Processor.from_directory(resolve("nano").path)
+    tasks = []
+
+    def encode(task: MediaTask) -> list[Units]:
+        tasks.append(task)
+        return encode_media(task)
+
+    processor.encode = encode
+    asked = parse_view_plan({"images": [data_url("receipt.png")] * 2, "downsample_modes": ["16x", "4x", "auto"]})
+    plans = plan_pictures(processor, asked)
+    assert [len(task.parts) for task in tasks] == [2]  # once, however many modes
+    for mode in ("16x", "4x", "auto"):
+        alone = parse_view_plan({"images": [data_url("receipt.png")], "downsample_modes": [mode]})
+        assert plan_pictures(processor, alone)[0][mode] == plans[0][mode] == plans[1][mode]

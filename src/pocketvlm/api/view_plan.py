@@ -92,8 +92,8 @@ def plan(
     size = Size(height=height, width=width)
     slices = plan_views(size, image_config or ImageConfig(), mode, max_slice_nums)
     if mode != "auto":
-        return _view_plan(size, slices.grid, slices.views, model_config)
-    costliest = _view_plan(size, slices.grid, max_token_views(slices.views, budget), model_config)
+        return plan_of(size, slices.grid, slices.views, model_config)
+    costliest = plan_of(size, slices.grid, max_token_views(slices.views, budget), model_config)
     if costliest.visual_tokens == slices.visual_tokens:  # the budget is too small for any view, whatever its pixels
         return costliest
     return replace(costliest, visual_tokens_min=slices.visual_tokens, rates=None)
@@ -120,12 +120,13 @@ def plan_image(
     encoded = encode_image(
         pixels, image_config or ImageConfig(), mode, max_slice_nums, auto_token_budget=auto_token_budget
     )
-    return _view_plan(Size(height=pixels.shape[0], width=pixels.shape[1]), encoded.grid, encoded.views, model_config)
+    return plan_of(Size(height=pixels.shape[0], width=pixels.shape[1]), encoded.grid, encoded.views, model_config)
 
 
-def _view_plan(
+def plan_of(
     size: Size, grid: tuple[int, int] | None, views: Sequence[View], model_config: ModelConfig | None
 ) -> ViewPlan:
+    """The plan of a picture of this size that is cut like this."""
     tokens, model_config = sum(view.visual_tokens for view in views), model_config or ModelConfig()
     return ViewPlan(
         height=size.height,

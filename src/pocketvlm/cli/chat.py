@@ -28,7 +28,7 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import put_json, say, say_aside
-from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_part
+from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_part, name_of
 from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
 WELCOME = "Type a question; pictures can be dropped here. /help lists the commands, Ctrl-D ends."
@@ -178,15 +178,16 @@ def _converse(conversation: Conversation, talker: Talker, args: argparse.Namespa
 
 def _next_turn(conversation: Conversation, line: str, *, interactive: bool) -> Turn | None:
     """The question of a line; None where it was a command, or named pictures alone."""
+    before = len(conversation.pending)
     if interactive:  # a program that writes lines means what it writes
         files, line = dropped(line)
         for file in files:
             conversation.add(file)
-        if files and not line:
-            say(f"{len(conversation.pending)} for the next question.")
-    if line.startswith("/"):
-        return conversation.command(line)
-    return conversation.ask(line) if line else None
+    turn = conversation.command(line) if line.startswith("/") else conversation.ask(line) if line else None
+    if interactive and turn is None and len(conversation.pending) > before:
+        names = ", ".join(name_of(one) for one in conversation.pending)
+        say(f"With the next question: {names}")
+    return turn
 
 
 def read_line(*, interactive: bool, number: int = 1) -> str | None:

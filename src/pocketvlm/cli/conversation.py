@@ -117,6 +117,8 @@ class Conversation:
                 raise ConfigError("there is no question to ask again")
             return self.turns.pop()
         else:
+            if line != "/help":
+                say(f"{line[:40]!r} is no command, or lacks something. There are:")
             say(help_text())
         return None
 

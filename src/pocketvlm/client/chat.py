@@ -94,6 +94,8 @@ class ChatEndpoint:
     def _fault(self, error: RefusedError | UnreachableError) -> Exception:
         if isinstance(error, UnreachableError):
             return EngineError(f"{self.url}: {error}")
+        if error.status == 404 and not self.url.endswith("/v1"):
+            return ConfigError(f"{self.url} has no such API", hint="Give the URL up to and with its version: …/v1.")
         if error.status in REQUEST_FAULTS:
             return ConfigError(f"{self.url} refuses this{error.said or f' (status {error.status})'}")
         if error.status in (401, 403):

@@ -50,10 +50,12 @@ class Sources:
     def _read(self, source: str) -> bytes:
         name, path = f"The path {describe(source)!r}", Path(source)
         hint = f"They are {', '.join(self._roots)}."
+        # An agent thinks of its own folder, which is not ours.
+        missing = "Check it." if path.is_absolute() else f"Paths begin in {' or '.join(self._roots)}."
         failure = MediaError(f"{name} is no path to a file", hint="Check it.")
         for number, root in enumerate(("",) if path.is_absolute() else self._roots):
             try:
-                with open_inside(Path(root) / path, self._limits, name, hint=hint) as file:
+                with open_inside(Path(root) / path, self._limits, name, hint=hint, if_missing=missing) as file:
                     return file.read()
             except MediaError as error:
                 failure = failure if number else error

@@ -6,7 +6,7 @@ A task holds everything that decides the patches, so that it can be sent away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketvlm.config import DownsampleOption, ImageConfig
 from pocketvlm.errors import MediaError
@@ -29,6 +29,7 @@ class MediaTask:
         budget: of each, with "auto".
         how: what the request says of pictures.
         image_config, video_config, limits, files: see `Processor`.
+        patches: False leaves them out of what is returned, for those who want to know only how it would be cut.
     """
 
     parts: tuple[MediaPart, ...]
@@ -39,6 +40,7 @@ class MediaTask:
     video_config: ImageConfig
     limits: MediaLimits
     files: bool
+    patches: bool = True
 
 
 MediaEncoder = Callable[[MediaTask], list[Units]]
@@ -76,6 +78,8 @@ def encode_media(task: MediaTask) -> list[Units]:
     for i, part in enumerate(task.parts):
         if part.kind == "video":
             encoded[i] = _encode_video(part, task.modes[i], task)
+    if not task.patches:
+        encoded = {i: tuple(replace(unit, patches=unit.patches[:0]) for unit in units) for i, units in encoded.items()}
     return [encoded[i] for i in range(len(task.parts))]
 
 

@@ -244,10 +244,10 @@ class _Worker:
             if received != patches.nbytes:
                 raise OSError("a piece is missing")
         views = tuple(View(Size(height=int(h), width=int(w)), mode) for h, w, mode in unit["views"])
-        grid = unit["grid"]
+        grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
         if any(view.downsample_mode not in ("16x", "4x") for view in views):
             raise KeyError
-        return ImageViews(torch.from_numpy(patches), views, None if grid is None else (int(grid[0]), int(grid[1])))
+        return ImageViews(torch.from_numpy(patches), views, grid and (int(grid[0]), int(grid[1])), image)
 
     def end(self) -> None:
         self._line.close()
@@ -298,4 +298,6 @@ def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], lis
 
 def _described(unit: ImageViews) -> dict[str, Any]:
     views = [[view.size.height, view.size.width, view.downsample_mode] for view in unit.views]
-    return {"count": unit.patches.shape[0], "patch": unit.patches.shape[1], "views": views, "grid": unit.grid}
+    count, patch = unit.patches.shape[:2]
+    image = [unit.image.height, unit.image.width]
+    return {"count": count, "patch": patch, "views": views, "grid": unit.grid, "image": image}

@@ -132,6 +132,8 @@ def _key(words: Sequence[str], where: str) -> Key:
         if not re.fullmatch(r"[0-9a-fA-F]{64}", text[7:]):
             raise ConfigError(f"{where}: sha256: is not followed by the 64 digits of a hash")
         key = _named(bytes.fromhex(text[7:]))
+    elif not text.isascii():
+        raise ConfigError(f"{where}: the key has letters that no client can send", hint="Keys are of ASCII.")
     else:
         key = _named(hashlib.sha256(text.encode()).digest())
     for limit in limits:

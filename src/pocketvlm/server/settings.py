@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,17 @@ _SINGULAR = {
     "mcp_roots": "mcp_root",
     "allowed_hosts": "allowed_host",
 }
+# Groups of settings, by the first of each in their order: titles for people.
+GROUPS = {
+    "host": "what is served, and where",
+    "api_keys": "who may ask",
+    "fetch_urls": "where pictures and videos may come from",
+    "max_in_flight": "how much at a time",
+    "max_body_bytes": "limits of one request",
+    "header_seconds": "limits of time, in seconds",
+    "log_format": "what is written down",
+}
+_SENDABLE = re.compile(r"[!-~]+")  # what an HTTP header carries to us unchanged
 
 
 def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = None) -> Any:
@@ -40,32 +52,32 @@ class ServerSettings:
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every one")
     port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
-    cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
     page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
     docs: bool = _setting(False, "serve the description of the API at /openapi.json")
     mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
     mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")
-    allowed_hosts: tuple[str, ...] = _setting(
-        (), "names of this server beside its address and localhost, for agents and where it listens on loopback"
-    )
-    # Who may ask.
     api_keys: tuple[str, ...] = _setting(
         (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
     )
     api_key_file: str = _setting("", "file of keys, one a line: the key or `sha256:HEX` of it, then its own limits")
-    # How much at a time.
-    max_connections: int = _setting(1000, "open connections; one more gets 503", Range(int, 1, 100_000))
+    cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
+    allowed_hosts: tuple[str, ...] = _setting(
+        (), "names of this server beside its address and localhost, for agents and where it listens on loopback"
+    )
+    fetch_urls: bool = _setting(True, "fetch http(s) URLs of public addresses")
+    private_hosts: tuple[str, ...] = _setting((), "hosts to fetch from although their addresses are not public")
+    media_roots: tuple[str, ...] = _setting((), "folders whose files requests may name as file: URLs; none by default")
     max_in_flight: int = _setting(256, "requests running and waiting; one more gets 429", Range(int, 1, 100_000))
     max_held_bytes: int = _setting(
         2**30, "bodies and pictures of all requests in flight; more gets 429", Range(int, 2**16, 2**50)
     )
+    max_connections: int = _setting(1000, "open connections; one more gets 503", Range(int, 1, 100_000))
     preprocess_processes: int = _setting(
         2, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
     )
     preprocess_threads: int = _setting(64, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
-    # Limits of a request.
     max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
-    max_json_depth: int = _setting(64, "most brackets in brackets of a body", Range(int, 8, 500))
+    max_json_depth: int = _setting(64, "how deep the brackets of a body may nest", Range(int, 8, 500))
     max_json_values: int = _setting(250_000, "most commas and brackets of a body", Range(int, 100, 10**7))
     max_messages: int = _setting(1024, "most messages of a request", Range(int, 1, 10**6))
     max_text_bytes: int = _setting(2**20, "text of all messages of a request", Range(int, 1, 2**31))
@@ -78,11 +90,6 @@ class ServerSettings:
     max_pixels: int = _setting(
         _DEFAULTS.max_pixels, "pixels of one picture or frame, by its header", Range(int, 1, 2**31)
     )
-    # Where media may come from.
-    fetch_urls: bool = _setting(True, "fetch http(s) URLs of public addresses")
-    private_hosts: tuple[str, ...] = _setting((), "hosts to fetch from although their addresses are not public")
-    media_roots: tuple[str, ...] = _setting((), "folders whose files requests may name as file: URLs; none by default")
-    # Time.
     header_seconds: float = _setting(10.0, "for the head of a request to arrive", SECONDS)
     upload_seconds: float = _setting(60.0, "for the whole body of a request to arrive", SECONDS)
     fetch_connect_seconds: float = _setting(
@@ -96,7 +103,6 @@ class ServerSettings:
     watchdog_seconds: float = _setting(
         300.0, "that a step of the engine may take before the process ends with status 70", SECONDS
     )
-    # What is written down.
     log_format: str = _setting("text", "one line a request to stderr, as text or as JSON", ("text", "json"))
     otlp_endpoint: str = _setting("", "URL that traces are sent to (OpenTelemetry, OTLP over HTTP; extra otel)")
     log_content: bool = _setting(False, "write questions and answers into the log too, which is private to users")
@@ -114,6 +120,9 @@ class ServerSettings:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {type(one.default).__name__}")
             elif allowed is not None and value not in allowed:
                 raise ConfigError(f"{one.name} is {show(value)}, expected {' or '.join(allowed)}")
+        if not all(_SENDABLE.fullmatch(key) for key in self.api_keys):
+            message = "api_keys has a key that no client can send"
+            raise ConfigError(message, hint="Use letters, digits and signs of ASCII, without spaces.")
         for name in ("media_roots", "mcp_roots"):
             for root in getattr(self, name):
                 if not Path(root).is_dir():
@@ -152,6 +161,8 @@ class ServerSettings:
         for name, one in known.items():
             text = environment.get(f"{PREFIX}{name.upper()}")
             if text is not None:
+                if name == "api_keys" and not text.strip(" ,"):  # a server taken for closed must not be open
+                    raise ConfigError(f"{PREFIX}API_KEYS is set and has no key", hint="Give one, or unset it.")
                 values[name] = _of_text(f"{PREFIX}{name.upper()}", text, one.default)
         values |= {name: value for name, value in options.items() if value is not None}
         return cls(**values)
@@ -160,6 +171,18 @@ class ServerSettings:
 def option_of(name: str) -> str:
     """The option of the command line for a setting: of a list, one for each item."""
     return f"--{_SINGULAR.get(name, name).replace('_', '-')}"
+
+
+def shown_default(value: Any) -> str:
+    """A default as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if isinstance(value, int) and value and value % size == 0:
+            return f"{value}, which is {value // size} {unit}"
+    return "none" if value in ((), "") else str(value)
 
 
 def _of_file(file: Path, known: Any) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pocketvlm.api.view_plan import ViewPlan, plan, plan_image
-from pocketvlm.errors import MediaError
-from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.api.view_plan import ViewPlan, plan, plan_of
+from pocketvlm.config import DownsampleOption, check_auto_token_budget, check_downsample_mode
+from pocketvlm.processing.media_encoding import MediaTask
+from pocketvlm.processing.patches.image import ImageViews
+from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.protocol.view_plan import ViewPlanRequest, parse_view_plan, view_plan_response
 from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.exchange import exchange_of
@@ -25,37 +28,34 @@ async def view_plan(service: Service, request: Request) -> Response:
 
 
 def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str, ViewPlan]]:
-    """The plans of each picture by their mode; pictures are read by the same rules as those of a chat.
+    """The plans of each picture by their mode; pictures are decoded where those of a chat are, by the same rules.
 
     Raises:
         MediaError: a picture cannot be read or is over a limit; the message names its place.
     """
     processor.limits.check_counts(len(asked.images))
-    found = []
-    for number, source in enumerate(asked.images):
-        try:
-            found.append(_plans(processor, source, asked))
-        except MediaError as error:
-            raise MediaError(f"images[{number}]: {error}") from None
-    return found
-
-
-def _plans(processor: Processor, source: str, asked: ViewPlanRequest) -> dict[str, ViewPlan]:
     config, image_config = processor.model_config, processor.image_config
-    pixels = load_image(source, processor.limits, files=processor.files)
+    modes = [check_downsample_mode(mode) for mode in asked.modes or (config.downsample_mode,)]
+    seen: DownsampleOption = "auto" if "auto" in modes else modes[0]  # of others a size tells
+    encoded = processor.encode(
+        MediaTask(
+            tuple(MediaPart("image", source, f"images[{i}]") for i, source in enumerate(asked.images)),
+            (seen,) * len(asked.images),
+            check_auto_token_budget(asked.auto_token_budget, seen == "auto"),
+            PictureOptions(max_slice_nums=asked.max_slice_nums),
+            image_config,
+            processor.video_config,
+            processor.limits,
+            processor.files,
+            patches=False,
+        )
+    )
     slices = asked.max_slice_nums or image_config.max_slice_nums
-    plans = {}
-    for mode in asked.modes or (config.downsample_mode,):
-        if mode == "auto":  # only the pixels can tell
-            plans[mode] = plan_image(
-                pixels,
-                mode,
-                slices,
-                auto_token_budget=asked.auto_token_budget,
-                model_config=config,
-                image_config=image_config,
-            )
-        else:
-            height, width = pixels.shape[:2]
-            plans[mode] = plan(height, width, mode, slices, model_config=config, image_config=image_config)
-    return plans
+
+    def planned(views: ImageViews, mode: DownsampleOption) -> ViewPlan:
+        if mode == seen:
+            return plan_of(views.image, views.grid, views.views, config)
+        height, width = views.image.height, views.image.width
+        return plan(height, width, mode, slices, model_config=config, image_config=image_config)
+
+    return [{mode: planned(views, mode) for mode in modes} for (views,) in encoded]

@@ -18,7 +18,7 @@ from conftest import OpenPage
 from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, hand_over
 from helpers.serving import Serving
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 import pocketvlm
 
@@ -207,7 +207,31 @@ def test_a_fault_is_said_in_its_turn_and_the_question_can_be_asked_again(
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body="data: {}\n\n"[:6]))
     expect(ask(page, TOTAL).locator(".note.failed")).to_contain_text("cut off")
     page.unroute("**/v1/chat/completions")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    expect(ask(page, TOTAL).locator(".note.failed")).to_contain_text("does not answer")
+    page.unroute("**/v1/chat/completions")
     assert answer_of(ask(page, TOTAL)) == model.ask(EXAMPLES / "receipt.png", TOTAL).text
+
+
+def test_a_connection_that_breaks_is_told_in_our_words(open_page: OpenPage) -> None:
+    page = open_page()
+    page.evaluate("""() => {
+        const broken = { pull: (stream) => stream.error(new TypeError("network error")) };
+        window.fetch = async () => new Response(new ReadableStream(broken));
+    }""")
+    expect(ask(page, TOTAL).locator(".note.failed")).to_contain_text("the connection to the server broke")
+
+
+def test_a_picture_that_takes_its_time_is_named_meanwhile(open_page: OpenPage) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/v1/view_plan", lambda route: held.append(route))
+    page.set_input_files("#files", EXAMPLES / "receipt.png")
+    expect(page.locator("#reading")).to_have_text("Reading receipt.png…")
+    held[0].abort()
+    expect(page.locator("#alert p")).to_contain_text("The server does not answer.")
+    assert "cannot be read" not in page.locator("#alert").inner_text()  # it is no fault of the file
+    expect(page.locator("#reading")).to_have_text("")
 
 
 def test_boxes_and_points_of_an_answer_are_drawn_where_they_are(open_page: OpenPage) -> None:

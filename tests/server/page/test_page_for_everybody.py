@@ -6,7 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import KEY, OpenPage
 from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 import pocketvlm
 
@@ -118,6 +118,18 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(open_page: OpenPage)
         .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 24)
         .map((one) => one.outerHTML)"""
     assert page.evaluate(small) == []  # a finger finds them
+
+
+def test_nothing_can_be_pressed_before_somebody_listens(open_page: OpenPage) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    for name in ("choose", "ask"):
+        expect(page.locator(f"#{name}")).to_be_disabled()
+    held[0].continue_()
+    for name in ("choose", "ask"):
+        expect(page.locator(f"#{name}")).to_be_enabled()
 
 
 def test_who_wants_no_motion_gets_none(open_page: OpenPage) -> None:

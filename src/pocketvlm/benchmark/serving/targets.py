@@ -161,7 +161,11 @@ async def name_of_model(url: str, api_key: str | None) -> str:
             aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
             session.get(f"{url.rstrip('/')}/models") as response,
         ):
+            if response.status == 401:
+                raise EngineError(f"{url} wants a key: give --api-key")
             found: Any = await response.json()
             return str(found["data"][0]["id"])
-    except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError) as error:
-        raise EngineError(f"{url} does not name its models ({type(error).__name__})") from None
+    except (TimeoutError, aiohttp.ClientConnectionError):
+        raise EngineError(f"{url} does not answer: is a server running there?") from None
+    except (aiohttp.ClientError, ValueError, LookupError, TypeError):
+        raise EngineError(f"{url} does not name its models: give the URL up to and with /v1") from None

@@ -37,18 +37,19 @@ def open_file_url(url: str, limits: MediaLimits) -> IO[bytes]:
     return open_inside(_path_of(url), limits, "The file: URL", hint="Give a data: or http(s) URL.")
 
 
-def open_inside(path: Path, limits: MediaLimits, name: str, *, hint: str) -> IO[bytes]:
+def open_inside(path: Path, limits: MediaLimits, name: str, *, hint: str, if_missing: str = "Check it.") -> IO[bytes]:
     """The file of a path within `limits.file_roots`; errors as above.
 
     Args:
         name: what messages call the path.
         hint: what to do about one that leads out.
+        if_missing: what to do where there is no such file.
     """
     root, inner = _inside(path, limits.file_roots, name, hint)
     try:
         descriptor = _open(root, inner)
     except FileNotFoundError:
-        raise MediaError(f"{name} names no file", hint="Check it.") from None
+        raise MediaError(f"{name} names no file", hint=if_missing) from None
     except (OSError, ValueError):
         raise MediaError(f"{name} names a file that may not be read", hint="Check its permissions.") from None
     try:

@@ -44,11 +44,13 @@ class ImageViews:
             one after the other, overview first.
         views: sizes (in patches) and compression, in that order.
         grid: (rows, columns) of slices, or None.
+        image: the picture, in pixels.
     """
 
     patches: Tensor
     views: tuple[View, ...]
     grid: tuple[int, int] | None
+    image: Size
 
     @property
     def visual_tokens(self) -> int:
@@ -112,7 +114,10 @@ def finish_images(images: Sequence[CutImage], auto_token_budget: float | None = 
     views: Sequence[tuple[View, ...]] = [image.plan.views for image in images]
     if auto_token_budget is not None and auto_token_budget > 1:
         views = choose_rates(views, [_scores(image) for image in images], auto_token_budget)
-    return [ImageViews(image.patches, chosen, image.plan.grid) for image, chosen in zip(images, views, strict=True)]
+    return [
+        ImageViews(image.patches, chosen, image.plan.grid, image.plan.image)
+        for image, chosen in zip(images, views, strict=True)
+    ]
 
 
 def _scores(image: CutImage) -> list[int]:

@@ -51,7 +51,7 @@ export async function* events(stream) {
   let waiting = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(inOurWords);
       if (done) return;
       const lines = (waiting + value).split(/\r\n|\n/);
       waiting = lines.pop();
@@ -62,6 +62,11 @@ export async function* events(stream) {
   } finally {
     await reader.cancel().catch(() => {});
   }
+}
+
+/** Browsers have words of their own for a connection that broke, which help nobody. */
+function inOurWords(error) {
+  throw error.name === "AbortError" ? error : new APIError("The answer was cut off: the connection to the server broke.");
 }
 
 async function call(path, body, signal) {

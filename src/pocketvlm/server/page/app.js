@@ -68,6 +68,7 @@ async function begin() {
     $("alert").replaceChildren();
     $("question").focus();
   });
+  for (const id of ["choose", "photograph", "ask"]) $(id).disabled = false; // till now nobody listened to them
   document.documentElement.dataset.ready = "yes";
 }
 

@@ -1,6 +1,6 @@
 // The pictures and clips of the conversation: which there are, which one is shown, and how the model would see it.
 
-import { viewPlans } from "./api.js";
+import { APIError, viewPlans } from "./api.js";
 import { MediaError, isClip, nameIn, readMedia } from "./media.js";
 import { describePlan, draw } from "./overlay.js";
 
@@ -55,6 +55,7 @@ export class Pictures {
   async addNow(files) {
     for (const file of files) {
       try {
+        $("reading").textContent = `Reading ${file.name}…`;
         this.checkCounts(file);
         const item = await readMedia(file, this.about.max_media_bytes);
         await this.plan(item);
@@ -62,9 +63,11 @@ export class Pictures {
         this.shown = item;
         this.show();
       } catch (error) {
-        this.onError(error instanceof MediaError || error.status ? error.message : `${file.name} cannot be read: ${error.message}`);
+        const isSaid = error instanceof MediaError || error instanceof APIError;
+        this.onError(isSaid ? error.message : `${file.name} cannot be read: ${error.message}`);
       }
     }
+    $("reading").textContent = "";
   }
 
   remove(item) {
@@ -104,7 +107,9 @@ export class Pictures {
 
   planAnew() {
     this.settled = this.settled.then(async () => {
+      $("reading").textContent = this.items.length ? "Planning the views anew…" : "";
       for (const item of this.items) await this.plan(item).catch((error) => this.onError(error.message));
+      $("reading").textContent = "";
       this.show();
     });
   }
