@@ -64,12 +64,11 @@ def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
 
     async def ask() -> dict[str, list[int]]:
         async with await new_vlm() as vlm:
-            app = App(vlm, api_keys=("given", "schlüssel"), api_key_file=str(file))
+            app = App(vlm, api_keys=("given",), api_key_file=str(file))
             found: dict[str, list[int]] = {}
             headers = {
                 "none": {}, "given": {"Authorization": "Bearer given"},
                 "file": {"Authorization": "bearer  of-the-file"}, "wrong": {"Authorization": "Bearer Given"},
-                "not ASCII": {"Authorization": "Bearer schlüssel".encode()},
                 "scheme": {"Authorization": "Basic given"},
                 "hash": {"Authorization": f"Bearer sha256:{digest('of-the-file')}"},
                 "long": {"Authorization": "Bearer given" + " " * 5000},
@@ -84,7 +83,7 @@ def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
             return found
 
     found = run(ask())
-    for name in ("given", "file", "not ASCII"):
+    for name in ("given", "file"):
         assert 401 not in found.pop(name)
     for name, statuses in found.items():
         assert statuses, name
