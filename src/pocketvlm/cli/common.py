@@ -58,7 +58,7 @@ PATIENCE = 0.5  # seconds that something is under way before a bar shows it
 PLACES = ("device", "dtype", "runtime", "quantization")
 
 
-def add_model(parser: argparse._ActionsContainer) -> None:
+def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --model and where it runs."""
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
