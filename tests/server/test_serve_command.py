@@ -17,6 +17,7 @@ import pytest
 from helpers.serving import Serving, serving, start
 
 import pocketvlm
+from pocketvlm.server.run import url_of
 
 PICTURE = Path(__file__).parents[2] / "examples" / "receipt.png"
 TOTAL: list[Any] = [
@@ -139,3 +140,16 @@ def test_an_address_that_is_taken_is_one_line(server: Serving) -> None:
     assert done.returncode == 2
     assert "cannot listen" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("fd00::2", "http://[fd00::2]:80"),
+    ],
+)
+def test_the_url_that_is_told_can_be_opened(host: str, url: str) -> None:
+    assert url_of(host, 80) == url

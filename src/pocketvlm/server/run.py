@@ -116,8 +116,7 @@ async def _serve(
         while not (server.started or running.done()):
             await asyncio.sleep(0.01)
         if server.started:
-            host, port = sock.getsockname()[:2]
-            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            on_ready(url_of(*sock.getsockname()[:2]))
         while not running.done():
             if not model.engine.is_alive:  # those who waited have heard of it
                 server.should_exit = True
@@ -135,6 +134,12 @@ def media_encoder(settings: ServerSettings) -> Iterator[MediaEncoder]:
     with closing(MediaWorkers(settings.preprocess_processes, settings.decode_seconds)) as workers:
         workers.start()
         yield fetching_first(workers.encode)
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a browser of this machine finds the server: an address that stands for all of them is none to open."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _allow_many_files() -> None:
