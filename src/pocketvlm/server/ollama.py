@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -56,7 +57,7 @@ def known_as(service: Service, name: str) -> str:
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:
-    asked = parse_ollama(kind, await read_json(request, service.settings))
+    asked = await read_json(request, service.settings, partial(parse_ollama, kind))
     known_as(service, asked.model)
     form = OllamaAnswer(kind, asked.model, uuid.uuid4().hex)
     if asked.chat is None:

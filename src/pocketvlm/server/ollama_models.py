@@ -49,10 +49,7 @@ async def version(_service: Service, _request: Request) -> Response:
 
 async def show(service: Service, request: Request) -> Response:
     """What is known of a model."""
-    body = await read_json(request, service.settings)
-    if not isinstance(body, Mapping):
-        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
-    given = only_kinds("the body", body, ("model", "name", "verbose"))
+    given = await read_json(request, service.settings, _asked_of)
     check("verbose", given.get("verbose", False), "boolean")
     known_as(service, check("model", given.get("model", given.get("name", "")), "string"))
     vlm = service.vlm.vlm
@@ -77,6 +74,12 @@ async def show(service: Service, request: Request) -> Response:
             "modified_at": timestamp(service.began),
         }
     )
+
+
+def _asked_of(body: Any) -> dict[str, Any]:
+    if not isinstance(body, Mapping):
+        raise ConfigError(f"the body is {show_json(body)}, expected a JSON object")
+    return only_kinds("the body", body, ("model", "name", "verbose"))
 
 
 async def _cards(service: Service) -> list[dict[str, Any]]:

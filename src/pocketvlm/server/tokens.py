@@ -17,7 +17,7 @@ from pocketvlm.server.service import Service, check_messages
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or of a conversation with its pictures; nothing is generated."""
-    asked = parse_tokenize(await read_json(request, service.settings))
+    asked = await read_json(request, service.settings, parse_tokenize)
     service.check_model(asked.model)
     tokenizer = service.vlm.vlm.processor.tokenizer
     if asked.prompt is not None:
@@ -39,7 +39,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of ids, control tokens as they are spelt."""
     tokenizer = service.vlm.vlm.processor.tokenizer
-    model, ids = parse_detokenize(await read_json(request, service.settings), tokenizer.vocab_size)
+    model, ids = await read_json(request, service.settings, lambda body: parse_detokenize(body, tokenizer.vocab_size))
     service.check_model(model)
     text = await asyncio.to_thread(tokenizer.decode, ids, False)
     return Response(to_json({"prompt": text}), media_type="application/json")
