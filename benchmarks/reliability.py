@@ -62,7 +62,7 @@ class Server:
     ) -> tuple[int, bytes, float]:
         """Status, body and seconds to the first byte; 0 where this client left, `leave` of a second after it began."""
         raw = json.dumps(body).encode() if isinstance(body, dict) else body
-        head = f"{'GET' if raw is None else 'POST'} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        head = f"{'GET' if raw is None else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         began = time.perf_counter()
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
@@ -209,12 +209,12 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
     held = []
     for _ in range(args.clients):
         _, writer = await asyncio.open_connection(server.host, server.port)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{{".encode())
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{{".encode())
         held.append((writer, asyncio.create_task(crawl(writer))))
         # A reader that asks for much and takes nothing of it.
         _, writer = await asyncio.open_connection(server.host, server.port, limit=1)
         body = json.dumps(request(stream=True)).encode()
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         held.append((writer, asyncio.create_task(asyncio.sleep(0))))
     while (await server.metrics())["num_requests_running"]:  # their own answers are made

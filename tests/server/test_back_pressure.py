@@ -161,7 +161,7 @@ def all_of(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize(
     "beginning",
-    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n", b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 9],
+    [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n", b"GET /metrics HTTP/1.1\r\n" + b"A: b\r\n" * 9],
 )
 def test_a_head_that_does_not_come_is_cut_off(impatient: Serving, beginning: bytes) -> None:
     with connect(impatient) as connection:
@@ -171,13 +171,15 @@ def test_a_head_that_does_not_come_is_cut_off(impatient: Serving, beginning: byt
 
 def test_a_slow_body_is_408(impatient: Serving) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_the_rest_of_a_refused_body_does_not_keep_the_connection(impatient: Serving) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999\r\n\r\n{")
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n{"
+        )
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
         connection.settimeout(0.1)
         for _ in range(100):
@@ -196,7 +198,7 @@ def test_large_heads_are_refused(impatient: Serving) -> None:
     with connect(impatient) as connection:
         with suppress(OSError):
             connection.sendall(
-                b"GET /health HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 100_000 + b"\r\nConnection: close\r\n\r\n"
+                b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 100_000 + b"\r\nConnection: close\r\n\r\n"
             )
         assert all_of(connection)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ", b"")
     assert impatient.ask(f"/health?{'a' * 10_000}")[0] == 414
@@ -220,7 +222,7 @@ def test_a_reader_that_stalls_is_cut_off_and_its_request_given_up(impatient: Ser
     much = {"logprobs": True, "top_logprobs": 20, "n": 8, "stream": True, **SLOW}
     body = json.dumps({"messages": [{"role": "user", "content": "a"}], **much}).encode()
     with connect(impatient) as connection:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         connection.sendall(head + body)
         for _ in range(600):
             text = impatient.ask("/metrics")[1]

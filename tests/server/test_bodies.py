@@ -103,3 +103,11 @@ def test_large_bodies_are_read_apart_from_the_event_loop_and_say_the_same() -> N
         for padding in (b"", b" " * LARGE):
             with pytest.raises(HTTPError, match="not JSON in UTF-8"):
                 read(bad + padding)
+
+
+def test_messages_have_so_many_parts(server: Serving) -> None:
+    parts = [{"type": "text", "text": "a"}] * 4097
+    messages = [{"role": "user", "content": parts[:3000]}, {"role": "user", "content": parts[3000:]}]
+    for path, body in ((CHAT, {"messages": messages}), ("/tokenize", {"messages": messages})):
+        status, text, _ = server.ask(path, body)
+        assert (status, "4097 parts, at most 4096" in text) == (400, True)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
+SWITCH_SECONDS = (
+    0.001  # that a thread may keep the interpreter from the event loop; Python's own are five times as many
+)
 SEND_BUFFER = 128 * 1024  # bytes
 
 
@@ -76,6 +80,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
     """
     tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
+    sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)

@@ -140,16 +140,20 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> No
     settings = exchange.settings
     if len(messages) > settings.max_messages:
         raise HTTPError(400, f"the request has {len(messages)} messages, at most {settings.max_messages} are taken")
-    size, last = 0, ""
+    size, parts, last = 0, 0, ""
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
-        for part in content if isinstance(content, list | tuple) else [content]:
+        contents = content if isinstance(content, list | tuple) else [content]
+        parts += len(contents)
+        for part in contents:
             text = part.get("text") if isinstance(part, Mapping) else part
             if isinstance(text, str):
                 size += len(text) if text.isascii() else len(text.encode(errors="replace"))
                 last = text
             elif isinstance(part, Mapping):
                 exchange.images += 1
+    if parts > settings.max_parts:
+        raise HTTPError(400, f"the messages have {parts} parts, at most {settings.max_parts} are taken")
     if size > most:
         raise HTTPError(400, f"the messages have {size} bytes of text, at most {most} are taken")
     if settings.log_content:

@@ -30,9 +30,10 @@ async def tokenize(service: Service, request: Request) -> Response:
         ids = job.request.input_ids.tolist()
     body: dict[str, Any] = {"count": len(ids), "max_model_len": context_of(service), "tokens": ids}
     if asked.strings:
-        body["token_strs"] = await asyncio.to_thread(
-            lambda: [tokenizer.decode([token], skip_special=False) for token in ids]
+        names = await asyncio.to_thread(
+            lambda: {token: tokenizer.decode([token], skip_special=False) for token in set(ids)}
         )
+        body["token_strs"] = [names[token] for token in ids]
     return Response(to_json(body), media_type="application/json")
 
 
