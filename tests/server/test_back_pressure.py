@@ -177,9 +177,7 @@ def test_a_slow_body_is_408(impatient: Serving) -> None:
 
 def test_the_rest_of_a_refused_body_does_not_keep_the_connection(impatient: Serving) -> None:
     with connect(impatient) as connection:
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999\r\n\r\n{"
-        )
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 999999999\r\n\r\n{")
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
         connection.settimeout(0.1)
         for _ in range(100):

@@ -57,10 +57,11 @@ async def _read(request: Request, exchange: Exchange) -> bytes:
         exchange.hold(len(part))
         parts.append(part)
         structure.add(part)
-        if structure.values > exchange.settings.max_json_values:
-            raise HTTPError(400, f"the body has more than {exchange.settings.max_json_values} commas and brackets")
-        if structure.depth > exchange.settings.max_json_depth:
-            raise HTTPError(400, f"the body has more than {exchange.settings.max_json_depth} brackets in brackets")
+    # Not before its end: who is still sending would not read why.
+    if structure.values > exchange.settings.max_json_values:
+        raise HTTPError(400, f"the body has more than {exchange.settings.max_json_values} commas and brackets")
+    if structure.depth > exchange.settings.max_json_depth:
+        raise HTTPError(400, f"the body has more than {exchange.settings.max_json_depth} brackets in brackets")
     return b"".join(parts)
 
 

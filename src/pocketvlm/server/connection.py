@@ -53,8 +53,8 @@ class Connection(H11Protocol):
         else:
             self._expect_head()
 
-    def send_400_response(self, msg: str) -> None:
-        """Say that what came is no HTTP; nothing where the beginning of a response has been sent, which it would end."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Say that what came is no HTTP, unless a response has begun already, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.write(_BAD % (len(_BAD_BODY), _BAD_BODY))
         self.transport.close()

@@ -9,7 +9,7 @@ _QUOTE, _COMMA = ord('"'), ord(",")
 
 
 class JSONStructure:
-    """Counts what stands outside of strings; text that is no JSON may be counted in any way, but never for long.
+    """Counts what stands outside of strings.
 
     Attributes:
         values: commas and brackets.

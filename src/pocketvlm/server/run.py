@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 16 * 1024
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
-SWITCH_SECONDS = (
-    0.001  # that a thread may keep the interpreter from the event loop; Python's own are five times as many
-)
+SWITCH_SECONDS = 0.001  # that a thread may keep the interpreter from the event loop; by default five times as long
 SEND_BUFFER = 128 * 1024  # bytes
 
 
