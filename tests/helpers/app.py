@@ -30,9 +30,8 @@ class App:
         self.settings = ServerSettings(**settings)
         vlm.vlm.processor.restrict(self.settings.media_limits)
         self.app = create_app(vlm, self.settings)
-        self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app), base_url="http://localhost", timeout=60
-        )
+        transport = httpx.ASGITransport(self.app)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
     def routes(self) -> list[tuple[str, str]]:
         """Path and method of each."""

@@ -120,6 +120,11 @@ def create_app(
     return app
 
 
+def _ends_connection(response: Response) -> Response:
+    response.headers["Connection"] = "close"
+    return response
+
+
 class Heads:
     """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one. Heads and
     addresses of requests that are too long are refused, however few pieces they arrive in."""
@@ -145,4 +150,7 @@ class Heads:
             app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"), scope["path"])
         elif sum(map(len, itertools.chain(*scope["headers"]))) > MAX_HEADERS:
             app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"), scope["path"])
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            # Two lengths are how requests are hidden in others where a proxy stands before the server.
+            app = _ends_connection(response_of(HTTPError(400, "the request has two lengths"), scope["path"]))
         return await app(scope, receive, send_with_id)

@@ -24,7 +24,7 @@ from pocketvlm.server.service import Service
 
 async def chat_completions(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_chat_completion(await read_json(request))
+    asked = await read_json(request, parse_chat_completion)
     service.check_model(asked.model)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pocketvlm.server.settings import ServerSettings
@@ -16,6 +17,15 @@ _FULL = (
 _BODY = (
     b'{"error": {"message": "too many connections are open", "type": "server_error", "param": null, '
     b'"code": "too_many_connections"}}'
+)
+
+
+_BAD = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
+_BAD_BODY = (
+    b'{"error": {"message": "this is no HTTP request", "type": "invalid_request_error", "param": null, '
+    b'"code": "invalid_request"}}'
 )
 
 
@@ -42,6 +52,12 @@ class Connection(H11Protocol):
             self._stop_timer("_head_timer")
         else:
             self._expect_head()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Say that what came is no HTTP, unless a response has begun already, and end the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.write(_BAD % (len(_BAD_BODY), _BAD_BODY))
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -51,7 +52,7 @@ def check_model(service: Service, name: str) -> None:
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:
-    asked = parse_ollama(kind, await read_json(request))
+    asked = await read_json(request, partial(parse_ollama, kind))
     check_model(service, asked.model)
     form = OllamaAnswer(kind, asked.model, uuid.uuid4().hex)
     if asked.chat is None:

@@ -49,7 +49,7 @@ async def version(_service: Service, _request: Request) -> Response:
 
 async def show(service: Service, request: Request) -> Response:
     """What is known of a model."""
-    given = given_fields(await read_json(request), ("model", "name", "verbose"))
+    given = await read_json(request, lambda body: given_fields(body, ("model", "name", "verbose")))
     check("verbose", given.get("verbose", False), "boolean")
     check_model(service, check("model", given.get("model", given.get("name", "")), "string"))
     vlm = service.vlm.vlm

@@ -28,7 +28,7 @@ from pocketvlm.server.service import Service
 
 async def responses(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_response_request(await read_json(request))
+    asked = await read_json(request, parse_response_request)
     service.check_model(asked.model)
     began = int(time.time())
     try:

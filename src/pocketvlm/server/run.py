@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
@@ -29,6 +30,7 @@ from pocketvlm.server.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
+SWITCH_SECONDS = 0.001  # that a thread may keep the interpreter from the event loop; by default five times as long
 SEND_BUFFER = 128 * 1024  # bytes
 
 
@@ -75,6 +77,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
     """
     tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
+    sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)

@@ -136,12 +136,14 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> No
     settings = exchange.settings
     if len(messages) > settings.max_messages:
         raise HTTPError(400, f"the request has {len(messages)} messages, at most {settings.max_messages} are taken")
-    size, last = 0, ""
+    size, parts, last = 0, 0, ""
     for message in messages:
         if not isinstance(message, Mapping):
             continue  # for the processor to refuse
         content = message.get("content")
-        for part in content if isinstance(content, list | tuple) else [content]:
+        contents = content if isinstance(content, list | tuple) else [content]
+        parts += len(contents)
+        for part in contents:
             text = part.get("text") if isinstance(part, Mapping) else part
             if isinstance(text, str):
                 size += text_bytes(text)
@@ -150,6 +152,8 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> No
                 exchange.images += 1
         # Reasoning and calls of earlier answers are part of the prompt too.
         size += sum(text_bytes(value) for name, value in message.items() if name != "content")
+    if parts > settings.max_parts:
+        raise HTTPError(400, f"the messages have {parts} parts, at most {settings.max_parts} are taken")
     if size > most:
         raise HTTPError(400, f"the messages have {size} bytes of text, at most {most} are taken")
     if settings.log_content:

@@ -80,6 +80,7 @@ class ServerSettings:
     max_json_depth: int = _setting(64, "how deep the brackets of a body may nest", Range(int, 8, 500))
     max_json_values: int = _setting(250_000, "most commas and brackets of a body", Range(int, 100, 10**7))
     max_messages: int = _setting(1024, "most messages of a request", Range(int, 1, 10**6))
+    max_parts: int = _setting(4096, "most parts (texts, pictures, videos) of all messages", Range(int, 1, 10**6))
     max_text_bytes: int = _setting(2**20, "text of all messages of a request", Range(int, 1, 2**31))
     max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
     max_n: int = _setting(8, "most answers to one request", Range(int, 1, 128))

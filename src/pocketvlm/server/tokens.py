@@ -16,7 +16,7 @@ from pocketvlm.server.service import Service, check_messages
 
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or of a conversation with its pictures; nothing is generated."""
-    asked = parse_tokenize(await read_json(request))
+    asked = await read_json(request, parse_tokenize)
     service.check_model(asked.model)
     tokenizer = service.vlm.vlm.processor.tokenizer
     if asked.prompt is not None:
@@ -27,16 +27,17 @@ async def tokenize(service: Service, request: Request) -> Response:
         ids = job.request.input_ids.tolist()
     body: dict[str, Any] = {"count": len(ids), "max_model_len": context_of(service), "tokens": ids}
     if asked.strings:
-        body["token_strs"] = await asyncio.to_thread(
-            lambda: [tokenizer.decode([token], skip_special=False) for token in ids]
+        names = await asyncio.to_thread(
+            lambda: {token: tokenizer.decode([token], skip_special=False) for token in set(ids)}
         )
+        body["token_strs"] = [names[token] for token in ids]
     return json_response(body)
 
 
 async def detokenize(service: Service, request: Request) -> Response:
     """The text of ids, control tokens as they are spelt."""
     tokenizer = service.vlm.vlm.processor.tokenizer
-    model, ids = parse_detokenize(await read_json(request), tokenizer.vocab_size)
+    model, ids = await read_json(request, lambda body: parse_detokenize(body, tokenizer.vocab_size))
     service.check_model(model)
     text = await asyncio.to_thread(tokenizer.decode, ids, False)
     return json_response({"prompt": text})

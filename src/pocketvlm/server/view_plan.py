@@ -20,7 +20,7 @@ from pocketvlm.server.service import Service
 
 async def view_plan(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
-    asked = parse_view_plan(await read_json(request))
+    asked = await read_json(request, parse_view_plan)
     service.check_model(asked.model)
     exchange_of(request).images = len(asked.images)
     plans = await service.while_there(request, service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked))

@@ -1,0 +1,66 @@
+"""What is no HTTP, or nearly HTTP, gets one line in the API's form and the end of its connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from helpers.app import CHAT
+from helpers.serving import Serving, serving
+
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n".encode()
+BODY = b'{"messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}'
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serving("--api-key", "secret") as started:
+        yield started
+
+
+def sent(server: Serving, *pieces: bytes) -> bytes:
+    """All that comes back until the server ends the connection; each piece after the answer to the one before."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    found = b""
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for number, piece in enumerate(pieces):
+            if number:
+                found += connection.recv(65536)
+            connection.sendall(piece)
+        while part := connection.recv(65536):
+            found += part
+    return found
+
+
+@pytest.mark.parametrize(
+    "request_", [b"\x16\x03\x01" + bytes(99) + b"\r\n\r\n", b"GET /\r\n\r\n", HEAD + b"Content-Length: -5\r\n\r\n"]
+)
+def test_what_is_no_http_is_400_in_openais_form(server: Serving, request_: bytes) -> None:
+    head, _, body = sent(server, request_).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_a_body_that_breaks_off_its_framing_is_400(server: Serving) -> None:
+    head, _, body = sent(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["message"] == "this is no HTTP request"
+
+
+def test_nonsense_behind_a_refusal_ends_the_connection_without_a_fault(server: Serving) -> None:
+    stranger = HEAD.replace(b"secret", b"other") + b"Transfer-Encoding: chunked\r\n\r\n5\r\naaaaa\r\n"
+    found = sent(server, stranger, b"zz\r\n")
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert found.startswith(b"HTTP/1.1 401 ")
+    assert not [line for line in server.log() if "Traceback" in line]
+
+
+def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(server: Serving) -> None:
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    hidden = HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
+    found = sent(server, hidden + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 400 ")
+    assert b"two lengths" in found
+    assert found.count(b"HTTP/1.1 ") == 1
