@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from pocketvlm.server.body import LARGE, read_json
 from pocketvlm.server.errors import HTTPError
+from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.json_structure import JSONStructure
 from pocketvlm.server.settings import ServerSettings
 
@@ -84,10 +85,16 @@ def read(body: bytes) -> tuple[Any, threading.Thread]:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b"", "raw_path": b"/"}
-    settings = ServerSettings(max_json_depth=500)
-    parse = lambda value: (value, threading.current_thread())  # noqa: E731
-    return asyncio.run(read_json(Request(scope, receive), settings, parse))
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [],
+        "query_string": b"",
+        "raw_path": b"/",
+    }
+    Exchange(Load(ServerSettings(max_json_depth=500)), "POST", "/").put_into(scope)
+    return asyncio.run(read_json(Request(scope, receive), lambda value: (value, threading.current_thread())))
 
 
 def test_large_bodies_are_read_apart_from_the_event_loop_and_say_the_same() -> None:
