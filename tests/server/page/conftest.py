@@ -18,19 +18,20 @@ HOW = "needs a Chromium to drive: `apt-get install chromium`, or Google Chrome"
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Serving]:
     with serving("--api-key", KEY, "--served-model-name", "reader") as started:
         yield started
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def model() -> pocketvlm.VLM:
     """What the server has to say the same as."""
     return pocketvlm.load()
 
 
-@pytest.fixture(scope="package")
+# Of a module: as long as Playwright is there its event loop runs in this thread, and no other test could have one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
