@@ -233,7 +233,7 @@ MUTANTS = [
         "server/body.py",
         "server/test_exchange.py",
         ("    exchange.admit()\n", ""),
-        ("if _depth(structure) > settings", "if 0 > settings"),
+        ("if structure.depth > exchange.settings", "if 0 > exchange.settings"),
         ("if size > limit:", "if False:"),
     ),
     *of(
