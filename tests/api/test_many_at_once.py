@@ -207,6 +207,14 @@ def test_structured_answers_match_and_end_whatever_else_is_asked(vlm: pocketvlm.
     assert is_idle(vlm)
 
 
+def test_a_prompt_that_does_not_fit_is_refused_before_its_grammar_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pocketvlm.load() as vlm:
+        monkeypatch.setattr(vlm, "_grammar", lambda *_: pytest.fail("a grammar was compiled for nothing"))
+        messages = [{"role": "user", "content": "a b c d " * 20_000}]
+        with pytest.raises(pocketvlm.PromptError, match="the model's context is"):
+            vlm.chat(messages, structured_outputs=pocketvlm.StructuredOutputs(choice=["yes", "no"]))
+
+
 def test_a_second_turn_reads_only_what_is_new_and_encodes_nothing(vlm: pocketvlm.VLM) -> None:
     messages = about(0)
     first = vlm.chat(messages, **GREEDY)

@@ -13,10 +13,16 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from helpers.app import CHAT, App, data_url, new_vlm, png, run
 from helpers.serving import Serving, serving
+from uvicorn.server import ServerState
 
 from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.server.app import create_app
+from pocketvlm.server.connection import connections
+from pocketvlm.server.run import listen
+from pocketvlm.server.settings import ServerSettings
 
 SLOW = {"max_tokens": 20_000, "ignore_eos": True}
 
@@ -34,6 +40,30 @@ def is_idle(vlm: AsyncVLM) -> bool:
     return (
         not vlm.engine.streams and metrics.value("num_requests_running") == metrics.value("num_requests_waiting") == 0
     )
+
+
+def test_pieces_of_a_response_do_not_wait_for_each_other() -> None:
+    async def nodelay() -> int:
+        async with await new_vlm() as vlm:
+            settings = ServerSettings(port=0)
+            config = uvicorn.Config(create_app(vlm, settings), http=connections(settings))
+            config.load()
+            made = []
+
+            def protocol() -> asyncio.Protocol:
+                made.append(config.http_protocol_class(config=config, server_state=ServerState(), app_state={}))  # type: ignore[call-arg, operator]
+                return made[0]
+
+            with listen(settings) as sock:
+                server = await asyncio.get_running_loop().create_server(protocol, sock=sock)
+                _, writer = await asyncio.open_connection(*sock.getsockname()[:2])
+                await until(lambda: made and made[0].transport)
+                held = made[0].transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                writer.close()
+                server.close()
+                return held
+
+    assert run(nodelay())
 
 
 def test_a_full_queue_is_429_before_the_body_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -103,6 +104,21 @@ def test_all_texts_of_messages_count_wherever_they_stand() -> None:
 
     for text in run(ask()):
         assert "at most 1000 are taken" in text
+
+
+def test_the_texts_of_tools_count_too() -> None:
+    parameters = {"type": "object", "properties": {"p" * 2000: {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+
+    async def ask() -> tuple[int, str]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_text_bytes=1000)
+            response = await app.client.post(CHAT, json={"messages": QUESTION, "tools": [tool]})
+            return response.status_code, response.json()["error"]["message"]
+
+    status, message = run(ask())
+    assert status == 400
+    assert re.fullmatch(r"the messages and tools have 20\d\d bytes of text, at most 1000 are taken", message)
 
 
 def test_bodies_for_agents_are_read_within_the_same_limits() -> None:

@@ -197,9 +197,9 @@ class VLM:
             inputs.views,
             inputs.placeholder_ids,
             branch_points(inputs.input_ids, tokenizer),
-            grammar=self._grammar(params, thinking),
         )
-        self.engine.check(request)
+        self.engine.check(request)  # before a grammar is compiled for a prompt that no cache would hold
+        request.grammar = self._grammar(params, thinking)
         spent = time.perf_counter() - began
         return Job(
             request,

@@ -55,6 +55,9 @@ class OutputStream:
         return self.outputs.popleft() if self.outputs else None
 
 
+News = tuple[OutputStream, Sequence[Output], bool]  # whose, what, and whether it is the last
+
+
 class AsyncEngine:
     """Args:
     engine: from now on, only this thread touches it.
@@ -128,7 +131,7 @@ class AsyncEngine:
         def order() -> None:
             self.engine.finish(request, index)
             if request.is_finished and (stream := self.streams.pop(request, None)) is not None:
-                self._hand_over(stream, (), is_last=True)
+                _wake(stream.loop, [(stream, (), True)])
 
         self._orders.put(order)
 
@@ -231,24 +234,35 @@ class AsyncEngine:
             ended = {sequence.index for sequence in request.sequences if sequence.finish_reason is not None}
             lost = [i for i in range(request.params.n) if i not in ended]
             outputs = [Output(request, i, finish_reason=reason, error=error) for i in lost]
-            self._hand_over(stream, outputs, is_last=True)
+            _wake(stream.loop, [(stream, outputs, True)])
 
     def _tell(self, outputs: list[Output]) -> None:
         by_stream: dict[OutputStream, list[Output]] = {}
         for output in outputs:
             if (stream := self.streams.get(output.request)) is not None:
                 by_stream.setdefault(stream, []).append(output)
+        by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
         for stream, own in by_stream.items():
             if is_last := stream.request.is_finished:
                 self.streams.pop(stream.request, None)
-            if not self._hand_over(stream, own, is_last=is_last) and not is_last:
-                self._abort(stream.request)
+            by_loop.setdefault(stream.loop, []).append((stream, own, is_last))
+        for loop, news in by_loop.items():
+            if not _wake(loop, news):
+                for stream, _, is_last in news:
+                    if not is_last:
+                        self._abort(stream.request)
 
-    @staticmethod
-    def _hand_over(stream: OutputStream, outputs: Sequence[Output], *, is_last: bool) -> bool:
-        """False where there is no one left to read."""
-        try:
-            stream.loop.call_soon_threadsafe(stream.put, outputs, is_last)
-        except RuntimeError:  # its loop has ended, and its reader with it
-            return False
-        return True
+
+def _wake(loop: asyncio.AbstractEventLoop, news: Sequence[News]) -> bool:
+    """Hand what is new over, in one call however many streams it is for, as each call costs the engine's thread a write
+    to a socket; False where the loop has ended, and the readers with it."""
+    try:
+        loop.call_soon_threadsafe(_put_all, news)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _put_all(news: Sequence[News]) -> None:
+    for stream, outputs, is_last in news:
+        stream.put(outputs, is_last)

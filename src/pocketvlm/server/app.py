@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -33,11 +32,6 @@ from pocketvlm.server.view_plan import view_plan
 MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 
-async def metrics(service: Service, _request: Request) -> Response:
-    """GET /metrics, as Prometheus reads it."""
-    return Response(generate_latest(service.vlm.engine.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
 async def description(service: Service, _request: Request) -> Response:
     """GET /openapi.json, where the settings have it."""
     return JSONResponse(openapi(service.names))
@@ -52,7 +46,6 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{model:path}", model),
     ("POST", "/v1/view_plan", view_plan),
-    ("GET", "/metrics", metrics),
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
     ("GET", "/api/tags", tags),
@@ -96,7 +89,7 @@ def create_app(
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     described = (("GET", "/openapi.json", description),) if settings.docs else ()
-    for method, path, handler in (*ROUTES, *described):
+    for method, path, handler in (*ROUTES, ("GET", "/metrics", guard.metrics.respond), *described):
         guarded: Any = guard.route(handler, path)  # an application, which Starlette takes too
         app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])

@@ -86,6 +86,11 @@ class Exchange:
         return self.method not in ("GET", "HEAD", "OPTIONS")
 
     @property
+    def status_told(self) -> int:
+        """Of the response; 499 where nobody was there to take one."""
+        return self.status or 499
+
+    @property
     def deadline(self) -> float:
         """`time.monotonic()` at which it is given up."""
         return self.arrived + self.settings.request_seconds

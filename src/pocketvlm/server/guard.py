@@ -16,6 +16,7 @@ from pocketvlm.server.body import read_body
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.keys import KeyCheck
+from pocketvlm.server.metrics import HTTPMetrics
 from pocketvlm.server.origins import OriginCheck
 from pocketvlm.server.request_log import log_exchange
 from pocketvlm.server.service import Service
@@ -31,6 +32,7 @@ class Guard:
 
     def __init__(self, service: Service, check_key: KeyCheck, is_draining: Callable[[], bool]) -> None:
         self.service, self.load = service, Load(service.settings)
+        self.metrics = HTTPMetrics(self.load)
         self._check_key, self._is_draining = check_key, is_draining
         self._check_origin = OriginCheck(service.settings)
 
@@ -101,6 +103,7 @@ class _Guarded:
             await response(scope, receive, send_and_note)
         finally:
             await exchange.end()
+            self._guard.metrics.ended(exchange)
             log_exchange(exchange)
             self._guard.trace(exchange)
 

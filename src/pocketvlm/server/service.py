@@ -76,7 +76,8 @@ class Service:
         exchange = exchange_of(request)
         # Text that no context could hold is not even made into tokens, which takes seconds.
         context = self.vlm.vlm.config.text.max_position_embeddings
-        check_messages(messages, exchange, min(settings.max_text_bytes, BYTES_A_TOKEN * context))
+        most = min(settings.max_text_bytes, BYTES_A_TOKEN * context)
+        check_messages(messages, exchange, most, tools=options.get("tools"))
         options = {"max_tokens": settings.max_answer_tokens, **options}
         job = await self.while_there(request, self.vlm.prepare(messages, **options))
         exchange.add(job)
@@ -131,8 +132,12 @@ async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> Asy
             yield delta
 
 
-def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> None:
-    """`HTTPError` 400 for more messages or more text than the server takes; notes what they are about."""
+def check_messages(messages: Sequence[Any], exchange: Exchange, most: int, tools: Any = None) -> None:
+    """`HTTPError` 400 for more messages or more text than the server takes; notes what they are about.
+
+    Args:
+        most: bytes of text in them and in the descriptions of the tools, which are part of the prompt too.
+    """
     settings = exchange.settings
     if len(messages) > settings.max_messages:
         raise HTTPError(400, f"the request has {len(messages)} messages, at most {settings.max_messages} are taken")
@@ -154,16 +159,18 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int) -> No
         size += sum(text_bytes(value) for name, value in message.items() if name != "content")
     if parts > settings.max_parts:
         raise HTTPError(400, f"the messages have {parts} parts, at most {settings.max_parts} are taken")
+    size += text_bytes(tools)
     if size > most:
-        raise HTTPError(400, f"the messages have {size} bytes of text, at most {most} are taken")
+        what = "messages and tools" if tools else "messages"
+        raise HTTPError(400, f"the {what} have {size} bytes of text, at most {most} are taken")
     if settings.log_content:
         exchange.question = last
 
 
 def text_bytes(value: Any) -> int:
-    """Bytes of all texts within a value of JSON, but for names of fields."""
+    """Bytes of all texts within a value of JSON, names of fields among them."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="replace"))
     if isinstance(value, Mapping):
-        return sum(map(text_bytes, value.values()))
+        return sum(map(text_bytes, value)) + sum(map(text_bytes, value.values()))
     return sum(map(text_bytes, value)) if isinstance(value, list | tuple) else 0

@@ -75,7 +75,7 @@ def attributes_of(exchange: Exchange) -> Mapping[str, Any]:
     found: dict[str, Any] = {
         "http.request.method": exchange.method,
         "http.route": exchange.path,
-        "http.response.status_code": exchange.status or 499,
+        "http.response.status_code": exchange.status_told,
         "pocketvlm.request_id": exchange.request_id,
     }
     if exchange.jobs:
