@@ -7,6 +7,9 @@ poison         malformed requests between good ones, whose answers stay the same
 sigterm        a signal under load: no longer ready, all that was accepted ends, status 0
 soak           all of this for as long as `--seconds` says: memory, files, threads, counters
 hostile-media  hosts that stall, never end, redirect, drip
+memory         resources after 1,000 requests and after all of them
+idle-streams   memory of streams that wait, and of connections that do nothing
+disconnects    steps between a client's end and that of its answer
 loop-lag       how late the event loop answers while grammars are compiled and large bodies arrive
 
 Every case starts `pocketvlm serve`, prints one JSON line with `ok`, and ends with status 1 where that is false.
@@ -17,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import random
 import signal
 import statistics
@@ -27,24 +29,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from reliability_server import CHAT, LATER, POISON, Server, request
-
-
-async def at_once(count: int, work: Callable[[int], Awaitable[Any]], most: int = 32) -> list[Any]:
-    """`work` for 0 … count - 1, `most` at a time."""
-    numbers, found = iter(range(count)), [None] * count
-
-    async def worker() -> None:
-        for number in numbers:
-            found[number] = await work(number)
-
-    await asyncio.gather(*(worker() for _ in range(min(most, count))))
-    return found
-
-
-def p(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) if ordered else math.nan
+from reliability_memory import disconnects, idle_streams, memory
+from reliability_server import CHAT, LATER, POISON, Server, at_once, p, request
 
 
 async def abort_storm(server: Server, args: argparse.Namespace) -> dict[str, Any]:
@@ -363,6 +349,9 @@ CASES: dict[str, tuple[Callable[[Server, argparse.Namespace], Awaitable[dict[str
     "soak": (soak, ()),
     "hostile-media": (hostile_media, ("--private-host", "127.0.0.1", "--fetch-seconds", "2")),
     "loop-lag": (loop_lag, ()),
+    "memory": (memory, ()),
+    "idle-streams": (idle_streams, ("--max-in-flight", "1000")),
+    "disconnects": (disconnects, ()),
 }
 
 

@@ -7,10 +7,12 @@ import asyncio
 import base64
 import io
 import json
+import math
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,23 @@ class Server:
 
 
 _ENDS = ("stop", "length", "abort", "error")
+
+
+async def at_once(count: int, work: Callable[[int], Awaitable[Any]], most: int = 32) -> list[Any]:
+    """`work` for 0 … count - 1, `most` at a time."""
+    numbers, found = iter(range(count)), [None] * count
+
+    async def worker() -> None:
+        for number in numbers:
+            found[number] = await work(number)
+
+    await asyncio.gather(*(worker() for _ in range(min(most, count))))
+    return found
+
+
+def p(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) if ordered else math.nan
 
 
 def picture(side: int = 56, seed: int = 0) -> str:
