@@ -346,10 +346,10 @@ CASES: dict[str, tuple[Callable[[Server, argparse.Namespace], Awaitable[dict[str
     "overload": (overload, ("--max-in-flight", "32")),
     "poison": (poison, ()),
     "sigterm": (sigterm, ()),
-    "soak": (soak, ()),
+    "soak": (soak, ("--prefix-cache-memory", str(32 * 2**20), "--encoder-cache-memory", str(4 * 2**20))),
     "hostile-media": (hostile_media, ("--private-host", "127.0.0.1", "--fetch-seconds", "2")),
     "loop-lag": (loop_lag, ()),
-    "memory": (memory, ()),
+    "memory": (memory, ("--prefix-cache-memory", str(32 * 2**20), "--encoder-cache-memory", str(4 * 2**20))),
     "idle-streams": (idle_streams, ("--max-in-flight", "1000")),
     "disconnects": (disconnects, ()),
 }

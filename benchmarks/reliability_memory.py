@@ -34,12 +34,15 @@ async def memory(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     settled = next((s for s in samples if s["requests"] >= SETTLED), samples[0])
     last, found = samples[-1], await server.reconciled()
     growth = last["rss_mib"] / settled["rss_mib"] - 1
-    constant = last["threads"] <= settled["threads"] and last["files"] <= settled["files"] + 2
+    # Pools start their threads as they are wanted, up to a fixed number.
+    half = samples[len(samples) // 2]
+    constant = last["threads"] <= half["threads"] and last["files"] <= settled["files"] + 2
     ok = set(statuses) == {200} and growth < 0.01 and constant and found["reconciled"]
     between = samples[:: max(1, len(samples) // 8)]
     return {
         "statuses": statuses,
         "settled": settled,
+        "half": half,
         "last": last,
         "rss_mib": [s["rss_mib"] for s in between],
         "rss_growth": round(growth, 4),

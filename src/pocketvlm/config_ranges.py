@@ -1,4 +1,4 @@
-"""Every number of a model's configuration with its range: what lies outside would pass at load and fail later.
+"""Every number of a model's configuration and of an engine's with its range: what lies outside would fail later.
 
 One table for each kind of configuration, checked wherever a configuration is made, so no value comes in another way.
 The upper bounds are far above anything published; they are there for files that are damaged or meant to harm.
@@ -65,6 +65,17 @@ IMAGE: Mapping[str, Range] = {
     "stack_frames": Range(int, 1, 64),
 }
 # Three numbers each, one for each colour.
+# Options of `EngineConfig` that are numbers or flags. `Sizes` cuts budgets that a machine does not have.
+ENGINE: Mapping[str, Range] = {
+    "max_num_seqs": Range(int, 1, nullable=True),
+    "max_num_batched_tokens": Range(int, 1, nullable=True),
+    "cache_memory": Range(int, 1, nullable=True),
+    "prefix_cache_memory": Range(int, 0, nullable=True),
+    "encoder_cache_memory": Range(int, 0, nullable=True),
+    "max_waiting": Range(int, 1),
+    "enforce_eager": Range(bool),
+}
+
 COLOURS: Mapping[str, Range] = {
     "image_mean": Range(float, -100.0, 100.0),
     "image_std": Range(float, 1e-3, 100.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_server_that_everybody_may_ask_says_so(
 def test_the_help_begins_with_what_matters_and_has_every_setting_once() -> None:
     text = cli.command_parser("serve").format_help()
     assert len(text.split("\n\n")[0].splitlines()) <= 3
-    places = [text.index(f"\n  {option_of(one.name)}") for one in fields(ServerSettings)]
+    places = [re.search(f"\n  {option_of(one.name)}[ ,]", text).start() for one in fields(ServerSettings)]  # type: ignore[union-attr]
     assert places == sorted(places)
     assert all(f"\n{title}:" in text for title in GROUPS.values())
     assert places[0] < text.index("\n  --max-images")
@@ -70,3 +71,36 @@ def test_a_variable_of_keys_that_is_empty_does_not_open_the_server(
     monkeypatch.setenv("POCKETVLM_API_KEYS", "")
     assert cli.main(["serve"]) == 2
     assert "POCKETVLM_API_KEYS is set and has no key" in capsys.readouterr().err
+
+
+def test_the_model_and_the_engine_are_settings_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('runtime = "torch"\nmax_num_seqs = 3\nprefix_cache_memory = 0\n', encoding="utf-8")
+    monkeypatch.setenv("POCKETVLM_MODEL", "nano")
+    monkeypatch.setenv("POCKETVLM_MAX_NUM_SEQS", "2")
+    found = []
+    monkeypatch.setattr(run, "serve", lambda vlm, *_: found.append((vlm.name, vlm.engine.sizes, vlm.engine.config)))
+    assert cli.main(["serve", "--port", "0", "--config", str(file), "--encoder-cache-memory", "1000"]) == 0
+    ((name, sizes, config),) = found
+    assert (name, sizes.max_num_seqs, sizes.prefix_bytes, sizes.encoder_bytes) == ("nano", 2, 0, 1000)
+    assert config.cache_memory is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("POCKETVLM_MODEL", "there/is/no/such", "there/is/no/such"),
+        ("POCKETVLM_MAX_NUM_SEQS", "0", "max_num_seqs"),
+        ("POCKETVLM_CACHE_MEMORY", "much", "POCKETVLM_CACHE_MEMORY"),
+        ("POCKETVLM_DEVICE", "abacus", "abacus"),
+    ],
+)
+def test_wrong_ones_are_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert cli.main(["serve", "--port", "0"]) == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert "Traceback" not in errors
+    assert errors.count("\n") <= 2

@@ -19,7 +19,7 @@ from helpers.tiny_models import tiny_model, with_text
 import pocketvlm
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.vlm import PROMPT_OPTIONS
-from pocketvlm.engine import config as engine_config
+from pocketvlm.config_ranges import ENGINE
 from pocketvlm.engine.sampling import params as sampling_params
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PocketVLMError
@@ -153,7 +153,7 @@ def is_answer(answer: Any) -> bool:
 def test_the_tables_hold_every_option_that_is_a_number_or_a_flag() -> None:
     for options, table, beside in (
         (SamplingParams, sampling_params.RANGES, SAMPLING_BESIDE),
-        (pocketvlm.EngineConfig, engine_config.RANGES, ENGINE_BESIDE),
+        (pocketvlm.EngineConfig, ENGINE, ENGINE_BESIDE),
     ):
         assert set(table) | beside == {field.name for field in fields(options)}
         assert not set(table) & beside
@@ -179,9 +179,9 @@ def test_an_option_of_sampling_is_honoured_within_its_range_and_refused_outside(
     assert not vlm.engine.has_work
 
 
-@pytest.mark.parametrize("name", engine_config.RANGES)
+@pytest.mark.parametrize("name", ENGINE)
 def test_a_budget_is_honoured_within_its_range_and_refused_outside(processor: Processor, name: str) -> None:
-    for value, fits in values(engine_config.RANGES[name]):
+    for value, fits in values(ENGINE[name]):
         config, line = outcome(partial(pocketvlm.EngineConfig, **{name: value}), name)
         assert (config is not None) == fits, (value, line)
         if config is not None:

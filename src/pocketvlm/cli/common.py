@@ -31,6 +31,7 @@ from pocketvlm.views import Size
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
+    from pocketvlm.engine.config import EngineConfig
 
 # Option → (type, help). Types are checked here, values where they are used.
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -214,7 +215,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 @contextmanager
-def loaded(args: argparse.Namespace) -> Iterator[VLM]:
+def loaded(args: argparse.Namespace, engine_config: EngineConfig | None = None) -> Iterator[VLM]:
     """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts."""
     # Imports and loading make objects that stay: looking through all of them for garbage, time and again, takes a
     # tenth of a first answer.
@@ -223,7 +224,8 @@ def loaded(args: argparse.Namespace) -> Iterator[VLM]:
         from pocketvlm.api.vlm import load
 
         with progress_bars() as report:
-            vlm = load(directory_of(args), **{name: getattr(args, name) for name in PLACES}, progress=report)
+            places = {name: getattr(args, name) for name in PLACES}
+            vlm = load(directory_of(args), **places, engine_config=engine_config, progress=report)
     finally:
         gc.freeze()
         gc.enable()

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.cli.common import add_model, loaded
+from pocketvlm.cli.common import PLACES, loaded
 from pocketvlm.cli.console import put_json, say
-from pocketvlm.server.settings import GROUPS, ServerSettings, option_of, shown_default
+from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
     parser.add_argument("--json", action="store_true", help="print one JSON line, url and pid, once it is ready")
-    add_model(parser.add_argument_group("the model"))
     group: Any = parser
     for one in fields(ServerSettings):
         if one.name in GROUPS:
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 how |= {"action": "append", "help": f"{text}; may be given several times"}
             elif default == "":
                 how["help"] = text
-            how |= {} if isinstance(default, tuple) else {"type": type(default)}
+            how |= {} if isinstance(default, tuple) else {"type": kind_of(one)}
         group.add_argument(option_of(one.name), dest=one.name, **how)
 
 
@@ -76,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
             page = f", with a page to ask it on at {url}/" if settings.page else ""
             say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")
 
-    with loaded(args) as vlm:
+    for name in ("model", *PLACES):
+        setattr(args, name, getattr(settings, name))
+    with loaded(args, settings.engine_config) as vlm:
         vlm.progress = None
         serve(vlm, settings, on_ready)
     return 0

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, get_args
 
 import torch
 
+from pocketvlm.config_ranges import ENGINE
 from pocketvlm.engine.runners.base import CacheLayout, Runner
 from pocketvlm.errors import ConfigError
 from pocketvlm.machine import memory_bytes
 from pocketvlm.model.cache.base import state_bytes, token_bytes
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
-from pocketvlm.ranges import Range, check_all, show
+from pocketvlm.ranges import check_all, show
 
 MAX_SEQS = {"cpu": 16, "cuda": 256}
 CACHE_SHARE = {"cpu": 0.25, "cuda": 0.5}  # of a CPU's memory, of a GPU's free memory
 PREFIX_SHARE, MAX_PREFIX = 0.05, {"cpu": 2**30, "cuda": 2**32}
 ENCODER_SHARE, MAX_ENCODER = 0.01, 2**28
 MIB = 2**20
-# Every option that is a number or a flag. Budgets that a machine does not have are cut by what `Sizes` makes of them.
-RANGES: Mapping[str, Range] = {
-    "max_num_seqs": Range(int, 1, nullable=True),
-    "max_num_batched_tokens": Range(int, 1, nullable=True),
-    "cache_memory": Range(int, 1, nullable=True),
-    "prefix_cache_memory": Range(int, 0, nullable=True),
-    "encoder_cache_memory": Range(int, 0, nullable=True),
-    "max_waiting": Range(int, 1),
-    "enforce_eager": Range(bool),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ class EngineConfig:
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:
-        check_all(RANGES, self)
+        check_all(ENGINE, self)
         layout = self.cache_layout
         if layout is not None and not (isinstance(layout, str) and layout in get_args(CacheLayout)):
             raise ConfigError(f"cache_layout={show(layout)} is neither 'paged' nor 'contiguous'")

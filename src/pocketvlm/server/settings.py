@@ -6,13 +6,17 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pocketvlm.config_ranges import ENGINE
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.ranges import Range, show
+
+if TYPE_CHECKING:
+    from pocketvlm.engine.config import EngineConfig
 
 PREFIX = "POCKETVLM_"
 SECONDS = Range(float, 0.1, 86400.0)
@@ -29,10 +33,12 @@ _SINGULAR = {
 }
 # Groups of settings, by the first of each in their order: titles for people.
 GROUPS = {
-    "host": "what is served, and where",
+    "model": "the model",
+    "host": "where it is served, and as what",
     "api_keys": "who may ask",
     "fetch_urls": "where pictures and videos may come from",
     "max_in_flight": "how much at a time",
+    "max_num_seqs": "what the engine may take; left out, it chooses by the memory there is",
     "max_body_bytes": "limits of one request",
     "header_seconds": "limits of time, in seconds",
     "log_format": "what is written down",
@@ -49,6 +55,11 @@ def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = 
 class ServerSettings:
     """What a server allows. The defaults suit one machine whose users do not know each other."""
 
+    model: str = _setting("nano", "nano, which is embedded, a checkpoint directory or a hub id")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
+    runtime: str = _setting("auto", "auto, torch, or onnx (ONNX Runtime, on a CPU)")
+    quantization: str = _setting("auto", "of the onnx runtime: auto, none, int8, int4, or parts: decoder=int4,…")
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every one")
     port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
     served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
@@ -76,6 +87,16 @@ class ServerSettings:
         2, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
     )
     preprocess_threads: int = _setting(64, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
+    max_num_seqs: int | None = _setting(None, "sequences that run at the same time", ENGINE["max_num_seqs"])
+    cache_memory: int | None = _setting(
+        None, "bytes for keys, values and states of sequences that run", ENGINE["cache_memory"]
+    )
+    prefix_cache_memory: int | None = _setting(
+        None, "bytes for prefixes of prompts that are kept; 0 keeps none", ENGINE["prefix_cache_memory"]
+    )
+    encoder_cache_memory: int | None = _setting(
+        None, "bytes for features of pictures that are kept", ENGINE["encoder_cache_memory"]
+    )
     max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
     max_json_depth: int = _setting(64, "how deep the brackets of a body may nest", Range(int, 8, 500))
     max_json_values: int = _setting(250_000, "most commas and brackets of a body", Range(int, 100, 10**7))
@@ -130,6 +151,18 @@ class ServerSettings:
                     raise ConfigError(f"{name} has {show(root, 80)}, which is no folder")
 
     @property
+    def engine_config(self) -> EngineConfig:
+        """Of the engine."""
+        from pocketvlm.engine.config import EngineConfig  # brings torch, which options do without
+
+        return EngineConfig(
+            max_num_seqs=self.max_num_seqs,
+            cache_memory=self.cache_memory,
+            prefix_cache_memory=self.prefix_cache_memory,
+            encoder_cache_memory=self.encoder_cache_memory,
+        )
+
+    @property
     def media_limits(self) -> MediaLimits:
         """Of the processor."""
         return MediaLimits(
@@ -164,9 +197,14 @@ class ServerSettings:
             if text is not None:
                 if name == "api_keys" and not text.strip(" ,"):  # a server taken for closed must not be open
                     raise ConfigError(f"{PREFIX}API_KEYS is set and has no key", hint="Give one, or unset it.")
-                values[name] = _of_text(f"{PREFIX}{name.upper()}", text, one.default)
+                values[name] = _of_text(f"{PREFIX}{name.upper()}", text, one.default, kind_of(one))
         values |= {name: value for name, value in options.items() if value is not None}
         return cls(**values)
+
+
+def kind_of(setting: Field[Any]) -> type[Any]:
+    """What a setting is, also where it is left to be chosen."""
+    return type(setting.default) if setting.default is not None else setting.metadata["allowed"].kind
 
 
 def option_of(name: str) -> str:
@@ -183,7 +221,7 @@ def shown_default(value: Any) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if isinstance(value, int) and value and value % size == 0:
             return f"{value}, which is {value // size} {unit}"
-    return "none" if value in ((), "") else str(value)
+    return "chosen" if value is None else "none" if value in ((), "") else str(value)
 
 
 def _of_file(file: Path, known: Any) -> dict[str, Any]:
@@ -200,17 +238,17 @@ def _of_file(file: Path, known: Any) -> dict[str, Any]:
     return values
 
 
-def _of_text(name: str, text: str, default: Any) -> Any:
-    """The value that a variable stands for, by the kind of its default."""
+def _of_text(name: str, text: str, default: Any, kind: type[Any]) -> Any:
+    """The value that a variable stands for, by the kind of its setting."""
     if isinstance(default, tuple):
         return tuple(part for part in (piece.strip() for piece in text.split(",")) if part)
     if isinstance(default, bool):
         if text.lower() not in ("0", "1", "true", "false"):
             raise ConfigError(f"{name} is {show(text)}, expected 0 or 1")
         return text.lower() in ("1", "true")
-    if isinstance(default, (int, float)):
+    if kind in (int, float):
         try:
-            return type(default)(text)
+            return kind(text)
         except ValueError:
             raise ConfigError(f"{name} is {show(text)}, expected a number") from None
     return text
