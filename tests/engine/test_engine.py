@@ -252,3 +252,6 @@ def test_a_search_with_beams_counts_the_tokens_of_its_answer(runner: TorchRunner
     engine.add(with_beams(request(runner, 0, 12, 6), 3))
     outputs = [output for _ in range(9) for output in engine.step()]
     assert engine.metrics.value("generation_tokens_total") == sum(len(output.tokens) for output in outputs) > 0
+    assert engine.metrics.value("admission_rejections_total", reason="queue_full") == 0
+    with pytest.raises(KeyError):
+        engine.metrics.value("generated_tokens")

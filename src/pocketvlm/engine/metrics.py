@@ -54,8 +54,19 @@ class Metrics:
         return Histogram(f"{PREFIX}:{name}", text, buckets=SECONDS, registry=self.registry)
 
     def value(self, name: str, **labels: str) -> float:
-        """Read one number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet."""
+        """Read one number, as `value("prefix_cache_hits_total")`; 0 where nothing has happened yet.
+
+        Raises:
+            KeyError: there is no metric of this name.
+        """
         found = self.registry.get_sample_value(f"{PREFIX}:{name}", labels)
+        if found is None:
+            families = {family.name.removeprefix(f"{PREFIX}:") for family in self.registry.collect()}
+            if (
+                not {name, *(name.removesuffix(ending) for ending in ("_total", "_sum", "_count", "_bucket"))}
+                & families
+            ):
+                raise KeyError(name)
         return 0.0 if found is None else found
 
     def received(self, request: Request) -> None:
