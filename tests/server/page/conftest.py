@@ -27,7 +27,7 @@ def loading() -> Iterator[Future[pocketvlm.VLM]]:
 
 
 @pytest.fixture(scope="session")
-def server(loading: Future[pocketvlm.VLM]) -> Iterator[Serving]:
+def server() -> Iterator[Serving]:
     with serving("--api-key", KEY, "--served-model-name", "reader") as started:
         yield started
 

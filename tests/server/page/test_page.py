@@ -383,7 +383,7 @@ def test_the_policy_stops_what_a_script_would_ask_of_others(browser: Browser, se
 
 # What writes down the body of a request beside sending it, put before the code.
 WRITE_BODY = {
-    "curl": "curl() { tee sent.json | command curl \"$@\"; }\n",
+    "curl": 'curl() { tee sent.json | command curl "$@"; }\n',
     "Python": """
 import json, openai
 class OpenAI(openai.OpenAI):
@@ -406,6 +406,8 @@ def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Pa
     shutil.copy(EXAMPLES / "receipt.png", tmp_path / name)
     page = open_page()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{page.url}?a=$(touch${{IFS}}taken);`touch${{IFS}}taken`/'\"#/b")  # a link that somebody else wrote
+    page.wait_for_selector("html[data-ready]")
     page.set_input_files("#files", tmp_path / name)
     page.locator("#tray li").wait_for()
     page.check("input[value='16x']")
@@ -428,5 +430,6 @@ def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Pa
     del sent["stream"], sent["stream_options"]
     done = run(WRITE_BODY[title] + code)
     assert json.loads((tmp_path / "sent.json").read_text()) == sent
+    assert {file.name for file in tmp_path.iterdir()} == {name, "sent.json"}
     text = json.loads(done)["choices"][0]["message"]["content"] if title == "curl" else done.rstrip("\n")
     assert text == answer_of(turn)

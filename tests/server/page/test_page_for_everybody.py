@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import KEY, OpenPage
 from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun

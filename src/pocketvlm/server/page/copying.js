@@ -76,7 +76,7 @@ function withPlaces(request) {
 }
 
 function typeOf(item) {
-  return /^data:([^;,]*)/.exec(item.data)[1] || "application/octet-stream";
+  return /^data:([\w.+-]+\/[\w.+-]+)/.exec(item.data)?.[1] ?? "application/octet-stream";
 }
 
 /** A JSON value in Python. Strings of both are the same, once what stands outside of ASCII is as it is. */
