@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,19 +38,6 @@ def server() -> Iterator[Serving]:
 def model(loading: Future[pocketvlm.VLM]) -> pocketvlm.VLM:
     """What the server has to say the same as."""
     return loading.result()
-
-
-# Of a module: as long as Playwright is there its event loop runs in this thread, and no other test could have one.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(HOW)
-    with sync_playwright() as playwright:
-        # Without its sandbox, as tests may run as root; all that it is shown is ours.
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Tabs:
@@ -104,9 +93,38 @@ class Tabs:
         return page
 
 
-@pytest.fixture(scope="module")
-def tabs(browser: Browser, server: Serving) -> Tabs:
-    return Tabs(browser, server)
+class Kept:
+    """What is there from the first test of this folder that wants it to the last."""
+
+    tabs: Tabs | None = None
+    ends = ExitStack()
+
+
+@pytest.fixture
+def tabs(server: Serving) -> Tabs:
+    if Kept.tabs is None:
+        found = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if found is None:
+            pytest.skip(HOW)
+        playwright = Kept.ends.enter_context(sync_playwright())
+        # Without its sandbox, as tests may run as root; all that it is shown is ours.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        Kept.ends.callback(browser.close)
+        Kept.tabs = Tabs(browser, server)
+    return Kept.tabs
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """As long as Playwright is there its event loop runs in this thread, and no test elsewhere could have one."""
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        Kept.tabs = None
+        Kept.ends.close()
+
+
+@pytest.fixture
+def browser(tabs: Tabs) -> Browser:
+    return tabs.browser
 
 
 @pytest.fixture

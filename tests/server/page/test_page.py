@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 from conftest import OpenPage
-from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, hand_over
+from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, first_of, hand_over
 from helpers.serving import Serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
@@ -105,7 +105,7 @@ def test_a_new_conversation_starts_from_nothing(open_page: OpenPage) -> None:
     page.click("#anew")
     expect(page.locator("#stop")).to_be_hidden()
     assert_nothing_is_left()
-    assert len(held) == 1
+    assert first_of(page, held)
     page.unroute("**/v1/view_plan")
     page.uncheck("#schema-mode")
     page.unroute("**/v1/chat/completions")
@@ -266,7 +266,7 @@ def test_a_picture_that_takes_its_time_is_named_meanwhile(open_page: OpenPage) -
     page.route("**/v1/view_plan", lambda route: held.append(route))
     page.set_input_files("#files", EXAMPLES / "receipt.png")
     expect(page.locator("#reading")).to_have_text("Reading receipt.png…")
-    held[0].abort()
+    first_of(page, held).abort()
     expect(page.locator("#alert p")).to_contain_text("The server does not answer.")
     assert "cannot be read" not in page.locator("#alert").inner_text()  # it is no fault of the file
     expect(page.locator("#reading")).to_have_text("")

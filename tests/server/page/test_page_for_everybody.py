@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from axe_playwright_python.sync_playwright import Axe
 from conftest import KEY, OpenPage
-from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun
+from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, first_of
 from playwright.sync_api import Page, Route, expect
 
 import pocketvlm
@@ -132,7 +132,7 @@ def test_nothing_can_be_pressed_before_somebody_listens(open_page: OpenPage) -> 
     page.reload()
     for name in ("choose", "ask"):
         expect(page.locator(f"#{name}")).to_be_disabled()
-    held[0].continue_()
+    first_of(page, held).continue_()
     for name in ("choose", "ask"):
         expect(page.locator(f"#{name}")).to_be_enabled()
 
