@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,18 @@ def test_plan_prints_the_agreed_json_line_for_sizes_and_files(capsys: pytest.Cap
     assert all(p["vision_flops"] > 0 for p in plans)
 
 
+@pytest.mark.parametrize("size", ["1080 x 1920", " 1080x1920 ", "1080X1920", "1080 × 1920"])
+def test_a_size_may_be_written_as_people_write_it(capsys: pytest.CaptureFixture[str], size: str) -> None:
+    assert run(capsys, "plan", size, "--json") == run(capsys, "plan", "1080x1920", "--json")
+
+
+@pytest.mark.parametrize("text", ["1080 x", "x 1920", "1080 1920", "1080 x 1920 x 3"])
+def test_what_is_no_size_is_said_to_be_none(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    status, out, err = run(capsys, "plan", text)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"pocketvlm plan: {text!r} is not a size.")
+
+
 def test_plan_defaults_to_the_published_settings_and_knows_others(
     capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
@@ -253,6 +267,17 @@ def test_the_thoughts_of_a_chat_are_those_of_its_json_line(
     assert run(capsys, *command) == (0, f"{line['text']}\n", f"{line['reasoning_content']}\n")
 
 
+def test_the_thoughts_of_a_question_stand_beside_its_answer(capsys: pytest.CaptureFixture[str], model: str) -> None:
+    command = ("ask", "--model", model, "--enable-thinking", "--max-tokens", "12", "--temperature", "0", "Hello")
+    status, out, err = run(capsys, *command, "--json")
+    line = json.loads(out)
+    assert (status, err) == (0, "")
+    assert line["reasoning_content"]
+    status, out, err = run(capsys, *command)
+    assert (status, out) == (0, f"{line['text']}\n")
+    assert err == f"{line['reasoning_content']}\n"
+
+
 def mistakes(folder: Path) -> list[tuple[str, ...]]:
     """Command lines that are wrong, each in its own way."""
     (folder / "text.png").write_text("not a picture")
@@ -330,6 +355,42 @@ def test_without_a_command_the_help_names_all_of_them(capsys: pytest.CaptureFixt
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         assert ("--json" in out) == (command != "mcp")  # whose output is a protocol
+
+
+@pytest.mark.parametrize(
+    ("command", "usage", "titles"),
+    [
+        ("ask", "[IMAGE ...] QUESTION", ("the model", "the answer", "pictures and videos", "sampling")),
+        ("chat", "[IMAGE ...]", ("a server", "the model", "the answer", "pictures and videos", "sampling")),
+        ("bench serving", "[OPTION ...]", ("the model", "the load", "the figures")),
+    ],
+)
+def test_the_help_of_many_options_is_in_groups(
+    capsys: pytest.CaptureFixture[str], command: str, usage: str, titles: tuple[str, ...]
+) -> None:
+    status, out, err = run(capsys, *command.split(), "--help")
+    assert (status, err) == (0, "")
+    first = out.partition("\n\n")[0]
+    assert first.startswith(f"usage: pocketvlm {command} [")
+    assert first.endswith(usage)
+    assert len(first.splitlines()) == 1
+    places = [out.index(f"\n{title}:\n") for title in ("options", *titles)]
+    assert places == sorted(places)
+    ends = [*places[1:], len(out)]
+    groups = [out[begin:end].count("\n  --") for begin, end in zip(places, ends, strict=True)]
+    assert min(groups) >= 2
+    assert max(groups) <= 10  # seen at a glance
+    module = import_module(f"pocketvlm.cli.{command.replace(' ', '_')}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    options = [option for option in parser._option_string_actions if option.startswith("--") and option != "--help"]
+    assert sorted(re.findall(r"^  (--[\w-]+)", out, re.MULTILINE)) == sorted(options)
+
+
+def test_wrong_usage_of_a_variant_names_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "bench", "serving", "--runs", "torch")
+    assert (status, out) == (2, "")
+    assert err == "pocketvlm bench serving: unrecognized arguments: --runs torch; see pocketvlm bench serving --help\n"
 
 
 def test_interrupt_is_silent_and_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CHAT = "**/v1/chat/completions"
@@ -60,6 +60,15 @@ def answer_at_length(page: Page, tokens: int) -> None:
     more = {"ignore_eos": True, "max_tokens": tokens}
     page.unroute(CHAT)
     page.route(CHAT, lambda route: route.continue_(post_data=json.dumps({**route.request.post_data_json, **more})))
+
+
+def first_of(page: Page, held: list[Route]) -> Route:
+    """The first of the requests that a test holds, as soon as there is one."""
+    for _ in range(600):
+        if held:
+            return held[0]
+        page.wait_for_timeout(50)
+    raise AssertionError("nothing was asked")
 
 
 def hand_over(page: Page, event: str, names: Sequence[str]) -> None:

@@ -6,11 +6,24 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pocketvlm.cli.common import PICTURES, SAMPLING, VIDEO, add_model, add_options
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.structured_outputs import MAX_TEXT, StructuredOutputs
 
 
-def add_structure(parser: argparse.ArgumentParser) -> None:
+def add_groups(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options that `ask` and `chat` share, in groups, the most used first; returns the group of the answer."""
+    add_model(parser.add_argument_group("the model"))
+    answer = parser.add_argument_group("the answer")
+    add_options(answer, {"max_tokens": SAMPLING["max_tokens"]})
+    add_structure(answer)
+    add_options(parser.add_argument_group("pictures and videos"), PICTURES, VIDEO)
+    sampling = {name: option for name, option in SAMPLING.items() if name != "max_tokens"}
+    add_options(parser.add_argument_group("sampling"), sampling)
+    return answer
+
+
+def add_structure(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --json-schema, --regex, --choice and --grammar, of which one may be given."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -23,7 +36,7 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_logprobs(parser: argparse.ArgumentParser) -> None:
+def add_logprobs(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --logprobs and --top-logprobs."""
     parser.add_argument("--logprobs", action="store_true", help="how likely each token was; with --json")
     parser.add_argument(

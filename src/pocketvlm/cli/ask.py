@@ -7,14 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
+from pocketvlm.cli.answer_options import add_groups, add_logprobs, answer_options
 from pocketvlm.cli.common import (
     PICTURES,
     SAMPLING,
     VIDEO,
     add_json,
-    add_model,
-    add_options,
     answer_json,
     check_text,
     is_file,
@@ -23,7 +21,7 @@ from pocketvlm.cli.common import (
     read_media,
     source,
 )
-from pocketvlm.cli.console import harmless, put, put_json, say
+from pocketvlm.cli.console import harmless, put, put_json, say, say_aside
 from pocketvlm.errors import PromptError
 
 
@@ -32,14 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="IMAGE QUESTION", help="pictures or videos, then the question")
     parser.add_argument("--image", action="append", default=[], help="a picture or video; may be given several times")
     parser.add_argument("--prompt", help="the question; all other words are then pictures")
-    add_model(parser)
-    add_options(parser, PICTURES, VIDEO, SAMPLING)
-    parser.add_argument("--stop", action="append", default=None, help="a string that ends the answer")
-    parser.add_argument("--n", type=int, default=None, help="several answers to one question; with --json")
-    add_logprobs(parser)
-    add_structure(parser)
-    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first")
+    parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
     add_json(parser)
+    answer = add_groups(parser)
+    answer.add_argument("--stop", action="append", default=None, help="a string that ends the answer")
+    answer.add_argument("--n", type=int, default=None, help="several answers to one question; with --json")
+    add_logprobs(answer)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         put_json(answer_json(answer, media=seconds))
     else:
+        if answer.reasoning:
+            say_aside(answer.reasoning)
+            say("")  # the answer begins on a line of its own
         put(harmless(answer.text) if sys.stdout.isatty() else answer.text)
         if answer.finish_reason == "length" and (structure or sys.stderr.isatty()):
             say("the answer was cut off; --max-tokens allows longer ones")

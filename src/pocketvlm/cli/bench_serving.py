@@ -34,36 +34,41 @@ OBJECTIVE = Range(float, 0, 10**7, is_open=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.prog = "pocketvlm bench serving"
+    parser.usage = f"{parser.prog} [--url URL | --model MODEL] [OPTION ...]"
+    parser.description = "Time a server under load: one that runs, or one that is started for it."
     parser.add_argument("what", choices=["serving"], help=argparse.SUPPRESS)
     parser.add_argument(
         "--url", help="a server that runs, up to /v1; without it one of --model is started and ended here"
     )
     parser.add_argument("--api-key", help="its key (default: the variable OPENAI_API_KEY)")
     parser.add_argument("--served-model-name", help="what it calls the model (default: the first of its models)")
-    add_model(parser)
-    parser.add_argument("--requests", type=int, default=64, help="how many are measured (default 64)")
-    parser.add_argument("--max-concurrency", type=int, default=8, help="under way at a time (default 8): closed loop")
-    parser.add_argument("--request-rate", type=float, help="a second, at random moments (Poisson): open loop")
-    parser.add_argument(
+    add_json(parser)
+    add_model(parser.add_argument_group("the model"))
+    load = parser.add_argument_group("the load")
+    load.add_argument("--requests", type=int, default=64, help="how many are measured (default 64)")
+    load.add_argument("--max-concurrency", type=int, default=8, help="under way at a time (default 8): closed loop")
+    load.add_argument("--request-rate", type=float, help="a second, at random moments (Poisson): open loop")
+    load.add_argument(
         "--images", choices=IMAGES, default="natural", help="smooth pictures, random pixels, or text alone"
     )
-    parser.add_argument("--image-size", type=int, default=448, help="pixels of a side (default 448)")
-    parser.add_argument(
+    load.add_argument("--image-size", type=int, default=448, help="pixels of a side (default 448)")
+    load.add_argument("--max-tokens", type=int, default=32, help="tokens of each answer, exactly (default 32)")
+    load.add_argument(
         "--cache", choices=CACHES, default="cold", help="a new picture each, or pictures asked about before"
     )
-    parser.add_argument("--max-tokens", type=int, default=32, help="tokens of each answer, exactly (default 32)")
-    parser.add_argument(
+    load.add_argument("--seed", type=int, default=0, help="of pictures and of arrivals (default 0)")
+    figures = parser.add_argument_group("the figures")
+    figures.add_argument(
         "--goodput",
         nargs="+",
         default=[],
         metavar="NAME:MS",
         help=f"objectives of {', '.join(OBJECTIVES)} in milliseconds, as ttft:500: how many a second meet them all",
     )
-    parser.add_argument("--in-process", action="store_true", help="the engine without HTTP too, in turns")
-    parser.add_argument("--warmup", type=int, default=2, help="requests beforehand, not measured (default 2)")
-    parser.add_argument("--rounds", type=int, default=1, help="of everything; medians are shown (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and of arrivals (default 0)")
-    add_json(parser)
+    figures.add_argument("--in-process", action="store_true", help="the engine without HTTP too, in turns")
+    figures.add_argument("--warmup", type=int, default=2, help="requests beforehand, not measured (default 2)")
+    figures.add_argument("--rounds", type=int, default=1, help="of everything; medians are shown (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from pocketvlm.api.answers import Answer, Delta
-from pocketvlm.cli.answer_options import add_logprobs, add_structure, answer_options
+from pocketvlm.cli.answer_options import add_groups, add_logprobs, answer_options
 from pocketvlm.cli.answer_printer import AnswerPrinter
 from pocketvlm.cli.common import (
     PICTURES,
@@ -18,8 +18,6 @@ from pocketvlm.cli.common import (
     SAMPLING,
     VIDEO,
     add_json,
-    add_model,
-    add_options,
     answer_json,
     check_text,
     loaded,
@@ -56,18 +54,17 @@ class Talker(Protocol):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pocketvlm chat [options] [IMAGE ...]"
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or videos for the first question")
     parser.add_argument("--image", action="append", default=[], help="the same, as an option")
-    parser.add_argument("--url", help="a server that answers instead, up to /v1; --model is then its name there")
-    parser.add_argument("--api-key", help="with --url: its key (default: the variable OPENAI_API_KEY)")
     parser.add_argument("--system", default="", help="an instruction for the whole conversation")
     parser.add_argument("--plain", action="store_true", help="show answers as they are, not as formatted Markdown")
-    add_model(parser)
-    add_options(parser, PICTURES, VIDEO, SAMPLING)
-    add_logprobs(parser)
-    add_structure(parser)
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
     add_json(parser)
+    server = parser.add_argument_group("a server")
+    server.add_argument("--url", help="a server that answers instead, up to /v1; --model is then its name there")
+    server.add_argument("--api-key", help="with --url: its key (default: the variable OPENAI_API_KEY)")
+    add_logprobs(add_groups(parser))
 
 
 def run(args: argparse.Namespace) -> int:

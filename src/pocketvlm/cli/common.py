@@ -78,7 +78,9 @@ def directory_of(args: argparse.Namespace) -> ModelDirectory:
     return directory
 
 
-def add_options(parser: argparse.ArgumentParser, *groups: Mapping[str, tuple[type, str]]) -> None:
+def add_options(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *groups: Mapping[str, tuple[type, str]]
+) -> None:
     """Add --some-name for each option some_name of the groups; None when not given."""
     for group in groups:
         for name, (kind, text) in group.items():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pocketvlm.api.view_plan import ViewPlan
 
 PUBLISHED = "openbmb/MiniCPM-V-4.6"
-_SIZE = re.compile(r"(\d{1,7})x(\d{1,7})")
+_SIZE = re.compile(r"\s*(\d{1,7})\s*[xX×]\s*(\d{1,7})\s*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def _size(text: str) -> tuple[int, int]:
         return height, width
     from pocketvlm.processing.media.load_image import probe_size
 
-    if re.fullmatch(r"[\d.x-]+", text) and not is_file(Path(text)):
+    if re.fullmatch(r"[\d.xX×\s-]+", text) and not is_file(Path(text)):
         raise ConfigError(f"{text!r:.40} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
     size = probe_size(Path(text))
     return size.height, size.width

@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 from conftest import OpenPage
-from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, hand_over
+from helpers.page import EXAMPLES, add, answer_at_length, answer_of, answer_with, ask, begin, begun, first_of, hand_over
 from helpers.serving import Serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
@@ -68,11 +68,53 @@ def test_pasted_and_dropped_pictures_are_asked_about_together(open_page: OpenPag
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "And now?")
     assert len(asked.value.post_data_json["messages"][0]["content"]) == 2
+
+
+def test_a_new_conversation_starts_from_nothing(open_page: OpenPage) -> None:
+    page = open_page()
+    add(page, "receipt.png", "clip.mp4", "word.png")
+    page.check("#schema-mode")
+    answer_with(page, '[{"label": "total", "box": [1, 2, 300, 400]}]', reasoning_content="Hm.")
+    ask(page, TOTAL)
+    page.set_input_files("#files", {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-"})
+    page.locator("#alert p").wait_for()
+    page.fill("#question", "half a")
+    lists = ("#turns > li", "#tray li", "#overlay *", "#view-rows tr", "#alert p", "#live p", ".result")
+    assert [selector for selector in lists if page.locator(selector).count() == 0] == []
+
+    def assert_nothing_is_left() -> None:
+        assert {selector: page.locator(selector).count() for selector in lists} == dict.fromkeys(lists, 0)
+        assert page.input_value("#question") == ""
+        for name in ("summary", "reading", "tokens-16x", "tokens-4x", "tokens-auto"):
+            assert page.locator(f"#{name}").text_content() == "", name
+        assert page.locator("#picture").get_attribute("src") is None
+        assert page.locator("#clip").get_attribute("src") is None
+        for name in ("empty", "no-turns"):
+            expect(page.locator(f"#{name}")).to_be_visible()
+
     page.click("#anew")
-    expect(page.locator("#turns > li")).to_have_count(0)
+    assert_nothing_is_left()
+    # What is being read or waits to be asked then belongs to the conversation that was left.
+    held: list[Route] = []
+    page.route("**/v1/view_plan", lambda route: held.append(route))
+    with page.expect_request("**/v1/view_plan"):
+        page.set_input_files("#files", [EXAMPLES / "receipt.png", EXAMPLES / "word.png"])
+    page.fill("#question", TOTAL)
+    page.press("#question", "Enter")
+    expect(page.locator("#stop")).to_be_visible()
+    page.click("#anew")
+    expect(page.locator("#stop")).to_be_hidden()
+    assert_nothing_is_left()
+    assert first_of(page, held)
+    page.unroute("**/v1/view_plan")
+    page.uncheck("#schema-mode")
+    page.unroute("**/v1/chat/completions")
     with page.expect_request("**/v1/chat/completions") as asked:
-        ask(page, "Which?")
-    assert len(asked.value.post_data_json["messages"]) == 1
+        assert answer_of(ask(page, "Which?"))
+    assert asked.value.post_data_json["messages"] == [{"role": "user", "content": "Which?"}]
+    assert "mm_processor_kwargs" not in asked.value.post_data_json
+    add(page, "receipt.png")
+    expect(page.locator("#overlay rect.view")).to_have_count(4)
 
 
 def test_a_clip_is_asked_about(open_page: OpenPage, model: pocketvlm.VLM) -> None:
@@ -90,14 +132,10 @@ def test_an_answer_streams_and_stops_when_it_is_told_to(open_page: OpenPage, ser
     add(page, "word.png")
     answer_at_length(page, 4000)
     turn = begin(page, "What does it say?")
-    body, lengths = turn.locator(".body"), set[int]()
     begun(turn)
-    for _ in range(20):
-        lengths.add(len(body.inner_text()))
-        if len(lengths) > 2:
-            break
-        page.wait_for_timeout(100)
-    assert len(lengths) > 2, "the text did not grow"
+    for _ in range(2):
+        length = len(answer_of(turn))
+        page.wait_for_function("length => document.querySelector('.body').innerText.length > length", arg=length)
     page.click("#stop")
     expect(turn.locator(".note")).to_have_text("Stopped.")
     expect(page.locator("#question")).to_be_focused()
@@ -228,7 +266,7 @@ def test_a_picture_that_takes_its_time_is_named_meanwhile(open_page: OpenPage) -
     page.route("**/v1/view_plan", lambda route: held.append(route))
     page.set_input_files("#files", EXAMPLES / "receipt.png")
     expect(page.locator("#reading")).to_have_text("Reading receipt.png…")
-    held[0].abort()
+    first_of(page, held).abort()
     expect(page.locator("#alert p")).to_contain_text("The server does not answer.")
     assert "cannot be read" not in page.locator("#alert").inner_text()  # it is no fault of the file
     expect(page.locator("#reading")).to_have_text("")
@@ -343,17 +381,18 @@ def test_the_policy_stops_what_a_script_would_ask_of_others(browser: Browser, se
     page.close()
 
 
-# What prints the body of a request instead of sending it, put before the code.
-PRINT_BODY = {
-    "curl": "curl() { cat; }\n",
+# What writes down the body of a request beside sending it, put before the code.
+WRITE_BODY = {
+    "curl": 'curl() { tee sent.json | command curl "$@"; }\n',
     "Python": """
 import json, openai
-class OpenAI:
-    def __init__(self, **_):
-        self.chat = self.completions = self
-    def create(self, extra_body, **body):
-        print(json.dumps({**body, **extra_body}))
-        raise SystemExit
+class OpenAI(openai.OpenAI):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.create, self.chat.completions.create = self.chat.completions.create, self.write
+    def write(self, extra_body, **body):
+        open("sent.json", "w").write(json.dumps({**body, **extra_body}))
+        return self.create(extra_body=extra_body, **body)
 openai.OpenAI = OpenAI
 """,
 }
@@ -365,7 +404,10 @@ def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Pa
         pytest.skip("needs curl: `apt-get install curl`")
     name = "the 'total' $(1) `2`.png"
     shutil.copy(EXAMPLES / "receipt.png", tmp_path / name)
-    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page = open_page()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{page.url}?a=$(touch${{IFS}}taken);`touch${{IFS}}taken`/'\"#/b")  # a link that somebody else wrote
+    page.wait_for_selector("html[data-ready]")
     page.set_input_files("#files", tmp_path / name)
     page.locator("#tray li").wait_for()
     page.check("input[value='16x']")
@@ -386,7 +428,8 @@ def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Pa
 
     sent = asked.value.post_data_json
     del sent["stream"], sent["stream_options"]
-    assert json.loads(run(PRINT_BODY[title] + code)) == sent
-    done = run(code)
+    done = run(WRITE_BODY[title] + code)
+    assert json.loads((tmp_path / "sent.json").read_text()) == sent
+    assert {file.name for file in tmp_path.iterdir()} == {name, "sent.json"}
     text = json.loads(done)["choices"][0]["message"]["content"] if title == "curl" else done.rstrip("\n")
     assert text == answer_of(turn)

@@ -71,7 +71,10 @@ def test_no_file_names_another_address_or_makes_html_of_text(file: Path) -> None
     text = file.read_text(encoding="utf-8")
     addresses = set(re.findall(r"""https?://[\w.-]+[^\s"']*|["'(]//[\w-]+\.[^\s"']*""", text))
     assert addresses <= {"http://www.w3.org/2000/svg"}
-    makers = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|localStorage"
+    makers = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|setHTML|srcdoc|DOMParser|ContextualFragment"
+        r"|\beval\(|new Function|localStorage"
+    )
     assert not re.search(makers, text)
 
 

@@ -64,8 +64,9 @@ async function begin() {
   $("anew").addEventListener("click", () => {
     conversation.clear();
     turns.clear();
-    pictures.mark([]);
+    pictures.clear();
     $("alert").replaceChildren();
+    $("question").value = "";
     $("question").focus();
   });
   for (const id of ["choose", "photograph", "ask"]) $(id).disabled = false; // till now nobody listened to them
@@ -94,9 +95,10 @@ function listenToComposer(conversation) {
       return;
     }
     $("question").value = "";
+    const { turns } = conversation;
     const turn = await conversation.ask(question, { thinking: $("thinking").checked, responseFormat: wanted });
-    const isLost = turn === null || (!turn.text && turn.state !== "done" && conversation.turns.includes(turn));
-    if (isLost) $("question").value ||= question; // to try again
+    const isLost = turn === null || (!turn.text && turn.state !== "done");
+    if (isLost && conversation.turns === turns) $("question").value ||= question; // to try again
   };
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();

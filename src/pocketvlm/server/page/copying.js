@@ -10,11 +10,10 @@ export function asCurl(request, base) {
   // A here-document without quotes, so that the shell puts files into it; what else it would read is escaped.
   let text = JSON.stringify(body, null, 2).replace(/[\\$`]/g, "\\$&");
   for (const [place, item] of media) {
-    const file = `'${item.name.replaceAll("'", "'\\''")}'`;
-    text = text.replaceAll(place, () => `data:${typeOf(item)};base64,$(base64 < ${file} | tr -d '\\n')`);
+    text = text.replaceAll(place, () => `data:${typeOf(item)};base64,$(base64 < ${quoted(item.name)} | tr -d '\\n')`);
   }
   return [
-    `curl --silent --show-error ${base}/v1/chat/completions \\`,
+    `curl --silent --show-error ${quoted(`${base}/v1/chat/completions`)} \\`,
     `  -H "Authorization: Bearer \${POCKETVLM_API_KEY:-none}" \\`,
     "  -H 'Content-Type: application/json' \\",
     "  --data-binary @- <<END_OF_REQUEST",
@@ -22,6 +21,11 @@ export function asCurl(request, base) {
     "END_OF_REQUEST",
     "",
   ].join("\n");
+}
+
+/** A word of the shell, whatever is in it. */
+function quoted(word) {
+  return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 export function asPython(request, base) {
@@ -72,7 +76,7 @@ function withPlaces(request) {
 }
 
 function typeOf(item) {
-  return /^data:([^;,]*)/.exec(item.data)[1] || "application/octet-stream";
+  return /^data:([\w.+-]+\/[\w.+-]+)/.exec(item.data)?.[1] ?? "application/octet-stream";
 }
 
 /** A JSON value in Python. Strings of both are the same, once what stands outside of ASCII is as it is. */

@@ -18,6 +18,8 @@ export class Pictures {
     this.items = [];
     this.shown = null;
     this.marks = { marks: [], item: null };
+    this.read = []; // all that were ever added: questions show those that were removed since
+    this.cleared = new AbortController(); // ends what is still read or planned when all of it is given up
     this.settled = Promise.resolve(); // until all that was added or planned anew so far is there
     for (const input of document.querySelectorAll("input[name=rate]")) {
       input.checked = input.value === about.downsample_mode;
@@ -49,20 +51,25 @@ export class Pictures {
 
   /** Add files one by one: one that cannot be read keeps none of the others away. */
   add(files) {
-    return (this.settled = this.settled.then(() => this.addNow(files)));
+    const { signal } = this.cleared;
+    return (this.settled = this.settled.then(() => this.addNow(files, signal)));
   }
 
-  async addNow(files) {
+  async addNow(files, signal) {
     for (const file of files) {
+      if (signal.aborted) break;
       try {
         $("reading").textContent = `Reading ${file.name}…`;
         this.checkCounts(file);
         const item = await readMedia(file, this.about.max_media_bytes);
-        await this.plan(item);
+        this.read.push(item);
+        await this.plan(item, signal);
+        if (signal.aborted) break;
         this.items.push(item);
         this.shown = item;
         this.show();
       } catch (error) {
+        if (signal.aborted) break;
         const isSaid = error instanceof MediaError || error instanceof APIError;
         this.onError(isSaid ? error.message : `${file.name} cannot be read: ${error.message}`);
       }
@@ -76,6 +83,19 @@ export class Pictures {
     if (this.shown === item) this.shown = this.items[Math.min(at, this.items.length - 1)] ?? null;
     this.show();
     (document.querySelector("#tray button[aria-pressed=true]") ?? $("choose")).focus();
+  }
+
+  /** Give up all of them, and what is still being read. */
+  clear() {
+    this.cleared.abort();
+    this.cleared = new AbortController();
+    for (const item of this.read) URL.revokeObjectURL(item.url);
+    this.read = [];
+    this.items = [];
+    this.shown = null;
+    this.marks = { marks: [], item: null };
+    $("reading").textContent = "";
+    this.show();
   }
 
   /** Draw marks of an answer: over one picture, or over whichever is shown. */
@@ -94,10 +114,10 @@ export class Pictures {
     if (has >= most) throw new MediaError(`${file.name} is one too many: at most ${most} ${what} are taken.`);
   }
 
-  async plan(item) {
+  async plan(item, signal) {
     if (item.kind !== "image") return;
     try {
-      const [found] = await viewPlans([item.data], MODES, this.slices);
+      const [found] = await viewPlans([item.data], MODES, this.slices, signal);
       Object.assign(item, { plans: found.plans, width: found.width, height: found.height });
     } catch (error) {
       error.message = nameIn(error.message, item.name);
@@ -106,9 +126,13 @@ export class Pictures {
   }
 
   planAnew() {
+    const { signal } = this.cleared;
     this.settled = this.settled.then(async () => {
+      if (signal.aborted) return;
       $("reading").textContent = this.items.length ? "Planning the views anew…" : "";
-      for (const item of this.items) await this.plan(item).catch((error) => this.onError(error.message));
+      for (const item of this.items) {
+        await this.plan(item, signal).catch((error) => signal.aborted || this.onError(error.message));
+      }
       $("reading").textContent = "";
       this.show();
     });
@@ -125,6 +149,10 @@ export class Pictures {
       $("picture").src = item.url;
       $("picture").alt = item.name;
     }
+    if (item === null) {
+      $("picture").removeAttribute("src");
+      $("picture").alt = "";
+    }
     if (item?.kind === "video" && $("clip").src !== item.url) $("clip").src = item.url;
     if (item?.kind !== "video" && $("clip").hasAttribute("src")) $("clip").removeAttribute("src");
     this.showTray();
@@ -135,7 +163,11 @@ export class Pictures {
 
   drawOver() {
     const item = this.shown;
-    if (item?.kind !== "image" || $("canvas").hidden) return;
+    if (item?.kind !== "image") {
+      $("overlay").replaceChildren();
+      $("overlay").setAttribute("aria-label", "");
+      return;
+    }
     const marks = this.marks.item === null || this.marks.item === item ? this.marks.marks : [];
     draw($("overlay"), item, $("show-views").checked ? item.plans[this.mode] : null, marks);
   }
@@ -154,13 +186,13 @@ export class Pictures {
     const item = this.shown;
     const plan = item?.plans?.[this.mode];
     $("views").hidden = !plan;
+    $("view-rows").replaceChildren(...(plan?.views.map((view, index) => viewRow(view, index, plan.grid)) ?? []));
     if (!item) $("summary").textContent = "";
     else if (!plan) $("summary").textContent = `${item.name}: its frames become views when you ask about it.`;
     else {
       const plural = plan.visual_tokens === 1 ? "" : "s";
       const size = `${item.width} × ${item.height} pixels`;
       $("summary").textContent = `${item.name}: ${size}, ${describePlan(plan)}, ${plan.visual_tokens} visual token${plural}.`;
-      $("view-rows").replaceChildren(...plan.views.map((view, index) => viewRow(view, index, plan.grid)));
     }
   }
 

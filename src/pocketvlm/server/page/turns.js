@@ -26,6 +26,7 @@ export class Turns {
   clear() {
     this.views.clear();
     $("turns").replaceChildren();
+    $("live").replaceChildren();
     $("no-turns").hidden = false;
   }
 
@@ -128,11 +129,12 @@ export class Turns {
     view.note.textContent = notes[turn.state] ?? (turn.text ? "" : "The model said nothing.");
     view.note.classList.toggle("failed", turn.state === "failed");
     if (turn.costs) view.costs.replaceChildren(...showCosts(turn.costs, turn.before));
+    const base = new URL(".", location.href).href.slice(0, -1); // without what may stand behind a "?" of a link to here
     const code = (title, write) => {
       const button = part("button", "quiet");
       button.type = "button";
       button.textContent = `Copy as ${title}`;
-      button.addEventListener("click", () => this.onCode(title, write(turn.request, location.href.replace(/\/[^/]*$/, ""))));
+      button.addEventListener("click", () => this.onCode(title, write(turn.request, base)));
       return button;
     };
     view.actions.replaceChildren(code("curl", asCurl), code("Python", asPython));
