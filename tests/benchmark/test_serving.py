@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 import pytest
-from helpers.serving import serving
+from helpers.command import run
+from helpers.serving import KEY, Serving
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -139,19 +140,19 @@ def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line() -> Non
     assert found["total_input_tokens"] == found["in_process"]["total_input_tokens"]
 
 
-def test_failures_are_counted_and_told_of() -> None:
-    with serving("--api-key", "secret") as server:
-        url = f"{server.url}/v1"
-        done = bench("--url", url, "--api-key", "wrong", *SMALL)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.count("\n") == 1
-        done = bench("--url", url, "--api-key", "secret", *SMALL, "--request-rate", "50")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["request_rate"] == 50
-        # More than the server gives: the warm-up says so, and nothing is measured.
-        done = bench("--url", url, "--api-key", "secret", *SMALL, "--max-tokens", "100000")
-        assert done.returncode == 1
-        assert "HTTP 400" in done.stderr
+def test_failures_are_counted_and_told_of(server: Serving, capsys: pytest.CaptureFixture[str]) -> None:
+    def bench_here(*options: str) -> tuple[int, str, str]:
+        return run(capsys, "bench", "serving", "--url", f"{server.url}/v1", *SMALL, *options)
+
+    status, out, err = bench_here("--api-key", "wrong")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    status, out, err = bench_here("--api-key", KEY, "--request-rate", "50")
+    assert status == 0, err
+    assert json.loads(out)["request_rate"] == 50
+    # More than the server gives: the warm-up says so, and nothing is measured.
+    status, out, err = bench_here("--api-key", KEY, "--max-tokens", "100000")
+    assert (status, out) == (1, "")
+    assert "HTTP 400" in err
 
 
 @pytest.mark.parametrize(
