@@ -82,7 +82,9 @@ def test_an_agent_finds_the_tools_and_gets_the_models_answers(folder: Path) -> N
                 assert (found.is_error, said(found)) == (False, expected), medium
             two = await client.call_tool("look", {"media": ["receipt.png", "word.png"], "question": SECOND})
             assert said(two) == vlm.ask([RECEIPT, EXAMPLES / "word.png"], SECOND).text
-            clip = await client.call_tool("look", {"media": ["clip.mp4"], "question": "What moves?", "max_tokens": 20})
+            clip = await client.call_tool(
+                "look", {"media": ["clip.mp4"], "question": "What moves?", "max_tokens": 20.0}
+            )
             assert not clip.is_error
             read = await client.call_tool("read", {"image": "word.png"})
             assert said(read) == vlm.ask(EXAMPLES / "word.png", "Transcribe the text.").text
