@@ -169,6 +169,16 @@ def test_a_head_that_does_not_come_is_cut_off(impatient: Serving, beginning: byt
         assert all_of(connection) == b""
 
 
+def test_an_answer_may_take_longer_than_a_head_may(impatient: Serving) -> None:
+    body = {"messages": [{"role": "user", "content": "What?"}], "ignore_eos": True}
+    for tokens in (500, 1000, 2000, 4000, 8000):
+        began = time.monotonic()
+        assert impatient.ask(CHAT, {**body, "max_tokens": tokens})[0] == 200
+        if time.monotonic() - began > 1:
+            return
+    pytest.fail("this machine is too fast for this test")
+
+
 def test_a_slow_body_is_408(impatient: Serving) -> None:
     with connect(impatient) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
@@ -207,6 +217,8 @@ def test_large_heads_are_refused(impatient: Serving) -> None:
 def test_more_connections_than_allowed_are_503_and_the_others_go_on(impatient: Serving) -> None:
     held = [connect(impatient) for _ in range(8)]
     try:
+        held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert held[-1].recv(1000).startswith(b"HTTP/1.1 200 "), "one too few are allowed"
         with connect(impatient) as one_more:
             answer = all_of(one_more)
         assert answer.startswith(b"HTTP/1.1 503 ")
