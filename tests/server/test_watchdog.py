@@ -83,7 +83,8 @@ def test_a_step_that_takes_too_long_ends_the_process(
     assert armed == [(2 * SECONDS, True)] * 9, "native code that keeps the interpreter would never be ended"
 
 
-def test_an_event_loop_that_stands_still_ends_the_process(armed: list[tuple[float, bool]]) -> None:
+@pytest.mark.usefixtures("armed")
+def test_an_event_loop_that_stands_still_ends_the_process() -> None:
     engine = Engine()
     engine.is_stepping = False
     assert run(engine, 100, lambda _: None) == SECONDS + 2
