@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -119,18 +117,14 @@ def test_an_open_loop_sends_whatever_becomes_of_those_before() -> None:
     assert target.most > 3
 
 
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pocketvlm", "bench", "serving", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 SMALL = ("--requests", "3", "--max-tokens", "3", "--image-size", "64", "--warmup", "1", "--json")
 
 
-def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line() -> None:
-    done = bench(*SMALL, "--in-process", "--goodput", "ttft:100000", "tpot:100000")
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = ("--goodput", "ttft:100000", "tpot:100000")
+    status, out, err = run(capsys, "bench", "serving", *SMALL, "--in-process", *objectives)
+    assert status == 0, err
+    (line,) = out.splitlines()
     found = json.loads(line)
     for figures in (found, found["in_process"]):
         assert (figures["completed"], figures["failed"]) == (3, 0)

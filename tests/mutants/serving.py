@@ -10,7 +10,7 @@ MUTANTS = [
         "server/test_responses.py",
         ('return re.sub(r"\\bmax_tokens\\b", "max_output_tokens", message)', "return message"),
         ("return places[int(found[1])] if", "return places[int(found[1]) - 1] if"),
-        ('has_logprobs="logprobs" in asked.options', "has_logprobs=True"),
+        ('has_logprobs="logprobs" in asked.options', "has_logprobs=False"),
         ("ids.index(end) + 1 if", "ids.index(end) if"),
         ("            log_fault(error)\n", ""),
         (
