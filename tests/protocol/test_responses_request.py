@@ -193,8 +193,13 @@ def test_any_items_are_messages_or_refused(items: list[Any]) -> None:
 
 def test_a_response_says_back_what_was_asked_and_what_holds_where_nothing_was() -> None:
     assert parse_response_request({"input": "Hello", "text": {"format": None}}).echo == {
-        **{"metadata": {}, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "top_logprobs": 0},
-        **{"text": {"format": {"type": "text"}}, "reasoning": {"effort": None, "summary": None}},
+        "metadata": {},
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "top_logprobs": 0,
+        "text": {"format": {"type": "text"}},
+        "reasoning": {"effort": None, "summary": None},
     }
     asked = {"metadata": {"a": "b"}, "instructions": "Look.", "max_output_tokens": 5, "tool_choice": "none"}
     asked |= {"text": {"format": {"type": "json_object"}}, "parallel_tool_calls": False}
