@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from helpers.app import CHAT, App, data_url, new_vlm, png, run
-from helpers.serving import Serving, serving
+from helpers.serving import NO_DECODERS, Serving, serving
 
 from pocketvlm.api.async_vlm import AsyncVLM
 
@@ -141,7 +141,7 @@ def test_when_the_engine_has_ended_health_is_503_and_so_is_everything(monkeypatc
 def impatient() -> Iterator[Serving]:
     with serving(
         "--header-seconds", "0.5", "--upload-seconds", "0.5", "--send-seconds", "0.5", "--max-connections", "8",
-        "--log-format", "json",
+        "--log-format", "json", *NO_DECODERS,
     ) as started:  # fmt: skip
         yield started
 
@@ -174,7 +174,7 @@ def test_an_answer_may_take_longer_than_a_head_may(impatient: Serving) -> None:
     for tokens in (500, 1000, 2000, 4000, 8000):
         began = time.monotonic()
         assert impatient.ask(CHAT, {**body, "max_tokens": tokens})[0] == 200
-        if time.monotonic() - began > 1:
+        if time.monotonic() - began > 0.6:
             return
     pytest.fail("this machine is too fast for this test")
 
@@ -215,10 +215,18 @@ def test_large_heads_are_refused(impatient: Serving) -> None:
 
 
 def test_more_connections_than_allowed_are_503_and_the_others_go_on(impatient: Serving) -> None:
-    held = [connect(impatient) for _ in range(8)]
+    for _ in range(20):  # connections of the tests before may still be closing
+        held = [connect(impatient) for _ in range(8)]
+        with suppress(ConnectionError):
+            held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if held[-1].recv(1000).startswith(b"HTTP/1.1 200 "):
+                break
+        for one in held:
+            one.close()
+        time.sleep(0.1)
+    else:
+        pytest.fail("one too few are allowed")
     try:
-        held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert held[-1].recv(1000).startswith(b"HTTP/1.1 200 "), "one too few are allowed"
         with connect(impatient) as one_more:
             answer = all_of(one_more)
         assert answer.startswith(b"HTTP/1.1 503 ")

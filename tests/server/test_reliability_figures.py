@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
 CASES = ("abort-storm", "hostile-media", "sigterm")  # the last ends the server that all of them share
-REQUESTS = 24
+REQUESTS = 16
 
 
 def test_figures_hold_at_a_small_size() -> None:
