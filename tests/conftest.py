@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import write_checkpoint
+from helpers.serving import KEY, SHARED, Serving, serving
 from hypothesis import Phase, settings
 
 from pocketvlm.bundle import Operators
@@ -28,6 +29,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCKETVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def server(_own_cache: None) -> Iterator[Serving]:
+    """`pocketvlm serve` for all tests that change nothing of it, with `KEY` and `NAMES` of `helpers.serving`."""
+    with serving(*SHARED) as started:
+        started.key = KEY
+        yield started
 
 
 @pytest.fixture(scope="session")

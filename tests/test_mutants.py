@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def project(tmp_path: Path) -> Path:
     package, tests = tmp_path / "src" / "pocketvlm", tmp_path / "tests"
     for folder in (package, tests):
         folder.mkdir(parents=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (package / "__init__.py").touch()
     (tests / "conftest.py").write_text(
         "from hypothesis import settings\n\nsettings.register_profile('mutants')\n", encoding="utf-8"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from helpers.serving import serving
+from helpers.command import run
+from helpers.serving import KEY, Serving
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -118,18 +117,14 @@ def test_an_open_loop_sends_whatever_becomes_of_those_before() -> None:
     assert target.most > 3
 
 
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pocketvlm", "bench", "serving", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 SMALL = ("--requests", "3", "--max-tokens", "3", "--image-size", "64", "--warmup", "1", "--json")
 
 
-def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line() -> None:
-    done = bench(*SMALL, "--in-process", "--goodput", "ttft:100000", "tpot:100000")
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    objectives = ("--goodput", "ttft:100000", "tpot:100000")
+    status, out, err = run(capsys, "bench", "serving", *SMALL, "--in-process", *objectives)
+    assert status == 0, err
+    (line,) = out.splitlines()
     found = json.loads(line)
     for figures in (found, found["in_process"]):
         assert (figures["completed"], figures["failed"]) == (3, 0)
@@ -139,19 +134,19 @@ def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line() -> Non
     assert found["total_input_tokens"] == found["in_process"]["total_input_tokens"]
 
 
-def test_failures_are_counted_and_told_of() -> None:
-    with serving("--api-key", "secret") as server:
-        url = f"{server.url}/v1"
-        done = bench("--url", url, "--api-key", "wrong", *SMALL)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.count("\n") == 1
-        done = bench("--url", url, "--api-key", "secret", *SMALL, "--request-rate", "50")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["request_rate"] == 50
-        # More than the server gives: the warm-up says so, and nothing is measured.
-        done = bench("--url", url, "--api-key", "secret", *SMALL, "--max-tokens", "100000")
-        assert done.returncode == 1
-        assert "HTTP 400" in done.stderr
+def test_failures_are_counted_and_told_of(server: Serving, capsys: pytest.CaptureFixture[str]) -> None:
+    def bench_here(*options: str) -> tuple[int, str, str]:
+        return run(capsys, "bench", "serving", "--url", f"{server.url}/v1", *SMALL, *options)
+
+    status, out, err = bench_here("--api-key", "wrong")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    status, out, err = bench_here("--api-key", KEY, "--request-rate", "50")
+    assert status == 0, err
+    assert json.loads(out)["request_rate"] == 50
+    # More than the server gives: the warm-up says so, and nothing is measured.
+    status, out, err = bench_here("--api-key", KEY, "--max-tokens", "100000")
+    assert (status, out) == (1, "")
+    assert "HTTP 400" in err
 
 
 @pytest.mark.parametrize(

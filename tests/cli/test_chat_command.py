@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.serving import Serving, serving
+from helpers.serving import Serving
 from helpers.terminal import run_on_terminal
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,12 +166,6 @@ def test_options_become_fields_of_a_body_or_are_refused() -> None:
     for name in ("num_beams", "prompt_lookup_num_tokens", "logprobs"):
         with pytest.raises(ConfigError, match="--url"):
             body_of({name: 2})
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving("--api-key", "secret") as started:
-        yield started
 
 
 def chat(

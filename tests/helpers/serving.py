@@ -1,4 +1,7 @@
-"""`pocketvlm serve` as a process of its own, for tests that ask it as its users do."""
+"""`pocketvlm serve` as a process of its own, for tests that ask it as its users do.
+
+One of them, `server` of `conftest.py`, is there for all tests that change nothing of it: to start one takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Of the one for all: a name that clients have by default, and names that have to be quoted in a path.
+KEY, NAMES = "secret", ("reader", "gpt-4o", "team/eye:4b", "people/reader one")
+SHARED = ("--api-key", KEY, "--mcp", "--mcp-root", str(EXAMPLES), *(f"--served-model-name={name}" for name in NAMES))
+
+NO_DECODERS = ("--preprocess-processes", "0")  # of servers that see no picture: each takes seconds to start
+
 
 @dataclass
 class Serving:
@@ -24,11 +34,13 @@ class Serving:
     Attributes:
         url: without a slash at its end.
         errors: where its stderr goes, as long as it runs.
+        key: what `ask` says unless it is given another; none where it is empty.
     """
 
     process: subprocess.Popen[str]
     url: str
     errors: Path
+    key: str = ""
     _said: str = ""
 
     def log(self) -> list[str]:
@@ -52,6 +64,7 @@ class Serving:
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[int, str, Mapping[str, str]]:
         """Status, body and headers of one request: POST with a body (JSON, or bytes as they are), else GET."""
+        key = self.key if key is None else key
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         own = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         request = urllib.request.Request(f"{self.url}{path}", data=data, headers={**own, **headers}, method=method)

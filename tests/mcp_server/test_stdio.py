@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.app import new_vlm
 from helpers.clips import clip as make_clip
+from helpers.command import run
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import CallToolResult
 
 import pocketvlm
+from pocketvlm.mcp_server.server import make_server
+from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.processing.media.limits import MediaLimits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECEIPT = EXAMPLES / "receipt.png"
@@ -43,6 +48,16 @@ def command(*roots: Path) -> StdioServerParameters:
 async def agent(*roots: Path, mode: str = "auto") -> AsyncIterator[Client]:
     async with Client(command(*roots), mode=mode) as client:
         yield client
+
+
+@asynccontextmanager
+async def agent_here(*roots: Path) -> AsyncIterator[Client]:
+    """An agent of the same server in this process, without stdio: each process takes seconds to start."""
+    limits = MediaLimits(fetch_urls=False)
+    async with await new_vlm() as vlm:
+        vlm.vlm.processor.restrict(limits)
+        async with Client(make_server(vlm, Sources(tuple(map(str, roots)), limits))) as client:
+            yield client
 
 
 def said(result: CallToolResult) -> str:
@@ -82,7 +97,9 @@ def test_an_agent_finds_the_tools_and_gets_the_models_answers(folder: Path) -> N
                 assert (found.is_error, said(found)) == (False, expected), medium
             two = await client.call_tool("look", {"media": ["receipt.png", "word.png"], "question": SECOND})
             assert said(two) == vlm.ask([RECEIPT, EXAMPLES / "word.png"], SECOND).text
-            clip = await client.call_tool("look", {"media": ["clip.mp4"], "question": "What moves?", "max_tokens": 20})
+            clip = await client.call_tool(
+                "look", {"media": ["clip.mp4"], "question": "What moves?", "max_tokens": 20.0}
+            )
             assert not clip.is_error
             read = await client.call_tool("read", {"image": "word.png"})
             assert said(read) == vlm.ask(EXAMPLES / "word.png", "Transcribe the text.").text
@@ -99,7 +116,7 @@ def test_what_is_outside_the_roots_is_refused_alike_whether_it_is_there_or_not(f
     outside = folder.parent / "outside"
 
     async def use() -> None:
-        async with agent(folder) as client:
+        async with agent_here(folder) as client:
             for path in (
                 str(outside / "secret.png"),
                 "../outside/secret.png",
@@ -142,7 +159,7 @@ def test_an_error_of_the_user_is_one_line_for_the_agent(folder: Path) -> None:
     ]
 
     async def use() -> None:
-        async with agent(folder) as client:
+        async with agent_here(folder) as client:
             for name, arguments, says in calls:
                 found = await client.call_tool(name, arguments)
                 if says:
@@ -188,8 +205,7 @@ def test_stdout_carries_the_protocol_alone() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_root_that_is_no_folder_is_one_line() -> None:
-    one = [sys.executable, "-m", "pocketvlm.cli", "mcp", "--root", "/no/such/folder"]
-    done = subprocess.run(one, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "is no folder" in done.stderr
+def test_a_root_that_is_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "mcp", "--root", "/no/such/folder")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is no folder" in err

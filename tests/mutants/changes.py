@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mutants import computing
+from mutants import computing, serving
 from mutants.mutant import of
 
 MUTANTS = [
     *computing.MUTANTS,
+    *serving.MUTANTS,
     # Pictures and videos.
     *of(
         "processing/patches/slicing.py",

@@ -40,6 +40,10 @@ PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AA==", "de
         ({"tools": [TOOL]}, {"tools": [NESTED]}),
         ({"tools": [{**TOOL, "strict": None, "description": None, "defer_loading": False}]}, {"tools": [NESTED]}),
         ({"tools": [TOOL], "tool_choice": "none"}, {}),
+        (
+            {"tools": [TOOL], "parallel_tool_calls": False},
+            {"tools": [NESTED], "structured_outputs": StructuredOutputs(tools=[NESTED], parallel_tool_calls=False)},
+        ),
         ({"tools": [], "tool_choice": "auto"}, {}),
         (
             {"tools": [TOOL], "tool_choice": {"type": "function", "name": "weather"}},
@@ -79,6 +83,7 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
             "include message.output_text.logprobs and enable_thinking",
         ),
         ({"text": {"format": {"type": "xml"}}}, "the type of text.format is 'xml'"),
+        ({"text": {"format": {"type": "text", "name": "x"}}}, "text.format of type text has no field 'name'"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema is missing"),
         ({"text": {"format": {"type": "json_schema", "schema": {}, "colour": 1}}}, "no field 'colour'"),
         ({"text": {"verbosity": "low"}}, r"text.verbosity='low'"),
@@ -87,6 +92,7 @@ def test_fields_become_options(fields: dict[str, Any], options: dict[str, Any]) 
         ({"tools": [NESTED]}, r"tools\[0\].name is missing"),
         ({"tools": [{**TOOL, "colour": 1}]}, "has no field 'colour'"),
         ({"tools": [TOOL], "tool_choice": {"type": "file_search"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "weather", "colour": 1}}, "tool_choice"),
         ({"tool_choice": "required"}, "means nothing without tools"),
         ({"stream_options": {"include_usage": True}}, "include_usage"),
         ({"input": []}, "input is empty"),
@@ -183,3 +189,20 @@ def test_any_items_are_messages_or_refused(items: list[Any]) -> None:
     except PocketVLMError:
         return
     assert len(messages) == len(places)
+
+
+def test_a_response_says_back_what_was_asked_and_what_holds_where_nothing_was() -> None:
+    assert parse_response_request({"input": "Hello", "text": {"format": None}}).echo == {
+        "metadata": {},
+        "tools": [],
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "top_logprobs": 0,
+        "text": {"format": {"type": "text"}},
+        "reasoning": {"effort": None, "summary": None},
+    }
+    asked = {"metadata": {"a": "b"}, "instructions": "Look.", "max_output_tokens": 5, "tool_choice": "none"}
+    asked |= {"text": {"format": {"type": "json_object"}}, "parallel_tool_calls": False}
+    found = parse_response_request({"input": "Hello", "tools": [TOOL], **asked}).echo
+    assert {name: found[name] for name in asked} == asked
+    assert found["tools"] == [{"strict": None, **TOOL}]

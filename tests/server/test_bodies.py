@@ -6,12 +6,11 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from helpers.app import CHAT
-from helpers.serving import Serving, serving
+from helpers.serving import Serving
 from starlette.requests import Request
 
 from pocketvlm.server.body import LARGE, read_json
@@ -19,12 +18,6 @@ from pocketvlm.server.errors import HTTPError
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.json_structure import JSONStructure
 from pocketvlm.server.settings import ServerSettings
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving() as started:
-        yield started
 
 
 def drawn(rng: random.Random, depth: int = 0) -> Any:

@@ -60,7 +60,7 @@ def is_open(path: str) -> bool:
 
 def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"sha256:{digest('of-the-file')}\n")
+    file.write_text(f"sha256:{digest('of-the-file')}\nsha256:{digest('schlüssel')}\n")
 
     async def ask() -> dict[str, list[int]]:
         async with await new_vlm() as vlm:
@@ -68,6 +68,7 @@ def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
             found: dict[str, list[int]] = {}
             headers = {
                 "none": {}, "given": {"Authorization": "Bearer given"},
+                "bytes": {"Authorization": "Bearer schlüssel".encode()},
                 "file": {"Authorization": "bearer  of-the-file"}, "wrong": {"Authorization": "Bearer Given"},
                 "scheme": {"Authorization": "Basic given"},
                 "hash": {"Authorization": f"Bearer sha256:{digest('of-the-file')}"},
@@ -83,7 +84,7 @@ def test_every_route_wants_a_key_and_tells_keys_apart(tmp_path: Path) -> None:
             return found
 
     found = run(ask())
-    for name in ("given", "file"):
+    for name in ("given", "file", "bytes"):
         assert 401 not in found.pop(name)
     for name, statuses in found.items():
         assert statuses, name

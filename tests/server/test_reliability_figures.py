@@ -7,21 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "reliability.py"
+CASES = ("abort-storm", "hostile-media", "sigterm")  # the last ends the server that all of them share
+REQUESTS = 16
 
 
-@pytest.mark.parametrize(("case", "requests"), [("abort-storm", 60), ("sigterm", 12), ("hostile-media", 8)])
-def test_a_figure_holds_at_a_small_size(case: str, requests: int) -> None:
-    command = [sys.executable, str(PROGRAM), case, "--requests", str(requests)]
+def test_figures_hold_at_a_small_size() -> None:
+    command = [sys.executable, str(PROGRAM), *CASES, "--requests", str(REQUESTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.count("\n") == 1, done.stderr
-    found = json.loads(done.stdout)
+    cases = {found["case"]: found for found in map(json.loads, done.stdout.splitlines())}
+    assert tuple(cases) == CASES, done.stderr
     # Times are for a quiet machine.
-    assert found.get("reconciled", True), found
-    assert found.get("statuses", {}).keys() <= {"0", "200"}, found
-    assert found.get("refused_4xx", requests) == requests, found
-    assert found.get("good_equal_to_quiet", True), found
-    assert (found.get("exit_status", 0), found.get("finished", requests)) == (0, requests), found
-    assert found.get("connections_to_private", 0) == 0, found
+    assert cases["abort-storm"]["reconciled"], cases
+    assert {"200"} <= cases["abort-storm"]["statuses"].keys() <= {"0", "200"}, cases
+    assert (cases["hostile-media"]["hostile"], cases["hostile-media"]["connections_to_private"]) == (REQUESTS, 0), cases
+    assert (cases["sigterm"]["exit_status"], cases["sigterm"]["finished"]) == (0, REQUESTS), cases

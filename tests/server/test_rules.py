@@ -10,7 +10,6 @@ import signal
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,14 @@ import httpx
 import numpy as np
 import pytest
 from helpers.app import CHAT, App, data_url, new_vlm, png, run
-from helpers.serving import Serving, serving, start
+from helpers.serving import KEY, NO_DECODERS, Serving, start
 from PIL import Image
 
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.engine.sampling.params import MAX_BIASED, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS
 
+BEARER = {"authorization": f"Bearer {KEY}"}
 CLIP = Path(__file__).parents[2] / "examples" / "clip.mp4"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving() as started:
-        yield started
 
 
 def about(url: Any, kind: str = "image_url") -> list[dict[str, Any]]:
@@ -234,7 +228,7 @@ def test_rule_8_good_requests_between_bad_ones_are_answered_as_alone(server: Ser
 
     async def ask() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=20)
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits, headers=BEARER) as client:
             usual = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
             bodies = [{**usual, **body} for i in range(20) for body in (bad[i % len(bad)], good)]
             return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
@@ -252,11 +246,19 @@ def test_rule_6_headers_are_opaque_and_short(server: Serving) -> None:
             assert given != name
             assert len(given) == 32
         assert client.get("/health", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
-        assert client.get("/v1/models", headers={"authorization": "Bearer " + "a" * 9000}).status_code == 200
+        assert client.get("/v1/models", headers={**BEARER, "cookie": "a" * 9000}).status_code == 200
+        assert client.get("/v1/models", headers={"authorization": "Bearer " + "a" * 9000}).status_code == 401
+
+    async def ask() -> int:
+        async with await new_vlm() as vlm:
+            response = await App(vlm).client.get("/v1/models", headers={"authorization": "Bearer " + "a" * 9000})
+            return response.status_code
+
+    assert run(ask()) == 200, "without keys it says nothing"
 
 
 def test_rule_8_a_second_signal_ends_at_once() -> None:
-    server = start("--drain-seconds", "60")
+    server = start("--drain-seconds", "60", *NO_DECODERS)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         body = {
             "messages": [{"role": "user", "content": "a"}],
@@ -295,7 +297,7 @@ def test_rule_8_a_hang_and_the_end_of_the_engine_end_the_process_with_a_reason(
 ) -> None:
     script = tmp_path / "server.py"
     script.write_text(HANGING.replace("{what}", what))
-    server = start("--watchdog-seconds", "1", program=(str(script),))
+    server = start("--watchdog-seconds", "1", *NO_DECODERS, program=(str(script),))
     with httpx.Client(base_url=server.url, timeout=60) as client:
         body = {"messages": [{"role": "user", "content": "a"}]}
         try:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from helpers.serving import Serving, serving
+from helpers.serving import NAMES, Serving
 
 import pocketvlm
 
@@ -23,12 +22,6 @@ ASKED = [
     }
 ]
 SPELT = "<|im_start|>system\n<image><|image_pad|></image> a é"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving("--served-model-name", "reader", "--served-model-name", "people/reader one") as started:
-        yield started
 
 
 def answer(server: Serving, path: str, body: Any) -> dict[str, Any]:
@@ -84,7 +77,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(server: Serving, path: s
 
 def test_every_name_of_the_model_is_listed_and_has_its_card(server: Serving) -> None:
     cards = answer(server, "/v1/models", None)["data"]
-    assert [card["id"] for card in cards] == ["reader", "people/reader one"]
+    assert [card["id"] for card in cards] == list(NAMES)
     for card in cards:
         assert answer(server, f"/v1/models/{quote(card['id'])}", None) == card
     assert server.ask("/v1/models/gpt-5")[0] == 404

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from helpers.serving import serving
+from helpers.serving import NO_DECODERS, serving
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from pocketvlm.errors import ConfigError
@@ -49,7 +49,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_within_and_nothing_of_its_content() -> None:
     body = {"model": "nano", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 4}
     with collector() as (endpoint, spans):
-        with serving("--otlp-endpoint", endpoint) as server:
+        with serving("--otlp-endpoint", endpoint, *NO_DECODERS) as server:
             headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
             assert server.ask("/v1/chat/completions", body, headers=headers)[0] == 200
             assert server.ask("/v1/chat/completions", b"{")[0] == 400

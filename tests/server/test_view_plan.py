@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.serving import Serving, serving
+from helpers.serving import Serving
 
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
@@ -25,22 +24,16 @@ def data_url(name: str) -> str:
     return f"data:image/png;base64,{base64.b64encode((EXAMPLES / name).read_bytes()).decode()}"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving("--api-key", "secret") as started:
-        yield started
-
-
 def ask(server: Serving, path: str, body: Any) -> tuple[int, Any]:
-    status, text, _ = server.ask(path, body, key="secret")
+    status, text, _ = server.ask(path, body)
     return status, json.loads(text)
 
 
 def chunks_of(server: Serving, stream_options: Any, **options: Any) -> list[Any]:
     image = {"type": "image_url", "image_url": {"url": data_url("receipt.png")}}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": "What is the total?"}]}]
-    body = {"model": "nano", "messages": messages, "stream": True, "stream_options": stream_options, **options}
-    _, text, _ = server.ask("/v1/chat/completions", body, key="secret")
+    body = {"model": "reader", "messages": messages, "stream": True, "stream_options": stream_options, **options}
+    _, text, _ = server.ask("/v1/chat/completions", body)
     events = [line.removeprefix("data: ") for line in text.splitlines() if line]
     assert events.pop() == "[DONE]"
     return [json.loads(event) for event in events]
@@ -50,7 +43,7 @@ def chunks_of(server: Serving, stream_options: Any, **options: Any) -> list[Any]
 def test_a_plan_is_what_an_answer_uses(server: Serving, mode: str) -> None:
     how = {"downsample_mode": mode, "max_slice_nums": 6}
     status, found = ask(
-        server, "/v1/view_plan", {"images": [data_url("receipt.png")], "mm_processor_kwargs": how, "model": "nano"}
+        server, "/v1/view_plan", {"images": [data_url("receipt.png")], "mm_processor_kwargs": how, "model": "reader"}
     )
     assert status == 200
     (plan,) = found["images"][0]["plans"]
@@ -100,7 +93,7 @@ def test_what_cannot_be_planned_is_refused(server: Serving, body: Any, message: 
 
 
 def test_a_plan_wants_a_key_and_a_model_that_is_there(server: Serving) -> None:
-    assert server.ask("/v1/view_plan", {"images": ["a"]})[0] == 401
+    assert server.ask("/v1/view_plan", {"images": ["a"]}, key="")[0] == 401
     assert ask(server, "/v1/view_plan", {"images": ["a"], "model": "other"})[0] == 404
 
 

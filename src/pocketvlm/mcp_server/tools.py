@@ -13,7 +13,7 @@ from pocketvlm.api.answers import Answer
 from pocketvlm.api.vlm import question_messages
 from pocketvlm.errors import PromptError
 from pocketvlm.protocol.fields import check
-from pocketvlm.ranges import Range, show_json
+from pocketvlm.ranges import Range, as_integer, show_json
 
 MAX_TOKENS = Range(int, 1, 32768)
 DEFAULT_TOKENS = {"look": 1024, "read": 4096, "extract": 4096}
@@ -93,7 +93,7 @@ def read_call(name: str, arguments: Mapping[str, Any] | None, open_medium: Calla
         if key not in given:
             raise PromptError(f"{name} needs the argument {key}", hint=f"It is the {_about(name, key)}.")
     options: dict[str, Any] = {
-        "max_tokens": MAX_TOKENS.check("max_tokens", given.get("max_tokens", DEFAULT_TOKENS[name])),
+        "max_tokens": MAX_TOKENS.check("max_tokens", as_integer(given.get("max_tokens", DEFAULT_TOKENS[name]))),
         "downsample_mode": "4x" if check("fine", given.get("fine", False), "boolean") else None,
     }
     if name == "read":

@@ -65,7 +65,8 @@ def is_number(value: Any) -> bool:
 
 
 def is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and MIN_INTEGER <= value <= MAX_INTEGER
+    """Whether it is an integer of 64 bits as JSON Schema has it: 300.0 is one, and all that some clients can write."""
+    return is_number(value) and value == int(value) and MIN_INTEGER <= value <= MAX_INTEGER
 
 
 def is_list_of(kind: Callable[[Any], bool], value: Any) -> bool:
@@ -91,14 +92,16 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def check(name: str, value: Any, kind: str) -> Any:
-    """Return `value` if it is of a kind of `_KINDS`; raise `ConfigError` otherwise."""
+    """Return `value` if it is of a kind of `_KINDS`, integers as Python's own; raise `ConfigError` otherwise."""
     if not _KINDS[kind](value):
         if "integer" in kind and isinstance(value, int) and not isinstance(value, bool):
             raise ConfigError(f"{name} is {show_json(value)}, beyond an integer of 64 bits")
         raise ConfigError(f"{name} is {show_json(value)}, expected {'an' if kind[0] in 'aio' else 'a'} {kind}")
     if "string" in kind and not all(map(is_text, _strings(value))):
         raise ConfigError(f"{name} holds {HALF_A_CHARACTER}")
-    return value
+    if kind == "integer":
+        return int(value)
+    return list(map(int, value)) if kind == "list of integers" else value
 
 
 def _strings(value: Any) -> Iterable[str]:

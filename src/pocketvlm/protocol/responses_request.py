@@ -22,7 +22,7 @@ from pocketvlm.protocol.chat_request import (
 )
 from pocketvlm.protocol.fields import check, check_fields, given_fields, not_null, only_kinds, refuse_value
 from pocketvlm.protocol.responses_input import read_input
-from pocketvlm.ranges import show_json
+from pocketvlm.ranges import as_integer, show_json
 from pocketvlm.tools.definitions import check_name
 
 # Options of the same name and type, but for `n`: a response has one answer.
@@ -115,14 +115,14 @@ def parse_response_request(body: Mapping[str, Any]) -> ResponsesRequest:
 def _echo(given: Mapping[str, Any]) -> dict[str, Any]:
     text, reasoning = given.get("text", {}), given.get("reasoning", {})
     return {
-        **{name: given[name] for name in _ECHOED if name in given},
+        **{name: as_integer(given[name]) for name in _ECHOED if name in given},
         "metadata": given.get("metadata", {}),
         "tools": [{"parameters": None, "strict": None, **tool} for tool in given.get("tools", [])],
         "tool_choice": given.get("tool_choice", "auto"),
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "text": {"format": text.get("format") or {"type": "text"}},
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
-        "top_logprobs": given.get("top_logprobs", 0),
+        "top_logprobs": as_integer(given.get("top_logprobs", 0)),
     }
 
 

@@ -6,14 +6,15 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from helpers.serving import Serving, serving
+from helpers.app import App, new_vlm, run
+from helpers.serving import Serving
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
@@ -26,12 +27,6 @@ FORM |= {"additionalProperties": False}
 ENDLESS = {"type": "object", "properties": {"n": {"type": "array", "items": {"type": "integer"}, "minItems": 4000}}}
 ENDLESS |= {"required": ["n"]}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    with serving("--api-key", "secret", "--mcp", "--mcp-root", str(EXAMPLES)) as started:
-        yield started
 
 
 @asynccontextmanager
@@ -69,7 +64,7 @@ def test_agents_get_the_models_answers(server: Serving, mode: str) -> None:
 
 
 def metric(server: Serving, name: str) -> float:
-    found = re.findall(rf"^{re.escape(name)} (\S+)$", server.ask("/metrics", key="secret")[1], re.MULTILINE)
+    found = re.findall(rf"^{re.escape(name)} (\S+)$", server.ask("/metrics")[1], re.MULTILINE)
     return sum(map(float, found))
 
 
@@ -111,5 +106,8 @@ def test_strangers_and_pages_of_others_are_refused(server: Serving, headers: dic
 
 
 def test_nothing_is_at_mcp_unless_it_was_asked_for() -> None:
-    with serving() as closed:
-        assert closed.ask("/mcp", PING)[0] == 404
+    async def ask() -> int:
+        async with await new_vlm() as vlm:
+            return (await App(vlm).client.post("/mcp", json=PING)).status_code
+
+    assert run(ask()) == 404

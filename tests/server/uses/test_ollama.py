@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import ollama
 import pytest
-from helpers.serving import Serving, serving
+from helpers.serving import NAMES, Serving
 from pydantic import BaseModel, ConfigDict
 
 import pocketvlm
@@ -23,13 +23,6 @@ ASKED: list[Any] = [{"role": "user", "content": QUESTION, "images": [PICTURE]}]
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 KEY = {"Authorization": "Bearer secret"}
 LONG: dict[str, Any] = {"temperature": 0.0, "num_predict": 15000, "repeat_penalty": 1.0}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Serving]:
-    names = ("--served-model-name", "reader", "--served-model-name", "team/eye:4b")
-    with serving("--api-key", "secret", *names) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,7 @@ def test_a_stream_joined_is_the_answer(client: ollama.Client, expected: pocketvl
 
 
 def test_a_stream_is_what_comes_where_nothing_was_said(server: Serving) -> None:
-    status, text, headers = server.ask("/api/chat", {"model": "reader", "messages": HELLO}, key="secret")
+    status, text, headers = server.ask("/api/chat", {"model": "reader", "messages": HELLO})
     lines = [json.loads(line) for line in text.splitlines()]
     assert status == 200
     assert headers["content-type"] == "application/x-ndjson"
@@ -177,9 +170,10 @@ def test_options_are_honoured(client: ollama.Client) -> None:
 
 def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
     listed = client.list().models
-    assert [one.model for one in listed] == ["reader:latest", "team/eye:4b"]
+    names = [name if ":" in name else f"{name}:latest" for name in NAMES]
+    assert [one.model for one in listed] == names
     assert all(one.size and one.digest and len(one.digest) == 64 for one in listed)
-    assert [one.model for one in client.ps().models] == ["reader:latest", "team/eye:4b"]
+    assert [one.model for one in client.ps().models] == names
     for one in listed:
         assert one.model is not None
         assert client.generate(one.model, "Hello", options={"num_predict": 1}).model == one.model
@@ -228,7 +222,7 @@ def test_what_cannot_be_honoured_is_refused_in_ollamas_form(
     server: Serving, request_: dict[str, Any], status: int, says: str
 ) -> None:
     body = {"model": "reader", "prompt": "Hello", "stream": True, **request_}
-    found, text, _ = server.ask("/api/generate", body, key="secret")
+    found, text, _ = server.ask("/api/generate", body)
     assert (found, list(json.loads(text))) == (status, ["error"])
     assert says in json.loads(text)["error"]
     assert "\n" not in json.loads(text)["error"]
@@ -246,7 +240,7 @@ def test_what_cannot_be_honoured_is_refused_in_ollamas_form(
     ],
 )
 def test_a_message_at_fault_is_named(server: Serving, messages: list[Any], says: str) -> None:
-    status, text, _ = server.ask("/api/chat", {"model": "reader", "messages": messages}, key="secret")
+    status, text, _ = server.ask("/api/chat", {"model": "reader", "messages": messages})
     assert status == 400
     assert says in json.loads(text)["error"]
 
@@ -262,7 +256,7 @@ def test_a_message_at_fault_is_named(server: Serving, messages: list[Any], says:
     ],
 )
 def test_every_error_has_ollamas_form(server: Serving, path: str, body: Any, status: int) -> None:
-    found, text, _ = server.ask(path, body, key="secret")
+    found, text, _ = server.ask(path, body)
     assert found == status
     assert isinstance(json.loads(text)["error"], str)
 
@@ -276,11 +270,11 @@ def test_without_a_key_nothing_is_answered(server: Serving) -> None:
 
 def test_the_server_says_that_it_is_there(server: Serving) -> None:
     assert server.ask("/", method="HEAD")[0] == 200
-    assert json.loads(server.ask("/api/version", key="secret")[1])["version"].count(".") == 2
+    assert json.loads(server.ask("/api/version")[1])["version"].count(".") == 2
 
 
 def running(server: Serving) -> float:
-    found = server.ask("/metrics", key="secret")[1]
+    found = server.ask("/metrics")[1]
     lines = [line for line in found.splitlines() if line.startswith("pocketvlm:num_requests_running")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 

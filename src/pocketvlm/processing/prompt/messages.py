@@ -22,7 +22,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
-from pocketvlm.ranges import show_json
+from pocketvlm.ranges import as_integer, show_json
 from pocketvlm.tools.definitions import plain_json, text
 
 MediaKind = Literal["image", "video"]
@@ -279,7 +279,7 @@ def _fps(part: Mapping[str, Any], where: str) -> float | None:
 
 def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
     """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
-    slices = None if _is_unset(part.get("max_slice_nums")) else part["max_slice_nums"]
+    slices = None if _is_unset(part.get("max_slice_nums")) else as_integer(part["max_slice_nums"])
     if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
         raise PromptError(f"{where}.max_slice_nums is {show_json(slices)}, expected a positive integer")
     inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
