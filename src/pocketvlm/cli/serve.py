@@ -56,7 +56,7 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from pocketvlm.server.keys import KeyCheck
-    from pocketvlm.server.run import listen, serve
+    from pocketvlm.server.run import decoding_of, listen, serve
 
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             page = f", with a page to ask it on at {url}/" if settings.page else ""
             say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")
 
-    with loaded(args) as vlm:
+    # Processes that decode start while the model is loaded.
+    with decoding_of(settings) as decoding, loaded(args) as vlm:
         vlm.progress = None
-        serve(vlm, settings, on_ready)
+        serve(vlm, settings, on_ready, decoding)
     return 0

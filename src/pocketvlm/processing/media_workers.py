@@ -16,12 +16,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,9 +38,12 @@ from pocketvlm.processing.prompt.messages import MediaPart
 from pocketvlm.views import Size, View
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 FETCHING = 8  # downloads of one request at a time
 MAX_HEAD = 2**24  # bytes of what a worker says of its patches
-START_SECONDS = 60.0
+START_SECONDS = 60.0  # until a new worker has answered
+STARTS = 3  # tries
+END_SECONDS = 2.0  # until the process that forks workers has reported the end of one
 _FAULTS: dict[str, type[Exception]] = {"MediaError": MediaError, "ConfigError": ConfigError}
 
 
@@ -125,19 +128,30 @@ class MediaWorkers:
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._lock = threading.Lock()
         self._all: set[_Worker] = set()
+        self._starting: list[Future[None]] = []
         for _ in range(count):
             self._idle.put(None)  # started when it is wanted, or by `start`
 
     def start(self) -> None:
         """Have all workers started, in the background."""
         for _ in range(self._idle.qsize()):
-            threading.Thread(target=self._start_one, daemon=True).start()
+            self._starting.append(_in_background(self._start_one))
+
+    def wait(self) -> None:
+        """Return once all that `start` began have answered.
+
+        Raises:
+            EngineError: one of them cannot be started.
+        """
+        for one in self._starting:
+            one.result()
 
     def _start_one(self) -> None:
         worker = self._idle.get()
-        with suppress(EngineError):
+        try:
             worker = worker or self._new()
-        self._idle.put(worker)
+        finally:
+            self._idle.put(worker)
 
     @property
     def pids(self) -> list[int]:
@@ -157,7 +171,7 @@ class MediaWorkers:
         worker = self._idle.get()
         try:
             for _ in range(2):
-                if worker is not None and not worker.process.is_alive():
+                if worker is not None and not worker.is_there():
                     self._end(worker)
                     worker = None
                 worker = worker or self._new()
@@ -173,7 +187,7 @@ class MediaWorkers:
         finally:
             self._idle.put(worker)
             if worker is None and not self._closed.is_set():
-                threading.Thread(target=self._start_one, daemon=True).start()  # the next need not wait for it
+                _in_background(self._start_one)  # the next need not wait for it
 
     def close(self) -> None:
         """End all of them, whatever they do."""
@@ -186,13 +200,35 @@ class MediaWorkers:
     def _new(self) -> _Worker:
         if self._closed.is_set():
             raise EngineError("the processes that decode media have been ended")
+        for _ in range(STARTS):
+            worker, reason = self._started()
+            if worker is not None:
+                return worker
+            if self._closed.wait(0.1):  # a process that was killed a moment ago still counts as alive
+                break
+        raise EngineError(f"no process can be started that decodes media ({reason})")
+
+    def _started(self) -> tuple[_Worker | None, str]:
+        """A worker that has answered, or why there is none."""
+        starting = _in_background(lambda: _Worker(self._context))
         try:
-            worker = _Worker(self._context)
-        except OSError as error:
-            raise EngineError(f"no process can be started that decodes media ({error.strerror})") from None
+            worker = starting.result(START_SECONDS)
+            worker.ping(START_SECONDS)
+        except TimeoutError:
+            # What forks workers hangs. Without it the thread that waits for it ends too, and the next one is new.
+            _end_forkserver()
+            return None, f"none within {START_SECONDS:g} seconds"
+        except (OSError, EOFError) as error:
+            return None, getattr(error, "strerror", None) or "what starts them has ended"
+        except _LostError:
+            worker.end()
+            return None, "it ended before it answered"
         with self._lock:
             self._all.add(worker)
-        return worker
+        if self._closed.is_set():
+            self._end(worker)
+            return None, "the server ends"
+        return worker, ""
 
     def _end(self, worker: _Worker) -> None:
         with self._lock:
@@ -210,15 +246,30 @@ class _Worker:
     def __init__(self, context: Any) -> None:
         self._line, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), name="pocketvlm-media", daemon=True)
-        self.process.start()
-        theirs.close()
+        try:
+            self.process.start()
+        except BaseException:
+            self._line.close()
+            raise
+        finally:
+            theirs.close()
 
-    def ask(self, task: MediaTask, seconds: float) -> list[Units]:
+    def is_there(self) -> bool:
+        """By its line: the end of the process that forked it makes `Process.is_alive` untrue of a worker that lives."""
+        try:
+            return not self._line.poll()  # it says nothing unasked, so this could only be the end
+        except OSError:
+            return False
+
+    def ping(self, seconds: float) -> None:
+        self.ask(None, seconds)
+
+    def ask(self, task: MediaTask | None, seconds: float) -> list[Units]:
         is_late = threading.Event()
 
         def kill() -> None:
             is_late.set()
-            self.process.kill()
+            self._kill()
 
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
@@ -249,12 +300,49 @@ class _Worker:
             raise KeyError
         return ImageViews(torch.from_numpy(patches), views, grid and (int(grid[0]), int(grid[1])), image)
 
+    def _kill(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            if self.process.exitcode is None:
+                self.process.kill()
+            elif self.is_there():  # its exit is that of the process that forked it
+                os.kill(self.process.pid, signal.SIGKILL)
+
     def end(self) -> None:
+        self._kill()
         self._line.close()
         with suppress(OSError, ValueError, AttributeError):
-            self.process.kill()
-            self.process.join(START_SECONDS)
+            self.process.join(END_SECONDS)
+            if self.process.is_alive():  # killed, and nobody reports it: whoever should hangs
+                _end_forkserver()
+                self.process.join(END_SECONDS)
             self.process.close()
+
+
+def _in_background(call: Callable[[], _T]) -> Future[_T]:
+    """As an executor does it, in a thread that does not hold up the end of the process."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _end_forkserver() -> None:
+    """Kill the process that forks workers; the next worker starts another one. Workers that live go on."""
+    if sys.platform == "win32":
+        return
+    from multiprocessing import forkserver
+
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        logger.error("the process that starts those that decode media hangs, and is replaced")
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _read_head(body: bytes) -> dict[str, Any]:
@@ -275,7 +363,11 @@ def _serve(line: Connection) -> None:
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
-            _answer(line, pickle.loads(line.recv_bytes()))
+            task = pickle.loads(line.recv_bytes())
+            if task is None:  # are you there?
+                line.send_bytes(b'{"units": []}')
+            else:
+                _answer(line, task)
     os._exit(0)
 
 
