@@ -125,7 +125,7 @@ def test_the_process_that_forks_workers_may_end_or_hang(
     with closing(MediaWorkers(1, 60)) as workers:
         expected = workers.encode(task)
         pids = workers.pids
-        forks: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        forks: Any = forkserver._forkserver
         os.kill(forks._forkserver_pid, getattr(signal, sign))
         if is_worker_ended:
             os.kill(pids[0], signal.SIGKILL)
