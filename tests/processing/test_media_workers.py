@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import numpy as np
 import pytest
 from helpers.app import data_url, png
 
-from pocketvlm.errors import MediaError
+from pocketvlm.errors import EngineError, MediaError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing import media_workers
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
 from pocketvlm.processing.media_workers import MediaWorkers, fetched
@@ -83,6 +86,78 @@ def test_a_worker_that_was_killed_is_replaced(workers: MediaWorkers, directory: 
     found = workers.encode(task)
     assert found[0][0].views == expected[0][0].views
     assert pid not in workers.pids
+
+
+def test_workers_have_answered_once_they_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[int] = []
+    ping = media_workers.Worker.ping
+
+    def counted(worker: Any, seconds: float) -> None:
+        ping(worker, seconds)
+        answered.append(worker.process.pid)
+
+    monkeypatch.setattr(media_workers.Worker, "ping", counted)
+    with closing(MediaWorkers(2, 60)) as workers:
+        workers.start()
+        workers.wait()
+        assert sorted(answered) == sorted(workers.pids)
+        assert len(answered) == 2
+
+
+def test_workers_that_cannot_start_are_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with closing(MediaWorkers(2, 60)) as workers:
+        monkeypatch.setattr(media_workers, "Worker", none)
+        workers.start()
+        with pytest.raises(EngineError, match=r"no process can be started .*\(Resource temporarily unavailable\)"):
+            workers.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP") or sys.platform != "linux", reason="of the start method of Linux")
+@pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("is_worker_ended", [False, True])
+def test_the_process_that_forks_workers_may_end_or_hang(
+    directory: ModelDirectory, monkeypatch: pytest.MonkeyPatch, sign: str, is_worker_ended: bool
+) -> None:
+    task = task_of(directory, png(64, 64))
+    with closing(MediaWorkers(1, 60)) as workers:
+        expected = workers.encode(task)
+        pids = workers.pids
+        forks: Any = forkserver._forkserver
+        os.kill(forks._forkserver_pid, getattr(signal, sign))
+        if is_worker_ended:
+            os.kill(pids[0], signal.SIGKILL)
+        if sign == "SIGSTOP":  # a new one imports torch, and so needs the whole time
+            starts = iter((1.0,))
+            started = Future.result
+            monkeypatch.setattr(Future, "result", lambda self, seconds=None: started(self, next(starts, seconds)))
+        assert workers.encode(task)[0][0].views == expected[0][0].views
+        assert (workers.pids == pids) is not is_worker_ended  # one that lives goes on
+
+
+def test_the_resource_tracker_may_end(directory: ModelDirectory) -> None:
+    with closing(MediaWorkers(1, 60)) as workers:
+        workers.encode(task_of(directory, png()))
+        tracker: Any = resource_tracker._resource_tracker
+        os.kill(tracker._pid, signal.SIGKILL)
+        os.kill(workers.pids[0], signal.SIGKILL)
+        with suppress(UserWarning):
+            assert workers.encode(task_of(directory, png()))
+
+
+def test_a_worker_that_is_stopped_is_replaced(directory: ModelDirectory) -> None:
+    with closing(MediaWorkers(1, 0.5)) as workers:
+        workers.start()
+        workers.wait()
+        (pid,) = workers.pids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(MediaError, match=r"took more than 0.5 seconds"):
+            workers.encode(task_of(directory, png()))
+        workers._seconds = 60
+        assert workers.encode(task_of(directory, png()))
+        assert pid not in workers.pids
 
 
 def test_a_picture_that_kills_its_decoder_is_refused_and_others_are_not(

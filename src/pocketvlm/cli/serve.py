@@ -55,7 +55,7 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from pocketvlm.server.keys import KeyCheck
-    from pocketvlm.server.run import listen, serve
+    from pocketvlm.server.run import decoding_of, listen, serve
 
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     for name in ("model", *PLACES):
         setattr(args, name, getattr(settings, name))
-    with loaded(args, settings.engine_config) as vlm:
+    # Processes that decode start while the model is loaded.
+    with decoding_of(settings) as decoding, loaded(args, settings.engine_config) as vlm:
         vlm.progress = None
-        serve(vlm, settings, on_ready)
+        serve(vlm, settings, on_ready, decoding)
     return 0

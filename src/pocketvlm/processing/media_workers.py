@@ -1,47 +1,34 @@
 """Media decoded in processes of their own: a decoder that crashes or hangs takes one request with it, not the server.
 
-URLs are fetched before, in the calling thread, so that a slow host holds up nobody's decoding. A worker gets a pickled
-task from us; what it answers is JSON and raw pixels, as a decoder that was taken over could be speaking.
+URLs are fetched before, in the calling thread, so that a slow host holds up nobody's decoding.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
-import os
-import pickle
 import queue
-import signal
-import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
-
-from pocketvlm.errors import ConfigError, EngineError, MediaError
+from pocketvlm.errors import EngineError, MediaError
 from pocketvlm.processing.media.fetch import fetch, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import NamedBytes, describe
-from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask, encode_media
-from pocketvlm.processing.patches.image import ImageViews
+from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask
+from pocketvlm.processing.media_worker import LostError, Worker, end_forkserver
 from pocketvlm.processing.prompt.expansion import Units
 from pocketvlm.processing.prompt.messages import MediaPart
-from pocketvlm.views import Size, View
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 FETCHING = 8  # downloads of one request at a time
-MAX_HEAD = 2**24  # bytes of what a worker says of its patches
-START_SECONDS = 60.0
-_FAULTS: dict[str, type[Exception]] = {"MediaError": MediaError, "ConfigError": ConfigError}
+START_SECONDS = 60.0  # until a new worker has answered
+STARTS = 3  # tries
 
 
 def fetching_first(encode: MediaEncoder) -> MediaEncoder:
@@ -120,24 +107,35 @@ class MediaWorkers:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:  # a new worker is a fork of a process that has imported everything
-            self._context.set_forkserver_preload([__name__])
+            self._context.set_forkserver_preload([Worker.__module__])
         self._seconds, self._closed = seconds, threading.Event()
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         self._lock = threading.Lock()
-        self._all: set[_Worker] = set()
+        self._all: set[Worker] = set()
+        self._starting: list[Future[None]] = []
         for _ in range(count):
             self._idle.put(None)  # started when it is wanted, or by `start`
 
     def start(self) -> None:
         """Have all workers started, in the background."""
         for _ in range(self._idle.qsize()):
-            threading.Thread(target=self._start_one, daemon=True).start()
+            self._starting.append(_in_background(self._start_one))
+
+    def wait(self) -> None:
+        """Return once all that `start` began have answered.
+
+        Raises:
+            EngineError: one of them cannot be started.
+        """
+        for one in self._starting:
+            one.result()
 
     def _start_one(self) -> None:
         worker = self._idle.get()
-        with suppress(EngineError):
+        try:
             worker = worker or self._new()
-        self._idle.put(worker)
+        finally:
+            self._idle.put(worker)
 
     @property
     def pids(self) -> list[int]:
@@ -157,13 +155,13 @@ class MediaWorkers:
         worker = self._idle.get()
         try:
             for _ in range(2):
-                if worker is not None and not worker.process.is_alive():
+                if worker is not None and not worker.is_there():
                     self._end(worker)
                     worker = None
                 worker = worker or self._new()
                 try:
                     return worker.ask(task, self._seconds)
-                except _LostError as lost:
+                except LostError as lost:
                     logger.error("a process that decodes media has ended: %s", lost)
                     self._end(worker)
                     worker = None
@@ -173,7 +171,7 @@ class MediaWorkers:
         finally:
             self._idle.put(worker)
             if worker is None and not self._closed.is_set():
-                threading.Thread(target=self._start_one, daemon=True).start()  # the next need not wait for it
+                _in_background(self._start_one)  # the next need not wait for it
 
     def close(self) -> None:
         """End all of them, whatever they do."""
@@ -183,121 +181,54 @@ class MediaWorkers:
         for worker in workers:
             self._end(worker)
 
-    def _new(self) -> _Worker:
+    def _new(self) -> Worker:
         if self._closed.is_set():
             raise EngineError("the processes that decode media have been ended")
+        for _ in range(STARTS):
+            worker, reason = self._started()
+            if worker is not None:
+                return worker
+            if self._closed.wait(0.1):  # a process that was killed a moment ago still counts as alive
+                break
+        raise EngineError(f"no process can be started that decodes media ({reason})")
+
+    def _started(self) -> tuple[Worker | None, str]:
+        """A worker that has answered, or why there is none."""
+        starting = _in_background(lambda: Worker(self._context))
         try:
-            worker = _Worker(self._context)
-        except OSError as error:
-            raise EngineError(f"no process can be started that decodes media ({error.strerror})") from None
+            worker = starting.result(START_SECONDS)
+            worker.ping(START_SECONDS)
+        except TimeoutError:
+            # What forks workers hangs. Without it the thread that waits for it ends too, and the next one is new.
+            end_forkserver()
+            return None, f"none within {START_SECONDS:g} seconds"
+        except (OSError, EOFError) as error:
+            return None, getattr(error, "strerror", None) or "what starts them has ended"
+        except LostError:
+            worker.end()
+            return None, "it ended before it answered"
         with self._lock:
             self._all.add(worker)
-        return worker
+        if self._closed.is_set():
+            self._end(worker)
+            return None, "the server ends"
+        return worker, ""
 
-    def _end(self, worker: _Worker) -> None:
+    def _end(self, worker: Worker) -> None:
         with self._lock:
             self._all.discard(worker)
         worker.end()
 
 
-class _LostError(Exception):
-    took_too_long = False
+def _in_background(call: Callable[[], _T]) -> Future[_T]:
+    """As an executor does it, in a thread that does not hold up the end of the process."""
+    future: Future[_T] = Future()
 
-
-class _Worker:
-    """One process and our end of the line to it."""
-
-    def __init__(self, context: Any) -> None:
-        self._line, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), name="pocketvlm-media", daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def ask(self, task: MediaTask, seconds: float) -> list[Units]:
-        is_late = threading.Event()
-
-        def kill() -> None:
-            is_late.set()
-            self.process.kill()
-
-        timer = threading.Timer(seconds, kill)
-        timer.daemon = True
-        timer.start()
+    def run() -> None:
         try:
-            self._line.send_bytes(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
-            head = _read_head(self._line.recv_bytes(MAX_HEAD))
-            if "fault" in head:
-                raise _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
-            return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
-        except (OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            lost = _LostError(type(error).__name__)
-            lost.took_too_long = is_late.is_set()
-            raise lost from None
-        finally:
-            timer.cancel()
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
 
-    def _unit(self, unit: dict[str, Any]) -> ImageViews:
-        count, patch = int(unit["count"]), int(unit["patch"])
-        patches = np.empty((count, patch, patch, 3), np.uint8)
-        if patches.nbytes:
-            received = self._line.recv_bytes_into(patches.data.cast("B"))
-            if received != patches.nbytes:
-                raise OSError("a piece is missing")
-        views = tuple(View(Size(height=int(h), width=int(w)), mode) for h, w, mode in unit["views"])
-        grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
-        if any(view.downsample_mode not in ("16x", "4x") for view in views):
-            raise KeyError
-        return ImageViews(torch.from_numpy(patches), views, grid and (int(grid[0]), int(grid[1])), image)
-
-    def end(self) -> None:
-        self._line.close()
-        with suppress(OSError, ValueError, AttributeError):
-            self.process.kill()
-            self.process.join(START_SECONDS)
-            self.process.close()
-
-
-def _read_head(body: bytes) -> dict[str, Any]:
-    try:
-        head: dict[str, Any] = json.loads(body)
-    except ValueError:
-        raise OSError("no JSON") from None
-    return head
-
-
-def _serve(line: Connection) -> None:
-    """What a worker does until its line ends."""
-    with suppress(ValueError, OSError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
-    if sys.platform.startswith("linux"):
-        with suppress(OSError):  # where memory runs out, a picture goes and not the server
-            Path("/proc/self/oom_score_adj").write_text("500")
-    torch.set_num_threads(1)
-    with suppress(EOFError, OSError):
-        while True:
-            _answer(line, pickle.loads(line.recv_bytes()))
-    os._exit(0)
-
-
-def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], list[Units]] = encode_media) -> None:
-    try:
-        encoded = encode(task)
-    except Exception as error:
-        name = next((name for name, kind in _FAULTS.items() if isinstance(error, kind)), "EngineError")
-        # Words of other libraries stay here.
-        message = str(error) if name in _FAULTS else f"decoding failed ({type(error).__name__})"
-        line.send_bytes(json.dumps({"fault": name, "message": message}).encode())
-        return
-    head = [[_described(unit) for unit in units] for units in encoded]
-    line.send_bytes(json.dumps({"units": head}).encode())
-    for units in encoded:
-        for unit in units:
-            if unit.patches.numel():
-                line.send_bytes(unit.patches.contiguous().numpy().data.cast("B"))
-
-
-def _described(unit: ImageViews) -> dict[str, Any]:
-    views = [[view.size.height, view.size.width, view.downsample_mode] for view in unit.views]
-    count, patch = unit.patches.shape[:2]
-    image = [unit.image.height, unit.image.width]
-    return {"count": count, "patch": patch, "views": views, "grid": unit.grid, "image": image}
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
@@ -65,15 +66,16 @@ def listen(settings: ServerSettings) -> socket.socket:
         ) from None
 
 
-def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
+def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], decoding: Decoding) -> None:
     """Serve a model until a signal ends it; closes the model.
 
     Args:
-        on_ready: called with the URL once requests are answered.
+        on_ready: called with the URL once requests are answered, pictures too.
+        decoding: what `decoding_of` began, so that it can start while the model is loaded.
 
     Raises:
         ConfigError: the address cannot be listened on.
-        EngineError: the engine has ended by itself.
+        EngineError: the engine has ended by itself, or no process can be started that decodes media.
     """
     tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
@@ -81,8 +83,10 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None]) -
     _allow_many_files()
     # What a client names is never opened as a file of this machine, but for folders that were named.
     vlm.processor.restrict(settings.media_limits)
-    with listen(settings) as sock, media_encoder(settings) as vlm.processor.encode:
+    with listen(settings) as sock:
         try:
+            vlm.processor.encode = decoding.encode
+            decoding.wait()
             fault = asyncio.run(_serve(vlm, settings, sock, on_ready, tracing))
         finally:
             if tracing is not None:
@@ -128,15 +132,23 @@ async def _serve(
         return model.engine.fault
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What decodes media: `encode` may be called at once, `wait` returns once it need not start anything."""
+
+    encode: MediaEncoder
+    wait: Callable[[], None] = lambda: None
+
+
 @contextmanager
-def media_encoder(settings: ServerSettings) -> Iterator[MediaEncoder]:
-    """What decodes media within the block: processes of their own, or threads of this one."""
+def decoding_of(settings: ServerSettings) -> Iterator[Decoding]:
+    """Decoding within the block, by processes of its own that start in the background, or by threads of this one."""
     if settings.preprocess_processes == 0:
-        yield fetching_first(taking_turns(encode_media, max(1, min(4, usable_cores()))))
+        yield Decoding(fetching_first(taking_turns(encode_media, max(1, min(4, usable_cores())))))
         return
     with closing(MediaWorkers(settings.preprocess_processes, settings.decode_seconds)) as workers:
         workers.start()
-        yield fetching_first(workers.encode)
+        yield Decoding(fetching_first(workers.encode), workers.wait)
 
 
 def url_of(host: str, port: int) -> str:

@@ -1,0 +1,181 @@
+"""One process that decodes media, and our end of the line to it.
+
+It gets a pickled task from us; what it answers is JSON and raw pixels, as a decoder that was taken over could be
+speaking. Its end is seen at its line, since the process that forked it, which would report it, may end or hang too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketvlm.errors import ConfigError, EngineError, MediaError
+from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.patches.image import ImageViews
+from pocketvlm.processing.prompt.expansion import Units
+from pocketvlm.views import Size, View
+
+logger = logging.getLogger(__name__)
+MAX_HEAD = 2**24  # bytes of what a worker says of its patches
+END_SECONDS = 2.0  # until the process that forks workers has reported the end of one
+_FAULTS: dict[str, type[Exception]] = {"MediaError": MediaError, "ConfigError": ConfigError}
+
+
+class LostError(Exception):
+    """No answer came; `took_too_long` where the worker was killed for it."""
+
+    took_too_long = False
+
+
+class Worker:
+    """One process and our end of the line to it."""
+
+    def __init__(self, context: Any) -> None:
+        self._line, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), name="pocketvlm-media", daemon=True)
+        try:
+            self.process.start()
+        except BaseException:
+            self._line.close()
+            raise
+        finally:
+            theirs.close()
+
+    def is_there(self) -> bool:
+        """By its line: the end of the process that forked it makes `Process.is_alive` untrue of a worker that lives."""
+        try:
+            return not self._line.poll()  # it says nothing unasked, so this could only be the end
+        except OSError:
+            return False
+
+    def ping(self, seconds: float) -> None:
+        self.ask(None, seconds)
+
+    def ask(self, task: MediaTask | None, seconds: float) -> list[Units]:
+        is_late = threading.Event()
+
+        def kill() -> None:
+            is_late.set()
+            self._kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._line.send_bytes(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
+            head = _read_head(self._line.recv_bytes(MAX_HEAD))
+            if "fault" in head:
+                raise _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
+            return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
+        except (OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            lost = LostError(type(error).__name__)
+            lost.took_too_long = is_late.is_set()
+            raise lost from None
+        finally:
+            timer.cancel()
+
+    def _unit(self, unit: dict[str, Any]) -> ImageViews:
+        count, patch = int(unit["count"]), int(unit["patch"])
+        patches = np.empty((count, patch, patch, 3), np.uint8)
+        if patches.nbytes:
+            received = self._line.recv_bytes_into(patches.data.cast("B"))
+            if received != patches.nbytes:
+                raise OSError("a piece is missing")
+        views = tuple(View(Size(height=int(h), width=int(w)), mode) for h, w, mode in unit["views"])
+        grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
+        if any(view.downsample_mode not in ("16x", "4x") for view in views):
+            raise KeyError
+        return ImageViews(torch.from_numpy(patches), views, grid and (int(grid[0]), int(grid[1])), image)
+
+    def _kill(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            if self.process.exitcode is None:
+                self.process.kill()
+            elif self.is_there():  # its exit is that of the process that forked it
+                os.kill(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        self._kill()
+        self._line.close()
+        with suppress(OSError, ValueError, AttributeError):
+            self.process.join(END_SECONDS)
+            if self.process.is_alive():  # killed, and nobody reports it: whoever should hangs
+                end_forkserver()
+                self.process.join(END_SECONDS)
+            self.process.close()
+
+
+def end_forkserver() -> None:
+    """Kill the process that forks workers; the next worker starts another one. Workers that live go on."""
+    if sys.platform == "win32":
+        return
+    from multiprocessing import forkserver
+
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        logger.error("the process that starts those that decode media hangs, and is replaced")
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _read_head(body: bytes) -> dict[str, Any]:
+    try:
+        head: dict[str, Any] = json.loads(body)
+    except ValueError:
+        raise OSError("no JSON") from None
+    return head
+
+
+def _serve(line: Connection) -> None:
+    """What a worker does until its line ends."""
+    with suppress(ValueError, OSError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
+    if sys.platform.startswith("linux"):
+        with suppress(OSError):  # where memory runs out, a picture goes and not the server
+            Path("/proc/self/oom_score_adj").write_text("500")
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):
+        while True:
+            task = pickle.loads(line.recv_bytes())
+            if task is None:  # are you there?
+                line.send_bytes(b'{"units": []}')
+            else:
+                _answer(line, task)
+    os._exit(0)
+
+
+def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], list[Units]] = encode_media) -> None:
+    try:
+        encoded = encode(task)
+    except Exception as error:
+        name = next((name for name, kind in _FAULTS.items() if isinstance(error, kind)), "EngineError")
+        # Words of other libraries stay here.
+        message = str(error) if name in _FAULTS else f"decoding failed ({type(error).__name__})"
+        line.send_bytes(json.dumps({"fault": name, "message": message}).encode())
+        return
+    head = [[_described(unit) for unit in units] for units in encoded]
+    line.send_bytes(json.dumps({"units": head}).encode())
+    for units in encoded:
+        for unit in units:
+            if unit.patches.numel():
+                line.send_bytes(unit.patches.contiguous().numpy().data.cast("B"))
+
+
+def _described(unit: ImageViews) -> dict[str, Any]:
+    views = [[view.size.height, view.size.width, view.downsample_mode] for view in unit.views]
+    count, patch = unit.patches.shape[:2]
+    image = [unit.image.height, unit.image.width]
+    return {"count": count, "patch": patch, "views": views, "grid": unit.grid, "image": image}
