@@ -19,7 +19,7 @@ from pocketvlm.server.settings import GROUPS, ServerSettings, option_of
 def test_the_line_of_a_server_that_is_ready_names_api_and_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], has_page: bool
 ) -> None:
-    def serve(_vlm: VLM, _settings: ServerSettings, on_ready: Callable[[str], None]) -> None:
+    def serve(_vlm: VLM, _settings: ServerSettings, on_ready: Callable[[str], None], _decoding: object) -> None:
         on_ready("http://127.0.0.1:8000")
 
     monkeypatch.setattr(run, "serve", serve)

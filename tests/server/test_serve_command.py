@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -143,3 +147,20 @@ def test_an_address_that_is_taken_is_one_line(server: Serving, capsys: pytest.Ca
 )
 def test_the_url_that_is_told_can_be_opened(host: str, url: str) -> None:
     assert url_of(host, 80) == url
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up as Linux shows them")
+def test_ctrl_c_while_it_starts_shows_no_traceback_of_any_process() -> None:
+    command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def names() -> list[bytes]:
+            return [Path(f"/proc/{child}/cmdline").read_bytes() for child in children.read_text().split()]
+
+        while not any(b"forkserver" in name for name in names()):
+            time.sleep(0.01)
+        time.sleep(0.2)  # into its imports
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors.strip()) == (130, "")

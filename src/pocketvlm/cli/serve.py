@@ -12,6 +12,7 @@ from typing import Any
 
 from pocketvlm.cli.common import PLACES, loaded
 from pocketvlm.cli.console import put_json, say
+from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
 
 
@@ -54,11 +55,13 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
+    settings = ServerSettings.read(options, file=args.config)
+    if settings.preprocess_processes:
+        start_early()  # the imports below take as long as its own
     from pocketvlm.server.keys import KeyCheck
     from pocketvlm.server.run import decoding_of, listen, serve
 
-    options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
-    settings = ServerSettings.read(options, file=args.config)
     # Before minutes are spent on loading.
     if settings.mcp:
         import_module("pocketvlm.mcp_server")  # it says which extra is missing

@@ -24,6 +24,7 @@ import torch
 
 from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.media_forkserver import end_forkserver
 from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.prompt.expansion import Units
 from pocketvlm.views import Size, View
@@ -116,19 +117,6 @@ class Worker:
                 end_forkserver()
                 self.process.join(END_SECONDS)
             self.process.close()
-
-
-def end_forkserver() -> None:
-    """Kill the process that forks workers; the next worker starts another one. Workers that live go on."""
-    if sys.platform == "win32":
-        return
-    from multiprocessing import forkserver
-
-    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
-    if pid is not None:
-        logger.error("the process that starts those that decode media hangs, and is replaced")
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _read_head(body: bytes) -> dict[str, Any]:

@@ -6,7 +6,6 @@ URLs are fetched before, in the calling thread, so that a slow host holds up nob
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import queue
 import threading
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import NamedBytes, describe
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask
-from pocketvlm.processing.media_worker import LostError, Worker, end_forkserver
+from pocketvlm.processing.media_forkserver import context, end_forkserver
+from pocketvlm.processing.media_worker import LostError, Worker
 from pocketvlm.processing.prompt.expansion import Units
 from pocketvlm.processing.prompt.messages import MediaPart
 
@@ -104,10 +104,7 @@ class MediaWorkers:
     """
 
     def __init__(self, count: int, seconds: float) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:  # a new worker is a fork of a process that has imported everything
-            self._context.set_forkserver_preload([Worker.__module__])
+        self._context = context()
         self._seconds, self._closed = seconds, threading.Event()
         self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         self._lock = threading.Lock()
