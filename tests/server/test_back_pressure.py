@@ -66,6 +66,30 @@ def test_pieces_of_a_response_do_not_wait_for_each_other() -> None:
     assert run(nodelay())
 
 
+def test_a_connection_whose_client_has_left_already_is_no_fault() -> None:
+    # No option of TCP can be set on it, as on macOS where a client has reset the connection.
+    gone = socket.socket(socket.AF_UNIX)
+
+    class Transport(asyncio.Transport):
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return gone if name == "socket" else default
+
+    async def is_timed() -> bool:
+        async with await new_vlm() as vlm:
+            settings = ServerSettings(port=0)
+            config = uvicorn.Config(create_app(vlm, settings), http=connections(settings))
+            config.load()
+            made: Any = config.http_protocol_class
+            protocol = made(config=config, server_state=ServerState(), app_state={})
+            protocol.connection_made(Transport())
+            timed = protocol._head_timer is not None
+            protocol.connection_lost(None)
+            return timed
+
+    with gone:
+        assert run(is_timed())
+
+
 def test_a_full_queue_is_429_before_the_body_is_read() -> None:
     read = []
 
