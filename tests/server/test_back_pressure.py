@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -70,9 +71,8 @@ def test_a_connection_whose_client_has_left_already_is_no_fault() -> None:
     # No option of TCP can be set on it, as on macOS where a client has reset the connection.
     gone = socket.socket(socket.AF_UNIX)
 
-    class Transport(asyncio.Transport):
-        def get_extra_info(self, name: str, default: Any = None) -> Any:
-            return gone if name == "socket" else default
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info = lambda name, default=None: gone if name == "socket" else default
 
     async def is_timed() -> bool:
         async with await new_vlm() as vlm:
@@ -81,7 +81,7 @@ def test_a_connection_whose_client_has_left_already_is_no_fault() -> None:
             config.load()
             made: Any = config.http_protocol_class
             protocol = made(config=config, server_state=ServerState(), app_state={})
-            protocol.connection_made(Transport())
+            protocol.connection_made(transport)
             timed = protocol._head_timer is not None
             protocol.connection_lost(None)
             return timed
