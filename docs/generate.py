@@ -88,7 +88,7 @@ def settings() -> Iterator[str]:
         text = f"{one.metadata['help']} ({values})" if values else one.metadata["help"]
         yield f"| `{one.name}` | `{option_of(one.name)}` | {default} | {text} |"
     yield ""
-    yield f"A variable is the name in capitals behind `{PREFIX}`: `{PREFIX}MAX_IMAGES=4`; commas separate lists there."
+    yield f"A variable is `{PREFIX}` and the name in capitals: `{PREFIX}MAX_IMAGES=4`. Commas separate items of lists."
 
 
 def uses() -> Iterator[str]:

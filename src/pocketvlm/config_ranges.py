@@ -64,7 +64,6 @@ IMAGE: Mapping[str, Range] = {
     "max_num_frames": Range(int, 1, 2**31 - 1),
     "stack_frames": Range(int, 1, 64),
 }
-# Three numbers each, one for each colour.
 # Options of `EngineConfig` that are numbers or flags. `Sizes` cuts budgets that a machine does not have.
 ENGINE: Mapping[str, Range] = {
     "max_num_seqs": Range(int, 1, nullable=True),
@@ -75,7 +74,7 @@ ENGINE: Mapping[str, Range] = {
     "max_waiting": Range(int, 1),
     "enforce_eager": Range(bool),
 }
-
+# Three numbers each, one for each colour.
 COLOURS: Mapping[str, Range] = {
     "image_mean": Range(float, -100.0, 100.0),
     "image_std": Range(float, 1e-3, 100.0),

@@ -30,10 +30,10 @@ MUTANTS = [
         ("    if count:\n", "    if False:\n"),
         ('text.get("format") or {"type": "text"}', 'text.get("format")'),
     ),
+    *of("server/exchange.py", "server/test_request_log.py", ("self.status or 499", "self.status")),
     *of(
         "server/request_log.py",
         "server/test_request_log.py",
-        ("exchange.status or 499", "exchange.status"),
         ("if exchange.settings.log_content:", "if True:"),
         ("exchange.question[:MAX_CONTENT]", "exchange.question"),
         ("and not _is_plain(value)", "and False"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,6 +26,8 @@ from pocketvlm.model.hub import resolve
 from pocketvlm.processing import media_workers
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.media_forkserver import has_forkserver, start_early
+from pocketvlm.processing.media_worker import LostError, Worker
 from pocketvlm.processing.media_workers import MediaWorkers, fetched
 from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.prompt.messages import MediaPart
@@ -180,6 +184,46 @@ def test_a_picture_that_kills_its_decoder_is_refused_and_others_are_not(
         ended.set()
         killing.result()
     assert workers.encode(task_of(directory, png(64, 64)))
+
+
+@pytest.mark.skipif(not has_forkserver(), reason="of systems that fork")
+def test_a_fork_server_that_cannot_be_started_early_is_left_to_the_first_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(forkserver, "ensure_running", none)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    start_early()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+HEAD = {"count": 1, "patch": 1, "views": [[14, 14, "16x"]], "grid": None, "image": [14, 14]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [b"no JSON"],
+        [b"[" * 10**5],
+        [b"5"],
+        [b'{"fault": "MediaError"}'],
+        [json.dumps({"units": [[HEAD | {"count": "many"}]]}).encode()],
+        [json.dumps({"units": [[HEAD | {"count": -1}]]}).encode()],
+        [json.dumps({"units": [[HEAD | {"count": 2**50}]]}).encode()],
+        [json.dumps({"units": [[HEAD]]}).encode(), b"x" * 100],
+        [json.dumps({"units": [[HEAD]]}).encode(), b"x"],
+    ],
+)
+def test_whatever_a_decoder_says_that_is_no_answer_it_is_lost(said: list[bytes]) -> None:
+    worker: Any = Worker.__new__(Worker)
+    worker._line, theirs = multiprocessing.Pipe()
+    with worker._line, theirs:
+        for piece in said:
+            theirs.send_bytes(piece)
+        with pytest.raises(LostError):
+            worker.ask(None, 60)
 
 
 def test_decoding_has_a_time(directory: ModelDirectory) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -64,6 +65,29 @@ def test_pieces_of_a_response_do_not_wait_for_each_other() -> None:
                 return held
 
     assert run(nodelay())
+
+
+def test_a_connection_whose_client_has_left_already_is_no_fault() -> None:
+    # No option of TCP can be set on it, as on macOS where a client has reset the connection.
+    gone = socket.socket(socket.AF_UNIX)
+
+    transport = Mock(spec=asyncio.Transport)
+    transport.get_extra_info = lambda name, default=None: gone if name == "socket" else default
+
+    async def is_timed() -> bool:
+        async with await new_vlm() as vlm:
+            settings = ServerSettings(port=0)
+            config = uvicorn.Config(create_app(vlm, settings), http=connections(settings))
+            config.load()
+            made: Any = config.http_protocol_class
+            protocol = made(config=config, server_state=ServerState(), app_state={})
+            protocol.connection_made(transport)
+            timed = protocol._head_timer is not None
+            protocol.connection_lost(None)
+            return timed
+
+    with gone:
+        assert run(is_timed())
 
 
 def test_a_full_queue_is_429_before_the_body_is_read() -> None:

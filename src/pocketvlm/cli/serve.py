@@ -17,15 +17,15 @@ from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Of more than forty options a usage line would fill the screen.
+    # A usage line with all options would fill the screen.
     parser.usage = "pocketvlm serve [--model MODEL] [--host HOST] [--port PORT] [--api-key KEY] [OPTION ...]"
     parser.epilog = (
-        "Each setting of the server can also be a variable, POCKETVLM_PORT=8000, or stand in the file of --config, "
-        "port = 8000. An option goes before a variable, a variable before the file. "
-        "docs/serving.md has all of them with their ranges."
+        "Every setting can also be an environment variable (POCKETVLM_PORT=8000) or a line of the --config file "
+        "(port = 8000). Options override variables, and variables override the file. "
+        "docs/serving.md lists all settings with their ranges."
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of settings")
-    parser.add_argument("--json", action="store_true", help="print one JSON line, url and pid, once it is ready")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+    parser.add_argument("--json", action="store_true", help="print one JSON line with url and pid when ready")
     group: Any = parser
     for one in fields(ServerSettings):
         if one.name in GROUPS:
@@ -49,7 +49,9 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
     if isinstance(allowed, tuple):
         return "|".join(allowed)
     unit = option_of(name).rpartition("-")[2].upper()
-    if isinstance(default, int) and unit not in ("PORT", "BYTES"):
+    if name.endswith("memory"):
+        return "BYTES"
+    if isinstance(default, int | None) and unit not in ("PORT", "BYTES"):
         return "N"
     return {"ROOT": "DIR", "ENDPOINT": "URL"}.get(unit, unit)
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     with listen(settings) as sock:
         is_local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
     if not (is_local or settings.api_keys or settings.api_key_file):
-        say(f"Anybody who reaches {settings.host} may ask: there are no keys. --api-key KEY gives one.")
+        say(f"Anybody who reaches {settings.host} may ask: no API key is set. Set one with --api-key KEY.")
 
     def on_ready(url: str) -> None:
         if args.json:

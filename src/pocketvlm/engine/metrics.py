@@ -62,10 +62,8 @@ class Metrics:
         found = self.registry.get_sample_value(f"{PREFIX}:{name}", labels)
         if found is None:
             families = {family.name.removeprefix(f"{PREFIX}:") for family in self.registry.collect()}
-            if (
-                not {name, *(name.removesuffix(ending) for ending in ("_total", "_sum", "_count", "_bucket"))}
-                & families
-            ):
+            endings = ("", "_total", "_sum", "_count", "_bucket")
+            if families.isdisjoint(name.removesuffix(ending) for ending in endings):
                 raise KeyError(name)
         return 0.0 if found is None else found
 

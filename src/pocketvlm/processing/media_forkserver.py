@@ -1,6 +1,6 @@
-"""The process that forks those that decode media: started early, as it imports PyTorch first, and replaced if it hangs.
+"""The fork server of the processes that decode media: started early, as it imports PyTorch, and replaced if it hangs.
 
-Nothing here imports PyTorch, so that a server can start this process before it does so itself.
+Nothing here imports PyTorch, so that a server can start the fork server before it imports PyTorch itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ WORKER = "pocketvlm.processing.media_worker"  # with all that a new worker needs
 
 
 def has_forkserver() -> bool:
+    """Whether this system has one; Windows does not."""
     return "forkserver" in multiprocessing.get_all_start_methods()
 
 
@@ -29,20 +30,24 @@ def context() -> Any:
 
 
 def start_early() -> None:
-    """Have the process started, which goes on importing by itself. It ends with this one."""
+    """Have the process started, which goes on importing by itself. It ends with this one.
+
+    Where it cannot be started now, the first worker tries again, and says why it cannot.
+    """
     context()
     if not has_forkserver():
         return
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # it lets Ctrl-C through again once it has started
     # Ctrl-C goes to all processes of a terminal and is the server's to answer. This one, which inherits what is held
     # back here, would show where its imports were interrupted.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with suppress(OSError):
+        resource_tracker.ensure_running()  # first: it would let Ctrl-C through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_forkserver() -> None:

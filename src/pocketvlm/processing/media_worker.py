@@ -42,7 +42,7 @@ class LostError(Exception):
 
 
 class Worker:
-    """One process and our end of the line to it."""
+    """One process and our end of the line to it; one thread asks it at a time."""
 
     def __init__(self, context: Any) -> None:
         self._line, theirs = context.Pipe()
@@ -66,6 +66,12 @@ class Worker:
         self.ask(None, seconds)
 
     def ask(self, task: MediaTask | None, seconds: float) -> list[Units]:
+        """What the worker makes of a task; None asks only whether it is there.
+
+        Raises:
+            LostError: nothing that can be read came in time. The worker is of no more use.
+            MediaError, ConfigError, EngineError: what the worker says of the task.
+        """
         is_late = threading.Event()
 
         def kill() -> None:
@@ -74,19 +80,21 @@ class Worker:
 
         timer = threading.Timer(seconds, kill)
         timer.daemon = True
+        body = pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
         timer.start()
         try:
-            self._line.send_bytes(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
-            head = _read_head(self._line.recv_bytes(MAX_HEAD))
-            if "fault" in head:
-                raise _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
-            return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
-        except (OSError, EOFError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            self._line.send_bytes(body)
+            head = json.loads(self._line.recv_bytes(MAX_HEAD))
+            if "fault" not in head:
+                return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
+            fault = _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
+        except Exception as error:  # a decoder that was taken over may say anything, and what follows would be as wrong
             lost = LostError(type(error).__name__)
             lost.took_too_long = is_late.is_set()
             raise lost from None
         finally:
             timer.cancel()
+        raise fault
 
     def _unit(self, unit: dict[str, Any]) -> ImageViews:
         count, patch = int(unit["count"]), int(unit["patch"])
@@ -117,14 +125,6 @@ class Worker:
                 end_forkserver()
                 self.process.join(END_SECONDS)
             self.process.close()
-
-
-def _read_head(body: bytes) -> dict[str, Any]:
-    try:
-        head: dict[str, Any] = json.loads(body)
-    except ValueError:
-        raise OSError("no JSON") from None
-    return head
 
 
 def _serve(line: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -19,8 +20,6 @@ _BODY = (
     b'{"error": {"message": "too many connections are open", "type": "server_error", "param": null, '
     b'"code": "too_many_connections"}}'
 )
-
-
 _BAD = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
 )
@@ -43,7 +42,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         # asyncio does so itself only for sockets that name their protocol, which those of `socket.create_server` do
         # not. Without it the second piece of a response waits for the client to confirm the first, often for 40 ms.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # a client that has left already, as macOS tells it
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > self.settings.max_connections:
             transport.write(_FULL % (len(_BODY), _BODY))
             transport.close()

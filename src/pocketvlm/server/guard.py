@@ -1,6 +1,6 @@
-"""What every request goes through, whichever API it is for: key, room, handler, errors, and a line in the log.
+"""What every request goes through, for every API: key, capacity, handler, errors, metrics and the log.
 
-A handler of a new route has all of it by being in the table of routes.
+A handler gets all of this by being in the table of routes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Guard:
         return _Guarded(self, path, respond)
 
     def let_in(self, exchange: Exchange, request: Request) -> None:
-        """Refuse, before its body is read, whom the server does not know or has no room for."""
+        """Raise `HTTPError` for an unknown key, a foreign origin or a full server, before the body is read."""
         self._check_origin(request)
         key = self._check_key(request)
         if self._is_draining():
@@ -68,7 +68,7 @@ class Guard:
         exchange.key = key
 
     def trace(self, exchange: Exchange) -> None:
-        """Make the spans of an exchange that has ended, where they are wanted."""
+        """Export the spans of an exchange that has ended, if tracing is on."""
         if self.service.tracing is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Counters of HTTP, beside those of the engine: GET /metrics, in the text that Prometheus reads."""
+"""GET /metrics: the metrics of HTTP and of the engine, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pocketvlm.server.service import Service
 
 
 class HTTPMetrics:
-    """What has come over HTTP so far, and the memory and files of this process.
+    """Metrics of HTTP requests, and of the memory, files and CPU time of this process (on Linux).
 
     Args:
-        load: what requests hold now.
+        load: what the requests in flight hold.
     """
 
     def __init__(self, load: Load) -> None:
@@ -26,30 +26,32 @@ class HTTPMetrics:
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             f"{PREFIX}:http_requests",
-            "Requests of HTTP that have ended; status 499 where the client left before its response",
+            "HTTP requests that have ended; status 499 if the client left before its response",
             ("method", "handler", "status"),
             registry=self.registry,
         )
         self._seconds = Histogram(
             f"{PREFIX}:http_request_duration_seconds",
-            "From the head of a request to the last byte of its response",
+            "Time from the headers of a request to the last byte of its response",
             ("method", "handler"),
             buckets=SECONDS,
             registry=self.registry,
         )
         in_flight = Gauge(
             f"{PREFIX}:http_requests_in_flight",
-            "Requests whose body has arrived and whose response has not been sent",
+            "HTTP requests whose body has arrived and whose response has not been sent",
             registry=self.registry,
         )
         in_flight.set_function(lambda: load.in_flight)
         held = Gauge(
-            f"{PREFIX}:http_held_bytes", "Bytes of bodies and of pictures made of them", registry=self.registry
+            f"{PREFIX}:http_held_bytes",
+            "Bytes of request bodies and preprocessed pictures in flight",
+            registry=self.registry,
         )
         held.set_function(lambda: load.held_bytes)
 
     def ended(self, exchange: Exchange) -> None:
-        """Count one. Its path is that of the table of routes, so that no client makes up new series."""
+        """Count one. `handler` is the path in the table of routes, so that no client can create new time series."""
         self._requests.labels(exchange.method, exchange.path, str(exchange.status_told)).inc()
         self._seconds.labels(exchange.method, exchange.path).observe(time.monotonic() - exchange.arrived)
 

@@ -1,4 +1,4 @@
-"""A server from its start to its end: a socket, signals, readiness, and the answers that are still under way."""
+"""Run a server from start to end: its socket, signals, readiness, and the drain of running answers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from pocketvlm.server.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
-SWITCH_SECONDS = 0.001  # that a thread may keep the interpreter from the event loop; by default five times as long
+SWITCH_SECONDS = 0.001  # a thread holds the GIL this long while the event loop waits; Python's default is 0.005
 SEND_BUFFER = 128 * 1024  # bytes
 
 
 class Server(uvicorn.Server):
-    """The first signal lets running answers end, the second ends the process at once."""
+    """The first signal lets running answers finish, the second ends the process at once."""
 
     is_draining = False
 
@@ -70,18 +70,18 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], d
     """Serve a model until a signal ends it; closes the model.
 
     Args:
-        on_ready: called with the URL once requests are answered, pictures too.
-        decoding: what `decoding_of` began, so that it can start while the model is loaded.
+        on_ready: called with the URL once all requests can be answered, including those with pictures.
+        decoding: of `decoding_of`, begun before so that its processes start while the model is loaded.
 
     Raises:
         ConfigError: the address cannot be listened on.
-        EngineError: the engine has ended by itself, or no process can be started that decodes media.
+        EngineError: the engine has failed, or a process that decodes media cannot be started.
     """
     tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
     _allow_many_files()
-    # What a client names is never opened as a file of this machine, but for folders that were named.
+    # No request opens a file of this machine, except in the folders of `media_roots`.
     vlm.processor.restrict(settings.media_limits)
     with listen(settings) as sock:
         try:
@@ -102,9 +102,9 @@ async def _serve(
     on_ready: Callable[[str], None],
     tracing: Tracing | None,
 ) -> str:
-    """Returns why the engine has ended; empty where a signal was the reason."""
+    """Returns why the engine failed; empty after a signal."""
     model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
-    # Watched until the model is closed: an engine that hangs must not hold up the end either.
+    # The watchdog ends after the model is closed: an engine that hangs must not hold up the shutdown either.
     async with Watchdog(model.engine, settings.watchdog_seconds), model:
         app = create_app(model, settings, is_draining=lambda: server.is_draining, tracing=tracing)
         config = uvicorn.Config(
@@ -125,7 +125,7 @@ async def _serve(
         if server.started:
             on_ready(url_of(*sock.getsockname()[:2]))
         while not running.done():
-            if not model.engine.is_alive:  # those who waited have heard of it
+            if not model.engine.is_alive:  # all that waited have been told
                 server.should_exit = True
             await asyncio.wait((running,), timeout=0.2)
         await running
@@ -134,7 +134,12 @@ async def _serve(
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decodes media: `encode` may be called at once, `wait` returns once it need not start anything."""
+    """What decodes media.
+
+    Attributes:
+        encode: may be called at once; it waits for a process that is still starting.
+        wait: returns when all processes have answered; raises `EngineError` where one cannot be started.
+    """
 
     encode: MediaEncoder
     wait: Callable[[], None] = lambda: None
@@ -142,7 +147,7 @@ class Decoding:
 
 @contextmanager
 def decoding_of(settings: ServerSettings) -> Iterator[Decoding]:
-    """Decoding within the block, by processes of its own that start in the background, or by threads of this one."""
+    """Decode media within the block: in processes that start in the background, or in threads of this one."""
     if settings.preprocess_processes == 0:
         yield Decoding(fetching_first(taking_turns(encode_media, max(1, min(4, usable_cores())))))
         return
@@ -152,13 +157,13 @@ def decoding_of(settings: ServerSettings) -> Iterator[Decoding]:
 
 
 def url_of(host: str, port: int) -> str:
-    """Where a browser of this machine finds the server: an address that stands for all of them is none to open."""
+    """The URL for a browser on this machine. A wildcard such as 0.0.0.0 becomes loopback: not all can open it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _allow_many_files() -> None:
-    """As many open files, and so connections, as the system lets this process have."""
+    """Raise the limit of open files, and so of connections, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

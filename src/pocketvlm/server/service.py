@@ -1,4 +1,4 @@
-"""What every API of the server does with a request: prepare it, run it, give it up when nobody waits any more."""
+"""What every API does with a request: prepare it, run it, abort it when the client disconnects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Service:
     Attributes:
         names: what requests may call the model; the first is what answers say.
         began: seconds since 1970.
-        tracing: what takes the spans of requests; None for nobody.
+        tracing: where the spans of requests go; None without tracing.
     """
 
     vlm: AsyncVLM
@@ -48,7 +48,7 @@ class Service:
             raise HTTPError(404, message, code="model_not_found")
 
     def about(self) -> dict[str, Any]:
-        """How the model sees pictures where a request does not say, and how much of them it takes."""
+        """The defaults and limits of the model for pictures, for its card in /v1/models and for the page."""
         processor = self.vlm.vlm.processor
         return {
             "context": processor.model_config.text.max_position_embeddings,
@@ -60,14 +60,14 @@ class Service:
         }
 
     async def prepare(self, request: Request, messages: Sequence[Any], options: Mapping[str, Any]) -> Job:
-        """A job within the server's limits, whose time has begun.
+        """A job within the server's limits, with the deadline of its request.
 
         Args:
             options: of `VLM.chat`.
 
         Raises:
-            HTTPError, PocketVLMError: it cannot be honoured.
-            ClientLeftError: nobody waits for it.
+            HTTPError, PocketVLMError: the request cannot be honoured.
+            ClientLeftError: the client has disconnected.
         """
         settings = self.settings
         for name, most in (("n", settings.max_n), ("max_tokens", settings.max_answer_tokens)):
@@ -84,7 +84,7 @@ class Service:
         return job
 
     async def answers(self, request: Request, job: Job) -> list[Answer]:
-        """The whole answers; the job is given up when the client leaves."""
+        """The complete answers; the job is aborted when the client disconnects."""
         await self.while_there(request, self._run(job))
         return job.answers()
 
@@ -94,10 +94,10 @@ class Service:
                 pass
 
     async def stream(self, request: Request, job: Job) -> AsyncGenerator[Delta, None]:
-        """What is new, as it comes.
+        """The deltas of the answers, as they are generated.
 
-        It has begun when this returns: until there is a first token, a refusal can still have a status of its own. The
-        exchange closes it, so that it ends also where the client leaves before the first byte of the response.
+        This returns with the first token: until then, an error can still have its own HTTP status. The exchange closes
+        the stream, so it ends even if the client disconnects before the first byte of the response.
         """
         deltas = self.vlm.run(job)
         exchange_of(request).streams.append(deltas)
@@ -105,10 +105,10 @@ class Service:
         return _behind(first, deltas)
 
     async def while_there(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which is given up when the client leaves or the time of the request is over.
+        """The result of `work`, which is cancelled when the client disconnects or the deadline of the request passes.
 
         Raises:
-            ClientLeftError, DeadlineError: it has, or is.
+            ClientLeftError, DeadlineError: that has happened.
         """
         task, leaving = asyncio.ensure_future(work), asyncio.create_task(left(request.receive))
         seconds = exchange_of(request).deadline - time.monotonic()
@@ -133,10 +133,10 @@ async def _behind(first: Delta | None, rest: AsyncGenerator[Delta, None]) -> Asy
 
 
 def check_messages(messages: Sequence[Any], exchange: Exchange, most: int, tools: Any = None) -> None:
-    """`HTTPError` 400 for more messages or more text than the server takes; notes what they are about.
+    """Raise `HTTPError` 400 for too many messages or too much text; record the number of pictures for the log.
 
     Args:
-        most: bytes of text in them and in the descriptions of the tools, which are part of the prompt too.
+        most: bytes of text in messages and in the definitions of tools, which are part of the prompt too.
     """
     settings = exchange.settings
     if len(messages) > settings.max_messages:
@@ -168,7 +168,7 @@ def check_messages(messages: Sequence[Any], exchange: Exchange, most: int, tools
 
 
 def text_bytes(value: Any) -> int:
-    """Bytes of all texts within a value of JSON, names of fields among them."""
+    """Bytes of all strings within a JSON value, including names of fields."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="replace"))
     if isinstance(value, Mapping):

@@ -34,14 +34,14 @@ _SINGULAR = {
 # Groups of settings, by the first of each in their order: titles for people.
 GROUPS = {
     "model": "the model",
-    "host": "where it is served, and as what",
-    "api_keys": "who may ask",
+    "host": "where it is served, and under what names",
+    "api_keys": "access",
     "fetch_urls": "where pictures and videos may come from",
-    "max_in_flight": "how much at a time",
-    "max_num_seqs": "what the engine may take; left out, it chooses by the memory there is",
+    "max_in_flight": "load",
+    "max_num_seqs": "the engine; by default it chooses by the memory of the machine",
     "max_body_bytes": "limits of one request",
-    "header_seconds": "limits of time, in seconds",
-    "log_format": "what is written down",
+    "header_seconds": "time limits, in seconds",
+    "log_format": "logs and traces",
 }
 _SENDABLE = re.compile(r"[!-~]+")  # what an HTTP header carries to us unchanged
 
@@ -55,79 +55,103 @@ def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = 
 class ServerSettings:
     """What a server allows. The defaults suit one machine whose users do not know each other."""
 
-    model: str = _setting("nano", "nano, which is embedded, a checkpoint directory or a hub id")
+    model: str = _setting("nano", "nano (part of the package), a checkpoint directory or a hub id")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = _setting("auto", "auto, float32, bfloat16 or float16")
     runtime: str = _setting("auto", "auto, torch, or onnx (ONNX Runtime, on a CPU)")
-    quantization: str = _setting("auto", "of the onnx runtime: auto, none, int8, int4, or parts: decoder=int4,…")
-    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 is every one")
-    port: int = _setting(8000, "port to listen on; 0 takes a free one", Range(int, 0, 65535))
-    served_model_names: tuple[str, ...] = _setting((), "names that requests may give for the model")
-    page: bool = _setting(True, "serve the page at /, where pictures are asked about in a browser")
-    docs: bool = _setting(False, "serve the description of the API at /openapi.json")
-    mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
-    mcp_roots: tuple[str, ...] = _setting((), "folders whose files agents may name; none by default")
-    api_keys: tuple[str, ...] = _setting(
-        (), "keys of clients, `Authorization: Bearer KEY`; without any, none is asked for"
+    quantization: str = _setting(
+        "auto", "for the onnx runtime: auto, none, int8, int4, or by part, such as decoder=int4,…"
     )
-    api_key_file: str = _setting("", "file of keys, one a line: the key or `sha256:HEX` of it, then its own limits")
-    cors_origins: tuple[str, ...] = _setting((), "origins whose pages may call the API; none by default")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 listens on all interfaces")
+    port: int = _setting(8000, "port to listen on; 0 picks a free port", Range(int, 0, 65535))
+    served_model_names: tuple[str, ...] = _setting(
+        (), "name that requests may use for the model; responses show the first"
+    )
+    page: bool = _setting(True, "serve the web page at /, for asking about pictures in a browser")
+    docs: bool = _setting(False, "serve the OpenAPI description at /openapi.json")
+    mcp: bool = _setting(False, "serve tools for agents at /mcp (Model Context Protocol; needs the extra mcp)")
+    mcp_roots: tuple[str, ...] = _setting((), "folder whose files agents may read; none by default")
+    api_keys: tuple[str, ...] = _setting(
+        (), "key that clients send as `Authorization: Bearer KEY`; without keys, anyone may ask"
+    )
+    api_key_file: str = _setting(
+        "", "file with one key per line: the key or its `sha256:HEX`, then limits for that key"
+    )
+    cors_origins: tuple[str, ...] = _setting((), "origin whose web pages may call the API; none by default")
     allowed_hosts: tuple[str, ...] = _setting(
-        (), "names of this server beside its address and localhost, for agents and where it listens on loopback"
+        (), "host name accepted besides the server's address and localhost, at /mcp and when listening on loopback"
     )
     fetch_urls: bool = _setting(True, "fetch http(s) URLs of public addresses")
-    private_hosts: tuple[str, ...] = _setting((), "hosts to fetch from although their addresses are not public")
-    media_roots: tuple[str, ...] = _setting((), "folders whose files requests may name as file: URLs; none by default")
-    max_in_flight: int = _setting(256, "requests running and waiting; one more gets 429", Range(int, 1, 100_000))
+    private_hosts: tuple[str, ...] = _setting((), "host to fetch from although its address is not public")
+    media_roots: tuple[str, ...] = _setting(
+        (), "folder whose files requests may read through file: URLs; none by default"
+    )
+    max_in_flight: int = _setting(
+        256, "most requests running and waiting; further ones get 429", Range(int, 1, 100_000)
+    )
     max_held_bytes: int = _setting(
-        2**30, "bodies and pictures of all requests in flight; more gets 429", Range(int, 2**16, 2**50)
+        2**30,
+        "most bytes of bodies and preprocessed pictures of all requests in flight; beyond that, 429",
+        Range(int, 2**16, 2**50),
     )
-    max_connections: int = _setting(1000, "open connections; one more gets 503", Range(int, 1, 100_000))
+    max_connections: int = _setting(1000, "most open connections; further ones get 503", Range(int, 1, 100_000))
     preprocess_processes: int = _setting(
-        2, "processes that decode media, apart from the server; 0 decodes inside it", Range(int, 0, 64)
+        2, "processes that decode media; 0 decodes inside the server process", Range(int, 0, 64)
     )
-    preprocess_threads: int = _setting(64, "requests whose media and prompt are prepared at once", Range(int, 1, 1024))
-    max_num_seqs: int | None = _setting(None, "sequences that run at the same time", ENGINE["max_num_seqs"])
+    preprocess_threads: int = _setting(
+        64, "most requests whose media and prompt are prepared at the same time", Range(int, 1, 1024)
+    )
+    max_num_seqs: int | None = _setting(None, "most sequences that run at the same time", ENGINE["max_num_seqs"])
     cache_memory: int | None = _setting(
-        None, "bytes for keys, values and states of sequences that run", ENGINE["cache_memory"]
+        None, "bytes for keys, values and states of running sequences", ENGINE["cache_memory"]
     )
     prefix_cache_memory: int | None = _setting(
-        None, "bytes for prefixes of prompts that are kept; 0 keeps none", ENGINE["prefix_cache_memory"]
+        None, "bytes for prompt prefixes kept for reuse; 0 keeps none", ENGINE["prefix_cache_memory"]
     )
     encoder_cache_memory: int | None = _setting(
-        None, "bytes for features of pictures that are kept", ENGINE["encoder_cache_memory"]
+        None, "bytes for picture features kept for reuse", ENGINE["encoder_cache_memory"]
     )
-    max_body_bytes: int = _setting(64 * 2**20, "largest body of a request", Range(int, 1024, 2**31))
-    max_json_depth: int = _setting(64, "how deep the brackets of a body may nest", Range(int, 8, 500))
-    max_json_values: int = _setting(250_000, "most commas and brackets of a body", Range(int, 100, 10**7))
-    max_messages: int = _setting(1024, "most messages of a request", Range(int, 1, 10**6))
-    max_parts: int = _setting(4096, "most parts (texts, pictures, videos) of all messages", Range(int, 1, 10**6))
-    max_text_bytes: int = _setting(2**20, "text of all messages of a request", Range(int, 1, 2**31))
-    max_answer_tokens: int = _setting(32768, "most tokens of an answer", Range(int, 1, 10**6))
-    max_n: int = _setting(8, "most answers to one request", Range(int, 1, 128))
-    max_images: int = _setting(_DEFAULTS.max_images, "pictures of a request", Range(int, 0, 10_000))
-    max_videos: int = _setting(_DEFAULTS.max_videos, "videos of a request", Range(int, 0, 1000))
-    max_frames: int = _setting(_DEFAULTS.max_frames, "frames taken of a video", Range(int, 1, 100_000))
-    max_media_bytes: int = _setting(_DEFAULTS.max_bytes, "bytes of one picture or video", Range(int, 1, 2**31))
+    max_body_bytes: int = _setting(64 * 2**20, "largest request body", Range(int, 1024, 2**31))
+    max_json_depth: int = _setting(64, "deepest nesting of a JSON body", Range(int, 8, 500))
+    max_json_values: int = _setting(250_000, "most commas and brackets in a JSON body", Range(int, 100, 10**7))
+    max_messages: int = _setting(1024, "most messages in a request", Range(int, 1, 10**6))
+    max_parts: int = _setting(
+        4096, "most parts (texts, pictures, videos) in all messages of a request", Range(int, 1, 10**6)
+    )
+    max_text_bytes: int = _setting(
+        2**20, "most bytes of text in all messages and tools of a request", Range(int, 1, 2**31)
+    )
+    max_answer_tokens: int = _setting(32768, "most tokens of one answer", Range(int, 1, 10**6))
+    max_n: int = _setting(8, "most answers to one request (n)", Range(int, 1, 128))
+    max_images: int = _setting(_DEFAULTS.max_images, "most pictures in a request", Range(int, 0, 10_000))
+    max_videos: int = _setting(_DEFAULTS.max_videos, "most videos in a request", Range(int, 0, 1000))
+    max_frames: int = _setting(_DEFAULTS.max_frames, "most frames sampled from a video", Range(int, 1, 100_000))
+    max_media_bytes: int = _setting(_DEFAULTS.max_bytes, "largest picture or video file", Range(int, 1, 2**31))
     max_pixels: int = _setting(
-        _DEFAULTS.max_pixels, "pixels of one picture or frame, by its header", Range(int, 1, 2**31)
+        _DEFAULTS.max_pixels,
+        "most pixels of one picture or frame, read from its header before it is decoded",
+        Range(int, 1, 2**31),
     )
-    header_seconds: float = _setting(10.0, "for the head of a request to arrive", SECONDS)
-    upload_seconds: float = _setting(60.0, "for the whole body of a request to arrive", SECONDS)
+    header_seconds: float = _setting(10.0, "for the headers of a request to arrive", SECONDS)
+    upload_seconds: float = _setting(60.0, "for the whole request body to arrive", SECONDS)
     fetch_connect_seconds: float = _setting(
-        _DEFAULTS.connect_seconds, "to connect to a host of media, and its longest silence", SECONDS
+        _DEFAULTS.connect_seconds, "to connect to a host of media, and between two reads from it", SECONDS
     )
     fetch_seconds: float = _setting(_DEFAULTS.total_seconds, "for a whole download", SECONDS)
-    decode_seconds: float = _setting(60.0, "for the media of a request to be decoded, in a process of its own", SECONDS)
-    send_seconds: float = _setting(30.0, "that a client may take to read a piece of a stream", SECONDS)
-    request_seconds: float = _setting(600.0, "from arrival to the end of an answer; after it comes 504", SECONDS)
-    drain_seconds: float = _setting(30.0, "for running answers to end, once asked to stop", SECONDS)
-    watchdog_seconds: float = _setting(
-        300.0, "that a step of the engine may take before the process ends with status 70", SECONDS
+    decode_seconds: float = _setting(
+        60.0, "to decode the media of a request, if preprocess_processes is not 0", SECONDS
     )
-    log_format: str = _setting("text", "one line a request to stderr, as text or as JSON", ("text", "json"))
-    otlp_endpoint: str = _setting("", "URL that traces are sent to (OpenTelemetry, OTLP over HTTP; extra otel)")
-    log_content: bool = _setting(False, "write questions and answers into the log too, which is private to users")
+    send_seconds: float = _setting(30.0, "for a client to read one piece of a stream; then it is disconnected", SECONDS)
+    request_seconds: float = _setting(
+        600.0, "from the arrival of a request to the end of its answer; then 504", SECONDS
+    )
+    drain_seconds: float = _setting(30.0, "for running answers to finish after SIGTERM or Ctrl-C", SECONDS)
+    watchdog_seconds: float = _setting(
+        300.0, "for one engine step; a longer one ends the process with status 70", SECONDS
+    )
+    log_format: str = _setting("text", "format of the log on stderr, one line per request", ("text", "json"))
+    otlp_endpoint: str = _setting("", "URL to send traces to (OpenTelemetry, OTLP over HTTP; needs the extra otel)")
+    log_content: bool = _setting(False, "also log questions and answers, which may be private")
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -221,7 +245,7 @@ def shown_default(value: Any) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if isinstance(value, int) and value and value % size == 0:
             return f"{value}, which is {value // size} {unit}"
-    return "chosen" if value is None else "none" if value in ((), "") else str(value)
+    return "automatic" if value is None else "none" if value in ((), "") else str(value)
 
 
 def _of_file(file: Path, known: Any) -> dict[str, Any]:
