@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pocketvlm import cli
 from pocketvlm.api.vlm import VLM
+from pocketvlm.cli import console
 from pocketvlm.server import run
 from pocketvlm.server.settings import GROUPS, ServerSettings, option_of
 
@@ -104,3 +106,29 @@ def test_wrong_ones_are_refused_in_a_line(
     assert words in errors
     assert "Traceback" not in errors
     assert errors.count("\n") <= 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("fault", [None, ImportError("cannot load module more than once per process")])
+def test_ctrl_c_that_python_loses_counts_all_the_same(fault: Exception | None) -> None:
+    class Loses:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def lose() -> None:
+        with console.interrupts_count():
+            Loses()
+            passed.append(1)
+            if fault is not None:
+                raise fault
+
+    passed, before = list[int](), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        lose()
+    assert passed
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_without_ctrl_c_stays_what_it_is() -> None:
+    with pytest.raises(ImportError), console.interrupts_count():
+        raise ImportError

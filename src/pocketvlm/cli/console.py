@@ -10,8 +10,12 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -39,6 +43,35 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def interrupts_count() -> Iterator[None]:
+    """Have Ctrl-C within the block end it, at its own end at the latest.
+
+    Python raises `KeyboardInterrupt` wherever it is; what is raised within a callback of the garbage collector is lost,
+    and imports have many of them.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no place for signals
+        yield
+        return
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:  # of an import that was interrupted halfway and tried again
+        if not came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def put(text: str = "", *, end: str = "\n") -> None:

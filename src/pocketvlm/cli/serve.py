@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+from contextlib import ExitStack
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PLACES, loaded
-from pocketvlm.cli.console import put_json, say
+from pocketvlm.cli.console import interrupts_count, put_json, say
 from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
+
+if TYPE_CHECKING:
+    from pocketvlm.api.vlm import VLM
+    from pocketvlm.server.run import Decoding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +62,30 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        with interrupts_count():
+            settings, vlm, decoding = _made_ready(args, stack)
+        from pocketvlm.server.run import serve
+
+        def on_ready(url: str) -> None:
+            if args.json:
+                put_json({"url": url, "pid": os.getpid()})
+            else:
+                page = f", with a page to ask it on at {url}/" if settings.page else ""
+                say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")
+
+        serve(vlm, settings, on_ready, decoding)
+    return 0
+
+
+def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSettings, VLM, Decoding]:
+    """Settings, model and decoders; the last two until `stack` ends."""
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
     if settings.preprocess_processes:
         start_early()  # the imports below take as long as its own
     from pocketvlm.server.keys import KeyCheck
-    from pocketvlm.server.run import decoding_of, listen, serve
+    from pocketvlm.server.run import decoding_of, listen
 
     # Before minutes are spent on loading.
     if settings.mcp:
@@ -72,18 +95,9 @@ def run(args: argparse.Namespace) -> int:
         is_local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
     if not (is_local or settings.api_keys or settings.api_key_file):
         say(f"Anybody who reaches {settings.host} may ask: no API key is set. Set one with --api-key KEY.")
-
-    def on_ready(url: str) -> None:
-        if args.json:
-            put_json({"url": url, "pid": os.getpid()})
-        else:
-            page = f", with a page to ask it on at {url}/" if settings.page else ""
-            say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")
-
     for name in ("model", *PLACES):
         setattr(args, name, getattr(settings, name))
-    # Processes that decode start while the model is loaded.
-    with decoding_of(settings) as decoding, loaded(args, settings.engine_config) as vlm:
-        vlm.progress = None
-        serve(vlm, settings, on_ready, decoding)
-    return 0
+    decoding = stack.enter_context(decoding_of(settings))  # its processes start while the model is loaded
+    vlm = stack.enter_context(loaded(args, settings.engine_config))
+    vlm.progress = None
+    return settings, vlm, decoding

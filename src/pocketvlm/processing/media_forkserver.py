@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -17,8 +18,8 @@ WORKER = "pocketvlm.processing.media_worker"  # with all that a new worker needs
 
 
 def has_forkserver() -> bool:
-    """Whether this system has one; Windows does not."""
-    return "forkserver" in multiprocessing.get_all_start_methods()
+    """Whether it can be used: Windows has none, and libraries of macOS cannot be forked once they are loaded."""
+    return sys.platform != "darwin" and "forkserver" in multiprocessing.get_all_start_methods()
 
 
 def context() -> Any:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from pocketvlm.errors import EngineError, MediaError
@@ -115,8 +116,9 @@ class MediaWorkers:
 
     def start(self) -> None:
         """Have all workers started, in the background."""
-        for _ in range(self._idle.qsize()):
-            self._starting.append(_in_background(self._start_one))
+        # All are taken before the first of them can come back.
+        for worker in [self._idle.get() for _ in range(self._idle.qsize())]:
+            self._starting.append(_in_background(partial(self._start, worker)))
 
     def wait(self) -> None:
         """Return once all that `start` began have answered.
@@ -128,7 +130,9 @@ class MediaWorkers:
             one.result()
 
     def _start_one(self) -> None:
-        worker = self._idle.get()
+        self._start(self._idle.get())
+
+    def _start(self, worker: Worker | None) -> None:
         try:
             worker = worker or self._new()
         finally:
