@@ -163,4 +163,6 @@ def test_ctrl_c_while_it_starts_shows_no_traceback_of_any_process() -> None:
         time.sleep(0.2)  # into its imports
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
-    assert (process.returncode, errors.strip()) == (130, "")
+    # By the signal itself where Python was within an `exec` when it came; shells say 130 of both.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert errors.strip() == ""
