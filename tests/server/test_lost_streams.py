@@ -1,4 +1,4 @@
-"""Whoever reads what the server prints may leave at any time, before it is ready too: requests do not notice."""
+"""Output that nobody reads, before the server is ready too, and disks that are full: requests do not notice."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def test_a_server_whose_one_line_cannot_be_written_ends_with_the_reason_alone() 
         done = subprocess.run((*COMMAND, "0"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["pocketvlm serve: the output could not be written: No space left on device"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of what a process may write to files")
+def test_a_server_without_any_folder_to_write_to_says_what_to_do() -> None:
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+        "from pocketvlm.cli import main; sys.exit(main())"
+    )
+    command = (sys.executable, "-c", limited, "serve", "--port", "0")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "no folder for temporary files" in line
+    assert "--preprocess-processes 0" in line

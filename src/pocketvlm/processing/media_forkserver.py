@@ -12,6 +12,8 @@ import signal
 from contextlib import suppress
 from typing import Any
 
+from pocketvlm.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 WORKER = "pocketvlm.processing.media_worker"  # with all that a new worker needs
 
@@ -29,7 +31,11 @@ def context() -> Any:
 
 
 def start_early() -> None:
-    """Have the process started, which goes on importing by itself. It ends with this one."""
+    """Have the process started, which goes on importing by itself. It ends with this one.
+
+    Raises:
+        ConfigError: it cannot be; its socket needs a folder for temporary files.
+    """
     context()
     if not has_forkserver():
         return
@@ -41,6 +47,13 @@ def start_early() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        is_folder = isinstance(error, FileNotFoundError)  # what `tempfile` raises; its message lists folders
+        reason = "no folder for temporary files can be written to" if is_folder else error.strerror or str(error)
+        raise ConfigError(
+            f"no process can be started that decodes media ({reason})",
+            hint="Name a folder in TMPDIR, or decode in threads with --preprocess-processes 0.",
+        ) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
