@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ LATER = 5.0  # seconds that a server may take to notice what happened
 class Server:
     """`pocketvlm serve` in a process of its own."""
 
-    def __init__(self, args: argparse.Namespace, *options: str) -> None:
-        command = [sys.executable, "-m", "pocketvlm.cli", "serve", "--port", "0", "--json", "--model", args.model]
+    def __init__(
+        self, args: argparse.Namespace, *options: str, program: Sequence[str] = ("-m", "pocketvlm.cli")
+    ) -> None:
+        command = [sys.executable, *program, "serve", "--port", "0", "--json", "--model", args.model]
         self.process = subprocess.Popen(
             [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -117,9 +119,10 @@ def p(values: list[float], share: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 4) if ordered else math.nan
 
 
-def picture(side: int = 56, seed: int = 0) -> str:
+def picture(side: int = 56, seed: int = 0, times_wider: int = 1) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(buffer, "PNG")
+    size = (side, side * times_wider, 3)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8)).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

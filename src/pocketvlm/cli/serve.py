@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import PLACES, loaded
-from pocketvlm.cli.console import interrupts_count, put_json, say
+from pocketvlm.cli.console import ReaderLeftError, interrupts_count, put_json, say
 from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
 
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
         def on_ready(url: str) -> None:
             if args.json:
-                put_json({"url": url, "pid": os.getpid()})
+                with suppress(ReaderLeftError):  # whoever started it has gone; those who ask have not
+                    put_json({"url": url, "pid": os.getpid()})
             else:
                 page = f", with a page to ask it on at {url}/" if settings.page else ""
                 say(f"Serving at {url}/v1{page}; Ctrl-C ends it.")

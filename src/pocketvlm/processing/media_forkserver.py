@@ -13,6 +13,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from pocketvlm.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 WORKER = "pocketvlm.processing.media_worker"  # with all that a new worker needs
 
@@ -34,21 +36,31 @@ def start_early() -> None:
     """Have the process started, which goes on importing by itself. It ends with this one.
 
     Where it cannot be started now, the first worker tries again, and says why it cannot.
+
+    Raises:
+        ConfigError: it never can: its socket needs a folder for temporary files.
     """
     context()
     if not has_forkserver():
         return
     from multiprocessing import forkserver, resource_tracker
 
-    # Ctrl-C goes to all processes of a terminal and is the server's to answer. This one, which inherits what is held
-    # back here, would show where its imports were interrupted.
-    with suppress(OSError):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
         resource_tracker.ensure_running()  # first: it would let Ctrl-C through again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Ctrl-C goes to all processes of a terminal and is the server's to answer. This one, which inherits what is
+        # held back here, would show where its imports were interrupted.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        forkserver.ensure_running()
+    except FileNotFoundError:  # of `tempfile`
+        raise ConfigError(
+            "no process can be started that decodes media (no folder for temporary files can be written to)",
+            hint="Name a folder in TMPDIR, or decode in threads with --preprocess-processes 0.",
+        ) from None
+    except OSError:
+        pass
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_forkserver() -> None:

@@ -122,8 +122,13 @@ async def _serve(
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not (server.started or running.done()):
             await asyncio.sleep(0.01)
-        if server.started:
-            on_ready(url_of(*sock.getsockname()[:2]))
+        try:
+            if server.started:
+                on_ready(url_of(*sock.getsockname()[:2]))
+        except BaseException:  # nobody would know of the server: it ends as by a signal
+            server.should_exit = True
+            await running
+            raise
         while not running.done():
             if not model.engine.is_alive:  # all that waited have been told
                 server.should_exit = True
