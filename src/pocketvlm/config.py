@@ -69,6 +69,7 @@ def check_auto_token_budget(value: float | None, is_auto: bool) -> float:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+RUNTIMES = ("auto", "torch", "onnx")
 
 
 def check_device_name(name: str) -> str:
@@ -82,6 +83,13 @@ def check_dtype_name(name: str) -> str:
     """Return `name` if it is "auto" or one of `DTYPES`; raise `ConfigError` otherwise."""
     if not isinstance(name, str) or name not in ("auto", *DTYPES):
         raise ConfigError(f"dtype={show(name)} is unknown", hint=f"Use auto, {', '.join(DTYPES)}.")
+    return name
+
+
+def check_runtime_name(name: str) -> str:
+    """Return `name` if it is one of `RUNTIMES`; raise `ConfigError` otherwise."""
+    if not isinstance(name, str) or name not in RUNTIMES:
+        raise ConfigError(f"runtime={show(name)} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
     return name
 
 

@@ -7,6 +7,7 @@ mistakes only.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Self
 
 
@@ -69,3 +70,13 @@ class MissingExtraError(PocketVLMError):
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
         """To be raised again in another process, it is made again."""
         return type(self), (self.package, self.extra)
+
+
+def need(module: str, package: str, extra: str) -> None:
+    """`MissingExtraError` where a module cannot be found; nothing is imported but the packages that it is in."""
+    try:
+        found = find_spec(module) is not None
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise MissingExtraError(package, extra)

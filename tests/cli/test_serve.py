@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -132,3 +134,42 @@ def test_ctrl_c_that_python_loses_counts_all_the_same(fault: Exception | None) -
 def test_an_error_without_ctrl_c_stays_what_it_is() -> None:
     with pytest.raises(ImportError), console.interrupts_count():
         raise ImportError
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "abacus"], "device='abacus'"),
+        (["--dtype", "int3"], "dtype='int3'"),
+        (["--runtime", "vllm"], "runtime='vllm'"),
+        (["--quantization", "int3"], "int3"),
+        (["--model", "there/is/no/such"], "there/is/no/such"),
+        (["--host", "nosuchhost.invalid"], "cannot listen on nosuchhost.invalid"),
+        (["--api-key-file", "no/such/file"], "No such file or directory"),
+    ],
+)
+def test_mistakes_are_told_before_pytorch_is_imported(options: list[str], words: str) -> None:
+    program = (
+        "import sys\nfrom pocketvlm.cli import main\n"
+        f"status = main(['serve', '--port', '0', *{options!r}])\n"
+        "print(status, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", "False"]
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_variable_that_is_a_setting_but_for_a_slip_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("POCKETVLM_SOMETHING_ELSE", "1")  # of another program
+    monkeypatch.setattr(run, "serve", lambda *_: None)
+    assert cli.main(["serve", "--port", "0", "--preprocess-processes", "0"]) == 0
+    monkeypatch.setenv("POCKETVLM_MAX_IMAGE", "7")
+    assert cli.main(["serve", "--port", "0"]) == 2
+    assert "Did you mean POCKETVLM_MAX_IMAGES?" in capsys.readouterr().err
+    monkeypatch.delenv("POCKETVLM_MAX_IMAGE")
+    (tmp_path / "s.toml").write_text("prot = 1\n", encoding="utf-8")
+    assert cli.main(["serve", "--config", str(tmp_path / "s.toml")]) == 2
+    assert "Did you mean port?" in capsys.readouterr().err

@@ -164,6 +164,7 @@ def test_an_error_of_the_user_is_one_line_for_the_agent(folder: Path) -> None:
                 found = await client.call_tool(name, arguments)
                 if says:
                     assert found.is_error, arguments
+                    assert not said(found).startswith("messages["), arguments
                     assert says in said(found)
                 assert "\n" not in said(found) or not found.is_error
             with pytest.raises(MCPError, match="no tool 'fly'"):

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
-from pocketvlm.server.run import listen
+from pocketvlm.server.listening import listen
 from pocketvlm.server.settings import ServerSettings
 
 SLOW = {"max_tokens": 20_000, "ignore_eos": True}

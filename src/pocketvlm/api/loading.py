@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pocketvlm.bundle import PRESETS, Manifest, Operators, parse_quantization
-from pocketvlm.config import check_device_name, check_dtype_name
+from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.engine.runners.torch_runner import TorchRunner
@@ -18,11 +18,9 @@ from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.model.checkpoint import count_parameters, load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
-from pocketvlm.ranges import show
 
 Progress = Callable[[str, int, int], None]
 
-RUNTIMES = ("auto", "torch", "onnx")
 # On a CPU, models from this size on are made into a bundle; smaller ones answer at once as they are.
 LARGE = 100_000_000
 AUTO_QUANTIZATION = "int8"  # the one that keeps the answers; 4 bits are a choice
@@ -38,8 +36,7 @@ def load_runner(
     progress: Progress | None = None,
 ) -> Runner:
     """Make the model (a checkpoint or a bundle) ready; the options are those of `pocketvlm.load`."""
-    if not isinstance(runtime, str) or runtime not in RUNTIMES:
-        raise ConfigError(f"runtime={show(runtime)} is unknown", hint=f"Use one of {', '.join(RUNTIMES)}.")
+    check_runtime_name(runtime)
     if not isinstance(quantization, str) or quantization != "auto":
         parse_quantization(quantization)
     directory = resolve(model)

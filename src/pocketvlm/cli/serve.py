@@ -7,12 +7,13 @@ import ipaddress
 import os
 from contextlib import ExitStack, suppress
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.cli.common import PLACES, loaded
+from pocketvlm.cli.common import PLACES, directory_of, loaded
 from pocketvlm.cli.console import ReaderLeftError, interrupts_count, put_json, say
+from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
+from pocketvlm.errors import need
 from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
 
@@ -83,22 +84,39 @@ def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSetti
     """Settings, model and decoders; the last two until `stack` ends."""
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
+    for name in ("model", *PLACES):
+        setattr(args, name, getattr(settings, name))
+    _check(args, settings)
     if settings.preprocess_processes:
         start_early()  # the imports below take as long as its own
-    from pocketvlm.server.keys import KeyCheck
-    from pocketvlm.server.run import decoding_of, listen
+    from pocketvlm.server.run import decoding_of
 
-    # Before minutes are spent on loading.
-    if settings.mcp:
-        import_module("pocketvlm.mcp_server")  # it says which extra is missing
+    vlm = stack.enter_context(loaded(args, settings.engine_config))
+    vlm.progress = None
+    return settings, vlm, stack.enter_context(decoding_of(settings))
+
+
+def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
+    """Refuse what can be seen to be wrong before seconds are spent on imports, and minutes on loading."""
+    from pocketvlm.bundle import parse_quantization
+    from pocketvlm.server.keys import KeyCheck
+    from pocketvlm.server.listening import listen
+
+    check_device_name(settings.device)
+    check_dtype_name(settings.dtype)
+    check_runtime_name(settings.runtime)
+    if settings.quantization != "auto":
+        parse_quantization(settings.quantization)
+    for is_wanted, module, package, extra in (
+        (settings.runtime == "onnx", "onnxruntime", "onnxruntime", "onnx"),
+        (settings.mcp, "mcp", "mcp", "mcp"),
+        (settings.otlp_endpoint, "opentelemetry.sdk", "opentelemetry-sdk", "otel"),
+    ):
+        if is_wanted:
+            need(module, package, extra)
+    directory_of(args)
     KeyCheck.of(settings)
     with listen(settings) as sock:
         is_local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
     if not (is_local or settings.api_keys or settings.api_key_file):
         say(f"Anybody who reaches {settings.host} may ask: no API key is set. Set one with --api-key KEY.")
-    for name in ("model", *PLACES):
-        setattr(args, name, getattr(settings, name))
-    decoding = stack.enter_context(decoding_of(settings))  # its processes start while the model is loaded
-    vlm = stack.enter_context(loaded(args, settings.engine_config))
-    vlm.progress = None
-    return settings, vlm, decoding

@@ -10,11 +10,19 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import (
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    build_opener,
+)
 
 from pocketvlm.errors import ConfigError
 
@@ -43,6 +51,38 @@ class RefusedError(Exception):
 class _NoRedirects(HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+class _ReadsRefusals:
+    """A connection on which a server may answer before it has the whole body, as it does where that is too large."""
+
+    _is_refused = False
+
+    def send(self, data: Any) -> None:
+        if self._is_refused:
+            return
+        try:
+            super().send(data)  # type: ignore[misc]
+        except (BrokenPipeError, ConnectionResetError):
+            self._is_refused = True  # the response says why; where there is none, reading it fails
+
+
+class _Connection(_ReadsRefusals, HTTPConnection):
+    pass
+
+
+class _SecureConnection(_ReadsRefusals, HTTPSConnection):
+    pass
+
+
+class _HTTP(HTTPHandler):
+    def http_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _HTTPS(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, req, context=self._context)  # type: ignore[attr-defined]
 
 
 def check_address(url: str, api_key: str = "") -> None:
@@ -113,7 +153,7 @@ def read_all(response: Any, deadline: float) -> bytes:
 def _opener(url: str) -> OpenerDirector:
     # Proxies are those of the environment, but the machine itself is never reached through one.
     own = [ProxyHandler({})] if urlsplit(url).hostname in _LOCAL_HOSTS else []
-    return build_opener(_NoRedirects, *own)
+    return build_opener(_NoRedirects, _HTTP, _HTTPS, *own)
 
 
 def message_of(found: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -36,6 +37,7 @@ INSTRUCTIONS = (
 PROGRESS_SECONDS = 0.5  # between two notes of how far an answer has come
 SESSION_SECONDS = 600.0  # that nobody uses, after which a session over HTTP ends
 MAX_SESSIONS = 256
+_PLACE = re.compile(r"^messages\[\d+\](\.content\[\d+\])?: ")  # which the agent has never seen
 
 # Called with the HTTP request of a call (None over stdio) and the job that was made of it.
 OnJob = Callable[[Any, Job], None]
@@ -54,7 +56,7 @@ def make_server(vlm: AsyncVLM, sources: Sources, on_job: OnJob = lambda _request
             call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open)
             return result_of(call, await _answer(vlm, context, call, on_job))
         except (PocketVLMError, EngineError) as error:
-            return failed(str(error))
+            return failed(_PLACE.sub("", str(error)))
         except Exception as error:  # messages of other libraries are not for agents
             logger.error("a call failed", exc_info=error)
             return failed(f"this call failed inside pocketvlm ({type(error).__name__})")

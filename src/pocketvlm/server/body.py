@@ -48,7 +48,8 @@ async def read_body(request: Request) -> bytes:
     exchange = exchange_of(request)
     settings = exchange.settings
     try:
-        raw = await asyncio.wait_for(_read(request, exchange), settings.upload_seconds)
+        async with asyncio.timeout(settings.upload_seconds):
+            raw = await _read(request, exchange)
     except TimeoutError:
         raise HTTPError(408, f"the body did not arrive in {settings.upload_seconds:g} seconds") from None
     except ClientDisconnect:
@@ -66,12 +67,12 @@ async def _read(request: Request, exchange: Exchange) -> bytes:
     limit = exchange.settings.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
-        raise HTTPError(413, f"the body has more than {limit} bytes")
+        raise HTTPError(413, f"the body has more than {limit} bytes, which is max_body_bytes of this server")
     parts, size, structure = list[bytes](), 0, JSONStructure()
     async for part in request.stream():
         size += len(part)
         if size > limit:
-            raise HTTPError(413, f"the body has more than {limit} bytes")
+            raise HTTPError(413, f"the body has more than {limit} bytes, which is max_body_bytes of this server")
         exchange.hold(len(part))
         parts.append(part)
         structure.add(part)

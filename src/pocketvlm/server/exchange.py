@@ -50,6 +50,7 @@ class Exchange:
         arrived: `time.monotonic()`.
         key: whose it is; None without keys.
         held_bytes: its part of those of all.
+        has_begun: it has a place among those of its key.
         is_admitted: it counts among those in flight.
         jobs: what the model was asked for.
         streams: what its answers are read from; closed at its end, also where nobody has begun to read them.
@@ -67,6 +68,7 @@ class Exchange:
     arrived: float = field(default_factory=time.monotonic)
     key: Key | None = None
     held_bytes: int = 0
+    has_begun: bool = False
     is_admitted: bool = False
     jobs: list[Job] = field(default_factory=list)
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
@@ -94,6 +96,12 @@ class Exchange:
     def deadline(self) -> float:
         """`time.monotonic()` at which it is given up."""
         return self.arrived + self.settings.request_seconds
+
+    def begin(self) -> None:
+        """Take a place among the requests of its key; `HTTPError` 429 where there is none."""
+        if self.key is not None:
+            self.key.begin()
+        self.has_begun = True
 
     def hold(self, count: int) -> None:
         """Count bytes that are kept until the response has been sent; `HTTPError` 429 where there is no room."""
@@ -131,7 +139,7 @@ class Exchange:
         if self.has_ended:
             return
         self.has_ended = True
-        if self.key is not None and self.counts:
+        if self.key is not None and self.has_begun:
             self.key.end(self.prompt_tokens + self.answer_tokens)
         self.load.held_bytes -= self.held_bytes
         self.load.in_flight -= self.is_admitted

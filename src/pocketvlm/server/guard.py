@@ -56,16 +56,14 @@ class Guard:
     def let_in(self, exchange: Exchange, request: Request) -> None:
         """Raise `HTTPError` for an unknown key, a foreign origin or a full server, before the body is read."""
         self._check_origin(request)
-        key = self._check_key(request)
+        exchange.key = self._check_key(request)
         if self._is_draining():
             raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
         if not self.service.vlm.engine.is_alive:
             raise HTTPError(503, "the engine has ended", "server_error", "engine_ended")
         if exchange.counts:
             self.load.check_room()
-            if key is not None:
-                key.begin()
-        exchange.key = key
+            exchange.begin()
 
     def trace(self, exchange: Exchange) -> None:
         """Export the spans of an exchange that has ended, if tracing is on."""

@@ -31,9 +31,10 @@ class JSONStructure:
             piece = piece[: len(piece) - behind]
         if b"\\" in piece:  # backslashes in pairs first: what is left of them before a quote makes it part of a string
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
-        codes = np.frombuffer(piece.translate(None, _DROPPED), np.uint8)
-        if not codes.size:
+        kept = piece.translate(None, _DROPPED)
+        if not kept:  # as most pieces of those who send byte by byte
             return
+        codes = np.frombuffer(kept, np.uint8)
         is_quote = codes == _QUOTE
         inside = np.logical_xor.accumulate(is_quote) ^ self._in_string
         self._in_string = bool(inside[-1])

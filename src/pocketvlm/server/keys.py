@@ -103,9 +103,8 @@ class KeyCheck:
         # All are compared, so that the time says nothing about which one is near.
         known = [key for key in self._keys if hmac.compare_digest(given, key.digest)]
         if scheme.lower() != "bearer" or not known or len(header) > MAX_HEADER:
-            raise HTTPError(
-                401, "this server wants a key: Authorization: Bearer KEY", "authentication_error", "invalid_api_key"
-            )
+            said = "this server does not know the key that was given" if text else "this server wants a key"
+            raise HTTPError(401, f"{said}: Authorization: Bearer KEY", "authentication_error", "invalid_api_key")
         return known[0]
 
 
@@ -113,8 +112,9 @@ def read_keys(file: Path) -> Iterator[Key]:
     """The keys of a file; `ConfigError` names the line at fault, and nothing of what stands there."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        raise ConfigError(f"api_key_file={file} cannot be read as text") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise ConfigError(f"api_key_file={file} cannot be read: {reason}") from None
     found = 0
     for number, line in enumerate(lines, 1):
         words = line.split()

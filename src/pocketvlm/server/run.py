@@ -17,12 +17,13 @@ import uvicorn
 
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.vlm import VLM
-from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.errors import EngineError
 from pocketvlm.machine import usable_cores
 from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
 from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
 from pocketvlm.server.app import MAX_HEADERS, create_app
 from pocketvlm.server.connection import connections
+from pocketvlm.server.listening import listen
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.tracing import Tracing, start_tracing
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
 SWITCH_SECONDS = 0.001  # a thread holds the GIL this long while the event loop waits; Python's default is 0.005
-SEND_BUFFER = 128 * 1024  # bytes
 
 
 class Server(uvicorn.Server):
@@ -45,25 +45,6 @@ class Server(uvicorn.Server):
             logger.warning("ended at once by a second signal")
             os._exit(128 + sig)
         self.is_draining = self.should_exit = True
-
-
-def listen(settings: ServerSettings) -> socket.socket:
-    """A socket that listens where the settings say.
-
-    Raises:
-        ConfigError: the address does not exist here, or is taken.
-    """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        sock = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-        # Connections have it too. Left to itself the system takes megabytes of what nobody reads.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        return sock
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no such address"
-        raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port} ({reason})", hint="Give another --host or --port."
-        ) from None
 
 
 def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], decoding: Decoding) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,6 +214,7 @@ class ServerSettings:
                 names the setting.
         """
         known = {one.name: one for one in fields(cls)}
+        _check_variables(environment, known)
         values: dict[str, Any] = {}
         if file is not None:
             values |= _of_file(file, known.keys())
@@ -248,6 +250,20 @@ def shown_default(value: Any) -> str:
     return "automatic" if value is None else "none" if value in ((), "") else str(value)
 
 
+def _meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name.lower(), known, 1)
+    return f"Did you mean {near[0]}?" if near else "`pocketvlm serve --help` and docs/serving.md have all of them."
+
+
+def _check_variables(environment: Mapping[str, str], known: Collection[str]) -> None:
+    """`ConfigError` for a variable that is a setting but for a slip: a limit that somebody takes for set would not be.
+    Others may be of other programs, and are none of ours."""
+    for variable in environment:
+        name = variable.removeprefix(PREFIX).lower()
+        if variable.startswith(PREFIX) and name not in known and (near := get_close_matches(name, known, 1, 0.85)):
+            raise ConfigError(f"{variable} is no setting", hint=f"Did you mean {PREFIX}{near[0].upper()}?")
+
+
 def _of_file(file: Path, known: Any) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -256,9 +272,7 @@ def _of_file(file: Path, known: Any) -> dict[str, Any]:
         raise ConfigError(f"{str(file)!r:.80} cannot be read as TOML: {reason}") from None
     for name in values:
         if name not in known:
-            raise ConfigError(
-                f"{file} has the setting {show(name)}, which does not exist", hint=f"Known: {', '.join(known)}."
-            )
+            raise ConfigError(f"{file} has the setting {show(name)}, which does not exist", hint=_meant(name, known))
     return values
 
 

@@ -118,7 +118,8 @@ def _parse(url: str) -> _Target:
     if parts.query:
         path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
     shown = parts.path if len(parts.path) <= 60 else parts.path[:57] + "..."
-    return _Target(secure, host, port or (443 if secure else 80), path, f"{parts.scheme}://{host[:80]}{shown}")
+    place = (f"[{host}]" if ":" in host else host[:80]) + (f":{port}" if port else "")
+    return _Target(secure, host, port or (443 if secure else 80), path, f"{parts.scheme}://{place}{shown}")
 
 
 def _resolve(target: _Target, limits: MediaLimits) -> list[str]:
@@ -132,7 +133,7 @@ def _resolve(target: _Target, limits: MediaLimits) -> list[str]:
     if not addresses or not (exempt or all(is_public(address) for address in addresses)):
         raise MediaError(
             f"{target.name} leads to a private address",
-            hint="Only public hosts are fetched from; pass the file itself or a data: URL.",
+            hint="Only public hosts are fetched from; send the picture itself, as a data: URL.",
         )
     return addresses
 
