@@ -68,7 +68,8 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for name, figures in rounds.items():
         medians = median_of(figures)
-        found[name] = {key: medians[key] for key in SHOWN}
+        reasons = {reason: count for one in figures for reason, count in one["failures"].items()}
+        found[name] = {key: medians[key] for key in SHOWN} | {"failures": reasons}
     ours = found["pocketvlm"]
     for name, figures in found.items():
         if name != "pocketvlm":

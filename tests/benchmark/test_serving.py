@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pocketvlm.benchmark.serving import targets
 from pocketvlm.benchmark.serving.arrivals import closed_loop, open_loop
 from pocketvlm.benchmark.serving.figures import Record, peak, summary
 from pocketvlm.benchmark.serving.run import median_of
-from pocketvlm.benchmark.serving.workload import DISTINCT, Workload, jpeg
+from pocketvlm.benchmark.serving.workload import DISTINCT, Body, Workload, jpeg
 from pocketvlm.cli import main
 
 TERMS = [f"{word}_{name}_ms" for word in ("mean", "median", "p99") for name in ("ttft", "tpot", "itl", "e2el")]
@@ -165,3 +166,33 @@ def test_wrong_options_are_one_line(options: tuple[str, ...], capsys: pytest.Cap
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
+
+
+def test_a_kept_connection_that_the_server_ends_is_no_failure_and_a_server_that_never_answers_is_one() -> None:
+    chunk = json.dumps({"choices": [{"delta": {"content": "a"}}]})
+    stream = f"data: {chunk}\n\ndata: [DONE]\n\n"
+    asked = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One answer, and an end without a word when the next request has come."""
+        for number in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+            asked.append(number)
+            if number or is_silent:
+                break
+            writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(stream)}\r\n\r\n{stream}".encode())
+        writer.close()
+
+    async def ask(count: int) -> list[str]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        body: Body = {"messages": [{"content": []}]}
+        async with server, targets.by_http(url, None) as target:
+            return [(await target.ask(body)).failure for _ in range(count)]
+
+    is_silent = False
+    assert asyncio.run(ask(3)) == ["", "", ""]
+    assert 1 in asked
+    is_silent = True
+    assert asyncio.run(ask(1)) == ["ServerDisconnectedError"]

@@ -45,15 +45,26 @@ class HTTPTarget:
 
     async def ask(self, body: Body) -> Record:
         data = json.dumps(body).encode()  # before the clock starts
-        record = Record(time.perf_counter(), images=images_of(body))
+        try:
+            return await self._ask(data, images_of(body))
+        except aiohttp.ClientConnectionError:
+            # Some servers close a kept connection at the moment at which the next request comes. Clients ask again.
+            return await self._ask(data, images_of(body), is_last=True)
+
+    async def _ask(self, data: bytes, images: int, *, is_last: bool = False) -> Record:
+        """`ClientConnectionError` where a connection fails before any response, unless this is the last attempt."""
+        record, has_begun = Record(time.perf_counter(), images=images), False
         try:
             async with self._session.post(self._url, data=data) as response:
+                has_begun = True
                 if response.status != 200:
                     record.failure = f"HTTP {response.status}"
                     await response.read()
                 else:
                     await self._read(response, record)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            if isinstance(error, aiohttp.ClientConnectionError) and not (has_begun or is_last):
+                raise
             record.failure = type(error).__name__
         record.ended = time.perf_counter()
         return record
