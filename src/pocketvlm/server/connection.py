@@ -10,6 +10,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pocketvlm.server.joined_writes import JoinedWrites
 from pocketvlm.server.settings import ServerSettings
 
 _FULL = (
@@ -39,6 +40,7 @@ class Connection(H11Protocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         super().connection_made(transport)
         # asyncio does so itself only for sockets that name their protocol, which those of `socket.create_server` do
         # not. Without it the second piece of a response waits for the client to confirm the first, often for 40 ms.
