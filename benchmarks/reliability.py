@@ -7,6 +7,9 @@ poison         malformed requests between good ones, whose answers stay the same
 sigterm        a signal under load: no longer ready, all that was accepted ends, status 0
 soak           all of this for as long as `--seconds` says: memory, files, threads, counters
 hostile-media  hosts that stall, never end, redirect, drip
+malformed      pictures of odd kinds, broken, or none at all: 200 or 400, each within a second
+bomb           a picture of 50,000² pixels in some bytes: refused by its head
+worker-kill    kill -9 of a process that decodes, at work and idle
 memory         resources after 1,000 requests and after all of them
 idle-streams   memory of streams that wait, and of connections that do nothing
 disconnects    steps between a client's end and that of its answer
@@ -30,8 +33,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from reliability_media import bomb, hostile_media, malformed, worker_kill
 from reliability_memory import disconnects, idle_streams, memory
-from reliability_server import CHAT, LATER, POISON, Server, at_once, p, request
+from reliability_server import CHAT, POISON, Server, at_once, p, request
 
 
 async def abort_storm(server: Server, args: argparse.Namespace) -> dict[str, Any]:
@@ -236,62 +240,6 @@ async def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def hostile_media(server: Server, args: argparse.Namespace) -> dict[str, Any]:
-    """The host is reached as 127.0.0.1, which the server may; what it redirects to is not."""
-    inner = 0
-
-    async def hostile(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
-            if path == b"/endless":
-                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-                while True:
-                    writer.write(bytes(65536))
-                    await writer.drain()
-            if path == b"/redirect":
-                writer.write(f"HTTP/1.1 302 Found\r\nLocation: http://localhost:{port}/inner\r\n\r\n".encode())
-            elif path == b"/inner":
-                nonlocal inner
-                inner += 1
-            elif path == b"/drip":
-                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-                while True:
-                    writer.write(b"x")
-                    await writer.drain()
-                    await asyncio.sleep(0.2)
-            else:
-                await reader.read()  # until the client leaves
-        writer.close()
-
-    host = await asyncio.start_server(hostile, "127.0.0.1", 0)
-    port = host.sockets[0].getsockname()[1]
-    async with host:
-
-        async def bad(number: int) -> tuple[int, float]:
-            path = ("endless", "redirect", "drip", "stall")[number % 4]
-            part = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{port}/{path}"}}
-            began = time.perf_counter()
-            status, _, _ = await server.ask(request(messages=[{"role": "user", "content": [part]}]))
-            return status, time.perf_counter() - began
-
-        async def good(number: int) -> tuple[int, float]:
-            await asyncio.sleep(0.05)
-            status, _, seconds = await server.ask(request(number, look=True))
-            return status, seconds
-
-        bads, goods = await asyncio.gather(at_once(args.requests, bad), at_once(args.requests, good, 2))
-    slowest = max(seconds for _, seconds in bads)
-    ok = {s for s, _ in bads} == {400} and {s for s, _ in goods} == {200} and inner == 0 and slowest < 2 + LATER
-    return {
-        "hostile": len(bads),
-        "slowest_s": round(slowest, 2),
-        "connections_to_private": inner,
-        "good_p50_s": p([s for _, s in goods], 0.5),
-        "good_p99_s": p([s for _, s in goods], 0.99),
-        "ok": ok,
-    }
-
-
 async def loop_lag(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     nested: dict[str, Any] = {"type": "string"}
     for _ in range(20):
@@ -360,6 +308,9 @@ CASES: dict[str, tuple[Callable[[Server, argparse.Namespace], Awaitable[dict[str
     "sigterm": (sigterm, ()),
     "soak": (soak, ("--prefix-cache-memory", str(32 * 2**20), "--encoder-cache-memory", str(4 * 2**20))),
     "hostile-media": (hostile_media, ("--private-host", "127.0.0.1", "--fetch-seconds", "2")),
+    "malformed": (malformed, ()),
+    "bomb": (bomb, ()),
+    "worker-kill": (worker_kill, ("--preprocess-processes", "1")),
     "loop-lag": (loop_lag, ()),
     "memory": (memory, ("--prefix-cache-memory", str(32 * 2**20), "--encoder-cache-memory", str(4 * 2**20))),
     "idle-streams": (idle_streams, ("--max-in-flight", "1000")),
