@@ -107,13 +107,12 @@ def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
     check_runtime_name(settings.runtime)
     if settings.quantization != "auto":
         parse_quantization(settings.quantization)
-    for is_wanted, module, package, extra in (
-        (settings.runtime == "onnx", "onnxruntime", "onnxruntime", "onnx"),
-        (settings.mcp, "mcp", "mcp", "mcp"),
-        (settings.otlp_endpoint, "opentelemetry.sdk", "opentelemetry-sdk", "otel"),
-    ):
-        if is_wanted:
-            need(module, package, extra)
+    if settings.runtime == "onnx":
+        need("onnxruntime", "onnxruntime", "onnx")
+    if settings.mcp:
+        need("mcp", "mcp", "mcp")
+    if settings.otlp_endpoint:
+        need("opentelemetry.sdk", "opentelemetry-sdk", "otel")
     directory_of(args)
     KeyCheck.of(settings)
     with listen(settings) as sock:
