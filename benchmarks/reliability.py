@@ -75,7 +75,7 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
                 await asyncio.sleep(1)
 
     async def beside_slow_ones() -> float:
-        held = []
+        held, asked_before = [], (await server.metrics())["requests_total"]
         for _ in range(args.clients):
             _, writer = await asyncio.open_connection(server.host, server.port)
             head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{{"
@@ -88,7 +88,11 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
             writer.write(head.encode() + body)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             held.append((writer, asyncio.create_task(asyncio.sleep(0))))
-        while (await server.metrics())["num_requests_running"]:  # their own answers are made
+        while True:  # until their own answers are made, all of them
+            now = await server.metrics()
+            has_all = now["requests_total"] - asked_before == args.clients
+            if has_all and now["num_requests_running"] + now["num_requests_waiting"] == 0:
+                break
             await asyncio.sleep(0.2)
         found = await rate()
         for writer, task in held:
