@@ -55,7 +55,7 @@ class OutputStream:
         return self.outputs.popleft() if self.outputs else None
 
 
-News = tuple[OutputStream, Sequence[Output], bool]  # whose, what, and whether it is the last
+Delivery = tuple[OutputStream, Sequence[Output], bool]  # whose, what, and whether it is the last
 
 
 class AsyncEngine:
@@ -241,28 +241,28 @@ class AsyncEngine:
         for output in outputs:
             if (stream := self.streams.get(output.request)) is not None:
                 by_stream.setdefault(stream, []).append(output)
-        by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
         for stream, own in by_stream.items():
             if is_last := stream.request.is_finished:
                 self.streams.pop(stream.request, None)
             by_loop.setdefault(stream.loop, []).append((stream, own, is_last))
-        for loop, news in by_loop.items():
-            if not _wake(loop, news):
-                for stream, _, is_last in news:
+        for loop, deliveries in by_loop.items():
+            if not _wake(loop, deliveries):
+                for stream, _, is_last in deliveries:
                     if not is_last:
                         self._abort(stream.request)
 
 
-def _wake(loop: asyncio.AbstractEventLoop, news: Sequence[News]) -> bool:
+def _wake(loop: asyncio.AbstractEventLoop, deliveries: Sequence[Delivery]) -> bool:
     """Hand what is new over, in one call however many streams it is for, as each call costs the engine's thread a write
     to a socket; False where the loop has ended, and the readers with it."""
     try:
-        loop.call_soon_threadsafe(_put_all, news)
+        loop.call_soon_threadsafe(_put_all, deliveries)
     except RuntimeError:
         return False
     return True
 
 
-def _put_all(news: Sequence[News]) -> None:
-    for stream, outputs, is_last in news:
+def _put_all(deliveries: Sequence[Delivery]) -> None:
+    for stream, outputs, is_last in deliveries:
         stream.put(outputs, is_last)

@@ -88,7 +88,7 @@ class Exchange:
         return self.method not in ("GET", "HEAD", "OPTIONS")
 
     @property
-    def status_told(self) -> int:
+    def logged_status(self) -> int:
         """Of the response; 499 where nobody was there to take one."""
         return self.status or 499
 

@@ -52,7 +52,7 @@ class HTTPMetrics:
 
     def ended(self, exchange: Exchange) -> None:
         """Count one. `handler` is the path in the table of routes, so that no client can create new time series."""
-        self._requests.labels(exchange.method, exchange.path, str(exchange.status_told)).inc()
+        self._requests.labels(exchange.method, exchange.path, str(exchange.logged_status)).inc()
         self._seconds.labels(exchange.method, exchange.path).observe(time.monotonic() - exchange.arrived)
 
     async def respond(self, service: Service, _request: Request) -> Response:

@@ -22,7 +22,7 @@ def log_exchange(exchange: Exchange) -> None:
     facts: dict[str, Any] = {
         "method": exchange.method,
         "path": exchange.path,
-        "status": exchange.status_told,
+        "status": exchange.logged_status,
         "seconds": round(time.monotonic() - exchange.arrived, 4),
         "request_id": exchange.request_id,
     }

@@ -75,7 +75,7 @@ def attributes_of(exchange: Exchange) -> Mapping[str, Any]:
     found: dict[str, Any] = {
         "http.request.method": exchange.method,
         "http.route": exchange.path,
-        "http.response.status_code": exchange.status_told,
+        "http.response.status_code": exchange.logged_status,
         "pocketvlm.request_id": exchange.request_id,
     }
     if exchange.jobs:
