@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from pocketvlm.config import ImageConfig
 from pocketvlm.config_ranges import MAX_VIEW_PATCHES
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.patches.slicing import plan_views
+from pocketvlm.processing.patches.slicing import max_view_patches, plan_views
 from pocketvlm.views import Size
 
 CONFIG = ImageConfig()
@@ -135,6 +137,16 @@ def test_a_view_may_have_as_many_patches_as_the_tower_takes_and_no_more() -> Non
     assert strip.views[0].patches == MAX_VIEW_PATCHES == 4 * 3072
     with pytest.raises(MediaError, match="12304 patches, at most 12288"):
         plan_views(Size(height=1, width=10_766), CONFIG, max_slice_nums=1)
+
+
+@pytest.mark.parametrize(("resolution", "most"), [(448, 12_288), (224, 3072), (56, 1024), (896, 12_288)])
+def test_a_model_of_smaller_views_takes_shorter_strips(resolution: int, most: int) -> None:
+    config = replace(CONFIG, scale_resolution=resolution)
+    assert max_view_patches(config) == most
+    if resolution == 224:
+        assert plan_views(Size(height=1, width=10_752), config, "4x", 1).views[0].patches == most
+        with pytest.raises(MediaError, match=f"at most {most}"):
+            plan_views(Size(height=1, width=11_000), config, "4x", 1)
 
 
 def test_strip_whose_height_rounds_to_nothing_is_the_smallest_view() -> None:

@@ -19,7 +19,7 @@ from pocketvlm.config_ranges import MAX_VIEW_PATCHES
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.views import Size, View
 
-# Limits of a plan, with `MAX_VIEW_PATCHES`, so that no size makes the tower choke. The reference has none: a 1 x 20000
+# Limits of a plan, with `max_view_patches`, so that no size makes the tower choke. The reference has none: a 1 x 20000
 # strip becomes one view of 17,136 patches there. A 1 x 8000 strip, the worst that is still planned, has 11,456.
 MAX_SIDE = 1_000_000
 MAX_PATCHES = 2**20
@@ -71,7 +71,7 @@ def plan_views(
 
     Raises:
         ConfigError: an unknown mode, or a `max_slice_nums` that is not a positive integer.
-        MediaError: a size without area, or so large or narrow that a view would have over `MAX_VIEW_PATCHES` patches or
+        MediaError: a size without area, or so large or narrow that a view would have over `max_view_patches` patches or
             the picture over `MAX_PATCHES`.
     """
     mode = check_downsample_mode(downsample_mode)
@@ -102,19 +102,29 @@ def plan_views(
         (Size(height=piece.height // config.patch_size, width=piece.width // config.patch_size), count)
         for piece, count in pieces
     ]
-    _check_patches(size, in_patches)
+    _check_patches(size, in_patches, max_view_patches(config))
     rate: DownsampleMode = "4x" if mode == "4x" else "16x"
     views = tuple(View(patches, rate) for patches, count in in_patches for _ in range(count))
     return SlicePlan(image=size, grid=grid, overview=overview, refined=refined, views=views)
 
 
-def _check_patches(size: Size, pieces: list[tuple[Size, int]]) -> None:
+def max_view_patches(config: ImageConfig) -> int:
+    """Twelve times the patches of a square view, between 1,024 and `MAX_VIEW_PATCHES` (which it is at the true sizes).
+
+    The tower's attention takes time with the square of the patches. A model of smaller views is there to be quick: a
+    strip that costs it ten times as long as a page is refused, as it is by the large model.
+    """
+    square = (config.scale_resolution // config.patch_size) ** 2
+    return min(max(12 * square, 1024), MAX_VIEW_PATCHES)
+
+
+def _check_patches(size: Size, pieces: list[tuple[Size, int]], most: int) -> None:
     """Refuse a plan that is too large before its views are made."""
     largest = max(piece.area for piece, _ in pieces)
-    if largest > MAX_VIEW_PATCHES:
+    if largest > most:
         raise MediaError(
             f"A picture of {size.height} x {size.width} pixels (height x width) is too narrow: one view would have "
-            f"{largest} patches, at most {MAX_VIEW_PATCHES} are possible",
+            f"{largest} patches, at most {most} are possible",
             hint="Cut it into parts that are less elongated.",
         )
     total = sum(piece.area * count for piece, count in pieces)
