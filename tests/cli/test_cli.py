@@ -391,6 +391,9 @@ def test_wrong_usage_of_a_variant_names_its_own_help(capsys: pytest.CaptureFixtu
     status, out, err = run(capsys, "bench", "serving", "--runs", "torch")
     assert (status, out) == (2, "")
     assert err == "pocketvlm bench serving: unrecognized arguments: --runs torch; see pocketvlm bench serving --help\n"
+    status, out, err = run(capsys, "bench", "serving", "--requests", "0")
+    assert (status, out) == (2, "")
+    assert err.startswith("pocketvlm bench serving: ")
 
 
 def test_interrupt_is_silent_and_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
+from pocketvlm.engine.executor import reason
 from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
@@ -312,6 +313,13 @@ def test_memory_that_runs_out_for_one_picture_costs_that_request_only(layout: st
     kept = [answers[requests[seed]][0] for seed in left]
     assert_same_answers(runner.model, [picture(runner, s) for s in left], kept, [expected[s] for s in left])
     assert is_empty(engine)
+
+
+def test_memory_that_pytorch_cannot_have_is_told_as_such() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert reason(caught.value) == "out of memory"
+    assert reason(RuntimeError("secret insides")) == "RuntimeError"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    who = f"pocketvlm {command}".rstrip()
+    who = " ".join(("pocketvlm", *(arguments[:2] if tuple(arguments[:2]) in VARIANTS else arguments[: bool(command)])))
     try:
         try:
             return _run(command, arguments)

@@ -204,4 +204,6 @@ def _timed(stage: str, requests: Iterable[Request]) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Say in one line, for a log or a user, what kind of failure it was, without insides of a library."""
-    return "out of memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else type(error).__name__
+    # PyTorch has a class of its own for memory of a GPU only.
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return "out of memory" if is_memory else type(error).__name__
