@@ -238,6 +238,7 @@ async def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "unexplained": unexplained,
         "first": settled[0],
         "last": settled[-1],
+        "rss_mib": [s["rss_mib"] for s in samples[:: max(1, len(samples) // 8)]],
         "rss_growth": round(growth, 4),
         **found,
         "ok": unexplained == 0 and growth < 0.01 and steady and found["reconciled"],

@@ -24,8 +24,6 @@ async def memory(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         status, _, _ = await server.ask(asked)
         statuses[status] = statuses.get(status, 0) + 1
 
-    # Pools start threads as they are wanted, and each takes a MiB: all of them are wanted here.
-    await at_once(SETTLED // 5, one, 64)
     samples, done = list[dict[str, int]](), 0
     while done < args.requests:
         count = min(500, args.requests - done)

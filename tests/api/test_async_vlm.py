@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from helpers.checkpoints import write_checkpoint
 
 import pocketvlm
 from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.api.many import preparing_threads
 from pocketvlm.errors import MediaError
 
 
@@ -74,3 +76,37 @@ def test_a_reader_that_leaves_gives_its_answer_up_and_bad_input_is_its_own_error
             return await steady
 
     assert asyncio.run(ask()).usage.completion_tokens <= 100
+
+
+def preparing() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("pocketvlm-prepare")}
+
+
+def test_threads_that_prepare_are_all_there_from_the_start(checkpoint: Path) -> None:
+    before = preparing()
+
+    async def ask() -> Any:
+        async with AsyncVLM(pocketvlm.load(checkpoint), workers=5) as vlm:
+            first = preparing() - before
+            await asyncio.gather(*(vlm.chat(messages(i), **OPTIONS) for i in range(7)))
+            return first, preparing() - before
+
+    first, last = asyncio.run(ask())
+    assert len(first) == 5
+    assert first == last
+
+
+def test_no_thread_is_left_waiting_where_the_system_allows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = preparing(), threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if len(preparing() - before) == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        preparing_threads(8, start=True)
+    for thread in preparing() - before:
+        thread.join(10)
+    assert preparing() <= before

@@ -37,7 +37,7 @@ class AsyncVLM:
         vlm.shared.process.check()
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
-        self._workers = preparing_threads(workers)
+        self._workers = preparing_threads(workers, start=True)
 
     async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""

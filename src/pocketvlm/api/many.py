@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -83,9 +84,24 @@ def answer_many(
             engine.give_up(job)
 
 
-def preparing_threads(count: int | None = None) -> ThreadPoolExecutor:
-    """Threads that read pictures and make prompts ahead of the engine; without a count up to four, for the cores."""
-    return ThreadPoolExecutor(count or max(1, min(4, usable_cores())), "pocketvlm-prepare")
+def preparing_threads(count: int | None = None, *, start: bool = False) -> ThreadPoolExecutor:
+    """Threads that read pictures and make prompts ahead of the engine; without a count up to four, for the cores.
+
+    A pool starts a thread when none is idle, and each thread brings memory of its own. With `start` all of them are
+    there at once, so that the memory of a process that runs for long does not grow with its busiest minute.
+    """
+    count = count or max(1, min(4, usable_cores()))
+    pool = ThreadPoolExecutor(count, "pocketvlm-prepare")
+    if start:
+        all_here = threading.Barrier(count)
+        try:
+            for _ in range(count):
+                pool.submit(all_here.wait)  # busy until the last one is there, so each submission starts a thread
+        except BaseException:  # the system allows no more threads: those that wait must not wait for ever
+            all_here.abort()
+            pool.shutdown(wait=False)
+            raise
+    return pool
 
 
 def _logged(error: Exception) -> Exception:
