@@ -24,6 +24,7 @@ from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, tak
 from pocketvlm.server.app import MAX_HEADERS, create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.listening import listen
+from pocketvlm.server.log_writer import end_log
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.tracing import Tracing, start_tracing
@@ -43,6 +44,7 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         if self.is_draining:
             logger.warning("ended at once by a second signal")
+            end_log()
             os._exit(128 + sig)
         self.is_draining = self.should_exit = True
 
@@ -72,6 +74,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], d
         finally:
             if tracing is not None:
                 tracing.close()
+            end_log()
     if fault:
         raise EngineError(fault)
 
