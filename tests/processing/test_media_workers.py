@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from helpers.app import data_url, png
 
-from pocketvlm.errors import EngineError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing import media_workers
@@ -255,3 +255,13 @@ def test_files_are_read_here_and_only_where_they_may_be(directory: ModelDirector
         fetched(task_of(directory, url))
     task = replace(task_of(directory, url), limits=MediaLimits(file_roots=(str(tmp_path),)))
     assert fetched(task).parts[0].source == png()
+
+
+@pytest.mark.skipif(not has_forkserver(), reason="only the fork server begins in the current directory; run on Linux")
+def test_a_current_directory_that_is_gone_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="the current directory does not exist any more"):
+        start_early()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 import pytest
 from helpers.app import CHAT
@@ -58,3 +59,16 @@ def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(server: S
     assert found.startswith(b"HTTP/1.1 400 ")
     assert b"two lengths" in found
     assert found.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_an_offer_of_another_protocol_is_answered_in_this_one_and_writes_nothing_into_the_log(
+    server: Serving, protocol: str
+) -> None:
+    before = len(server.log())
+    offer = f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: {protocol}\r\n\r\n"
+    assert sent(server, offer.encode()).startswith(b"HTTP/1.1 200 ")
+    server.ask("/v1/models")  # which is written after whatever that would have been
+    while len(server.log()) == before:
+        time.sleep(0.01)
+    assert not [line for line in server.log()[before:] if "WARNING" in line]

@@ -33,6 +33,7 @@ def test_a_server_is_known_by_addresses_and_localhost(host: str) -> None:
 def test_a_name_that_was_made_to_lead_here_is_refused(host: str) -> None:
     assert not is_let_in(LOCAL, host)
     assert not is_let_in(LOCAL, host, method="GET")
+    assert not is_let_in({"host": "127.1"}, host), "it listens on 127.0.0.1, however that is written"
     # With keys no page can ask, and a server for others has names that it does not know.
     assert is_let_in({**LOCAL, "api_keys": ("secret",)}, host)
     assert is_let_in({"host": "0.0.0.0"}, host)

@@ -24,7 +24,13 @@ def written(capsys: pytest.CaptureFixture[str]) -> Iterator[Lines]:
     """Lines that are logged; the loggers are as before afterwards."""
     root, requests = logging.getLogger(), logging.getLogger("pocketvlm.requests")
     handlers, levels = root.handlers[:], (root.level, requests.level)
-    yield lambda: capsys.readouterr().err.splitlines()
+
+    def lines() -> list[str]:
+        for handler in root.handlers:
+            handler.flush()
+        return capsys.readouterr().err.splitlines()
+
+    yield lines
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     requests.setLevel(levels[1])

@@ -51,7 +51,6 @@ def armed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, bool]]:
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(watchdog, "GRACE", 0.0)
-    monkeypatch.setattr(faulthandler, "dump_traceback", lambda: None)
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda after, exit: found.append((after, exit)))
     return found
 

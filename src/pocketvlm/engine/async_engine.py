@@ -135,6 +135,10 @@ class AsyncEngine:
 
         self._orders.put(order)
 
+    def abort_all(self) -> None:
+        """Have all that runs and waits given up; their streams say so."""
+        self._orders.put(self._abort_all)
+
     def give_up(self, fault: str) -> None:
         """Take no more requests, whatever the thread does: it may never come back."""
         with self._lock:

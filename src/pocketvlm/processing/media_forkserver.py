@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import ConfigError
@@ -38,13 +39,19 @@ def start_early() -> None:
     Where it cannot be started now, the first worker tries again, and says why it cannot.
 
     Raises:
-        ConfigError: it never can: its socket needs a folder for temporary files.
+        ConfigError: it never can: its socket needs a folder for temporary files, and it a current directory.
     """
     context()
     if not has_forkserver():
         return
     from multiprocessing import forkserver, resource_tracker
 
+    try:
+        Path.cwd()  # what it starts begins there
+    except OSError:
+        raise ConfigError(
+            "the current directory does not exist any more", hint="Change to one that does, and try again."
+        ) from None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         resource_tracker.ensure_running()  # first: it would let Ctrl-C through again

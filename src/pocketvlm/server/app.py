@@ -100,7 +100,7 @@ def create_app(
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        what = "there is nothing at" if status == 404 else f"{request.method} is not allowed at"
+        what = "there is nothing at" if status == 404 else f"{request.method[:20]} is not allowed at"
         refusal = HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url")
         return response_of(refusal, request.url.path)
 

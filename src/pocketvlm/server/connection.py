@@ -65,6 +65,10 @@ class Connection(H11Protocol):
             self.transport.write(_BAD % (len(_BAD_BODY), _BAD_BODY))
         self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Whoever offers another protocol (HTTP/2 as Java does, or WebSocket) is answered in this one, and that is no
+        news: the log is not for what every client can write into it."""
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing() and self.transport.get_write_buffer_size():

@@ -5,6 +5,7 @@ A handler gets all of this by being in the table of routes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -33,7 +34,7 @@ class Guard:
     def __init__(self, service: Service, check_key: KeyCheck, is_draining: Callable[[], bool]) -> None:
         self.service, self.load = service, Load(service.settings)
         self.metrics = HTTPMetrics(self.load)
-        self._check_key, self._is_draining = check_key, is_draining
+        self._check_key, self.is_draining = check_key, is_draining
         self._check_origin = OriginCheck(service.settings)
 
     def route(self, handler: Handler, path: str) -> ASGIApp:
@@ -57,8 +58,8 @@ class Guard:
         """Raise `HTTPError` for an unknown key, a foreign origin or a full server, before the body is read."""
         self._check_origin(request)
         exchange.key = self._check_key(request)
-        if self._is_draining():
-            raise HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
+        if self.is_draining():
+            raise _stopping()
         if not self.service.vlm.engine.is_alive:
             raise HTTPError(503, "the engine has ended", "server_error", "engine_ended")
         if exchange.counts:
@@ -99,11 +100,21 @@ class _Guarded:
             except Exception as error:
                 response = response_of(error, self._path)
             await response(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            if not self._guard.is_draining():
+                raise
+            # The time to drain is over. Nothing follows in this task, so that it may end as if it had not been told to.
+            if not exchange.status:
+                await response_of(_stopping(), self._path)(scope, receive, send_and_note)
         finally:
             await exchange.end()
             self._guard.metrics.ended(exchange)
             log_exchange(exchange)
             self._guard.trace(exchange)
+
+
+def _stopping() -> HTTPError:
+    return HTTPError(503, "the server is about to stop", "server_error", "shutting_down")
 
 
 def _with_body(app: ASGIApp, body: bytes) -> ASGIApp:

@@ -8,6 +8,7 @@ a page's name may be made to lead here (DNS rebinding). Programs send no `Origin
 from __future__ import annotations
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -65,7 +66,11 @@ class OriginCheck:
 
 def is_local(host: str) -> bool:
     """Whether an address to listen on is reached from this machine alone."""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)  # 127.1 and names of this machine too
+        return all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in found)
+    except (OSError, ValueError):
+        return host.lower() == "localhost"
 
 
 def is_address(name: str) -> bool:

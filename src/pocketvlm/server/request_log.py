@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from pocketvlm.server.exchange import Exchange
+from pocketvlm.server.log_writer import LogWriter
 from pocketvlm.server.settings import ServerSettings
 
 logger = logging.getLogger("pocketvlm.requests")
@@ -71,7 +72,7 @@ class JSONFormat(logging.Formatter):
 
 def start_logging(settings: ServerSettings) -> None:
     """Send warnings of all, and a line a request, to stderr in the form that was chosen."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(sys.stderr)
     handler.setFormatter(JSONFormat() if settings.log_format == "json" else TextFormat())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -8,9 +8,10 @@ import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import uvicorn
@@ -23,7 +24,8 @@ from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
 from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
 from pocketvlm.server.app import MAX_HEADERS, create_app
 from pocketvlm.server.connection import connections
-from pocketvlm.server.listening import listen
+from pocketvlm.server.listening import Seldom, listen
+from pocketvlm.server.log_writer import end_log
 from pocketvlm.server.request_log import start_logging
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.tracing import Tracing, start_tracing
@@ -32,6 +34,7 @@ from pocketvlm.server.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15
 MAX_FILES = 65536
+OWN_FILES, FILES_OF_A_PROCESS = 48, 4  # open beside connections
 SWITCH_SECONDS = 0.001  # a thread holds the GIL this long while the event loop waits; Python's default is 0.005
 
 
@@ -39,12 +42,15 @@ class Server(uvicorn.Server):
     """The first signal lets running answers finish, the second ends the process at once."""
 
     is_draining = False
+    drain_seconds, drained_by = 0.0, math.inf  # `drained_by` by `time.monotonic()`
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         if self.is_draining:
             logger.warning("ended at once by a second signal")
+            end_log()
             os._exit(128 + sig)
         self.is_draining = self.should_exit = True
+        self.drained_by = time.monotonic() + self.drain_seconds
 
 
 def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], decoding: Decoding) -> None:
@@ -61,7 +67,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], d
     tracing = start_tracing(settings.otlp_endpoint)
     start_logging(settings)
     sys.setswitchinterval(SWITCH_SECONDS)
-    _allow_many_files()
+    settings = replace(settings, max_connections=_allow_files(settings))
     # No request opens a file of this machine, except in the folders of `media_roots`.
     vlm.processor.restrict(settings.media_limits)
     with listen(settings) as sock:
@@ -72,6 +78,7 @@ def serve(vlm: VLM, settings: ServerSettings, on_ready: Callable[[str], None], d
         finally:
             if tracing is not None:
                 tracing.close()
+            end_log()
     if fault:
         raise EngineError(fault)
 
@@ -84,6 +91,7 @@ async def _serve(
     tracing: Tracing | None,
 ) -> str:
     """Returns why the engine failed; empty after a signal."""
+    asyncio.get_running_loop().set_exception_handler(Seldom())
     model = AsyncVLM(vlm, max_in_flight=settings.max_in_flight, workers=settings.preprocess_threads)
     # The watchdog ends after the model is closed: an engine that hangs must not hold up the shutdown either.
     async with Watchdog(model.engine, settings.watchdog_seconds), model:
@@ -97,9 +105,11 @@ async def _serve(
             server_header=False,
             h11_max_incomplete_event_size=MAX_HEADERS,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+            # What the model has is given up first, in words. This is for uploads, and for those who read nothing.
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + 1,
         )
         server = Server(config)
+        server.drain_seconds = settings.drain_seconds
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not (server.started or running.done()):
             await asyncio.sleep(0.01)
@@ -113,6 +123,8 @@ async def _serve(
         while not running.done():
             if not model.engine.is_alive:  # all that waited have been told
                 server.should_exit = True
+            if time.monotonic() >= server.drained_by:
+                model.engine.abort_all()
             await asyncio.wait((running,), timeout=0.2)
         await running
         return model.engine.fault
@@ -148,13 +160,21 @@ def url_of(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _allow_many_files() -> None:
-    """Raise the limit of open files, and so of connections, as far as the system allows."""
+def _allow_files(settings: ServerSettings) -> int:
+    """Raise the limit of open files as far as the system allows; returns how many connections it has room for, at most
+    as many as the settings allow."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return settings.max_connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return settings.max_connections
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    files = max(soft, wanted)
+    room = max(1, files - OWN_FILES - FILES_OF_A_PROCESS * settings.preprocess_processes)
+    if room < settings.max_connections:
+        logger.warning("the limit of open files is %d (ulimit -n): at most %d connections are taken", files, room)
+    return min(room, settings.max_connections)

@@ -9,10 +9,12 @@ import os
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from typing import Self
 
 from pocketvlm.engine.async_engine import AsyncEngine
+from pocketvlm.server.log_writer import end_log
 
 logger = logging.getLogger(__name__)
 STATUS = 70  # EX_SOFTWARE of sysexits
@@ -69,10 +71,16 @@ class Watchdog:
     def _end(self, what: str) -> None:
         reason = f"{what} has taken more than {self._seconds:g} seconds"
         self._engine.give_up(reason)
+        # All through the log: whoever writes to stderr himself may wait there for ever.
         logger.critical("%s; the process ends. The engine is at:\n%s", reason, self._engine.stack)
-        with suppress(OSError, ValueError, AttributeError):
-            faulthandler.dump_traceback()
+        logger.critical("all threads are at:\n%s", _stacks())
         time.sleep(GRACE)
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
+        end_log()
         os._exit(STATUS)
+
+
+def _stacks() -> str:
+    """Where each thread is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    found = sys._current_frames().items()
+    return "\n".join(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in found)
