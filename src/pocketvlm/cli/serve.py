@@ -14,8 +14,8 @@ from pocketvlm.cli.common import PLACES, directory_of, loaded
 from pocketvlm.cli.console import ReaderLeftError, interrupts_count, put_json, say
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.errors import need
+from pocketvlm.machine import use_one_heap
 from pocketvlm.processing.media_forkserver import start_early
-from pocketvlm.server.allocator import use_one_arena
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSetti
     for name in ("model", *PLACES):
         setattr(args, name, getattr(settings, name))
     _check(args, settings)
-    use_one_arena()
+    use_one_heap()
     if settings.preprocess_processes:
         start_early()  # the imports below take as long as its own
     from pocketvlm.server.run import decoding_of

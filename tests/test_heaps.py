@@ -1,4 +1,4 @@
-"""One heap for all threads of a server; asked of the C library itself, in a process of its own."""
+"""One heap for all threads; asked of the C library itself, in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 HEAPS = """
 import ctypes, sys, threading
-from pocketvlm.server.allocator import use_one_arena
+from pocketvlm.machine import use_one_heap
 if sys.argv[2] == "one":
-    use_one_arena()
+    use_one_heap()
 libc, together = ctypes.CDLL(None), threading.Barrier(6)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
 def work():
