@@ -115,9 +115,9 @@ def release_free_memory() -> None:
 def use_one_heap() -> None:
     """Have all threads of this process allocate from one heap, where the C library is glibc; call it before they start.
 
-    Otherwise each thread takes a heap of its own (an arena; up to eight for each processor) and keeps what it once needed:
-    with 64 threads that prepare requests, memory grows for thousands of requests. The variable `MALLOC_ARENA_MAX` of
-    glibc overrides it.
+    Otherwise each thread takes a heap of its own (an arena; up to eight for each processor) and keeps what it once
+    needed: with 64 threads that prepare requests, memory grows for thousands of requests. The variable
+    `MALLOC_ARENA_MAX` of glibc overrides it.
     """
     if _malloc_trim() is not None and "MALLOC_ARENA_MAX" not in os.environ:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
