@@ -98,6 +98,8 @@ def test_threads_that_prepare_are_all_there_from_the_start(checkpoint: Path) -> 
 
 def test_no_thread_is_left_waiting_where_the_system_allows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     before, start = preparing(), threading.Thread.start
+    together = threading.Barrier(8)
+    monkeypatch.setattr(threading, "Barrier", lambda _: together)
 
     def limited(thread: threading.Thread) -> None:
         if len(preparing() - before) == 3:
@@ -107,6 +109,9 @@ def test_no_thread_is_left_waiting_where_the_system_allows_no_more(monkeypatch: 
     monkeypatch.setattr(threading.Thread, "start", limited)
     with pytest.raises(RuntimeError, match="start new thread"):
         preparing_threads(8, start=True)
+    waits = not together.broken
+    together.abort()  # also where the test fails: such threads would not let the interpreter end
     for thread in preparing() - before:
         thread.join(10)
+    assert not waits
     assert preparing() <= before

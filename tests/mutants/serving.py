@@ -30,6 +30,26 @@ MUTANTS = [
         ("    if count:\n", "    if False:\n"),
         ('text.get("format") or {"type": "text"}', 'text.get("format")'),
     ),
+    *of("api/async_vlm.py", "api/test_async_vlm.py", ("workers, start=True", "workers, start=False")),
+    *of("api/many.py", "api/test_async_vlm.py", ("            all_here.abort()\n", "")),
+    *of("machine.py", "test_heaps.py", ("mallopt(_M_ARENA_MAX, 1)", "mallopt(_M_ARENA_MAX, 0)")),
+    *of(
+        "server/log_writer.py",
+        "server/test_log_writer.py",
+        ("self._lines.qsize() < MAX_WAITING", "True"),
+        ("self._told += lost", "pass"),
+        ("data = data[os.write(self._descriptor, data) :]", "os.write(self._descriptor, data); break"),
+    ),
+    *of(
+        "server/run.py",
+        "server/test_drain.py",
+        ("                model.engine.abort_all()", "                pass"),
+    ),
+    *of(
+        "server/guard.py",
+        "server/test_drain.py",
+        ("            if not self._guard.is_draining():\n", "            if True:\n"),
+    ),
     *of("server/exchange.py", "server/test_request_log.py", ("self.status or 499", "self.status")),
     *of(
         "server/request_log.py",

@@ -72,3 +72,21 @@ def test_an_offer_of_another_protocol_is_answered_in_this_one_and_writes_nothing
     while len(server.log()) == before:
         time.sleep(0.01)
     assert not [line for line in server.log()[before:] if "WARNING" in line]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "hint"),
+    [
+        ("GET", CHAT, 405, "Use POST."),
+        ("GET", "/openapi.json", 404, "Start the server with --docs."),
+        ("GET", "/v1/nothing", 404, "there is nothing at /v1/nothing"),
+    ],
+)
+def test_an_address_or_a_method_that_is_not_there_is_told_with_what_is(
+    server: Serving, method: str, path: str, status: int, hint: str
+) -> None:
+    request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    head, _, body = sent(server, request.encode()).partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+    assert json.loads(body)["error"]["message"].endswith(hint)
+    assert (b"\r\nallow: POST" in head) == (status == 405)

@@ -127,7 +127,7 @@ def result_of(call: Call, answer: Answer) -> CallToolResult:
         if answer.finish_reason != "stop":
             return failed(
                 f"the answer was cut off after {answer.usage.completion_tokens} tokens, before its JSON was whole. "
-                "Raise max_tokens, or ask for less."
+                "Bound the schema (additionalProperties: false, required, maxLength, maxItems), or raise max_tokens."
             )
         value = json.loads(answer.text)
         # Before 2026 the protocol has objects alone there.

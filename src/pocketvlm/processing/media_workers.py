@@ -80,7 +80,7 @@ def _read(url: str, limits: MediaLimits) -> bytes:
     if is_url(url):
         return NamedBytes(fetch(url, limits), describe(url))
     if not limits.file_roots:
-        raise MediaError("Expected a data: or http(s) URL, got something else", hint="Paths are not accepted here.")
+        raise MediaError("Expected a data: or http(s) URL, got a file: URL", hint="No folder is open to requests here.")
     with open_file_url(url, limits) as file:
         return NamedBytes(file.read(limits.max_bytes + 1), "The file of the file: URL")
 

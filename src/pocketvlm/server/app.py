@@ -29,6 +29,7 @@ from pocketvlm.server.tokens import detokenize, model, models, tokenize
 from pocketvlm.server.tracing import Tracing
 from pocketvlm.server.view_plan import view_plan
 
+OFF_BY_DEFAULT = {"/mcp": "--mcp", "/openapi.json": "--docs"}  # path → the option that it needs
 MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 
@@ -100,9 +101,16 @@ def create_app(
 
     async def unknown(request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        what = "there is nothing at" if status == 404 else f"{request.method[:20]} is not allowed at"
-        refusal = HTTPError(status, f"{what} {request.url.path[:100]}", code="unknown_url")
-        return response_of(refusal, request.url.path)
+        path, allowed = request.url.path, (getattr(error, "headers", None) or {}).get("Allow")
+        if allowed:
+            message = f"{request.method[:20]} is not allowed at {path[:100]}. Use {allowed}."
+        else:
+            hint = f". Start the server with {OFF_BY_DEFAULT[path]}." if path in OFF_BY_DEFAULT else ""
+            message = f"there is nothing at {path[:100]}{hint}"
+        response = response_of(HTTPError(status, message, code="unknown_url"), path)
+        if allowed:
+            response.headers["Allow"] = allowed
+        return response
 
     app.add_exception_handler(404, unknown)
     app.add_exception_handler(405, unknown)

@@ -268,8 +268,9 @@ def _of_file(file: Path, known: Any) -> dict[str, Any]:
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{str(file)!r:.80} cannot be read as TOML: {reason}") from None
+        reason = getattr(error, "strerror", None)
+        what = f"cannot be read: {reason}" if reason else f"is no TOML: {error}"
+        raise ConfigError(f"{str(file)!r:.80} {what}") from None
     for name in values:
         if name not in known:
             raise ConfigError(f"{file} has the setting {show(name)}, which does not exist", hint=_meant(name, known))

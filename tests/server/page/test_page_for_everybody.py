@@ -125,6 +125,25 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(open_page: OpenPage)
     assert page.evaluate(small) == []  # a finger finds them
 
 
+def test_on_a_phone_answers_errors_and_the_button_that_stops_are_seen_without_scrolling(open_page: OpenPage) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.set_input_files("#files", EXAMPLES / "receipt.png")
+    page.locator("#tray li").wait_for()
+    for _ in range(3):
+        ask(page, TOTAL)
+        expect(page.locator("#turns > li .body").last).to_be_in_viewport(ratio=1)
+        expect(page.locator("#ask")).to_be_in_viewport(ratio=1)
+    answer_at_length(page, 4000)
+    begin(page, TOTAL)
+    page.wait_for_selector(".answer.running")
+    expect(page.locator("#stop")).to_be_in_viewport(ratio=1)
+    page.tap("#stop")
+    page.locator(".actions button").last.wait_for()
+    page.evaluate("scrollTo(0, 0)")
+    page.set_input_files("#files", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+    expect(page.locator("#alert p")).to_be_in_viewport(ratio=1)
+
+
 def test_nothing_can_be_pressed_before_somebody_listens(open_page: OpenPage) -> None:
     page = open_page()
     held: list[Route] = []
@@ -161,7 +180,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(open_page: OpenPage) -> No
     expect(page.locator("#key-note")).to_contain_text("without spaces")
     page.fill("#key", "wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#key-note")).to_contain_text("did not take that key")
+    expect(page.locator("#key-note")).to_contain_text("refused that key")
     page.fill("#key", KEY)
     page.keyboard.press("Enter")
     page.wait_for_selector("html[data-ready]")

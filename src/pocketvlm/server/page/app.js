@@ -20,6 +20,7 @@ function showError(message) {
     $("question").focus();
   });
   $("alert").append(line);
+  line.scrollIntoView({ block: "nearest" }); // on a phone it is below the pictures
 }
 
 async function begin() {

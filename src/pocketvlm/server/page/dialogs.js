@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 export function askForKey(refused) {
   const dialog = $("key-dialog");
   $("key-note").textContent = refused
-    ? "The server did not take that key. Is it whole?"
+    ? "The server refused that key. Check that all of it was pasted."
     : "It is kept until this tab is closed, and sent to this server only.";
   $("key").value = "";
   dialog.showModal();

@@ -111,7 +111,7 @@ export class Pictures {
     const clip = isClip(file);
     const [most, what] = clip ? [this.about.max_videos, "clips"] : [this.about.max_images, "pictures"];
     const has = this.items.filter((item) => (item.kind === "video") === clip).length;
-    if (has >= most) throw new MediaError(`${file.name} is one too many: at most ${most} ${what} are taken.`);
+    if (has >= most) throw new MediaError(`${file.name} is one too many: the most here is ${most} ${what}.`);
   }
 
   async plan(item, signal) {

@@ -52,8 +52,8 @@ function legend({ timings, first }) {
   const out = document.createElement("dl");
   out.className = "stages";
   for (const [name, label] of STAGES) out.append(entry(label, seconds(timings[name] || 0), `stage-${name}`));
-  if (first !== null) out.append(entry("first words here", seconds(first)));
-  out.append(entry("total", seconds(timings.total), "whole"));
+  if (first !== null) out.append(entry("first words in the browser", seconds(first)));
+  out.append(entry("total on the server", seconds(timings.total), "whole"));
   return out;
 }
 
@@ -71,10 +71,12 @@ function comparison(now, before) {
   const modes = now.mode === before.mode ? "" : ` (${before.mode} → ${now.mode})`;
   const visual = change(before.usage.visual_tokens, now.usage.visual_tokens, String);
   const stages = change(before.timings.encode + before.timings.prefill, now.timings.encode + now.timings.prefill, seconds);
-  const total = change(before.timings.total, now.timings.total, seconds);
+  // The time of all of an answer says something about pictures only where the answers are as long.
+  const isAsLong = before.usage.completion_tokens === now.usage.completion_tokens;
+  const total = isAsLong ? `; total ${change(before.timings.total, now.timings.total, seconds)}` : "";
   const cached = [now, before].some((one) => one.usage.prompt_tokens_details?.cached_tokens);
   const hint = cached ? " What is in the cache is not computed again." : "";
-  out.textContent = `Against the answer before${modes}: visual tokens ${visual}; encode and prefill ${stages}; total ${total}.${hint}`;
+  out.textContent = `Against the answer before${modes}: visual tokens ${visual}; encode and prefill ${stages}${total}.${hint}`;
   return out;
 }
 

@@ -46,7 +46,7 @@ export class Turns {
     answer.ariaBusy = "true";
     this.views.set(turn, view);
     this.say("The model answers.");
-    entry.scrollIntoView({ block: "end" });
+    toEnd(scroller());
   }
 
   /** Draw a turn anew, soon: several changes at once are drawn once, and a long text less often than a short one. */
@@ -65,8 +65,8 @@ export class Turns {
   draw(turn) {
     const view = this.views.get(turn);
     if (!view) return; // of a conversation that was cleared
-    const history = $("history");
-    const atEnd = history.scrollHeight - history.scrollTop - history.clientHeight < 80;
+    const outer = scroller();
+    const atEnd = outer.scrollHeight - outer.scrollTop - outer.clientHeight < 80;
     this.waiting.delete(turn);
     const ended = turn.state !== "running";
     if (turn.reasoning) this.drawReasoning(turn, view, ended);
@@ -76,9 +76,9 @@ export class Turns {
     view.answer.classList.toggle("running", !ended);
     if (ended) this.drawEnd(turn, view);
     if (!atEnd) return;
-    const above = view.entry.getBoundingClientRect().top - history.getBoundingClientRect().top;
-    const isTall = ended && view.entry.offsetHeight > history.clientHeight; // then from its beginning
-    history.scrollTop = isTall ? history.scrollTop + above : history.scrollHeight;
+    const isTall = ended && view.entry.offsetHeight > outer.clientHeight;
+    if (isTall) view.entry.scrollIntoView({ block: "start" });
+    else toEnd(outer);
   }
 
   drawReasoning(turn, view, ended) {
@@ -157,6 +157,15 @@ export class Turns {
     while (live.childElementCount > 20) live.firstElementChild.remove();
     live.appendChild(document.createElement("p")).textContent = text.trim();
   }
+}
+
+/** What scrolls to the newest answer: the history, or on narrow screens the page, at whose end the question is asked. */
+function scroller() {
+  return getComputedStyle($("history")).overflowY === "auto" ? $("history") : document.scrollingElement;
+}
+
+function toEnd(outer) {
+  outer.scrollTop = outer.scrollHeight;
 }
 
 /** A text without the signs that a reader would spell. */
