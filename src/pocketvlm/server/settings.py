@@ -148,7 +148,7 @@ class ServerSettings:
     )
     drain_seconds: float = _setting(30.0, "for running answers to finish after SIGTERM or Ctrl-C", SECONDS)
     watchdog_seconds: float = _setting(
-        300.0, "for one engine step; a longer one ends the process with status 70", SECONDS
+        300.0, "for one step of the engine or of the event loop; a longer one ends the process with status 70", SECONDS
     )
     log_format: str = _setting("text", "format of the log on stderr, one line per request", ("text", "json"))
     otlp_endpoint: str = _setting("", "URL to send traces to (OpenTelemetry, OTLP over HTTP; needs the extra otel)")
