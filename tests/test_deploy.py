@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -95,4 +98,24 @@ def test_the_container_is_run_by_nobody_in_particular_and_says_how_it_is() -> No
     assert {"HEALTHCHECK", "ENTRYPOINT", "STOPSIGNAL"} <= commands
     extras = re.search(r'"\.\[([\w,]+)\]"', "\n".join(lines))
     assert extras is not None
-    assert "serve" in extras[1].split(",")
+    assert {"serve", "mcp", "otel"} <= set(extras[1].split(",")), "settings that are variables need them"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_of_the_container_is_asked_for_at_the_port_that_was_set(status: int) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ")
+    (found,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", text, re.MULTILINE)
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {**os.environ, "POCKETVLM_PORT": str(server.server_port)}
+        done = subprocess.run([sys.executable, *json.loads(found)[1:]], env=environment, stderr=subprocess.PIPE)
+        server.shutdown()
+    assert (done.returncode == 0) == (status == 200), done.stderr

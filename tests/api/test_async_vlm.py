@@ -15,6 +15,9 @@ import pocketvlm
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.api.many import preparing_threads
 from pocketvlm.errors import MediaError
+from pocketvlm.processing.media_encoding import MediaTask, encode_media
+from pocketvlm.processing.media_workers import taking_turns
+from pocketvlm.processing.prompt.expansion import Units
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,40 @@ def test_no_thread_is_left_waiting_where_the_system_allows_no_more(monkeypatch: 
         thread.join(10)
     assert not waits
     assert preparing() <= before
+
+
+def test_what_nobody_waits_for_any_more_is_not_decoded(checkpoint: Path) -> None:
+    count, gate = 4, threading.Event()
+    here, gone = threading.Semaphore(0), threading.Semaphore(0)
+    decoded: list[MediaTask] = []
+
+    def decode(task: MediaTask) -> list[Units]:
+        decoded.append(task)
+        gate.wait(60)
+        return encode_media(task)
+
+    in_turn = taking_turns(decode, 1)
+
+    def encode(task: MediaTask) -> list[Units]:
+        here.release()
+        try:
+            return in_turn(task)
+        finally:
+            gone.release()
+
+    async def ask() -> None:
+        async with AsyncVLM(pocketvlm.load(checkpoint), workers=count) as vlm:
+            vlm.vlm.processor.encode = encode
+            asked = [asyncio.create_task(vlm.chat(messages(i), **OPTIONS)) for i in range(count)]
+            for _ in range(count):
+                assert await asyncio.to_thread(here.acquire, timeout=60)
+            for one in asked:
+                one.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            gate.set()
+            for _ in range(count):
+                assert await asyncio.to_thread(gone.acquire, timeout=60)
+            assert len(decoded) == 1, "only what had begun"
+            assert (await vlm.chat(messages(0), **OPTIONS)).text
+
+    asyncio.run(ask())

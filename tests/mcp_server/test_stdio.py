@@ -20,8 +20,10 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import CallToolResult
 
 import pocketvlm
+from pocketvlm.errors import MediaError
 from pocketvlm.mcp_server.server import make_server
 from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.mcp_server.tools import read_call
 from pocketvlm.processing.media.limits import MediaLimits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -171,6 +173,18 @@ def test_an_error_of_the_user_is_one_line_for_the_agent(folder: Path) -> None:
                 await client.call_tool("fly", {})
 
     asyncio.run(use())
+
+
+def test_no_file_is_read_where_more_are_named_than_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = Sources((str(tmp_path),), MediaLimits(max_images=2, max_videos=1))
+    read: list[str] = []
+    monkeypatch.setattr(sources, "open", lambda name: read.append(name) or b"")
+    arguments = {"media": ["a.png"] * 4, "question": QUESTION}
+    with pytest.raises(MediaError, match="4 pictures and videos, at most 3"):
+        read_call("look", arguments, sources.open_all)
+    assert not read
+    read_call("look", {**arguments, "media": ["a.png"] * 3}, sources.open_all)
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

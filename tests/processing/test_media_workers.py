@@ -24,6 +24,7 @@ from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing import media_workers
+from pocketvlm.processing.abandonment import abandoned_by
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
 from pocketvlm.processing.media_forkserver import has_forkserver, start_early
@@ -64,6 +65,16 @@ def test_views_are_those_of_this_process(workers: MediaWorkers, directory: Model
             for unit, other in zip(found, expected, strict=True):
                 assert (unit.views, unit.grid, unit.image) == (other.views, other.grid, other.image)
                 np.testing.assert_array_equal(unit.patches.numpy(), other.patches.numpy())
+
+
+def test_what_nobody_waits_for_takes_no_worker(workers: MediaWorkers, directory: ModelDirectory) -> None:
+    task, left = task_of(directory, png()), threading.Event()
+    with abandoned_by(left):
+        workers.encode(task)
+        left.set()
+        with pytest.raises(EngineError, match="nobody waits"):
+            workers.encode(task)
+    workers.encode(task)
 
 
 def test_patches_may_be_left_out(workers: MediaWorkers, directory: ModelDirectory) -> None:

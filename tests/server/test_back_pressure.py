@@ -119,7 +119,7 @@ def test_a_full_queue_is_429_before_the_body_is_read() -> None:
 def test_bodies_and_pictures_together_have_a_limit() -> None:
     async def ask() -> list[int]:
         async with await new_vlm() as vlm:
-            app = App(vlm, max_held_bytes=2**20)
+            app = App(vlm, max_held_bytes=2**20, max_body_bytes=2**20)
             picture = data_url(png(500, 500))  # about 1 MB in base64
             return [(await app.look(picture)).status_code, (await app.look(data_url(png(30, 30)))).status_code]
 

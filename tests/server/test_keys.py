@@ -133,7 +133,14 @@ def test_settings_come_from_options_then_variables_then_the_file(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "options", [{"log_format": "xml"}, {"media_roots": ("/no/such/folder",)}, {"max_n": 0}, {"api_keys": ("",)}]
+    "options",
+    [
+        {"log_format": "xml"},
+        {"media_roots": ("/no/such/folder",)},
+        {"max_n": 0},
+        {"api_keys": ("",)},
+        {"max_held_bytes": 2**20},
+    ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.app import App, new_vlm, run
 from starlette.requests import Request
 
 from pocketvlm.server.errors import HTTPError
@@ -65,3 +66,26 @@ def test_what_costs_something_is_for_pages_of_its_own_and_for_programs(origin: s
     if origin:
         assert is_let_in({**LOCAL, "cors_origins": (origin,)}, "127.0.0.1:8000", origin)
         assert is_let_in({**LOCAL, "cors_origins": ("*",)}, "127.0.0.1:8000", origin)
+
+
+def test_a_script_of_an_allowed_origin_can_read_what_it_needs_to_report_and_to_try_again() -> None:
+    async def ask() -> str:
+        async with await new_vlm() as vlm:
+            app = App(vlm, cors_origins=("https://app.example",))
+            response = await app.client.get("/v1/models", headers={"Origin": "https://app.example"})
+            return response.headers["access-control-expose-headers"].lower()
+
+    assert {name.strip() for name in run(ask()).split(",")} >= {"x-request-id", "retry-after"}
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_whoever_looks_whether_a_server_is_there_finds_one(page: bool) -> None:
+    async def ask() -> None:
+        async with await new_vlm() as vlm:
+            app = App(vlm, page=page)
+            assert (await app.client.head("/")).status_code == 200
+            found = await app.client.get("/")
+            assert found.status_code == 200
+            assert ("<html" in found.text) == page
+
+    run(ask())

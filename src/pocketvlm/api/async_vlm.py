@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -14,6 +15,7 @@ from pocketvlm.api.many import preparing_threads
 from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
+from pocketvlm.processing.abandonment import abandoned_by
 from pocketvlm.ranges import Range
 
 T = TypeVar("T")
@@ -45,8 +47,20 @@ class AsyncVLM:
         return await self.in_worker(self._prepare, messages, options)
 
     async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
-        """The result of something that takes as long as preparing does, in one of the threads that prepare."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work, *args)
+        """The result of something that takes as long as preparing does, in one of the threads that prepare.
+
+        Cancelled, it decodes nothing that it has not begun to decode.
+        """
+        left = threading.Event()
+
+        def call() -> T:
+            with abandoned_by(left):
+                return work(*args)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+        finally:
+            left.set()
 
     def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
         self.engine.check_alive()  # it may have been closed while this waited for a thread

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.context import ServerRequestContext
@@ -39,12 +40,23 @@ SESSION_SECONDS = 600.0  # that nobody uses, after which a session over HTTP end
 MAX_SESSIONS = 256
 _PLACE = re.compile(r"^messages\[\d+\](\.content\[\d+\])?: ")  # which the agent has never seen
 
-# Called with the HTTP request of a call (None over stdio) and the job that was made of it.
-OnJob = Callable[[Any, Job], None]
+
+@dataclass(frozen=True)
+class CallLimits:
+    """What each call is held to, by functions that raise for one that may not go on.
+
+    Attributes:
+        on_call: gets the HTTP request of a call (None over stdio) and the call, before anything is made of it.
+        on_job: the same with the job that was made of it.
+    """
+
+    on_call: Callable[[Any, Call], None] = lambda _request, _call: None
+    on_job: Callable[[Any, Job], None] = lambda _request, _job: None
 
 
-def make_server(vlm: AsyncVLM, sources: Sources, on_job: OnJob = lambda _request, _job: None) -> Server[Any]:
+def make_server(vlm: AsyncVLM, sources: Sources, limits: CallLimits | None = None) -> Server[Any]:
     """A server that answers calls of `TOOLS` with the model; it does not close it."""
+    limits = limits or CallLimits()
 
     async def list_tools(_context: ServerRequestContext, _params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=list(listed()))
@@ -53,8 +65,8 @@ def make_server(vlm: AsyncVLM, sources: Sources, on_job: OnJob = lambda _request
         if params.name not in TOOLS:
             raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:100]!r}, but {', '.join(TOOLS)}")
         try:
-            call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open)
-            return result_of(call, await _answer(vlm, context, call, on_job))
+            call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open_all)
+            return result_of(call, await _answer(vlm, context, call, limits))
         except (PocketVLMError, EngineError) as error:
             return failed(_PLACE.sub("", str(error)))
         except Exception as error:  # messages of other libraries are not for agents
@@ -70,10 +82,11 @@ def make_server(vlm: AsyncVLM, sources: Sources, on_job: OnJob = lambda _request
     )
 
 
-async def _answer(vlm: AsyncVLM, context: ServerRequestContext, call: Call, on_job: OnJob) -> Answer:
+async def _answer(vlm: AsyncVLM, context: ServerRequestContext, call: Call, limits: CallLimits) -> Answer:
     """The answer to a call, given up when the call is cancelled; tells how far it has come."""
+    limits.on_call(context.request, call)
     job = await vlm.prepare(call.messages, **call.options)
-    on_job(context.request, job)
+    limits.on_job(context.request, job)
     told = time.monotonic()
     async with aclosing(vlm.run(job)) as deltas:
         async for _ in deltas:
@@ -112,10 +125,10 @@ class HTTPEndpoint:
         hosts: tuple[str, ...],
         origins: tuple[str, ...],
         max_body_bytes: int,
-        on_job: OnJob,
+        limits: CallLimits,
     ) -> None:
         self._manager = StreamableHTTPSessionManager(
-            make_server(vlm, sources, on_job),
+            make_server(vlm, sources, limits),
             security_settings=TransportSecuritySettings(allowed_hosts=list(hosts), allowed_origins=list(origins)),
             session_idle_timeout=SESSION_SECONDS,
             max_request_body_size=max_body_bytes,

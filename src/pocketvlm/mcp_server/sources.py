@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,17 @@ class Sources:
                 raise ConfigError(f"{show(root, 80)} is no folder", hint="Name folders that are there.")
         self._roots = tuple(str(Path(root).resolve()) for root in roots)
         self._limits = replace(limits, file_roots=self._roots)
+
+    def open_all(self, sources: Sequence[str]) -> list[str | bytes]:
+        """`open` for the media of one call.
+
+        Raises:
+            MediaError: they are more than any request may have; or as `open`.
+        """
+        most = self._limits.max_images + self._limits.max_videos
+        if len(sources) > most:  # a file named a thousand times would be in memory a thousand times
+            raise MediaError(f"The call has {len(sources)} pictures and videos, at most {most} are accepted")
+        return [self.open(source) for source in sources]
 
     def open(self, source: str) -> str | bytes:
         """The bytes of a file; a URL is left to the one function that fetches.

@@ -74,11 +74,11 @@ class Call:
     options: dict[str, Any]
 
 
-def read_call(name: str, arguments: Mapping[str, Any] | None, open_medium: Callable[[str], Any]) -> Call:
+def read_call(name: str, arguments: Mapping[str, Any] | None, open_media: Callable[[Sequence[str]], list[Any]]) -> Call:
     """Check the arguments of a call and open its media.
 
     Args:
-        open_medium: what a caller named → what `VLM.chat` takes.
+        open_media: what a caller named → what `VLM.chat` takes.
 
     Raises:
         PocketVLMError: an argument is missing, unknown, of another type, or names what may not be read.
@@ -103,7 +103,7 @@ def read_call(name: str, arguments: Mapping[str, Any] | None, open_medium: Calla
         question = check("question", given["question"], "string") if name == "look" else _extraction(given, options)
     if not media:
         raise PromptError("media is empty", hint="Name at least one picture.")
-    return Call(name, question_messages([open_medium(medium) for medium in media], question), options)
+    return Call(name, question_messages(open_media(media), question), options)
 
 
 def _about(name: str, key: str) -> str:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pocketvlm.errors import EngineError, MediaError
+from pocketvlm.processing.abandonment import check_wanted
 from pocketvlm.processing.media.fetch import fetch, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
@@ -91,6 +92,7 @@ def taking_turns(encode: MediaEncoder, count: int) -> MediaEncoder:
 
     def encoder(task: MediaTask) -> list[Units]:
         with turns:
+            check_wanted()
             return encode(task)
 
     return encoder
@@ -148,13 +150,14 @@ class MediaWorkers:
 
         Raises:
             MediaError: as `encode_media`; or the decoder crashed twice, or took too long.
-            EngineError: no worker can be had.
+            EngineError: no worker can be had; or nobody waits for the result any more.
         """
         if not task.parts:
             return []
         where = task.parts[0].where if len(task.parts) == 1 else "The pictures and videos of this request"
         worker = self._idle.get()
         try:
+            check_wanted()
             for _ in range(2):
                 if worker is not None and not worker.is_there():
                     self._end(worker)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pocketvlm.api.job import Job
-from pocketvlm.errors import EngineError, QueueFullError
-from pocketvlm.mcp_server.server import HTTPEndpoint
+from pocketvlm.errors import EngineError, PromptError, QueueFullError
+from pocketvlm.mcp_server.server import CallLimits, HTTPEndpoint
 from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.mcp_server.tools import Call
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.exchange import exchange_of
-from pocketvlm.server.service import Service
+from pocketvlm.server.service import Service, check_messages
 from pocketvlm.server.settings import ServerSettings
 
 PATH = "/mcp"
@@ -25,6 +26,17 @@ def agents_endpoint(service: Service) -> HTTPEndpoint:
         ConfigError: one of `mcp_roots` is no folder.
     """
     settings = service.settings
+
+    def on_call(request: Any, call: Call) -> None:
+        """A call has no more text than a request of any API.
+
+        Raises:
+            PromptError: it has more.
+        """
+        try:
+            check_messages(call.messages, exchange_of(request), service.most_text_bytes)
+        except HTTPError as error:
+            raise PromptError(str(error)) from None
 
     def on_job(request: Any, job: Job) -> None:
         """A call is held to the same limits as a request of any API.
@@ -46,7 +58,7 @@ def agents_endpoint(service: Service) -> HTTPEndpoint:
         hosts=allowed_hosts(settings),
         origins=settings.cors_origins,
         max_body_bytes=settings.max_body_bytes,
-        on_job=on_job,
+        limits=CallLimits(on_call, on_job),
     )
 
 

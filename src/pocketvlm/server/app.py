@@ -95,7 +95,8 @@ def create_app(
         app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])
     app.router.add_route("/ready", ready, methods=["GET"])
-    app.router.add_route("/", is_running, methods=["HEAD"])
+    # Ollama answers both with this; GET is the page, where there is one.
+    app.router.add_route("/", is_running, methods=["HEAD"] if settings.page else ["GET", "HEAD"])
     if settings.page:
         add_page(app.router)
 
@@ -116,7 +117,14 @@ def create_app(
     app.add_exception_handler(405, unknown)
     if settings.cors_origins:
         origins = list(settings.cors_origins)
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            # Browsers hide all other headers from scripts of another origin.
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.add_middleware(Heads)
     return app
 

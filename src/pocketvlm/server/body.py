@@ -43,7 +43,6 @@ async def read_body(request: Request) -> bytes:
     Raises:
         HTTPError: it is too large (413), too slow (408) or too deep (400); there is no room for it (429).
         ClientLeftError: the client went away before its end.
-        PocketVLMError: as `parse`.
     """
     exchange = exchange_of(request)
     settings = exchange.settings

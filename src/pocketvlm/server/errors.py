@@ -19,7 +19,7 @@ class HTTPError(Exception):
     """A request is refused before the model has seen it.
 
     Args:
-        status: of HTTP, 4xx, 503 or 504.
+        status: of HTTP, 4xx, 501 or 503.
         message: one line for the client.
         kind, code: the type and code of OpenAI's error body.
         retry_after: seconds after which a client that was refused for now may ask again.

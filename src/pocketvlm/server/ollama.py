@@ -42,7 +42,7 @@ async def not_offered(_service: Service, request: Request) -> Response:
 
 
 async def is_running(_request: Request) -> Response:
-    """HEAD /, by which Ollama's clients ask whether anybody is there."""
+    """HEAD /, and GET where there is no page: by them Ollama's clients ask whether anybody is there."""
     return Response("Ollama is running", media_type="text/plain")
 
 

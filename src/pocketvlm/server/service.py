@@ -59,6 +59,12 @@ class Service:
             "max_media_bytes": processor.limits.max_bytes,
         }
 
+    @property
+    def most_text_bytes(self) -> int:
+        """Of one request. Text that no context could hold is not even made into tokens, which takes seconds."""
+        context = self.vlm.vlm.config.text.max_position_embeddings
+        return min(self.settings.max_text_bytes, BYTES_A_TOKEN * context)
+
     async def prepare(self, request: Request, messages: Sequence[Any], options: Mapping[str, Any]) -> Job:
         """A job within the server's limits, with the deadline of its request.
 
@@ -74,10 +80,7 @@ class Service:
             if options.get(name, 0) > most:
                 raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
         exchange = exchange_of(request)
-        # Text that no context could hold is not even made into tokens, which takes seconds.
-        context = self.vlm.vlm.config.text.max_position_embeddings
-        most = min(settings.max_text_bytes, BYTES_A_TOKEN * context)
-        check_messages(messages, exchange, most, tools=options.get("tools"))
+        check_messages(messages, exchange, self.most_text_bytes, tools=options.get("tools"))
         options = {"max_tokens": settings.max_answer_tokens, **options}
         job = await self.while_there(request, self.vlm.prepare(messages, **options))
         exchange.add(job)

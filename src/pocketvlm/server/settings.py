@@ -148,7 +148,7 @@ class ServerSettings:
     )
     drain_seconds: float = _setting(30.0, "for running answers to finish after SIGTERM or Ctrl-C", SECONDS)
     watchdog_seconds: float = _setting(
-        300.0, "for one engine step; a longer one ends the process with status 70", SECONDS
+        300.0, "for one step of the engine or of the event loop; a longer one ends the process with status 70", SECONDS
     )
     log_format: str = _setting("text", "format of the log on stderr, one line per request", ("text", "json"))
     otlp_endpoint: str = _setting("", "URL to send traces to (OpenTelemetry, OTLP over HTTP; needs the extra otel)")
@@ -170,6 +170,12 @@ class ServerSettings:
         if not all(_SENDABLE.fullmatch(key) for key in self.api_keys):
             message = "api_keys has a key that no client can send"
             raise ConfigError(message, hint="Use letters, digits and signs of ASCII, without spaces.")
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ConfigError(
+                f"max_held_bytes={self.max_held_bytes} is less than max_body_bytes={self.max_body_bytes}: a body of that "
+                "size would never be taken",
+                hint="Raise the first or lower the second.",
+            )
         for name in ("media_roots", "mcp_roots"):
             for root in getattr(self, name):
                 if not Path(root).is_dir():

@@ -63,6 +63,16 @@ def test_agents_get_the_models_answers(server: Serving, mode: str) -> None:
     asyncio.run(use())
 
 
+def test_a_call_has_no_more_text_than_any_request(server: Serving) -> None:
+    async def use() -> None:
+        async with agent(server) as client:
+            refused = await client.call_tool("look", {**QUESTION, "question": "x " * 2**20})
+            assert refused.is_error
+            assert "bytes of text, at most" in said(refused)
+
+    asyncio.run(use())
+
+
 def metric(server: Serving, name: str) -> float:
     found = re.findall(rf"^{re.escape(name)} (\S+)$", server.ask("/metrics")[1], re.MULTILINE)
     return sum(map(float, found))
