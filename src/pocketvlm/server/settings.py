@@ -172,8 +172,8 @@ class ServerSettings:
             raise ConfigError(message, hint="Use letters, digits and signs of ASCII, without spaces.")
         if self.max_held_bytes < self.max_body_bytes:
             raise ConfigError(
-                f"max_held_bytes={self.max_held_bytes} is less than max_body_bytes={self.max_body_bytes}: a body of that "
-                "size would never be taken",
+                f"max_held_bytes={self.max_held_bytes} is less than max_body_bytes={self.max_body_bytes}: "
+                "the largest body would never be taken",
                 hint="Raise the first or lower the second.",
             )
         for name in ("media_roots", "mcp_roots"):
