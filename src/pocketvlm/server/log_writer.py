@@ -17,6 +17,7 @@ from typing import TextIO
 MAX_WAITING = 4096  # lines; of more than these the newest are lost
 FLUSH_SECONDS = 1.0
 _AT_ONCE = 64  # lines of one write
+_GATHERING = 0.02  # seconds for which a line waits for others
 _PAUSE = 0.05  # seconds
 
 
@@ -68,6 +69,8 @@ class LogWriter(logging.Handler):
     def _run(self) -> None:
         while True:
             found = [self._lines.get()]
+            if isinstance(found[0], str):
+                time.sleep(_GATHERING)  # whoever wakes this thread for each line takes turns with it at the GIL
             while len(found) < _AT_ONCE and not self._lines.empty():
                 found.append(self._lines.get())
             self._write("".join(one for one in found if isinstance(one, str)))
