@@ -94,6 +94,10 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
             if has_all and now["num_requests_running"] + now["num_requests_waiting"] == 0:
                 break
             await asyncio.sleep(0.2)
+        # Nobody else is there for a while: what the server spends on them alone.
+        began, spent = time.perf_counter(), server.processor_seconds()
+        await asyncio.sleep(5)
+        shares.append((server.processor_seconds() - spent) / (time.perf_counter() - began))
         found = await rate()
         for writer, task in held:
             task.cancel()
@@ -101,7 +105,7 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
         return found
 
     await rate()
-    alone, beside = [await rate()], list[float]()
+    alone, beside, shares = [await rate()], list[float](), list[float]()
     for _ in range(3):
         beside.append(await beside_slow_ones())
         alone.append(await rate())
@@ -114,6 +118,7 @@ async def slow_clients(server: Server, args: argparse.Namespace) -> dict[str, An
         "requests_s": [round(value, 2) for value in alone],
         "requests_s_beside": [round(value, 2) for value in beside],
         "loss": round(loss, 4),
+        "processor_share_of_slow_ones": round(statistics.median(shares), 4),
         **found,
         "ok": loss < 0.05 and found["reconciled"],
     }
