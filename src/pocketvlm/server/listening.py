@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.server.origins import is_address
 from pocketvlm.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,10 @@ def listen(settings: ServerSettings) -> socket.socket:
     if not settings.host:  # a variable that was not set must not open the server to everybody
         raise ConfigError("host is empty", hint="127.0.0.1 is this machine alone, 0.0.0.0 is all interfaces.")
     try:
-        found = {family for family, *_ in socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)}
-        family = socket.AF_INET if socket.AF_INET in found else socket.AF_INET6
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        if not is_address(settings.host):
+            found = {kind for kind, *_ in socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)}
+            family = socket.AF_INET if socket.AF_INET in found else socket.AF_INET6
         sock = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
         # Connections have it too. Left to itself the system takes megabytes of what nobody reads.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -66,6 +66,8 @@ class OriginCheck:
 
 def is_local(host: str) -> bool:
     """Whether an address to listen on is reached from this machine alone."""
+    if is_address(host):  # nobody has to be asked
+        return ipaddress.ip_address(host).is_loopback
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)  # 127.1 and names of this machine too
         return all(ipaddress.ip_address(str(place[0])).is_loopback for *_, place in found)
