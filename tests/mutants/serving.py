@@ -37,7 +37,7 @@ MUTANTS = [
         "server/log_writer.py",
         "server/test_log_writer.py",
         ("self._lines.qsize() < MAX_WAITING", "True"),
-        ("self._told += lost", "pass"),
+        ("self._reported += lost", "pass"),
         ("data = data[os.write(self._descriptor, data) :]", "os.write(self._descriptor, data); break"),
     ),
     *of(

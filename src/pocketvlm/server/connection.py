@@ -66,8 +66,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Whoever offers another protocol (HTTP/2 as Java does, or WebSocket) is answered in this one, and that is no
-        news: the log is not for what every client can write into it."""
+        """Whoever offers another protocol (HTTP/2 as Java does, or WebSocket) is answered in this one, without a
+        warning: the log is not for what every client can write into it."""
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -35,7 +35,7 @@ class LogWriter(logging.Handler):
             self._descriptor = -1
         # Of the queues of Python only this one may be used by a signal that interrupts its own use.
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
-        self._lost = self._told = 0
+        self._lost = self._reported = 0
         threading.Thread(target=self._run, name="pocketvlm-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -74,11 +74,11 @@ class LogWriter(logging.Handler):
             while len(found) < _AT_ONCE and not self._lines.empty():
                 found.append(self._lines.get())
             self._write("".join(one for one in found if isinstance(one, str)))
-            if lost := self._lost - self._told:
-                self._told += lost
+            if lost := self._lost - self._reported:
+                self._reported += lost
                 text = f"{lost} lines of this log are lost: nobody took them in time"
-                said = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
-                self._write(f"{self.format(logging.makeLogRecord(said))}\n")
+                record = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+                self._write(f"{self.format(logging.makeLogRecord(record))}\n")
             for one in found:
                 if isinstance(one, threading.Event):
                     one.set()
