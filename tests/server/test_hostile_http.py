@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+import uuid
 
 import pytest
 from helpers.app import CHAT
@@ -28,6 +29,15 @@ def sent(server: Serving, *pieces: bytes) -> bytes:
     return found
 
 
+def lines_so_far(server: Serving) -> int:
+    """Lines of the log, once all is written of what happened until now: a thread writes them, some time later."""
+    mark = uuid.uuid4().hex
+    server.ask("/v1/models", headers={"x-request-id": mark})
+    while not any(mark in line for line in server.log()):
+        time.sleep(0.01)
+    return len(server.log())
+
+
 @pytest.mark.parametrize(
     "request_", [b"\x16\x03\x01" + bytes(99) + b"\r\n\r\n", b"GET /\r\n\r\n", HEAD + b"Content-Length: -5\r\n\r\n"]
 )
@@ -45,11 +55,11 @@ def test_a_body_that_breaks_off_its_framing_is_400(server: Serving) -> None:
 
 def test_nonsense_behind_a_refusal_ends_the_connection_without_a_fault(server: Serving) -> None:
     stranger = HEAD.replace(b"secret", b"other") + b"Transfer-Encoding: chunked\r\n\r\n5\r\naaaaa\r\n"
-    before = len(server.log())
+    before = lines_so_far(server)
     found = sent(server, stranger, b"zz\r\n")
     assert found.count(b"HTTP/1.1 ") == 1
     assert found.startswith(b"HTTP/1.1 401 ")
-    assert not [line for line in server.log()[before:] if "Traceback" in line]
+    assert not [line for line in server.log()[before : lines_so_far(server)] if "Traceback" in line]
 
 
 def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(server: Serving) -> None:
@@ -65,13 +75,11 @@ def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(server: S
 def test_an_offer_of_another_protocol_is_answered_in_this_one_and_writes_nothing_into_the_log(
     server: Serving, protocol: str
 ) -> None:
-    before = len(server.log())
+    before = lines_so_far(server)
     offer = f"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: {protocol}\r\n\r\n"
     assert sent(server, offer.encode()).startswith(b"HTTP/1.1 200 ")
-    server.ask("/v1/models")  # which is written after whatever that would have been
-    while len(server.log()) == before:
-        time.sleep(0.01)
-    assert not [line for line in server.log()[before:] if "WARNING" in line]
+    after = lines_so_far(server)
+    assert not [line for line in server.log()[before:after] if "WARNING" in line]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ class LogWriter(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        try:
-            self._descriptor = stream.fileno()
-        except (OSError, ValueError):
-            self._descriptor = -1
+        # One of its own: a write may still wait when the stream is closed, and its number may be another file's then.
+        self._descriptor = -1
+        with suppress(OSError, ValueError):
+            self._descriptor = os.dup(stream.fileno())
         # Of the queues of Python only this one may be used by a signal that interrupts its own use.
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
         self._lost = self._reported = 0
@@ -63,7 +63,7 @@ class LogWriter(logging.Handler):
         if not self.is_written() and self._descriptor >= 0:
             with suppress(OSError):
                 nobody = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nobody, self._descriptor)
+                os.dup2(nobody, self._stream.fileno())
                 os.close(nobody)
 
     def _run(self) -> None:
