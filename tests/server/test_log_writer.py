@@ -77,17 +77,19 @@ def test_a_pipe_in_which_no_write_waits_gets_all_of_it() -> None:
 
 
 def test_what_is_being_written_when_its_stream_is_closed_goes_into_no_file_that_is_opened_next() -> None:
-    with pipe() as (reader, stream):
+    with pipe() as (reader, stream), pipe() as (other, next_one):
         handler = LogWriter(stream)
         say(handler, "x" * (3 * MORE))
         assert not handler.is_written(0.1)
+        number = stream.fileno()
         stream.close()
-        with pipe() as (other, _):  # whose number is that of the closed one
-            os.close(reader)
-            assert handler.is_written(60)
-            os.set_blocking(other, False)
-            with pytest.raises(BlockingIOError):
-                os.read(other, MORE)
+        os.dup2(next_one.fileno(), number)  # as any file that is opened now may get it
+        os.close(reader)
+        assert handler.is_written(60)
+        os.close(number)
+        os.set_blocking(other, False)
+        with pytest.raises(BlockingIOError):
+            os.read(other, MORE)
 
 
 def test_a_reader_that_left_and_a_line_that_cannot_be_formatted_end_no_log() -> None:
