@@ -178,13 +178,23 @@ def test_an_error_of_the_user_is_one_line_for_the_agent(folder: Path) -> None:
 def test_no_file_is_read_where_more_are_named_than_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = Sources((str(tmp_path),), MediaLimits(max_images=2, max_videos=1))
     read: list[str] = []
-    monkeypatch.setattr(sources, "open", lambda name: read.append(name) or b"")
+    monkeypatch.setattr(sources, "open", lambda name, _most: read.append(name) or b"")
     arguments = {"media": ["a.png"] * 4, "question": QUESTION}
     with pytest.raises(MediaError, match="4 pictures and videos, at most 3"):
         read_call("look", arguments, sources.open_all)
     assert not read
     read_call("look", {**arguments, "media": ["a.png"] * 3}, sources.open_all)
     assert len(read) == 3
+
+
+def test_the_files_of_a_call_have_no_more_bytes_together_than_may_be(folder: Path) -> None:
+    size = RECEIPT.stat().st_size
+    sources = Sources((str(folder),), MediaLimits(), most_bytes=2 * size)
+    names = ["receipt.png", (folder / "inner" / "receipt.png").as_uri()]
+    assert [len(one) for one in sources.open_all(names)] == [size, size]
+    for another in ("notes.txt", (folder / "notes.txt").as_uri()):
+        with pytest.raises(MediaError, match=f"The files of the call have more than {2 * size} bytes in all"):
+            sources.open_all([*names, another])
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

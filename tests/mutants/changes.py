@@ -212,7 +212,7 @@ MUTANTS = [
         "server/exchange.py",
         "server/test_back_pressure.py",
         ("        self.load.in_flight -= self.is_admitted\n", "", "test_a_full_queue_is_429_before_the_body_is_read"),
-        ("        self.load.held_bytes -= self.held_bytes\n", "", "test_bodies_and_pictures_together_have_a_limit"),
+        ("            self.load.held_bytes -= self.held_bytes\n", "", "test_bodies_and_pictures_together_have_a_limit"),
         (
             "job.request.deadline = self.deadline",
             "pass",
@@ -224,11 +224,46 @@ MUTANTS = [
         "server/test_exchange.py",
         ("                job.request.deadline = time.monotonic()", "                pass"),
         ("            await stream.aclose()", "            pass"),
-        ("            raise ClientLeftError", "            pass"),
+        ("            raise ClientLeftError\n        job.", "            pass\n        job."),
+        ("            raise ClientLeftError\n        if", "            pass\n        if"),
+        (
+            "self.has_ended and not self.keepers",
+            "self.has_ended",
+            "test_what_a_thread_still_holds_counts_after_its_client_has_left",
+        ),
+        (
+            "            self.keepers -= 1\n",
+            "            pass\n",
+            "test_what_a_thread_still_holds_counts_after_its_client_has_left",
+        ),
+    ),
+    *of(
+        "server/guard.py",
+        "server/test_exchange.py",
+        (
+            "                if exchange.status:",
+            "                if True:",
+            "test_an_application_of_another_library_that_fails_is_an_error_of_the_api",
+        ),
+    ),
+    *of(
+        "server/agents.py",
+        "server/test_exchange.py",
+        (
+            "            self._exchange.hold(call.file_bytes)",
+            "            pass",
+            "test_the_files_of_a_call_of_an_agent_are_held_and_refused_where_there_is_no_room",
+        ),
+    ),
+    *of(
+        "mcp_server/sources.py",
+        "mcp_server/test_stdio.py",
+        ("if len(content) > most", "if False", "test_the_files_of_a_call_have_no_more_bytes_together_than_may_be"),
     ),
     *of(
         "server/service.py",
         "server/test_exchange.py",
+        (", keep=exchange.keep, ", ", ", "test_what_a_thread_still_holds_counts_after_its_client_has_left"),
         ('for name, value in message.items() if name != "content")', "for name, value in ())"),
     ),
     *of(

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
-from helpers.app import CHAT, App, new_vlm, run
+from helpers.app import CHAT, App, data_url, error_of, new_vlm, png, run
+from mcp import Client
 from starlette.requests import Request
 
+from pocketvlm.errors import EngineError, QueueFullError
+from pocketvlm.mcp_server.server import make_server
+from pocketvlm.mcp_server.sources import Sources
+from pocketvlm.mcp_server.tools import Call
+from pocketvlm.server import agents
 from pocketvlm.server.app import create_app
 from pocketvlm.server.body import read_body
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.exchange import Exchange, Load
+from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
 from pocketvlm.server.tracing import Tracing
 
@@ -90,6 +99,100 @@ def test_bodies_over_a_limit_are_refused_before_they_are_parsed(pieces: list[byt
     with pytest.raises(HTTPError, match=words) as refused:
         read(pieces, max_body_bytes=1024, max_json_depth=8, max_json_values=100)
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/view_plan"])
+def test_what_a_thread_still_holds_counts_after_its_client_has_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_arguments: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        raise EngineError("the end of this test")
+
+    monkeypatch.setattr("pocketvlm.server.view_plan.plan_pictures", slow)
+    body = json.dumps({"images": [data_url(png())]} if path != CHAT else {"messages": QUESTION}).encode()
+
+    async def ask() -> None:
+        async with await new_vlm(workers=1) as vlm:
+            monkeypatch.setattr(vlm.vlm, "prepare", slow)
+            app = App(vlm)
+
+            async def held() -> int:
+                found = re.search(r"^pocketvlm:http_held_bytes (\S+)$", (await app.client.get("/metrics")).text, re.M)
+                assert found is not None
+                return int(float(found[1]))
+
+            asking = [asyncio.create_task(app.client.post(path, content=body)) for _ in range(3)]
+            while not begun.is_set() or await held() < 3 * len(body):
+                await asyncio.sleep(0.01)
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            # The others waited for the thread, and wait for nothing any more.
+            assert await held() == len(body)
+            go_on.set()
+            while await held():
+                await asyncio.sleep(0.01)
+
+    run(ask())
+
+
+def test_an_application_of_another_library_that_fails_is_an_error_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_arguments: Any) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr("mcp.server.streamable_http_manager.StreamableHTTPSessionManager.handle_request", failing)
+
+    async def ask() -> httpx.Response:
+        async with await new_vlm() as vlm:
+            return await App(vlm, mcp=True).client.post("/mcp", json={})
+
+    found = run(ask())
+    assert found.status_code == 500
+    assert "secret" not in error_of(found)
+
+
+def test_a_call_of_an_agent_that_takes_too_long_to_prepare_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def slow(*_arguments: Any) -> None:
+        assert go_on.wait(60)
+        raise EngineError("the end of this test")
+
+    async def ask() -> Any:
+        async with await new_vlm(workers=1) as vlm:
+            monkeypatch.setattr(vlm.vlm, "prepare", slow)
+            service = Service(vlm, ServerSettings(request_seconds=0.2), ("reader",))
+            caller = agents.HTTPCaller(service, Exchange(Load(service.settings), "POST", "/mcp"))
+            sources = Sources((), service.settings.media_limits)
+            async with Client(make_server(vlm, sources, lambda _request: caller)) as client:
+                found = await client.call_tool("look", {"media": [data_url(png())], "question": "What?"})
+            go_on.set()
+            return found
+
+    found = run(ask())
+    assert found.is_error
+    assert found.content[0].text == "the deadline has passed"
+
+
+def test_the_files_of_a_call_of_an_agent_are_held_and_refused_where_there_is_no_room() -> None:
+    async def ask() -> None:
+        async with await new_vlm() as vlm:
+            service = Service(vlm, ServerSettings(max_held_bytes=2**20, max_body_bytes=2**20), ("reader",))
+            one = Exchange(Load(service.settings), "POST", "/mcp")
+            caller = agents.HTTPCaller(service, one)
+            caller.check(Call("look", [], {}, file_bytes=2**20))
+            assert one.load.held_bytes == 2**20
+            with pytest.raises(QueueFullError, match="take all memory"):
+                caller.check(Call("look", [], {}, file_bytes=1))
+            await one.end()
+            assert one.load.held_bytes == 0
+            with pytest.raises(EngineError, match="has ended"):
+                caller.check(Call("look", [], {}, file_bytes=1))
+            assert one.load.held_bytes == 0
+
+    run(ask())
 
 
 def test_all_texts_of_messages_count_wherever_they_stand() -> None:

@@ -19,6 +19,7 @@ from pocketvlm.processing.abandonment import abandoned_by
 from pocketvlm.ranges import Range
 
 T = TypeVar("T")
+Keep = Callable[[], Callable[[], None]]
 
 
 class AsyncVLM:
@@ -41,26 +42,35 @@ class AsyncVLM:
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
         self._workers = preparing_threads(workers, start=True)
 
-    async def prepare(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Job:
-        """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`."""
+    async def prepare(self, messages: Sequence[Mapping[str, Any]], *, keep: Keep | None = None, **options: Any) -> Job:
+        """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`, `keep` as below."""
         self.engine.check_alive()
-        return await self.in_worker(self._prepare, messages, options)
+        return await self.in_worker(self._prepare, messages, options, keep=keep)
 
-    async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
+    async def in_worker(self, work: Callable[..., T], *args: Any, keep: Keep | None = None) -> T:
         """The result of something that takes as long as preparing does, in one of the threads that prepare.
 
         Cancelled, it decodes nothing that it has not begun to decode.
+
+        Args:
+            keep: called when a thread is given `args`, and what it returns when the thread holds nothing of them any
+                more: in any thread, and maybe some time after this was cancelled.
         """
-        left = threading.Event()
+        left, waiting = threading.Event(), [args]
 
         def call() -> T:
             with abandoned_by(left):
-                return work(*args)
+                return work(*waiting.pop())
 
+        future = self._workers.submit(call)
+        if keep is not None:
+            let_go = keep()
+            future.add_done_callback(lambda _future: let_go())
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+            return await asyncio.wrap_future(future)
         finally:
             left.set()
+            waiting.clear()  # one that is cancelled stays in the queue until a thread comes to it
 
     def _prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
         self.engine.check_alive()  # it may have been closed while this waited for a thread

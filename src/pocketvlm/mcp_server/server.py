@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.context import ServerRequestContext
@@ -21,9 +20,9 @@ from mcp.types import INVALID_PARAMS, CallToolRequestParams, CallToolResult, Lis
 
 import pocketvlm
 from pocketvlm.api.answers import Answer
-from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.api.async_vlm import AsyncVLM, Keep
 from pocketvlm.api.job import Job
-from pocketvlm.errors import EngineError, PocketVLMError
+from pocketvlm.errors import DeadlineError, EngineError, PocketVLMError
 from pocketvlm.mcp_server.sources import Sources
 from pocketvlm.mcp_server.tools import TOOLS, Call, failed, listed, read_call, result_of
 
@@ -41,22 +40,31 @@ MAX_SESSIONS = 256
 _PLACE = re.compile(r"^messages\[\d+\](\.content\[\d+\])?: ")  # which the agent has never seen
 
 
-@dataclass(frozen=True)
-class CallLimits:
-    """What each call is held to, by functions that raise for one that may not go on.
+class Caller:
+    """Whoever makes a call, and what the call is held to: nothing more over stdio."""
 
-    Attributes:
-        on_call: gets the HTTP request of a call (None over stdio) and the call, before anything is made of it.
-        on_job: the same with the job that was made of it.
+    keep: Keep | None = None  # of `AsyncVLM.prepare`
+
+    @property
+    def seconds(self) -> float | None:
+        """That are left for the call."""
+        return None
+
+    def check(self, call: Call) -> None:
+        """Raise for a call of which nothing may be made."""
+
+    def add(self, job: Job) -> None:
+        """Raise for what was made of a call and may not run."""
+
+
+def make_server(
+    vlm: AsyncVLM, sources: Sources, caller_of: Callable[[Any], Caller] = lambda _request: Caller()
+) -> Server[Any]:
+    """A server that answers calls of `TOOLS` with the model; it does not close it.
+
+    Args:
+        caller_of: gets the HTTP request of a call, None over stdio.
     """
-
-    on_call: Callable[[Any, Call], None] = lambda _request, _call: None
-    on_job: Callable[[Any, Job], None] = lambda _request, _job: None
-
-
-def make_server(vlm: AsyncVLM, sources: Sources, limits: CallLimits | None = None) -> Server[Any]:
-    """A server that answers calls of `TOOLS` with the model; it does not close it."""
-    limits = limits or CallLimits()
 
     async def list_tools(_context: ServerRequestContext, _params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=list(listed()))
@@ -65,8 +73,15 @@ def make_server(vlm: AsyncVLM, sources: Sources, limits: CallLimits | None = Non
         if params.name not in TOOLS:
             raise MCPError(INVALID_PARAMS, f"there is no tool {params.name[:100]!r}, but {', '.join(TOOLS)}")
         try:
-            call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open_all)
-            return result_of(call, await _answer(vlm, context, call, limits))
+            caller = caller_of(context.request)
+            async with asyncio.timeout(caller.seconds):
+                call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open_all)
+                caller.check(call)
+                job = await vlm.prepare(call.messages, keep=caller.keep, **call.options)
+            caller.add(job)
+            return result_of(call, await _answer(vlm, context, call, job))
+        except TimeoutError:
+            return failed(str(DeadlineError("the deadline has passed")))
         except (PocketVLMError, EngineError) as error:
             return failed(_PLACE.sub("", str(error)))
         except Exception as error:  # messages of other libraries are not for agents
@@ -82,11 +97,8 @@ def make_server(vlm: AsyncVLM, sources: Sources, limits: CallLimits | None = Non
     )
 
 
-async def _answer(vlm: AsyncVLM, context: ServerRequestContext, call: Call, limits: CallLimits) -> Answer:
+async def _answer(vlm: AsyncVLM, context: ServerRequestContext, call: Call, job: Job) -> Answer:
     """The answer to a call, given up when the call is cancelled; tells how far it has come."""
-    limits.on_call(context.request, call)
-    job = await vlm.prepare(call.messages, **call.options)
-    limits.on_job(context.request, job)
     told = time.monotonic()
     async with aclosing(vlm.run(job)) as deltas:
         async for _ in deltas:
@@ -125,10 +137,10 @@ class HTTPEndpoint:
         hosts: tuple[str, ...],
         origins: tuple[str, ...],
         max_body_bytes: int,
-        limits: CallLimits,
+        caller_of: Callable[[Any], Caller],
     ) -> None:
         self._manager = StreamableHTTPSessionManager(
-            make_server(vlm, sources, limits),
+            make_server(vlm, sources, caller_of),
             security_settings=TransportSecuritySettings(allowed_hosts=list(hosts), allowed_origins=list(origins)),
             session_idle_timeout=SESSION_SECONDS,
             max_request_body_size=max_body_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.fetch import is_data_url, is_url
@@ -19,31 +20,37 @@ class Sources:
     """Args:
         roots: folders whose files may be named; paths that are not absolute are looked for in each of them.
         limits: what is refused beside; whether URLs are fetched.
+        most_bytes: of the files of one call together.
 
     Raises:
         ConfigError: a root is no folder.
     """
 
-    def __init__(self, roots: tuple[str, ...], limits: MediaLimits) -> None:
+    def __init__(self, roots: tuple[str, ...], limits: MediaLimits, most_bytes: int = 64 * 2**20) -> None:
         for root in roots:
             if not Path(root).is_dir():
                 raise ConfigError(f"{show(root, 80)} is no folder", hint="Name folders that are there.")
         self._roots = tuple(str(Path(root).resolve()) for root in roots)
         self._limits = replace(limits, file_roots=self._roots)
+        self._most_bytes = most_bytes
 
     def open_all(self, sources: Sequence[str]) -> list[str | bytes]:
         """`open` for the media of one call.
 
         Raises:
-            MediaError: they are more than any request may have; or as `open`.
+            MediaError: they are more than any request may have, in number or in bytes; or as `open`.
         """
         most = self._limits.max_images + self._limits.max_videos
         if len(sources) > most:  # a file named a thousand times would be in memory a thousand times
             raise MediaError(f"The call has {len(sources)} pictures and videos, at most {most} are accepted")
-        return [self.open(source) for source in sources]
+        opened, left = list[str | bytes](), self._most_bytes
+        for source in sources:
+            opened.append(self.open(source, left))
+            left -= len(opened[-1]) if isinstance(opened[-1], bytes) else 0
+        return opened
 
-    def open(self, source: str) -> str | bytes:
-        """The bytes of a file; a URL is left to the one function that fetches.
+    def open(self, source: str, most: int) -> str | bytes:
+        """The bytes of a file, at most `most`; a URL is left to the one function that fetches.
 
         Raises:
             MediaError: a path outside the roots, also through links and `..`; a file that is missing or too large.
@@ -56,10 +63,16 @@ class Sources:
             raise MediaError("No folder was named to read files from", hint="Give a data: URL.")
         if is_file_url(source):
             with open_file_url(source, self._limits) as file:
-                return file.read()
-        return self._read(source)
+                return self._content(file, most)
+        return self._read(source, most)
 
-    def _read(self, source: str) -> bytes:
+    def _content(self, file: IO[bytes], most: int) -> bytes:
+        content = file.read(most + 1)
+        if len(content) > most:
+            raise MediaError(f"The files of the call have more than {self._most_bytes} bytes in all", hint="Name less.")
+        return content
+
+    def _read(self, source: str, most: int) -> bytes:
         name, path = f"The path {describe(source)!r}", Path(source)
         hint = f"They are {', '.join(self._roots)}."
         # An agent thinks of its own folder, which is not ours.
@@ -68,7 +81,7 @@ class Sources:
         for number, root in enumerate(("",) if path.is_absolute() else self._roots):
             try:
                 with open_inside(Path(root) / path, self._limits, name, hint=hint, if_missing=missing) as file:
-                    return file.read()
+                    return self._content(file, most)
             except MediaError as error:
                 failure = failure if number else error
         raise failure

@@ -67,11 +67,16 @@ TOOLS = {
 
 @dataclass(frozen=True)
 class Call:
-    """What a call asks of the model: messages and options of `VLM.chat`."""
+    """What a call asks of the model: messages and options of `VLM.chat`.
+
+    Attributes:
+        file_bytes: of files that were read for it, and are in its messages.
+    """
 
     name: str
     messages: list[dict[str, Any]]
     options: dict[str, Any]
+    file_bytes: int = 0
 
 
 def read_call(name: str, arguments: Mapping[str, Any] | None, open_media: Callable[[Sequence[str]], list[Any]]) -> Call:
@@ -103,7 +108,9 @@ def read_call(name: str, arguments: Mapping[str, Any] | None, open_media: Callab
         question = check("question", given["question"], "string") if name == "look" else _extraction(given, options)
     if not media:
         raise PromptError("media is empty", hint="Name at least one picture.")
-    return Call(name, question_messages(open_media(media), question), options)
+    opened = open_media(media)
+    size = sum(len(one) for one in opened if isinstance(one, bytes))
+    return Call(name, question_messages(opened, question), options, size)
 
 
 def _about(name: str, key: str) -> str:

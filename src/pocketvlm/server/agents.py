@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pocketvlm.api.job import Job
 from pocketvlm.errors import EngineError, PromptError, QueueFullError
-from pocketvlm.mcp_server.server import CallLimits, HTTPEndpoint
+from pocketvlm.mcp_server.server import Caller, HTTPEndpoint
 from pocketvlm.mcp_server.sources import Sources
 from pocketvlm.mcp_server.tools import Call
 from pocketvlm.server.errors import ClientLeftError, HTTPError
-from pocketvlm.server.exchange import exchange_of
+from pocketvlm.server.exchange import Exchange, exchange_of
 from pocketvlm.server.service import Service, check_messages
 from pocketvlm.server.settings import ServerSettings
 
 PATH = "/mcp"
 METHODS = ("POST", "DELETE")  # no GET: nothing is sent that was not asked for
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
+
+class HTTPCaller(Caller):
+    """A call is held to the same limits as a request of any API; errors are in words of this protocol."""
+
+    def __init__(self, service: Service, exchange: Exchange) -> None:
+        self._service, self._exchange = service, exchange
+        self.keep = exchange.keep
+
+    @property
+    def seconds(self) -> float:
+        return self._exchange.deadline - time.monotonic()
+
+    def check(self, call: Call) -> None:
+        """Its text and the files that were read for it.
+
+        Raises:
+            PromptError: it has more text than a request may have.
+            QueueFullError, EngineError: there is no room for its files; nobody waits for it any more.
+        """
+        try:
+            check_messages(call.messages, self._exchange, self._service.most_text_bytes)
+        except HTTPError as error:
+            raise PromptError(str(error)) from None
+        with _told():
+            self._exchange.hold(call.file_bytes)
+
+    def add(self, job: Job) -> None:
+        """Raises: QueueFullError, EngineError: there is no room for it; nobody waits for it any more."""
+        job.limit(self._service.settings.max_answer_tokens)
+        with _told():
+            self._exchange.add(job)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except HTTPError as error:
+        raise QueueFullError(str(error)) from None
+    except ClientLeftError:
+        raise EngineError("the request of this call has ended") from None
 
 
 def agents_endpoint(service: Service) -> HTTPEndpoint:
@@ -27,38 +71,13 @@ def agents_endpoint(service: Service) -> HTTPEndpoint:
     """
     settings = service.settings
 
-    def on_call(request: Any, call: Call) -> None:
-        """A call has no more text than a request of any API.
-
-        Raises:
-            PromptError: it has more.
-        """
-        try:
-            check_messages(call.messages, exchange_of(request), service.most_text_bytes)
-        except HTTPError as error:
-            raise PromptError(str(error)) from None
-
-    def on_job(request: Any, job: Job) -> None:
-        """A call is held to the same limits as a request of any API.
-
-        Raises:
-            QueueFullError, EngineError: there is no room for it; nobody waits for it any more.
-        """
-        job.limit(settings.max_answer_tokens)
-        try:
-            exchange_of(request).add(job)
-        except HTTPError as error:
-            raise QueueFullError(str(error)) from None
-        except ClientLeftError:
-            raise EngineError("the request of this call has ended") from None
-
     return HTTPEndpoint(
         service.vlm,
-        Sources(settings.mcp_roots, settings.media_limits),
+        Sources(settings.mcp_roots, settings.media_limits, settings.max_body_bytes),
         hosts=allowed_hosts(settings),
         origins=settings.cors_origins,
         max_body_bytes=settings.max_body_bytes,
-        limits=CallLimits(on_call, on_job),
+        caller_of=lambda request: HTTPCaller(service, exchange_of(request)),
     )
 
 

@@ -3,8 +3,10 @@ that the server has room for."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,7 @@ class Exchange:
         arrived: `time.monotonic()`.
         key: whose it is; None without keys.
         held_bytes: its part of those of all.
+        keepers: threads that may still hold what it brought, also after its end.
         has_begun: it has a place among those of its key.
         is_admitted: it counts among those in flight.
         jobs: what the model was asked for.
@@ -68,6 +71,7 @@ class Exchange:
     arrived: float = field(default_factory=time.monotonic)
     key: Key | None = None
     held_bytes: int = 0
+    keepers: int = 0
     has_begun: bool = False
     is_admitted: bool = False
     jobs: list[Job] = field(default_factory=list)
@@ -104,7 +108,14 @@ class Exchange:
         self.has_begun = True
 
     def hold(self, count: int) -> None:
-        """Count bytes that are kept until the response has been sent; `HTTPError` 429 where there is no room."""
+        """Count bytes that are kept until the response has been sent.
+
+        Raises:
+            HTTPError: 429, there is no room for them.
+            ClientLeftError: the request has ended.
+        """
+        if self.has_ended:
+            raise ClientLeftError
         if self.load.held_bytes + count > self.settings.max_held_bytes:
             raise HTTPError(
                 429, "the bodies of other requests take all memory there is. Try again later.", "rate_limit_error",
@@ -112,6 +123,27 @@ class Exchange:
             )  # fmt: skip
         self.load.held_bytes += count
         self.held_bytes += count
+
+    def keep(self) -> Callable[[], None]:
+        """What it holds counts until the result is called, from any thread, even if the request ends before: a thread
+        cannot be cancelled."""
+        loop = asyncio.get_running_loop()
+        self.keepers += 1
+
+        def let_go() -> None:
+            self.keepers -= 1
+            self._release()
+
+        def in_loop() -> None:
+            with suppress(RuntimeError):  # the loop has ended, and whatever was counted with it
+                loop.call_soon_threadsafe(let_go)
+
+        return in_loop
+
+    def _release(self) -> None:
+        if self.has_ended and not self.keepers:
+            self.load.held_bytes -= self.held_bytes
+            self.held_bytes = 0
 
     def admit(self) -> None:
         """Its body has arrived; `HTTPError` 429 where too many are in flight."""
@@ -135,13 +167,13 @@ class Exchange:
             self.hold(job.request.patches.nbytes)
 
     async def end(self) -> None:
-        """It holds nothing any more, and nothing of it runs on."""
+        """Nothing of it runs on, and it holds nothing any more but what a thread has not let go of."""
         if self.has_ended:
             return
         self.has_ended = True
         if self.key is not None and self.has_begun:
             self.key.end(self.prompt_tokens + self.answer_tokens)
-        self.load.held_bytes -= self.held_bytes
+        self._release()
         self.load.in_flight -= self.is_admitted
         for job in self.jobs:
             if not job.is_done:  # the engine gives it up before its next step, whoever still reads it

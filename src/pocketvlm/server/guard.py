@@ -92,14 +92,15 @@ class _Guarded:
                 exchange.status = message["status"]
             await send(message)
 
-        response: ASGIApp
         try:
             try:
                 self._guard.let_in(exchange, Request(scope, receive, send))
                 response = await self._respond(scope, receive, send)
-            except Exception as error:
-                response = response_of(error, self._path)
-            await response(scope, receive, send_and_note)
+                await response(scope, receive, send_and_note)
+            except Exception as error:  # of the application of another library, too
+                if exchange.status:  # it cannot be told any more
+                    raise
+                await response_of(error, self._path)(scope, receive, send_and_note)
         except asyncio.CancelledError:
             if not self._guard.is_draining():
                 raise

@@ -82,7 +82,7 @@ class Service:
         exchange = exchange_of(request)
         check_messages(messages, exchange, self.most_text_bytes, tools=options.get("tools"))
         options = {"max_tokens": settings.max_answer_tokens, **options}
-        job = await self.while_there(request, self.vlm.prepare(messages, **options))
+        job = await self.while_there(request, self.vlm.prepare(messages, keep=exchange.keep, **options))
         exchange.add(job)
         return job
 

@@ -22,8 +22,10 @@ async def view_plan(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
     asked = await read_json(request, parse_view_plan)
     service.check_model(asked.model)
-    exchange_of(request).images = len(asked.images)
-    plans = await service.while_there(request, service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked))
+    exchange = exchange_of(request)
+    exchange.images = len(asked.images)
+    work = service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked, keep=exchange.keep)
+    plans = await service.while_there(request, work)
     return json_response(view_plan_response(plans, model=service.names[0]))
 
 
