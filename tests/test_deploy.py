@@ -115,7 +115,10 @@ def test_the_health_of_the_container_is_asked_for_at_the_port_that_was_set(statu
     (found,) = re.findall(r"^HEALTHCHECK .*? CMD (\[.*\])$", text, re.MULTILINE)
     with HTTPServer(("127.0.0.1", 0), Health) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = {**os.environ, "POCKETVLM_PORT": str(server.server_port)}
+        # A proxy would be asked for the port of another machine.
+        environment = {
+            **os.environ, "POCKETVLM_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", "no_proxy": ""
+        }  # fmt: skip
         done = subprocess.run([sys.executable, *json.loads(found)[1:]], env=environment, stderr=subprocess.PIPE)
         server.shutdown()
     assert (done.returncode == 0) == (status == 200), done.stderr

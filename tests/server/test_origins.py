@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 from helpers.app import App, new_vlm, run
 from starlette.requests import Request
@@ -69,13 +70,18 @@ def test_what_costs_something_is_for_pages_of_its_own_and_for_programs(origin: s
 
 
 def test_a_script_of_an_allowed_origin_can_read_what_it_needs_to_report_and_to_try_again() -> None:
-    async def ask() -> str:
+    async def ask() -> list[httpx.Response]:
         async with await new_vlm() as vlm:
-            app = App(vlm, cors_origins=("https://app.example",))
-            response = await app.client.get("/v1/models", headers={"Origin": "https://app.example"})
-            return response.headers["access-control-expose-headers"].lower()
+            app, headers = App(vlm, cors_origins=("https://app.example",)), {"Origin": "https://app.example"}
+            paths = ("/v1/models", f"/v1/models/{'a' * 10_000}")
+            return [await app.client.get(path, headers=headers) for path in paths]
 
-    assert {name.strip() for name in run(ask()).split(",")} >= {"x-request-id", "retry-after"}
+    for response, status in zip(run(ask()), (200, 414), strict=True):
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        assert response.headers["x-request-id"]
+        exposed = response.headers["access-control-expose-headers"].lower()
+        assert {name.strip() for name in exposed.split(",")} >= {"x-request-id", "retry-after"}
 
 
 @pytest.mark.parametrize("page", [True, False])

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from helpers.app import CHAT, App, new_vlm, run
 
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.keys import Key
@@ -71,6 +73,20 @@ def test_a_line_has_the_facts_of_a_request_and_none_of_its_content(written: Line
         "answer_tokens": 3,
         "finish_reason": "stop,abort",
     }
+
+
+def test_a_request_that_is_refused_has_the_code_of_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def ask() -> list[httpx.Response]:
+        async with await new_vlm() as vlm:
+            app = App(vlm)
+            bodies: list[Any] = [{"messages": []}, {"messages": [], "model": "other"}]
+            return [await app.client.post(CHAT, json=body) for body in bodies]
+
+    with caplog.at_level(logging.INFO, "pocketvlm.requests"):
+        told = [response.json()["error"]["code"] for response in run(ask())]
+    lines: list[Any] = [record for record in caplog.records if record.name == "pocketvlm.requests"]
+    assert [line.facts["error"] for line in lines] == told
+    assert len(set(told)) == 2
 
 
 def test_a_request_that_nobody_waited_for_is_499_and_one_without_a_job_has_no_tokens(written: Lines) -> None:

@@ -21,7 +21,7 @@ from typing import Self
 
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.request import FinishReason, Output, Request
-from pocketvlm.errors import QueueFullError, UnavailableError
+from pocketvlm.errors import PocketVLMError, QueueFullError, UnavailableError
 from pocketvlm.machine import OwnProcess
 
 logger = logging.getLogger(__name__)
@@ -214,6 +214,8 @@ class AsyncEngine:
             try:
                 self.engine.add(request)
             except Exception as error:  # its own fault, found late: the stream says so
+                if not isinstance(error, PocketVLMError):
+                    logger.error("a request could not be added", exc_info=error)
                 self._lose(request, "error", str(error))
         now = time.monotonic()
         for request in [one for one in self._held if one.deadline is not None and now >= one.deadline]:

@@ -115,7 +115,8 @@ def create_app(
 
     app.add_exception_handler(404, unknown)
     app.add_exception_handler(405, unknown)
-    if settings.cors_origins:
+    app.add_middleware(Heads)
+    if settings.cors_origins:  # around all else, or scripts could not read what is refused for its head
         origins = list(settings.cors_origins)
         app.add_middleware(
             CORSMiddleware,
@@ -125,7 +126,6 @@ def create_app(
             # Browsers hide all other headers from scripts of another origin.
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Heads)
     return app
 
 

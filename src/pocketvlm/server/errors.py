@@ -42,6 +42,13 @@ class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
+def code_of(error: Exception) -> str:
+    """What OpenAI's error body calls it; empty where nobody is told."""
+    if isinstance(error, HTTPError):
+        return error.code
+    return "" if isinstance(error, ClientLeftError) else str(error_response(error)[1]["error"]["code"] or "")
+
+
 def response_of(error: Exception, path: str = "") -> Response:
     """The response to a request that failed, in the form of the API that `path` belongs to: Ollama's, or OpenAI's.
 

@@ -58,6 +58,7 @@ class Exchange:
         jobs: what the model was asked for.
         streams: what its answers are read from; closed at its end, also where nobody has begun to read them.
         status: of the response; 0 before it.
+        error: the code of the error that the response is; empty where it is none.
         has_ended: nothing can be asked for it any more.
         images: pictures and videos that it is about.
         question: what the log may show, where content is logged.
@@ -77,6 +78,7 @@ class Exchange:
     jobs: list[Job] = field(default_factory=list)
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     status: int = 0
+    error: str = ""
     has_ended: bool = False
     images: int = 0
     question: str = ""

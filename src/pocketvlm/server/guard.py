@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketvlm.server.body import read_body
-from pocketvlm.server.errors import HTTPError, response_of
+from pocketvlm.server.errors import HTTPError, code_of, response_of
 from pocketvlm.server.exchange import Exchange, Load
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.metrics import HTTPMetrics
@@ -100,6 +100,7 @@ class _Guarded:
             except Exception as error:  # of the application of another library, too
                 if exchange.status:  # it cannot be told any more
                     raise
+                exchange.error = code_of(error)
                 await response_of(error, self._path)(scope, receive, send_and_note)
         except asyncio.CancelledError:
             if not self._guard.is_draining():

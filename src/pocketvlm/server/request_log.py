@@ -27,6 +27,8 @@ def log_exchange(exchange: Exchange) -> None:
         "seconds": round(time.monotonic() - exchange.arrived, 4),
         "request_id": exchange.request_id,
     }
+    if exchange.error:
+        facts["error"] = exchange.error
     if exchange.key is not None:
         facts["key"] = exchange.key.name
     if exchange.jobs:
