@@ -15,7 +15,7 @@ from pocketvlm.errors import PromptError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.patches.slicing import plan_views
-from pocketvlm.processing.prompt.expansion import Units, expand_prompt
+from pocketvlm.processing.prompt.expansion import Units, expand_pieces
 from pocketvlm.processing.prompt.template import ChatTemplate
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.views import Size, View
@@ -25,6 +25,10 @@ CHAT = ChatTemplate(chat_template(), NAMES)
 IMAGE = {"type": "image", "image": 0}
 VIDEO = {"type": "video", "video": 0}
 PAD, VIDEO_PAD = TOKENIZER.control_id("<|image_pad|>"), TOKENIZER.control_id("<|video_pad|>")
+
+
+def expand_prompt(*arguments: Any, **options: Any) -> list[int]:
+    return [token for piece in expand_pieces(*arguments, **options) for token in piece]
 
 
 def unit(*tokens: int, grid: tuple[int, int] | None = None) -> ImageViews:

@@ -54,19 +54,20 @@ _PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 
 def published_names(model: nn.Module) -> dict[str, str]:
     """Our parameter name → the published one, for every parameter of the model."""
-    names = {}
-    for ours, _ in model.named_parameters():
-        published = f"model.{ours}"
-        if ours.startswith(("vision_tower.patch_embedding", "vision_tower.position_embedding")):
-            published = ours.replace("vision_tower.", "model.vision_tower.embeddings.", 1)
-        elif ours.startswith("vision_tower.layers."):
-            published = ours.replace("vision_tower.", "model.vision_tower.encoder.", 1)
-        elif ours.startswith("merger."):
-            published = ours.replace("merger.", "model.merger.mlp.0.", 1)
-        elif ours.startswith("language_model.lm_head."):
-            published = ours.replace("language_model.", "", 1)
-        names[ours] = published
-    return names
+    return {ours: published_name(ours) for ours, _ in model.named_parameters()}
+
+
+def published_name(ours: str) -> str:
+    """Our name of a parameter, or of a module, → the published one."""
+    if ours.startswith(("vision_tower.patch_embedding", "vision_tower.position_embedding")):
+        return ours.replace("vision_tower.", "model.vision_tower.embeddings.", 1)
+    if ours.startswith("vision_tower.layers."):
+        return ours.replace("vision_tower.", "model.vision_tower.encoder.", 1)
+    if ours.startswith("merger."):
+        return ours.replace("merger.", "model.merger.mlp.0.", 1)
+    if ours.startswith("language_model.lm_head"):
+        return ours.replace("language_model.", "", 1)
+    return f"model.{ours}"
 
 
 def our_name(published: str) -> str:

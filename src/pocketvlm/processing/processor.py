@@ -6,6 +6,7 @@ media, renders and expands the prompt and counts everything once more. It knows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask, encode_media
 from pocketvlm.processing.patches.video import check_sampling, within_limits
 from pocketvlm.processing.picture_options import PictureOptions
-from pocketvlm.processing.prompt.expansion import Units, expand_prompt
+from pocketvlm.processing.prompt.expansion import Units, expand_pieces
 from pocketvlm.processing.prompt.template import ChatTemplate, RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 from pocketvlm.ranges import show
@@ -145,10 +146,14 @@ class Processor:
             MediaError: a picture or video cannot be read or is over a limit; the message names its place.
             ConfigError: an option has a value that cannot be honoured.
         """
-        how = PictureOptions(**options)
         prompt = self.chat_template.render(
             messages, tools=tools, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt
         )
+        return self.encode_prompt(prompt, **options)[0]
+
+    def encode_prompt(self, prompt: RenderedPrompt, **options: Any) -> tuple[ModelInputs, list[int]]:
+        """What a call makes of a rendered prompt, and the number of tokens that each of its pieces became."""
+        how = PictureOptions(**options)
         kinds = [part.kind for part in prompt.media]
         self.limits.check_counts(kinds.count("image"), kinds.count("video"))
         if "video" in kinds:
@@ -183,18 +188,20 @@ class Processor:
         *,
         use_image_id: bool = True,
         use_video_id: bool = True,
-    ) -> ModelInputs:
-        """Join a rendered prompt and its media, already encoded and in prompt order."""
-        ids = expand_prompt(self.tokenizer, prompt, media, use_image_id=use_image_id, use_video_id=use_video_id)
+    ) -> tuple[ModelInputs, list[int]]:
+        """Join a rendered prompt and its media, already encoded and in prompt order; returns as `encode_prompt`."""
+        pieces = expand_pieces(self.tokenizer, prompt, media, use_image_id=use_image_id, use_video_id=use_video_id)
+        ids = list(itertools.chain.from_iterable(pieces))
         units = [unit for medium in media for unit in medium]
         patch = self.image_config.patch_size
         patches = [unit.patches for unit in units] or [torch.empty((0, patch, patch, 3), dtype=torch.uint8)]
-        return ModelInputs(
+        inputs = ModelInputs(
             input_ids=torch.tensor(ids, dtype=torch.int64),
             patches=torch.cat(patches) if len(patches) > 1 else patches[0],
             views=tuple(view for unit in units for view in unit.views),
             placeholder_ids=(self.model_config.image_token_id, self.model_config.video_token_id),
         )
+        return inputs, [len(piece) for piece in pieces]
 
     def _modes(self, given: DownsampleOption | Sequence[DownsampleOption] | None, count: int) -> list[DownsampleOption]:
         """One mode for each medium."""

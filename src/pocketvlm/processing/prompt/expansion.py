@@ -21,15 +21,15 @@ from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenize
 Units: TypeAlias = tuple[ImageViews, ...]  # of one picture (a single unit) or one video (a unit a frame), encoded
 
 
-def expand_prompt(
+def expand_pieces(
     tokenizer: Tokenizer,
     prompt: RenderedPrompt,
     media: Sequence[Units],
     *,
     use_image_id: bool = True,
     use_video_id: bool = True,
-) -> list[int]:
-    """Return token ids of a prompt with media.
+) -> list[list[int]]:
+    """Return token ids of a prompt with media, those of each of its pieces apart.
 
     Args:
         tokenizer: whose ids to use.
@@ -49,8 +49,9 @@ def expand_prompt(
     }
     numbered = {IMAGE_PAD: use_image_id, VIDEO_PAD: use_video_id}
     counts = {IMAGE_PAD: 0, VIDEO_PAD: 0}
-    ids: list[int] = []
+    found: list[list[int]] = []
     for piece in prompt.pieces:
+        found.append(ids := [])
         if not piece.is_control:
             ids += tokenizer.encode_plain(piece.text)
             continue
@@ -64,7 +65,7 @@ def expand_prompt(
         counts[piece.text] += 1
         for unit in next(blocks[piece.text]):
             ids += _unit_ids(tokenizer, unit, pad)
-    return ids
+    return found
 
 
 def _unit_ids(tokenizer: Tokenizer, unit: ImageViews, pad: int) -> Iterator[int]:

@@ -1,0 +1,165 @@
+"""pocketvlm tune DATA: fine-tune a model on a file or folder of conversations."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.cli.common import PICTURES, VIDEO, add_json, add_options, directory_of, options_of, progress_bars
+from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.errors import ConfigError
+from pocketvlm.files import whole_file
+from pocketvlm.training.settings import TuneSettings
+
+# In the order and the groups of the help; every other setting follows under "more".
+_FIRST = ("method", "steps", "epochs", "minutes", "batch_size", "learning_rate", "seed", "objective", "tune")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pocketvlm tune [options] DATA…"
+    parser.epilog = (
+        "DATA: JSONL of ms-swift, OpenAI or LLaMA-Factory (a folder with dataset_info.json), a Hugging Face folder, "
+        "Parquet, or a folder of pictures with a CSV. A run that was stopped goes on when the same command is given "
+        "again. Exit status: 0 done, 1 the run failed or samples were skipped, 2 wrong usage or input, 130 stopped."
+    )
+    parser.add_argument("data", nargs="+", metavar="DATA", help="files or folders of conversations")
+    parser.add_argument(
+        "--out", type=Path, default=Path("tuned"), metavar="DIR", help="folder of the run (default tuned)"
+    )
+    parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--validation", metavar="FILE", help="samples to measure with, which nothing is learnt from")
+    parser.add_argument("--check", action="store_true", help="read every sample and show some; train nothing")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead (default 0)")
+    for name in _FIRST:
+        _add(parser, name)
+    more = parser.add_argument_group("more")
+    for one in fields(TuneSettings):
+        if one.name not in _FIRST:
+            _add(more, one.name)
+    add_options(parser.add_argument_group("pictures and videos"), PICTURES, VIDEO)
+    add_json(parser)
+
+
+def _add(parser: Any, name: str) -> None:
+    """An option of the name of a setting; None when it is not given."""
+    one = next(one for one in fields(TuneSettings) if one.name == name)
+    text, flag = one.metadata["help"], f"--{name.replace('_', '-')}"
+    if one.default is False:
+        parser.add_argument(flag, action="store_true", default=None, help=text)
+        return
+    kind: Any = {"int": int, "float": float}.get(str(one.type).partition(" ")[0], str)
+    if isinstance(one.default, tuple):
+        parser.add_argument(flag, type=lambda value: tuple(value.split(",")), default=None, metavar="PART,…", help=text)
+        return
+    default = "" if one.default in (None, MISSING) else f" (default {one.default})"
+    choices = one.metadata["allowed"] if isinstance(one.metadata["allowed"], tuple) else None
+    parser.add_argument(flag, type=kind, default=None, choices=choices, help=f"{text}{default}")
+
+
+def run(args: argparse.Namespace) -> int:
+    given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
+    settings = TuneSettings(**{name: value for name, value in given.items() if value is not None})
+    options = options_of(args, PICTURES, VIDEO)
+    directory = directory_of(args)
+    if directory.kind == "bundle":
+        raise ConfigError(f"{directory.path} is a bundle of ONNX Runtime", hint="Tune the checkpoint it was made of.")
+    from pocketvlm.training.data.dataset import open_datasets
+
+    samples = open_datasets(args.data)
+    validation = open_datasets([args.validation]) if args.validation else None
+    if args.check:
+        return _check(args, samples, settings, options)
+    from pocketvlm.training.run import tune  # brings torch
+
+    def shown(report: Any) -> None:
+        if report.step == 1 or report.step % 10 == 0 or report.step == report.steps:
+            of = f" of {report.steps}" if report.steps else ""
+            say(
+                f"step {report.step}{of}: loss {report.loss:.4f}, rate {report.rate:.2e}, {report.tokens_s:.0f} "
+                f"tokens/s, {report.seconds:.0f} s, {report.left:.0f} s left"
+            )
+
+    with _stopped_by_sigterm():
+        result = tune(
+            directory,
+            samples,
+            args.out,
+            settings,
+            validation=validation,
+            options=options,
+            base=args.model,
+            device=args.device,
+            workers=args.workers,
+            identity={"data": [str(source) for source in args.data], "options": options},
+            on_step=shown,
+        )
+    found = asdict(result)
+    bad = found.pop("bad")
+    if args.json:
+        put_json(found)
+    else:
+        put(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.4f}")
+        if result.validation:
+            exact = result.validation["exact"]
+            share = "" if exact is None else f", {exact:.1%} of the answers exact"
+            put(f"validation: loss {result.validation['loss']:.4f}{share}")
+        if settings.method != "full":
+            put(f"Try it: pocketvlm ask --adapter {result.out} IMAGE QUESTION")
+    if bad:
+        say(f"{len(bad)} samples were skipped; the log names them: {result.out}/training.jsonl")
+    return int(bool(bad))
+
+
+def _check(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
+    """The dry run: prints what was found, and writes a page to look at."""
+    from pocketvlm.processing.processor import Processor
+    from pocketvlm.training.check import check, stretches
+    from pocketvlm.training.check_page import check_page
+    from pocketvlm.training.examples import ExampleEncoder
+    from pocketvlm.training.feed import Feed
+
+    directory = directory_of(args)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
+    feed = Feed(samples, encoder, pairs=settings.objective == "dpo", seed=settings.seed)
+    with progress_bars() as bars:
+        total = len(samples)
+        found = check(feed.all(), lambda done: bars("Reading samples", done, total) if bars else None)
+    args.out.mkdir(parents=True, exist_ok=True)
+    page = args.out / "check.html"
+    with whole_file(page) as file:
+        file.write(check_page(found, processor.tokenizer, " ".join(args.data)).encode())
+    for text in found.bad.values():
+        say(text)
+    if args.json:
+        rows = found.statistics()
+        put_json({"samples": found.good, "bad": found.bad, "statistics": rows, "page": str(page)})
+        return int(bool(found.bad))
+    for example in found.shown:
+        put(f"{example.source}: what is learnt of it stands in [[ ]]")
+        texts = stretches(example, processor.tokenizer)
+        put("    " + "".join(f"[[{text}]]" if learnt else text for text, learnt, _ in texts).replace("\n", "\n    "))
+    for name, row in found.statistics().items():
+        put(f"{name}: " + ", ".join(f"{what} {value:g}" for what, value in row.items()))
+    put(f"{found.good} samples can be learnt from, {len(found.bad)} cannot. To look at: {page}")
+    return int(bool(found.bad))
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C: the run writes a checkpoint and ends."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

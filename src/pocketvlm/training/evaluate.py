@@ -1,0 +1,54 @@
+"""Answers of a model that learns, by the engine, against those of its validation samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from pocketvlm.api.vlm import VLM
+from pocketvlm.engine.runners.torch_runner import TorchRunner
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.processor import Processor
+from pocketvlm.training.data.sample import Sample, SampleError
+
+MAX_TOKENS = 512
+
+
+def exact_answers(
+    model: MiniCPMV, processor: Processor, samples: Sequence[Sample], options: Mapping[str, Any]
+) -> float | None:
+    """Share of the samples whose last answer is, greedily and without blanks around it, the one of the sample.
+
+    Args:
+        options: of pictures, as those of `ExampleEncoder`.
+
+    Returns:
+        None where no sample can be asked.
+    """
+    model.eval()
+    wanted: dict[int, str] = {}
+
+    def requests() -> Any:
+        for i in range(len(samples)):
+            try:
+                sample = samples[i]
+            except SampleError:
+                continue
+            *before, last = sample.messages
+            wanted[i] = str(last["content"]).strip()
+            given = {**options, **sample.options}
+            if given.get("downsample_mode") == "random":
+                given.pop("downsample_mode")
+            if sample.tools is not None:
+                given["tools"] = sample.tools
+            yield i, before, {**given, "temperature": 0.0, "max_tokens": MAX_TOKENS}
+
+    right = 0
+    with VLM(TorchRunner(model, graphs=False), processor, {}) as vlm, closing(vlm.as_completed(requests())) as answered:
+        for i, answers in answered:
+            if isinstance(answers, Exception):
+                wanted.pop(i)
+            else:
+                right += answers[0].text.strip() == wanted[i]
+    return right / len(wanted) if wanted else None

@@ -1,0 +1,170 @@
+"""A sample → token ids, which of them are learnt, and its pictures' views.
+
+The conversation is rendered by the checkpoint's own template, as at inference. Learnt is what the model itself would
+write: from behind the opening of an assistant's message to the control token that ends it. An empty block of reasoning
+is part of that opening, and so is the line break after `<think>` where there is reasoning.
+
+Shapes: S tokens of one sample · P patches of all its views, p patch_size
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pocketvlm.errors import PocketVLMError
+from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.template import Piece, RenderedPrompt
+from pocketvlm.training.data.sample import Sample, SampleError
+from pocketvlm.views import View
+
+START, END, OPENING = "<|im_start|>", "<|im_end|>", "assistant\n"
+THINK, THOUGHT = "<think>", "</think>"
+IGNORED = -100  # target of a token that is not learnt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """Attributes:
+    input_ids: int64 [S].
+    targets: int64 [S], the id of the next token where that is learnt, else `IGNORED`.
+    patches: uint8 [P, p, p, 3].
+    views: those of the patches, in order.
+    source: of the sample.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    patches: Tensor
+    views: tuple[View, ...]
+    source: str
+
+    @property
+    def learnt(self) -> int:
+        """Tokens that are learnt."""
+        return int((self.targets != IGNORED).sum())
+
+
+class ExampleEncoder:
+    """Makes examples of samples; what is wrong with one is a `SampleError`. Can be sent to other processes.
+
+    Args:
+        max_tokens: longest example; the model's context when None.
+        truncate: cut the end of a longer answer off, instead of refusing it.
+        options: of pictures, where the sample does not say otherwise; `downsample_mode` may be "random", 16x or 4x as
+            the source of the sample decides.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        max_tokens: int | None = None,
+        truncate: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        context = processor.model_config.text.max_position_embeddings
+        self.processor, self.max_tokens, self.truncate = processor, min(max_tokens or context, context), truncate
+        self.options = dict(options or {})
+
+    def __call__(self, sample: Sample) -> Example:
+        """The example of a sample's own answers."""
+        try:
+            return self._encode(sample.messages, sample)
+        except SampleError:
+            raise
+        except PocketVLMError as error:
+            raise SampleError(sample.source, str(error)) from None
+
+    def pair(self, sample: Sample) -> tuple[Example, Example]:
+        """The example with the answer that is better, and that with the one that was rejected."""
+        if sample.rejected is None:
+            raise SampleError(sample.source, "it has no rejected answer", hint="Preference data has one in every line.")
+        *before, _ = sample.messages
+        worse = replace(sample, messages=[*before, {"role": "assistant", "content": sample.rejected}])
+        return self(sample), self(worse)
+
+    def _encode(self, messages: Any, sample: Sample) -> Example:
+        rendered = self.processor.chat_template.render(messages, tools=sample.tools, add_generation_prompt=False)
+        prompt, learnt = mark_answers(rendered)
+        options = {**self.options, **sample.options}
+        if options.get("downsample_mode") == "random":
+            options["downsample_mode"] = ("16x", "4x")[zlib.crc32(sample.source.encode()) % 2]
+        inputs, lengths = self.processor.encode_prompt(prompt, **options)
+        ids = inputs.input_ids
+        is_learnt = torch.repeat_interleave(torch.tensor(learnt), torch.tensor(lengths))
+        if not is_learnt.any():
+            raise SampleError(sample.source, "it has no answer to learn", hint="Its last message is the assistant's.")
+        if len(ids) > self.max_tokens:
+            self._check_cut(ids, is_learnt, sample)
+            ids, is_learnt = ids[: self.max_tokens], is_learnt[: self.max_tokens]
+        last = int(is_learnt.nonzero()[-1])  # which is a target only, and what follows it is neither
+        targets = torch.where(is_learnt[1 : last + 1], ids[1 : last + 1], IGNORED)
+        return Example(ids[:last], targets, inputs.patches, inputs.views, sample.source)
+
+    def _check_cut(self, ids: Tensor, is_learnt: Tensor, sample: Sample) -> None:
+        """Raise for an example that may not be cut, or of which too little would be left."""
+        text = self.processor.model_config
+        cut = ids[self.max_tokens :]
+        has_pictures = torch.isin(cut, torch.tensor((text.image_token_id, text.video_token_id))).any()
+        if not self.truncate or has_pictures or not is_learnt[: self.max_tokens].any():
+            raise SampleError(
+                sample.source,
+                f"it has {len(ids)} tokens, at most {self.max_tokens} are taken",
+                hint="Lower max_slice_nums or max_num_frames, or raise the limit.",
+            )
+
+
+def mark_answers(prompt: RenderedPrompt) -> tuple[RenderedPrompt, list[bool]]:
+    """The prompt, cut where answers begin, so that they become the same tokens as at inference; and which of its
+    pieces are learnt."""
+    marked = list(_marked(list(prompt.pieces)))
+    return RenderedPrompt(tuple(piece for piece, _ in marked), prompt.media), [learnt for _, learnt in marked]
+
+
+def _marked(pieces: list[Piece]) -> Iterator[tuple[Piece, bool]]:
+    place, inside = 0, False
+    while place < len(pieces):
+        piece = pieces[place]
+        place += 1
+        if inside:
+            yield piece, True
+            inside = not (piece.is_control and piece.text == END)
+            continue
+        yield piece, False
+        if not (piece.is_control and piece.text == START and place < len(pieces)):
+            continue
+        following = pieces[place]
+        if following.is_control or not following.text.startswith(OPENING):
+            continue
+        yield Piece(OPENING, False), False
+        place += 1
+        inside = True
+        if rest := following.text.removeprefix(OPENING):
+            yield Piece(rest, False), True
+            continue
+        names = [one.text for one in pieces[place : place + 4]]
+        if names[:1] != [THINK] or not pieces[place].is_control or len(names) < 4:
+            continue
+        yield pieces[place], False
+        is_empty = names[2] == THOUGHT and not names[1].strip()
+        yield from _from(pieces[place + 1], "\n" if not is_empty else names[1])
+        place += 2
+        if is_empty:  # what follows begins as the prompt of an answer without reasoning ends
+            yield pieces[place], False
+            yield from _from(pieces[place + 1], "\n\n")
+            place += 2
+
+
+def _from(piece: Piece, opening: str) -> Iterator[tuple[Piece, bool]]:
+    """A piece whose beginning is not learnt."""
+    rest = piece.text.removeprefix(opening)
+    if rest != piece.text:
+        yield Piece(opening, False), False
+    if rest:
+        yield Piece(rest, piece.is_control), True

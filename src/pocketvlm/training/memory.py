@@ -1,0 +1,53 @@
+"""Less memory for the same run: layers that are computed twice, and a base in 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pocketvlm.errors import MissingExtraError
+from pocketvlm.model.vlm import MiniCPMV
+
+
+def recompute_layers(model: MiniCPMV) -> None:
+    """Keep the inputs of layers instead of what they computed, and compute it once more in the backward pass (Chen et
+    al., arXiv 1604.06174), in place: about a third more time."""
+    for layer in (*model.vision_tower.layers, *model.language_model.layers):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def import_bitsandbytes() -> Any:
+    """The package, or an error that says how to get it."""
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise MissingExtraError("bitsandbytes", "qlora") from None
+    return bitsandbytes
+
+
+def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
+    """Keep the weights of some linear layers in 4 bits (NF4 with quantised scales, Dettmers et al., arXiv 2305.14314),
+    in place. They do not learn any more; adapters beside them can."""
+    nf4 = import_bitsandbytes().nn
+    compute = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    for name in layers:
+        parent_name, _, child = name.rpartition(".")
+        parent, plain = model.get_submodule(parent_name), model.get_submodule(name)
+        assert isinstance(plain, nn.Linear)
+        made = nf4.Linear4bit(
+            plain.in_features,
+            plain.out_features,
+            bias=plain.bias is not None,
+            compute_dtype=compute,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
+        made.weight = nf4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+        made.bias = plain.bias
+        setattr(parent, child, made.to(model.device))
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as peft looks for it

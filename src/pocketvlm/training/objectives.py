@@ -1,0 +1,69 @@
+"""What a run minimises: the cross-entropy of answers, or how often the rejected ones are preferred."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.training.batches import Batch
+from pocketvlm.training.examples import Example
+from pocketvlm.training.losses import answer_losses, dpo_losses, sequence_log_probs
+
+Item = tuple[Example, ...]
+
+
+class Objective(ABC):
+    """What the trainer knows of it: its losses, and how many one item has."""
+
+    @abstractmethod
+    def weight(self, item: Item) -> int:
+        """Number of losses of an item."""
+
+    @abstractmethod
+    def losses(self, model: MiniCPMV, batch: Batch) -> Tensor:
+        """All of them; the mean over a whole step is minimised."""
+
+    @abstractmethod
+    def source_of(self, batch: Batch, loss: int) -> str:
+        """The sample that one of the losses belongs to."""
+
+
+class Answers(Objective):
+    """Supervised fine-tuning: one loss for each learnt token, so that long and short answers weigh as their tokens."""
+
+    def weight(self, item: Item) -> int:
+        return item[0].learnt
+
+    def losses(self, model: MiniCPMV, batch: Batch) -> Tensor:
+        return answer_losses(model, batch)
+
+    def source_of(self, batch: Batch, loss: int) -> str:
+        return batch.sources[int(batch.samples[loss])]
+
+
+class Preferences(Objective):
+    """Direct preference optimisation: one loss for each pair; a batch has the chosen answer before the rejected one.
+
+    Args:
+        reference: within it, the model is the one that the run began with.
+    """
+
+    def __init__(self, beta: float, reference: Callable[[MiniCPMV], AbstractContextManager[MiniCPMV]]) -> None:
+        self.beta, self.reference = beta, reference
+
+    def weight(self, item: Item) -> int:  # noqa: ARG002
+        return 1
+
+    def losses(self, model: MiniCPMV, batch: Batch) -> Tensor:
+        with torch.no_grad(), self.reference(model) as before:
+            old = sequence_log_probs(answer_losses(before, batch), batch)
+        new = sequence_log_probs(answer_losses(model, batch), batch)
+        return dpo_losses(new[0::2], new[1::2], old[0::2] - old[1::2], self.beta)
+
+    def source_of(self, batch: Batch, loss: int) -> str:
+        return batch.sources[2 * loss]

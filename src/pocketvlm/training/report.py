@@ -1,0 +1,114 @@
+"""What is left of a run beside its weights: a log, a curve, and a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pocketvlm
+from pocketvlm.files import whole_file
+from pocketvlm.training.settings import TuneSettings
+
+LOG, CURVE, CARD = "training.jsonl", "loss.png", "README.md"
+
+
+@dataclass
+class Result:
+    """What a run came to.
+
+    Attributes:
+        out: the folder.
+        steps, seconds: of training.
+        loss: mean of the last steps.
+        validation: loss and share of exact answers; None without validation samples.
+        peak_memory_bytes: of the device, or of the process on a CPU.
+        bad: samples that nothing was learnt from.
+    """
+
+    out: str
+    steps: int
+    seconds: float
+    loss: float | None
+    validation: dict[str, float | None] | None
+    peak_memory_bytes: int
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+class Log:
+    """A JSON line for everything that is to be known of a run; what a run that goes on does again is cut off."""
+
+    def __init__(self, path: Path, step: int, writes: bool) -> None:
+        self._path, self._writes = path, writes
+        if not writes or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 1), **facts}) + "\n")
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line).get("step", 0))
+    except ValueError:  # the last line of a process that was killed
+        return sys.maxsize
+
+
+def draw_losses(log: Path, picture: Path) -> None:
+    """The curve of the losses, and of those on validation samples; nothing without matplotlib."""
+    if find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    measured = [(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+    measured += [(line["step"], line["validation"]["loss"]) for line in lines if line.get("validation")]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color="tab:blue", alpha=0.3, linewidth=0.8)
+        axes.plot([step for step, _ in steps], _smooth([loss for _, loss in steps]), color="tab:blue", label="training")
+    if measured:
+        axes.plot(*zip(*measured, strict=True), "o-", color="tab:orange", label="validation")
+    if steps or measured:
+        axes.legend()
+    with whole_file(picture) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    found: list[float] = []
+    for value in values:
+        found.append(0.9 * found[-1] + 0.1 * value if found else value)
+    return found
+
+
+def write_card(out: Path, result: Result, settings: TuneSettings, base: str, samples: int) -> None:
+    """README.md with what was trained, on what and how well, in the form that model hubs read."""
+    is_adapter = settings.method != "full"
+    figures = [("steps", f"{result.steps}"), ("seconds", f"{result.seconds:.0f}"), ("samples", f"{samples}")]
+    figures += [("samples skipped", f"{len(result.bad)}")] if result.bad else []
+    figures += [("loss of the last steps", f"{result.loss:.4f}")] if result.loss is not None else []
+    for name, value in (result.validation or {}).items():
+        if value is not None:
+            figures.append((f"validation: {name}", f"{value:.4f}"))
+    front = ["---", f"base_model: {json.dumps(base)}", f"library_name: {'peft' if is_adapter else 'transformers'}"]
+    front += ["pipeline_tag: image-text-to-text", "tags: [pocketvlm, minicpm-v]", "---", ""]
+    what = f"An adapter for {base}" if is_adapter else f"{base}, fine-tuned"
+    load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR picture.png "What is it?"'
+    text = [f"# {out.resolve().name}", "", f"{what}, made by pocketvlm {pocketvlm.__version__}.", "", f"    {load}", ""]
+    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in figures), ""]
+    given = {name: value for name, value in asdict(settings).items() if value != getattr(TuneSettings(), name)}
+    changed = ["Settings other than the defaults:", "", *(f"- `{name}`: {value}" for name, value in given.items()), ""]
+    with whole_file(out / CARD) as file:
+        file.write("\n".join([*front, *text, *table, *changed]).encode())

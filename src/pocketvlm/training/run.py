@@ -1,0 +1,148 @@
+"""A whole run: model and data in, an adapter or a checkpoint out, with its log, its curve and its model card."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pocketvlm.api.loading import choose_device
+from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.processor import Processor
+from pocketvlm.training import lora
+from pocketvlm.training.data.sample import Sample
+from pocketvlm.training.evaluate import exact_answers
+from pocketvlm.training.examples import ExampleEncoder
+from pocketvlm.training.feed import Feed
+from pocketvlm.training.memory import quantize_base, recompute_layers
+from pocketvlm.training.objectives import Answers, Objective, Preferences
+from pocketvlm.training.parts import count, freeze_all_but, linear_layers
+from pocketvlm.training.processes import Processes
+from pocketvlm.training.report import CURVE, LOG, Log, Result, draw_losses, write_card
+from pocketvlm.training.settings import TuneSettings
+from pocketvlm.training.trainer import Report, Trainer
+
+
+def tune(
+    directory: ModelDirectory,
+    samples: Sequence[Sample],
+    out: Path,
+    settings: TuneSettings,
+    *,
+    validation: Sequence[Sample] | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: str = "nano",
+    device: str = "auto",
+    workers: int = 0,
+    identity: Mapping[str, Any] | None = None,
+    on_step: Callable[[Report], None] = lambda _report: None,
+) -> Result:
+    """Train; the same call goes on with a run that was stopped.
+
+    Args:
+        directory: of the base model.
+        samples, validation: of data to learn from, and to measure with.
+        out: folder of the run, made here.
+        options: of pictures, see `ExampleEncoder`.
+        base: what the base model is called, in the adapter.
+        workers: processes that encode samples ahead.
+        identity: of the data, beside their number, for a run that goes on.
+        on_step: called after every step.
+
+    Raises:
+        ConfigError: the folder holds another run; an option cannot be honoured.
+        TrainingError: the run cannot go on.
+        SampleError: a bad sample that stops the run.
+    """
+    target = choose_device(device)
+    processes = Processes.join(target)
+    torch.manual_seed(settings.seed)
+    model = load_model(directory, device=target)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    layers = prepare(model, settings)
+    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
+    pairs = settings.objective == "dpo"
+    feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
+    measured = None if validation is None else Feed(validation, encoder, pairs=pairs, seed=0)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        model,
+        feed,
+        _objective(settings, model),
+        settings,
+        out,
+        identity={"model": directory.fingerprint, **(identity or {})},
+        validation=measured,
+        processes=processes,
+    )
+    log = Log(out / LOG, trainer.progress.step, processes.rank == 0)
+    log.write({"settings": asdict(settings), "learn": count(model)[0], "parameters": count(model)[1]})
+
+    def told(report: Report) -> None:
+        log.write(asdict(report))
+        on_step(report)
+
+    trainer.run(told, lambda loss: log.write({"step": trainer.progress.step, "validation_loss": loss}))
+    trainer.save()
+    figures: dict[str, float | None] | None = None
+    if validation is not None:
+        figures = {"loss": trainer.evaluate(), "exact": None}
+        if not pairs:
+            figures["exact"] = exact_answers(model, processor, validation, options or {})
+        log.write({"step": trainer.progress.step, "validation": figures})
+    done = trainer.progress
+    result = Result(str(out), done.step, round(done.seconds, 3), done.loss, figures, peak_memory(target), done.bad)
+    if processes.rank == 0:
+        write_result(model, settings, layers, directory, out, base)
+        write_card(out, result, settings, base, len(samples))
+        draw_losses(out / LOG, out / CURVE)
+    return result
+
+
+def prepare(model: MiniCPMV, settings: TuneSettings) -> list[str]:
+    """Mark what learns, in place; returns the layers with adapters, none with full fine-tuning."""
+    if settings.gradient_checkpointing:
+        recompute_layers(model)
+    if settings.method == "full":
+        freeze_all_but(model, settings.tune)
+        return []
+    if settings.method == "qlora":
+        quantize_base(model, list(linear_layers(model, {"decoder", *settings.tune})))
+    return lora.add_lora(model, settings)
+
+
+def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
+    if settings.objective == "sft":
+        return Answers()
+    from pocketvlm.training.reference_policy import reference_policy
+
+    return Preferences(settings.beta, reference_policy(model, settings))
+
+
+def write_result(
+    model: MiniCPMV, settings: TuneSettings, layers: Sequence[str], directory: ModelDirectory, out: Path, base: str
+) -> None:
+    """The adapter, or the whole checkpoint in the published layout."""
+    if layers:
+        lora.save_adapter(model, settings, layers, out, base)
+        return
+    save_model(model, out, dtype=stored_dtype(directory.path))
+    for file in directory.path.iterdir():  # tokenizer, template and settings of pictures
+        if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists() and "index" not in file.name:
+            shutil.copy(file, out / file.name)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

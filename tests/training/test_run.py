@@ -1,0 +1,76 @@
+"""A whole run in Python: what is in its folder, what it says, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.training import sample
+from safetensors.torch import load_file
+
+import pocketvlm
+from pocketvlm.errors import ConfigError
+from pocketvlm.model.hub import resolve
+from pocketvlm.training.data.sample import Sample
+from pocketvlm.training.run import tune
+from pocketvlm.training.settings import TuneSettings
+
+ANSWERS = ("alpha", "beta 2")
+
+
+def noise(count: int, first: int = 0) -> list[Sample]:
+    return [sample(ANSWERS[i % 2], seed=i % 2) for i in range(first, first + count)]
+
+
+def run(out: Path, **changes: Any) -> Any:
+    given: dict[str, Any] = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "warmup": 0.0, **changes}
+    options = {"max_slice_nums": 1, "downsample_mode": "16x"}
+    return tune(resolve("nano"), noise(8), out, TuneSettings(**given), validation=noise(2), options=options)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_run_learns_and_leaves_what_others_load(tmp_path: Path, method: str) -> None:
+    steps, rate = (12, 3e-3) if method == "full" else (30, 1e-2)
+    result = run(tmp_path / "out", method=method, steps=steps, learning_rate=rate)
+    out = Path(result.out)
+    assert result.steps == steps
+    assert result.validation["exact"] == 1.0
+    assert result.validation["loss"] < 0.5
+    assert result.peak_memory_bytes > 2**20
+    lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, steps + 1))
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    card = (out / "README.md").read_text()
+    assert f"- `method`: {method}" in card or method == "lora"
+    assert "validation: exact | 1.0000" in card
+    if method == "full":
+        with pocketvlm.load(str(out)) as vlm:
+            for one, answer in zip(noise(2), ANSWERS, strict=True):
+                found = vlm.chat(one.messages[:-1], max_slice_nums=1, downsample_mode="16x")
+                assert found.text == answer
+    else:
+        tensors = load_file(out / "adapter_model.safetensors")
+        assert all(name.startswith("base_model.model.model.language_model.layers.") for name in tensors)
+        assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_run_that_is_done_is_not_begun_again(tmp_path: Path) -> None:
+    first = run(tmp_path, steps=2)
+    before = (tmp_path / "adapter_model.safetensors").read_bytes()
+    again = run(tmp_path, steps=2)
+    assert (again.steps, again.loss) == (first.steps, first.loss)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match="holds a run with steps=2, not 3"):
+        run(tmp_path, steps=3)
+
+
+def test_layers_that_are_computed_twice_come_to_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    once, twice = run(tmp_path / "1", steps=3), run(tmp_path / "2", steps=3, gradient_checkpointing=True)
+    assert once.loss == pytest.approx(twice.loss, rel=1e-6)
+    tensors = [load_file(tmp_path / name / "adapter_model.safetensors") for name in "12"]
+    for name, tensor in tensors[0].items():
+        assert tensor.allclose(tensors[1][name], atol=1e-6), name

@@ -1,0 +1,209 @@
+"""The loop: the same steps however they are cut and whenever they are interrupted; nothing is skipped in silence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.training import sample
+
+from pocketvlm.errors import ConfigError
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
+from pocketvlm.processing.processor import Processor
+from pocketvlm.training.data.sample import Sample, SampleError
+from pocketvlm.training.examples import ExampleEncoder
+from pocketvlm.training.feed import Feed
+from pocketvlm.training.objectives import Answers, Preferences
+from pocketvlm.training.parts import freeze_all_but, linear_layers, part_of
+from pocketvlm.training.processes import Processes
+from pocketvlm.training.reference_policy import reference_policy
+from pocketvlm.training.settings import TuneSettings, factor
+from pocketvlm.training.trainer import Trainer, TrainingError
+
+SETTINGS: dict[str, Any] = {
+    "method": "full",
+    "steps": 6,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "tune": ("decoder", "merger", "compression", "tower"),
+}
+
+
+@pytest.fixture(scope="module")
+def nano() -> ModelDirectory:
+    return resolve("nano")
+
+
+class Samples(Sequence[Sample]):
+    """Some conversations, of which those of `bad` numbers cannot be read."""
+
+    def __init__(self, count: int = 9, bad: Sequence[int] = ()) -> None:
+        self.count, self.bad = count, bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: Any) -> Any:
+        if i in self.bad:
+            raise SampleError(f"noise.jsonl:{i}", "it is bad")
+        words = ["a", "b", "c", "d", "e", "f", "g", "h"]
+        return sample(" ".join(words[: 1 + i % 7]), pictures=i % 3, seed=i, rejected="no")
+
+
+def trainer(nano: ModelDirectory, out: Path, samples: Sequence[Sample] | None = None, **changes: Any) -> Trainer:
+    settings = TuneSettings(**{**SETTINGS, **changes})
+    model = load_model(nano)
+    freeze_all_but(model, settings.tune)
+    encoder = ExampleEncoder(
+        Processor.from_directory(nano.path), options={"max_slice_nums": 1, "downsample_mode": "16x"}
+    )
+    feed = Feed(samples or Samples(), encoder, pairs=settings.objective == "dpo", seed=settings.seed)
+    objective: Any = Answers()
+    if settings.objective == "dpo":
+        objective = Preferences(settings.beta, reference_policy(model, settings))
+    return Trainer(model, feed, objective, settings, out)
+
+
+def weights(one: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in one.model.parameters()])
+
+
+def run(one: Trainer, stop_after: int = 0) -> list[float]:
+    """The losses; as if it was killed behind a step, before its checkpoint."""
+    losses = []
+
+    def on_step(report: Any) -> None:
+        losses.append(report.loss)
+        if report.step == stop_after:
+            raise InterruptedError
+
+    try:
+        one.run(on_step, lambda _loss: None)
+    except InterruptedError:
+        assert stop_after
+    return losses
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_by_bit(nano: ModelDirectory, tmp_path: Path) -> None:
+    whole = trainer(nano, tmp_path / "whole")
+    losses = run(whole)
+    assert len(losses) == 6
+    for killed_after in (1, 4, 5):
+        out = tmp_path / str(killed_after)
+        run(trainer(nano, out, save_every=2), killed_after)
+        again = trainer(nano, out, save_every=2)
+        assert again.progress.step == (killed_after - 1) // 2 * 2
+        assert run(again) == losses[(killed_after - 1) // 2 * 2 :]
+        assert weights(again).equal(weights(whole))
+
+
+def test_a_step_is_the_same_in_one_batch_and_in_many(nano: ModelDirectory, tmp_path: Path) -> None:
+    one, many = trainer(nano, tmp_path / "1", clip=1e-3), trainer(nano, tmp_path / "2", clip=1e-3, micro_tokens=16)
+    assert run(one) == pytest.approx(run(many), rel=1e-4)
+    moved = (weights(one) - weights(trainer(nano, tmp_path / "3"))).abs().max()
+    assert (weights(one) - weights(many)).abs().max() < 0.05 * moved
+
+
+def test_a_loss_falls_on_what_is_learnt(nano: ModelDirectory, tmp_path: Path) -> None:
+    losses = run(trainer(nano, tmp_path, steps=12, warmup=0.0))
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_preferences_widen(nano: ModelDirectory, tmp_path: Path) -> None:
+    losses = run(trainer(nano, tmp_path, objective="dpo", steps=8, warmup=0.0))
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # log 2: the model is still the reference
+    assert losses[-1] < 0.5
+
+
+def test_only_the_parts_that_were_named_change(nano: ModelDirectory, tmp_path: Path) -> None:
+    before = dict(load_model(nano).named_parameters())
+    one = trainer(nano, tmp_path, steps=2, tune=("merger", "compression"))
+    run(one)
+    changed = {name for name, p in one.model.named_parameters() if not p.equal(before[name])}
+    assert changed
+    assert {part_of(name) for name in changed} == {"merger", "compression"}
+
+
+def test_adapters_stand_beside_every_linear_layer_of_attention_linear_attention_and_mlps(nano: ModelDirectory) -> None:
+    layers = set(linear_layers(load_model(nano), ("decoder",)))
+    ends = {name.rpartition(".")[2] for name in layers}
+    linear = {"in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"}
+    assert ends == linear | {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(part_of(name) == "decoder" for name in layers)
+
+
+def test_bad_samples_are_named_and_counted_or_stop_the_run(
+    nano: ModelDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = Samples(8, bad=(3, 5))
+    one = trainer(nano, tmp_path / "1", samples, steps=4)
+    with caplog.at_level(logging.WARNING):
+        run(one)
+    assert set(one.progress.bad) == {"noise.jsonl:3", "noise.jsonl:5"}
+    assert caplog.text.count("noise.jsonl:3: it is bad") == 1
+    with pytest.raises(SampleError, match=r"noise.jsonl:\d: it is bad"):
+        run(trainer(nano, tmp_path / "2", samples, bad_samples="stop"))
+    with pytest.raises(TrainingError, match="no sample that anything can be learnt from"):
+        run(trainer(nano, tmp_path / "3", Samples(4, bad=range(4))))
+
+
+def test_a_loss_that_is_no_number_names_its_sample(nano: ModelDirectory, tmp_path: Path) -> None:
+    one = trainer(nano, tmp_path)
+    losses = one.objective.losses
+
+    def broken(model: Any, batch: Any) -> torch.Tensor:
+        found = losses(model, batch)
+        return torch.where(batch.samples == 1, torch.nan, found)
+
+    one.objective.losses = broken  # type: ignore[method-assign]
+    expected = one.feed.samples[one.feed.index(1)].source
+    with pytest.raises(TrainingError, match=f"step 1: the loss of {expected} is no number"):
+        run(one)
+
+
+def test_a_folder_of_another_run_is_refused(nano: ModelDirectory, tmp_path: Path) -> None:
+    run(trainer(nano, tmp_path, save_every=1), 3)
+    with pytest.raises(ConfigError, match=r"holds a run with learning_rate=0.001, not 0.5"):
+        trainer(nano, tmp_path, learning_rate=0.5)
+    with pytest.raises(ConfigError, match="holds a run with samples=9, not 4"):
+        trainer(nano, tmp_path, Samples(4))
+    assert trainer(nano, tmp_path, micro_tokens=17).progress.step == 2
+
+
+def test_every_sample_is_seen_once_in_an_epoch_and_in_another_order_in_the_next(
+    nano: ModelDirectory, tmp_path: Path
+) -> None:
+    feed = trainer(nano, tmp_path).feed
+    epochs = [[feed.index(epoch * 9 + i) for i in range(9)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_processes_share_the_samples_of_a_step(nano: ModelDirectory, tmp_path: Path) -> None:
+    feed = trainer(nano, tmp_path).feed
+    (alone,) = feed.steps(3, 1, 4, 0, 1)
+    shares = [next(iter(feed.steps(3, 1, 4, rank, 2))) for rank in range(2)]
+    sources = [[one[0].source for one in share if not isinstance(one, SampleError)] for share in (alone, *shares)]
+    assert sorted(sources[1] + sources[2]) == sorted(sources[0])
+    assert len(sources[1]) == len(sources[2]) == 2
+    assert Processes().total(3.0) == 3.0
+
+
+def test_rates_rise_and_fall_to_zero() -> None:
+    rates = [factor(step, 100, 0.1) for step in range(100)]
+    assert max(rates) == rates[10] == 1
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] < 0.001
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    for wrong in ({"method": "all"}, {"tune": ("head",)}, {"tune": ()}, {"method": "full", "dora": True}, {"rank": 0}):
+        with pytest.raises(ConfigError):
+            TuneSettings(**wrong)
