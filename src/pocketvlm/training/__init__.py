@@ -1,0 +1,1 @@
+"""Fine-tuning: data → examples → packed batches → losses → steps → adapters and checkpoints."""

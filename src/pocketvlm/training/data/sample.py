@@ -1,0 +1,42 @@
+"""One conversation to learn from, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pocketvlm.errors import PocketVLMError
+
+
+class SampleError(PocketVLMError):
+    """A sample that nothing can be learnt from; the message begins with its source."""
+
+    def __init__(self, source: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{source}: {message}", hint=hint)
+        self.source = source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Worker processes send it."""
+        return _restored, (self.source, str(self))
+
+
+def _restored(source: str, text: str) -> SampleError:
+    return SampleError(source, text.removeprefix(f"{source}: "))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Attributes:
+    messages: OpenAI-style, as `Processor` takes them; the last one is the assistant's.
+    source: the file and the line, for messages.
+    rejected: an answer that is worse than the last message; of preference data.
+    tools: OpenAI tool definitions.
+    options: of its pictures, by the names of `PictureOptions`.
+    """
+
+    messages: list[dict[str, Any]]
+    source: str
+    rejected: str | None = None
+    tools: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
