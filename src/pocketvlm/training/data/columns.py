@@ -1,0 +1,104 @@
+"""The columns that data may have: names of many programs → the few names that are used here.
+
+`messages`, or `prompt` with `input`, `history` and `response`, say the conversation; `chosen` and `rejected` the
+answers of preference data; `images`, `videos` and `files` its media. A column that says nothing here is left out, but
+never one that looks like a known one misspelt.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pocketvlm.errors import PromptError
+from pocketvlm.processing.picture_options import PICTURE_OPTIONS
+from pocketvlm.ranges import show_json
+
+# `text` is a caption, the answer to no question, only where nothing else answers.
+_NAMES = {
+    "messages": ("messages", "conversations", "conversation"),
+    "system": ("system", "system_prompt"),
+    "prompt": ("instruction", "query", "question", "prompt", "problem"),
+    "input": ("input",),
+    "response": ("output", "response", "answer", "completion"),
+    "caption": ("text", "caption"),
+    "history": ("history",),
+    "chosen": ("chosen",),
+    "rejected": ("rejected", "rejected_response", "rejected_messages"),
+    "images": ("images", "image"),
+    "videos": ("videos", "video"),
+    "files": ("file_name", "file_names", "image_file_name", "image_file_names", "video_file_name", "video_file_names"),
+    "tools": ("tools",),
+}
+_OURS = {name: ours for ours, names in _NAMES.items() for name in names}
+_SAYS_SOMETHING = {name for name, ours in _OURS.items() if ours not in ("system", "tools", "history", "input")}
+# Columns that change what is learnt, in ways that nothing here honours: they may be there, and must say nothing.
+_REFUSED = {
+    "audios": "the model hears nothing",
+    "audio": "the model hears nothing",
+    "objects": "boxes for <bbox> marks are not filled in; write them into the text",
+    "kto_tag": "KTO is not a method here; give chosen and rejected answers",
+}
+_KNOWN = (*_OURS, *PICTURE_OPTIONS, *_REFUSED)
+
+
+def known_columns(names: Iterable[str]) -> list[str]:
+    """Those of `names` that say a conversation or media."""
+    return [name for name in names if name in _SAYS_SOMETHING]
+
+
+def unused_columns(names: Iterable[str], mapped: Iterable[str] = ()) -> list[str]:
+    """Those of `names` that nothing is read from."""
+    return [name for name in names if name not in _KNOWN and name not in mapped]
+
+
+def by_our_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a record that say something, by our names; `PromptError` for two that say the same."""
+    found: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, value in record.items():
+        if _is_unset(value):
+            continue
+        if name not in _OURS:
+            _check_other(name, value, record)
+            continue
+        ours = _OURS[name]
+        if ours in found:
+            raise PromptError(f"the columns {origin[ours]!r} and {name!r} say the same", hint="Keep one of them.")
+        found[ours], origin[ours] = value, name
+    if "response" not in found and "chosen" not in found and "messages" not in found and "caption" in found:
+        found["response"] = found["caption"]
+    found.pop("caption", None)
+    return found
+
+
+def by_named_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The same where a description says which column holds what (`columns`: our name → the name in the file)."""
+    mapped = set(columns.values())
+    for name, value in record.items():
+        if name not in mapped and not _is_unset(value):
+            _check_other(name, value, record, known=mapped)
+    return {ours: record[name] for ours, name in columns.items() if not _is_unset(record.get(name))}
+
+
+def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The picture options of a record, as they stand there."""
+    return {name: record[name] for name in PICTURE_OPTIONS if not _is_unset(record.get(name))}
+
+
+def _check_other(name: str, value: Any, record: Mapping[str, Any], known: Iterable[str] | None = None) -> None:
+    """Refuse a column that is not read, where leaving it out would change what is learnt."""
+    if name in _REFUSED:
+        raise PromptError(f"it has {name}, which cannot be honoured: {_REFUSED[name]}")
+    if name == "label" and isinstance(value, bool):
+        raise PromptError("it has a label that is true or false, of KTO", hint="Give chosen and rejected answers.")
+    if name in PICTURE_OPTIONS:
+        return
+    names = [one for one in (_KNOWN if known is None else (*known, *PICTURE_OPTIONS)) if one not in record]
+    if name not in _KNOWN and (close := difflib.get_close_matches(name.lower(), names, 1, 0.8)):
+        raise PromptError(f"the column {show_json(name)} is unknown", hint=f"Did you mean {close[0]!r}?")
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
