@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_names_its_sample(nano: ModelDirectory, tmp_pat
         return torch.where(batch.samples == 1, torch.nan, found)
 
     one.objective.losses = broken  # type: ignore[method-assign]
-    expected = one.feed.samples[one.feed.index(1)].source
+    expected = next(one.feed.steps(0, 1, 4, 0, 1))[1][0].source
     with pytest.raises(TrainingError, match=f"step 1: the loss of {expected} is no number"):
         run(one)
 
@@ -174,15 +174,6 @@ def test_a_folder_of_another_run_is_refused(nano: ModelDirectory, tmp_path: Path
     with pytest.raises(ConfigError, match="holds a run with samples=9, not 4"):
         trainer(nano, tmp_path, Samples(4))
     assert trainer(nano, tmp_path, micro_tokens=17).progress.step == 2
-
-
-def test_every_sample_is_seen_once_in_an_epoch_and_in_another_order_in_the_next(
-    nano: ModelDirectory, tmp_path: Path
-) -> None:
-    feed = trainer(nano, tmp_path).feed
-    epochs = [[feed.index(epoch * 9 + i) for i in range(9)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_processes_share_the_samples_of_a_step(nano: ModelDirectory, tmp_path: Path) -> None:

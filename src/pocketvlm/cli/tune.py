@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--validation", metavar="FILE", help="samples to measure with, which nothing is learnt from")
     parser.add_argument("--check", action="store_true", help="read every sample and show some; train nothing")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the memory that a step needs, by part; train nothing"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead (default 0)")
     for name in _FIRST:
         _add(parser, name)
@@ -73,8 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
     samples = open_datasets(args.data)
     validation = open_datasets([args.validation]) if args.validation else None
+    if args.check and args.plan:
+        raise ConfigError("--check and --plan are two things", hint="Give one of them.")
     if args.check:
         return _check(args, samples, settings, options)
+    if args.plan:
+        return _plan(args, samples, settings, options)
     from pocketvlm.training.run import tune  # brings torch
 
     def shown(report: Any) -> None:
@@ -118,16 +125,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
     """The dry run: prints what was found, and writes a page to look at."""
-    from pocketvlm.processing.processor import Processor
     from pocketvlm.training.check import check, stretches
     from pocketvlm.training.check_page import check_page
-    from pocketvlm.training.examples import ExampleEncoder
-    from pocketvlm.training.feed import Feed
 
-    directory = directory_of(args)
-    processor = Processor.from_directory(directory.path, configs=directory.configs)
-    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
-    feed = Feed(samples, encoder, pairs=settings.objective == "dpo", seed=settings.seed)
+    feed, processor = _feed(args, samples, settings, options)
     with progress_bars() as bars:
         total = len(samples)
         found = check(feed.all(), lambda done: bars("Reading samples", done, total) if bars else None)
@@ -149,6 +150,41 @@ def _check(args: argparse.Namespace, samples: Any, settings: TuneSettings, optio
         put(f"{name}: " + ", ".join(f"{what} {value:g}" for what, value in row.items()))
     put(f"{found.good} samples can be learnt from, {len(found.bad)} cannot. To look at: {page}")
     return int(bool(found.bad))
+
+
+def _plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
+    """Prints the memory of a step."""
+    from pocketvlm.api.loading import choose_device
+    from pocketvlm.machine import memory_bytes
+    from pocketvlm.training.plan import largest_batch, plan_memory, process_bytes
+
+    directory, device = directory_of(args), choose_device(args.device)
+    feed, _ = _feed(args, samples, settings, options)
+    batch = largest_batch(feed.all(), settings)
+    plan = plan_memory(directory.config, directory.image_config, settings, batch, device, process_bytes(device))
+    memory, count = memory_bytes(device), len(batch.lengths)
+    fits = plan.samples_in(memory, count)
+    if args.json:
+        sizes = {"samples": count, "tokens": len(batch.input_ids), "patches": len(batch.patches)}
+        put_json({"bytes": {**vars(plan), "total": plan.total}, **sizes, "memory": memory, "samples_that_fit": fits})
+        return 0
+    for name, size in {**vars(plan), "total": plan.total}.items():
+        put(f"{name:12} {size / 2**20:10,.0f} MiB")
+    put(f"with {count} samples in a forward: {len(batch.input_ids)} tokens, {len(batch.patches)} patches")
+    put(f"{memory / 2**30:.1f} GiB are there: up to {fits} such samples in a forward")
+    return 0
+
+
+def _feed(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The samples as they would be learnt, and the processor."""
+    from pocketvlm.processing.processor import Processor
+    from pocketvlm.training.examples import ExampleEncoder
+    from pocketvlm.training.feed import Feed
+
+    directory = directory_of(args)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
+    return Feed(samples, encoder, pairs=settings.objective == "dpo", seed=settings.seed), processor
 
 
 @contextmanager

@@ -3,12 +3,14 @@ ones that it would have seen."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pocketvlm.training.data.order import endless_order
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import Example, ExampleEncoder
 
@@ -29,24 +31,11 @@ class Feed:
         self.samples, self.seed, self.workers = samples, seed, workers
         self._encoded = _Encoded(samples, encoder, pairs)
 
-    def index(self, position: int) -> int:
-        """The sample at a position of the endless order: every epoch is a permutation of its own."""
-        epoch, place = divmod(position, len(self.samples))
-        return int(self._permutation(epoch)[place])
-
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        if getattr(self, "_epoch", None) != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.samples), generator=generator)
-        return self._order
-
     def steps(self, first: int, count: int, batch_size: int, rank: int, world: int) -> Iterator[list[Found]]:
         """What this process works on in each step from `first` on, without end where `count` is 0."""
-        numbers = range(first, first + count) if count else _without_end(first)
-        places = (
-            [self.index(position) for position in range(step * batch_size, (step + 1) * batch_size)][rank::world]
-            for step in numbers
-        )
+        order = endless_order(self.samples, self.seed, first * batch_size)
+        numbers = range(count) if count else itertools.count()
+        places = (list(itertools.islice(order, batch_size))[rank::world] for _ in numbers)
         loader: DataLoader[Any] = DataLoader(
             self._encoded,
             batch_sampler=places,
@@ -76,12 +65,6 @@ class _Encoded(Dataset[Found]):
             return self.encoder.pair(sample) if self.pairs else (self.encoder(sample),)
         except SampleError as error:
             return error
-
-
-def _without_end(first: int) -> Iterator[int]:
-    while True:
-        yield first
-        first += 1
 
 
 def _one_thread(_worker: int) -> None:

@@ -7,7 +7,9 @@ frees; what the backward pass keeps, from what autograd saves.
 
 from __future__ import annotations
 
+import itertools
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from pocketvlm.config import ImageConfig, ModelConfig
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.training.batches import Batch
+from pocketvlm.training.batches import Batch, micro_batches
+from pocketvlm.training.data.sample import SampleError
+from pocketvlm.training.feed import Found
+from pocketvlm.training.lora import import_peft
 from pocketvlm.training.losses import answer_losses
 from pocketvlm.training.run import prepare
 from pocketvlm.training.settings import TuneSettings
@@ -51,6 +56,24 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         return sum(vars(self).values())
+
+    def samples_in(self, memory: int, samples: int) -> int:
+        """How many samples of this size one forward can have in so many bytes; the plan is for `samples` of them."""
+        fixed = self.total - self.activations - self.temporary
+        return max(0, int((memory - fixed) * samples / max(1, self.activations + self.temporary)))
+
+
+def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64) -> Batch:
+    """The batch of the longest among the first samples, filled as far as the settings let it be.
+
+    Raises:
+        PromptError: none of them can be learnt from.
+    """
+    good = [item for item in itertools.islice(found, most) if not isinstance(item, SampleError)]
+    if not good:
+        raise PromptError("none of the first samples can be learnt from", hint="See --check.")
+    longest = max(good, key=lambda item: sum(len(one.input_ids) + len(one.patches) for one in item))
+    return next(micro_batches([longest] * settings.batch_size, settings.micro_tokens, settings.micro_patches))
 
 
 def plan_memory(
@@ -119,7 +142,7 @@ class _Alive(TorchDispatchMode):
     """Most bytes at a time of what operators made within the block."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
         self.now = self.peak = 0
 
@@ -143,3 +166,13 @@ class _Alive(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.now -= size
+
+
+def process_bytes(device: torch.device) -> int:
+    """What this process takes before a model is loaded, with what a run imports; nothing of a GPU's memory."""
+    if device.type != "cpu":
+        return 0
+    import_peft()
+    import psutil  # comes with accelerate
+
+    return int(psutil.Process().memory_info().rss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pocketvlm.errors import EngineError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.training.batches import micro_batches
 from pocketvlm.training.checkpoints import Checkpoints
+from pocketvlm.training.data.order import epoch_length
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.feed import Feed, Found
 from pocketvlm.training.objectives import Objective
@@ -85,7 +86,9 @@ class Trainer:
         self.highest_rate = settings.rate(model.config.text)
         self.optimiser = torch.optim.AdamW(self.parameters, self.highest_rate, weight_decay=settings.weight_decay)
         self.steps = settings.steps or (
-            0 if settings.minutes else max(1, math.ceil(settings.epochs * len(feed.samples) / settings.batch_size))
+            0
+            if settings.minutes
+            else max(1, math.ceil(settings.epochs * epoch_length(feed.samples, 0) / settings.batch_size))
         )
         self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
         self.progress = self.checkpoints.restore(model, self.optimiser)
@@ -141,7 +144,7 @@ class Trainer:
             self._check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         if not torch.isfinite(norm):
-            sources = ", ".join(source for batch in [examples] for one in batch for source in [one[0].source])
+            sources = ", ".join(one[0].source for one in examples)
             raise TrainingError(f"step {done.step + 1}: gradients are no numbers. Its samples: {sources:.500}")
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -152,7 +155,8 @@ class Trainer:
         done.step += 1
         done.seconds += spent
         done.tokens += int(weight)
-        done.loss = loss_mean if done.loss is None else _SMOOTHING * done.loss + (1 - _SMOOTHING) * loss_mean
+        new = max(1 - _SMOOTHING, 1 / done.step)  # at first the mean of all
+        done.loss = loss_mean if done.loss is None else (1 - new) * done.loss + new * loss_mean
         share = self._share()
         return Report(
             done.step,
@@ -236,8 +240,3 @@ def autocast_dtype(model: MiniCPMV) -> torch.dtype:
     if model.device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if model.device.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
-
-
-def batches_of(found: Iterator[Found]) -> Iterator[Any]:
-    """Only what is no error."""
-    return (one for one in found if not isinstance(one, SampleError))

@@ -6,7 +6,7 @@ many as its weight times its size, and shuffles what it took. With weight 0.5 tw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from math import floor
 
@@ -14,21 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.training.data.dataset import Dataset, Source, seeds
+from pocketvlm.training.data.dataset import seeds
+from pocketvlm.training.data.sample import Sample
 
 _SHUFFLE = 2**32 - 1  # the number of the generator that shuffles an epoch: no set has it
 
 
-def epoch_length(dataset: Dataset, epoch: int) -> int:
+def epoch_length(dataset: Sequence[Sample], epoch: int) -> int:
     """Number of samples of an epoch; where weights are no whole numbers, epochs may differ by one for each set."""
     return _begin(dataset, epoch + 1) - _begin(dataset, epoch)
 
 
-def order(dataset: Dataset, seed: int, epoch: int) -> NDArray[np.int64]:
+def order(dataset: Sequence[Sample], seed: int, epoch: int) -> NDArray[np.int64]:
     """Numbers of the samples of an epoch, in the order in which they are learnt: int64 [epoch_length]."""
     taken, begin = [], 0
-    for number, source in enumerate(dataset.sources):
-        size, first, last = len(source), _taken(source, epoch), _taken(source, epoch + 1)
+    for number, (size, weight) in enumerate(_sets(dataset)):
+        first, last = _taken(size, weight, epoch), _taken(size, weight, epoch + 1)
         for turn in range(first // size, -(-last // size)):
             shuffled = np.random.RandomState(seeds(seed, number, turn)).permutation(size).astype(np.int64)
             taken.append(begin + shuffled[max(0, first - turn * size) : last - turn * size])
@@ -38,7 +39,7 @@ def order(dataset: Dataset, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.RandomState(seeds(seed, _SHUFFLE, epoch)).permutation(np.concatenate(taken))
 
 
-def endless_order(dataset: Dataset, seed: int, start: int = 0) -> Iterator[int]:
+def endless_order(dataset: Sequence[Sample], seed: int, start: int = 0) -> Iterator[int]:
     """One epoch after the other from any position on: what `start` samples of the same order leave."""
     if not len(dataset):
         raise ConfigError("There are no samples to order")
@@ -54,10 +55,16 @@ def endless_order(dataset: Dataset, seed: int, start: int = 0) -> Iterator[int]:
         low, skipped = low + 1, 0
 
 
-def _begin(dataset: Dataset, epoch: int) -> int:
+def _begin(dataset: Sequence[Sample], epoch: int) -> int:
     """How many samples all epochs before this one have."""
-    return sum(_taken(source, epoch) for source in dataset.sources)
+    return sum(_taken(size, weight, epoch) for size, weight in _sets(dataset))
 
 
-def _taken(source: Source, epoch: int) -> int:
-    return floor(Fraction(source.weight).limit_denominator(10**6) * len(source) * epoch)
+def _sets(dataset: Sequence[Sample]) -> list[tuple[int, float]]:
+    """Size and weight of each set; a plain sequence is one."""
+    sources = getattr(dataset, "sources", None)
+    return [(len(dataset), 1.0)] if sources is None else [(len(source), source.weight) for source in sources]
+
+
+def _taken(size: int, weight: float, epoch: int) -> int:
+    return floor(Fraction(weight).limit_denominator(10**6) * size * epoch)

@@ -1,0 +1,154 @@
+"""pocketvlm tune, as people use it: files in, an adapter out, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.app import png
+from helpers.command import run
+from safetensors.torch import load_file
+
+SMALL = ("--max-slice-nums", "1", "--downsample-mode", "16x")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A file of ms-swift with pictures beside it."""
+    lines = []
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(png(60, 80, i % 2))
+        answer = ("alpha", "beta 2")[i % 2]
+        messages = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages, "images": [f"{i}.png"]}))
+    (tmp_path / "data.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return tmp_path / "data.jsonl"
+
+
+def test_a_run_says_what_checks_read(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--steps", "2", "--validation", str(data), "--batch-size", "4", "--json", *SMALL)
+    status, out, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)
+    assert status == 0, err
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert found.keys() == {"out", "steps", "seconds", "loss", "validation", "peak_memory_bytes"}
+    assert (found["out"], found["steps"]) == (str(tmp_path / "out"), 2)
+    assert found["validation"].keys() == {"loss", "exact"}
+    assert found["peak_memory_bytes"] > 2**20
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def command(data: Path, out: Path) -> list[str]:
+    options = ["--steps", "30", "--save-every", "2", "--batch-size", "2", "--method", "full", *SMALL]
+    return [sys.executable, "-m", "pocketvlm.cli", "tune", str(data), "--out", str(out), *options]
+
+
+def test_a_run_that_is_killed_at_random_moments_comes_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(data, whole), env=environment, check=True, capture_output=True)
+    draw = random.Random(0)
+    kills = 0
+    while kills < 10:
+        with subprocess.Popen(command(data, broken), env=environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            process.stderr.readline()  # of its first step
+            time.sleep(draw.random() * 0.6)
+            process.send_signal(signal.SIGKILL)
+        if process.returncode == 0:
+            break
+        kills += 1
+    assert kills
+    subprocess.run(command(data, broken), env=environment, check=True, capture_output=True)
+    expected, found = (load_file(one / "model.safetensors") for one in (whole, broken))
+    assert expected.keys() == found.keys()
+    assert all(tensor.equal(found[name]) for name, tensor in expected.items())
+    assert not list(broken.glob("**/*.partial"))
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--steps", "500", "--batch-size", "2", *SMALL]
+    line = [sys.executable, "-m", "pocketvlm.cli", "tune", str(data), "--out", str(out), *options]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("step 1 of 500: loss ")
+        process.terminate()
+        errors = process.stderr.read()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    assert json.loads((checkpoint / "state.json").read_text())["progress"]["step"] >= 1
+
+
+def test_a_dry_run_names_every_bad_line_and_shows_what_is_learnt(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "user", "content": "<image>x"}, {"role": "assistant", "content": "y"}]}\n')
+        file.write('{"messages": \n')
+    out = tmp_path / "out"
+    status, said, err = run(capsys, "tune", str(data), "--check", "--out", str(out), *SMALL)
+    assert status == 1
+    assert "data.jsonl:9: " in err
+    assert "data.jsonl:10: " in err
+    assert "[[alpha<|im_end|>]]" in said
+    assert "8 samples can be learnt from, 2 cannot" in said
+    page = (out / "check.html").read_text(encoding="utf-8")
+    assert "<mark>alpha&lt;|im_end|&gt;</mark>" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("https://", "http://").partition("<body>")[0]
+    assert {path.name for path in out.iterdir()} == {"check.html"}
+
+
+def test_bad_lines_are_skipped_counted_and_end_with_status_1_or_stop_the_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"messages": []}\n')
+    options = ("--epochs", "1", "--batch-size", "3", *SMALL)
+    status, _said, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "1"), *options)
+    assert status == 1
+    assert "1 samples were skipped" in err
+    assert (tmp_path / "1" / "adapter_model.safetensors").exists()
+    status, _, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "2"), *options, "--bad-samples", "stop")
+    assert status == 2
+    assert "data.jsonl:9: " in err
+
+
+def test_the_memory_of_a_step_is_told_by_part(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _status, said, _err = run(capsys, "tune", str(data), "--plan", "--json", "--out", str(tmp_path / "out"), *SMALL)
+    found = json.loads(said)
+    assert found["bytes"]["total"] == sum(size for name, size in found["bytes"].items() if name != "total")
+    assert found["bytes"]["activations"] > found["bytes"]["adapters"] > 0
+    assert found["bytes"]["optimiser"] == 2 * found["bytes"]["gradients"]
+    assert found["samples"] == 8
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "magic"), "--method: invalid choice: 'magic'"),
+        (("--rank", "0"), "rank=0"),
+        (("--tune", "head"), "expected some of decoder, merger"),
+        (("--check", "--plan"), "are two things"),
+        (("--steps", "two"), "--steps: invalid int value: 'two'"),
+        (("--validation", "nothing.jsonl"), "nothing.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    status, _said, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)
+    assert status == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
