@@ -1,7 +1,7 @@
 """Video-MME without subtitles: questions with four options about videos.
 
 Hub (lmms-lab/Video-MME): `videomme/test-*.parquet` with videoID, question_id, question, options ("A. …"), answer,
-duration (short, medium or long), or the same records in `videomme.json`; videos as `data/VIDEO_ID.mp4`, from
+duration (short, medium or long), or the same records in `videomme.json`; videos as `VIDEO_ID.mp4` in `data`, from
 `videos_chunked_*.zip` (some tools unpack them to `video/`). The durations are also counted by themselves.
 """
 
