@@ -40,6 +40,8 @@ _REFUSED = {
     "objects": "boxes for <bbox> marks are not filled in; write them into the text",
     "kto_tag": "KTO is not a method here; give chosen and rejected answers",
 }
+# Columns that a description has to name where they are there: leaving them out would change what is learnt.
+_TO_BE_NAMED = ("history", "system", "images", "videos", "tools", "chosen", "rejected")
 _KNOWN = (*_OURS, *PICTURE_OPTIONS, *_REFUSED)
 
 
@@ -78,6 +80,8 @@ def by_named_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> d
     mapped = set(columns.values())
     for name, value in record.items():
         if name not in mapped and not _is_unset(value):
+            if name in _TO_BE_NAMED:
+                raise PromptError(f"it has {name}, which its description does not name", hint="Add it to `columns`.")
             _check_other(name, value, record, known=mapped)
     return {ours: record[name] for ours, name in columns.items() if not _is_unset(record.get(name))}
 

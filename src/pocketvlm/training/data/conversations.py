@@ -205,7 +205,11 @@ def _answer(value: Any, what: str, tags: Tags | None) -> tuple[list[Turn], str]:
     """(the turns in front of it, its text) of an answer: text, a message, or a conversation that ends with it."""
     if isinstance(value, str):
         return [], value
-    turns = _turns([value] if isinstance(value, Mapping) else value, what, tags)
+    listed = [value] if isinstance(value, Mapping) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(one, Mapping) for one in listed):
+        hint = "Keep one of several answers." if isinstance(listed, list | tuple) else "Put it in quotation marks."
+        raise PromptError(f"{what} is {show_json(value)}, expected text", hint=hint)
+    turns = _turns(listed, what, tags)
     if not turns or turns[-1]["role"] != "assistant":
         raise PromptError(f"{what} does not end with an answer of the assistant")
     return turns[:-1], _plain(turns[-1]["content"], what)

@@ -1,4 +1,4 @@
-"""Marks in text (`<image>`, `<video>`) and lists of media → content parts, each medium at its mark.
+r"""Marks in text (`<image>`, `<video>`) and lists of media → content parts, each medium at its mark.
 
 The chat template sets parts a line apart. So a line break beside a mark is that one: `<image>\nWhat?` is the picture
 and "What?", which is the prompt that inference makes of them.

@@ -1,0 +1,58 @@
+"""The pictures and videos of a sample, looked at before training: headers alone, or every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.fetch import is_url
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.load_image import load_image, probe_size
+from pocketvlm.processing.media.video_reader import open_video
+from pocketvlm.training.data.sample import Sample, SampleError
+
+_LIMITS = MediaLimits()
+
+
+def media_of_sample(sample: Sample) -> Iterator[tuple[Literal["image", "video"], str | bytes, str]]:
+    """(kind, source, place in the messages) of each medium, in order."""
+    for number, message in enumerate(sample.messages):
+        for index, part in enumerate(message["content"] if isinstance(message["content"], list) else ()):
+            if part["type"] == "text":
+                continue
+            source: Any = part[part["type"]]
+            place = f"messages[{number}].content[{index}]"
+            kind: Literal["image", "video"] = "image" if part["type"].startswith("image") else "video"
+            yield kind, source["url"] if isinstance(source, Mapping) else source, place
+
+
+def check_media(sample: Sample, limits: MediaLimits = _LIMITS, *, decode: bool = False) -> None:
+    """Open every medium of a sample that is not on the network.
+
+    Args:
+        limits: as the processor has them; beyond them a picture is refused.
+        decode: read all pixels of pictures and the last frame of videos too: damage behind the header is found.
+
+    Raises:
+        SampleError: one cannot be read, or is over a limit.
+    """
+    kinds = [kind for kind, _, _ in media_of_sample(sample)]
+    try:
+        limits.check_counts(kinds.count("image"), kinds.count("video"))
+    except MediaError as error:
+        raise SampleError(sample.source, str(error)) from None
+    for kind, source, place in media_of_sample(sample):
+        if isinstance(source, str) and is_url(source):
+            continue
+        try:
+            if kind == "image":
+                load_image(source, limits) if decode else probe_size(source, limits)
+                continue
+            with open_video(source, None, limits, files=True) as reader:
+                if decode:
+                    frames = reader.timeline.total
+                    for _ in reader.read([0, frames - 1] if frames > 1 else [0]):
+                        pass
+        except MediaError as error:
+            raise SampleError(sample.source, f"{place}: {error}") from None
