@@ -133,7 +133,7 @@ def stale_names(text: str) -> list[str]:
     found = []
     for name in re.findall(r"`([a-z]\w*(?:[./]\w+)+)`", text):
         first, is_path = re.split(r"[./]", name)[0], "/" in name
-        is_file = name.endswith((".json", ".jinja", ".onnx", ".safetensors")) and not is_path
+        is_file = name.endswith((".json", ".jsonl", ".jinja", ".onnx", ".safetensors")) and not is_path
         if first in (folders if is_path else rooms) and not is_file and not _is_here(name):
             found.append(name)
     return found

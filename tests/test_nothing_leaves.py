@@ -44,6 +44,9 @@ def commands(model: str, folder: Path) -> list[dict[str, Any]]:
     request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (folder / "in.jsonl").write_text(json.dumps(request) + "\n")
     files = (str(folder / "in.jsonl"), str(folder / "out.jsonl"))
+    learnt = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    sample = {"messages": learnt, "images": [PICTURE], "max_slice_nums": 1}
+    (folder / "data.jsonl").write_text(json.dumps(sample) + "\n")
     short = ("--count", "1", "--max-tokens", "2", "--max-slice-nums", "1", "--downsample-mode", "16x", "--model", model)
     lines = [
         ("info", "--model", model),
@@ -55,6 +58,7 @@ def commands(model: str, folder: Path) -> list[dict[str, Any]]:
         *(("batch", *files, "--overwrite", "--model", model, *where) for where in ((), onnx)),
         ("export", "onnx", str(folder / "bundle"), "--model", model),
         ("export", "gguf", str(folder / "gguf"), "--model", model),
+        ("tune", str(folder / "data.jsonl"), "--out", str(folder / "tuned"), "--steps", "1", "--model", model),
         ("bench", "offline", "--model", model, "--runs", "onnx:none", "--lines", "decode1", "--rounds", "1"),
     ]
     made: list[dict[str, Any]] = [{"arguments": line} for line in lines]

@@ -164,14 +164,14 @@ RAISING = ("MissingExtraError", "need")  # functions whose last two arguments ar
 
 
 def test_an_error_about_a_missing_extra_names_the_one_that_brings_it() -> None:
-    raised: dict[str, str] = {}
+    raised: set[tuple[str, str]] = set()
     for file in set(PACKAGE.rglob("*.py")) - {PACKAGE / "errors.py"}:  # which defines them
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in RAISING:
                 package, extra = (ast.literal_eval(argument) for argument in node.args[-2:])
-                raised[package] = extra
-    assert set(raised.values()) == set(EXTRAS) - {"dev"}
-    for package, extra in raised.items():
+                raised.add((package, extra))
+    assert {extra for _, extra in raised} == set(EXTRAS) - {"dev"}
+    for package, extra in raised:
         brought = {re.match(r"[\w.-]+", need)[0] for need in EXTRAS[extra]}  # type: ignore[index]
         assert brought & set(re.findall(r"[\w.-]+", package)), f"{extra} does not bring {package}"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,7 +70,8 @@ def draw_losses(log: Path, picture: Path) -> None:
     """The curve of the losses, and of those on validation samples; nothing without matplotlib."""
     if find_spec("matplotlib") is None:
         return
-    from matplotlib.figure import Figure
+    with tempfile.TemporaryDirectory() as folder, _environment(MPLCONFIGDIR=folder):  # it keeps a list of all fonts
+        from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -84,6 +88,18 @@ def draw_losses(log: Path, picture: Path) -> None:
         axes.legend()
     with whole_file(picture) as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+@contextmanager
+def _environment(**defaults: str) -> Iterator[None]:
+    """Variables that are not set, for the time of the block."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _smooth(values: list[float]) -> list[float]:
