@@ -20,6 +20,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.training.data import records
 from pocketvlm.training.data.check_media import check_media
 from pocketvlm.training.data.dataset import open_datasets
+from pocketvlm.training.data.json_records import JsonArray
 from pocketvlm.training.data.sample import Sample, SampleError
 
 GOOD = chat("q", "a")
@@ -196,6 +197,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one object": ("train.json", content(b'{\n  "messages": []\n}\n'), "is one JSON object, expected a list of them"),
     "empty list": ("train.json", content(b" [ ]"), "is an empty list"),
     "list cut off": ("train.json", content(b'[{"query": "q"}, {"query": "'), "is cut off: its list does not end"),
+    "string cut off": ("train.json", content(b'[{"": "' + b'\\",' * 99_999 + b"\\"), "is cut off: its list does not"),
     "list that goes on": ("train.json", content(b'[{"query": "q"}] {}'), "goes on behind the end of its list"),
     "table without header": ("t.csv", content(b"a.png,What?,It.\n"), r"t.csv:1 is no header: .* 'a.png,What"),
     "table without rows": ("t.csv", content(b"image,question,answer\n\n"), "has a header and no rows"),
@@ -320,6 +322,26 @@ def test_media_that_cannot_be_read_are_found_before_training(
 def test_good_media_pass(tmp_path: Path) -> None:
     check_media(one(tmp_path, "image", picture()), decode=True)
     check_media(one(tmp_path, "video", clip(20)), decode=True)
+
+
+MARKS = st.text(st.sampled_from('[]{},:"\\ \nü'), max_size=6)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(MARKS, st.lists(MARKS, max_size=2) | MARKS | st.none(), max_size=2), min_size=1, max_size=4
+    ),
+    st.sampled_from([None, 0, 3]),
+    st.booleans(),
+)
+def test_items_of_a_list_are_what_the_json_library_finds(
+    tmp_path: Path, items: list[Any], indent: int | None, is_ascii: bool
+) -> None:
+    text = json.dumps(items, indent=indent, ensure_ascii=is_ascii)
+    (tmp_path / "train.json").write_bytes(text.encode(errors="replace"))
+    found = JsonArray(tmp_path / "train.json")
+    assert [found.read(i) for i in range(len(found))] == json.loads(text.encode(errors="replace"))
 
 
 KEYS = ("role", "content", "type", "text", "image", "url", "from", "value", "bytes", "x")

@@ -16,8 +16,11 @@ from pocketvlm.ranges import show_json
 from pocketvlm.training.data.records import decode, read_head, read_span
 
 _PIECE = 2**20  # bytes that are held at a time while lines are looked for
-# What decides where an item of a list ends: strings, which may hold all the rest, and brackets and commas.
-_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+# What decides where an item of a list ends: the next bracket or comma that is in no string. It matches at every place,
+# also where the file is cut off: a search that failed would begin again at each byte.
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'
+_MARK = re.compile(rb'(?:[^"\[\]{},]+|' + _STRING + rb")*+(?:([\[{])|([\]}])|(,)|\Z)", re.DOTALL)
+_OPENS, _CLOSES = 1, 2  # groups of it
 
 
 class JsonLines:
@@ -73,22 +76,22 @@ class JsonArray:
     def _items(self, data: mmap.mmap) -> Iterator[tuple[int, int]]:
         depth, begin = 0, 0
         for found in _MARK.finditer(data):
-            mark = data[found.start() : found.start() + 1]
-            if mark in b"[{":
+            kind = found.lastindex
+            if kind == _OPENS:
                 depth += 1
                 if depth == 1:
                     begin = found.end()
-            elif (mark == b"," and depth == 1) or (mark in b"]}" and depth == 1):
-                item = data[begin : found.start()]
-                if item.strip() or mark == b",":
-                    skipped = len(item) - len(item.lstrip())
-                    yield begin + skipped, found.start()
+            elif depth == 1:
+                end = found.end() - 1
+                item = data[begin:end]
+                if item.strip() or kind != _CLOSES:
+                    yield begin + len(item) - len(item.lstrip()), end
                 begin = found.end()
-                if mark != b",":
-                    if data[found.end() : found.end() + 64].strip():
+                if kind == _CLOSES:
+                    if data[begin : begin + 64].strip():
                         raise ConfigError(f"{self.path} goes on behind the end of its list", hint="Write one list.")
                     return
-            elif mark in b"]}":
+            elif kind == _CLOSES:
                 depth -= 1
         raise ConfigError(f"{self.path} is cut off: its list does not end", hint="Download or write it again.")
 
