@@ -97,6 +97,8 @@ def test_an_epoch_goes_through_each_set_as_often_as_its_weight_says() -> None:
     assert all(two[i] == 1 for i in range(15, 23))
     assert order(dataset, 7, 0).tolist() != order(dataset, 7, 1).tolist()
     assert order(dataset, 7, 0).tolist() != order(dataset, 8, 0).tolist()
+    single = counted(*[(1, 1.0)] * 6)
+    assert order(single, 7, 0).tolist() != order(single, 7, 1).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,7 +133,7 @@ def test_samples_are_the_same_in_other_processes(tmp_path: Path, kind: str) -> N
     path = tmp_path / f"train.{kind}"
     rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(9)]
     if kind == "parquet":
-        images = [{**row, "image": {"bytes": picture(i), "path": None}} for i, row in enumerate(rows)]
+        images = [{**row, "image": {"bytes": picture(i) + bytes(9000), "path": None}} for i, row in enumerate(rows)]
         pq.write_table(pa.Table.from_pylist(images), path, row_group_size=2)
     elif kind == "csv":
         path.write_text("question,answer\n" + "".join(f"q{i},a{i}\n" for i in range(9)), encoding="utf-8")
