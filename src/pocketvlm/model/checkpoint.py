@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pocketvlm.config import ImageConfig, ModelConfig
+from pocketvlm.config import ImageConfig, ModelConfig, VisionConfig
 from pocketvlm.config_files import has_image_config, read_image_configs
 from pocketvlm.errors import CheckpointError, OutputError
 from pocketvlm.files import whole_file
@@ -49,7 +49,7 @@ _PREFIXES = (
 )
 # Multi-token prediction: a further layer that drafts tokens. The reference leaves it out as well.
 _MTP = re.compile(r"(model\.)?(language_model\.)?mtp\.")
-_PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
+PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 
 
 def published_names(model: nn.Module) -> dict[str, str]:
@@ -77,23 +77,27 @@ def our_name(published: str) -> str:
     return published
 
 
-def _import(ours: str, tensor: Tensor) -> Tensor:
+def import_tensor(ours: str, tensor: Tensor) -> Tensor:
     """Published values → ours: the patch convolution becomes a linear layer over channels-last patches."""
-    return tensor.permute(0, 2, 3, 1).flatten(1) if ours == _PATCH_EMBEDDING else tensor
+    return tensor.permute(0, 2, 3, 1).flatten(1) if ours == PATCH_EMBEDDING else tensor
 
 
 def _published_shape(ours: str, shape: torch.Size, config: ModelConfig) -> torch.Size:
     """Shape in the file of a parameter that has `shape` here."""
     vision = config.vision
-    if ours == _PATCH_EMBEDDING:
+    if ours == PATCH_EMBEDDING:
         return torch.Size((vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size))
     return shape
 
 
 def published_tensor(model: MiniCPMV, ours: str) -> Tensor:
     """A parameter by our name, with its published values and shape."""
-    tensor, vision = model.get_parameter(ours), model.config.vision
-    if ours == _PATCH_EMBEDDING:
+    return export_tensor(ours, model.get_parameter(ours), model.config.vision)
+
+
+def export_tensor(ours: str, tensor: Tensor, vision: VisionConfig) -> Tensor:
+    """Our values → published ones: what `import_tensor` does, undone."""
+    if ours == PATCH_EMBEDDING:
         side = vision.patch_size
         return tensor.detach().unflatten(1, (side, side, vision.num_channels)).permute(0, 3, 1, 2).contiguous()
     return tensor.detach().contiguous()
@@ -224,7 +228,7 @@ def load_model(
             target = torch.float32 if ours in keep_fp32 else dtype
             if narrow and tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and ours.startswith("language_model."):
                 target = tensor.dtype  # `use_cpu_kernels` never needs these in fp32
-            value = torch.empty(shape, dtype=target, device=device).copy_(_import(ours, tensor))
+            value = torch.empty(shape, dtype=target, device=device).copy_(import_tensor(ours, tensor))
             owner, _, leaf = ours.rpartition(".")
             model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
             del tensor
