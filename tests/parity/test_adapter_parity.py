@@ -16,9 +16,11 @@ from helpers.invariants import assert_close
 from helpers.tiny_models import random_patches, random_text, view
 
 from pocketvlm.config import ImageConfig
+from pocketvlm.export.huggingface import write_huggingface
 from pocketvlm.model.adapters.merge import merge
 from pocketvlm.model.adapters.peft_folder import read_adapter
-from pocketvlm.model.checkpoint import load_model, save_model
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.hub import resolve
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.patches.image import to_reference_layout
@@ -108,8 +110,7 @@ def test_a_merged_adapter_of_peft_has_the_logits_of_peft(checkpoint: Path, tmp_p
 @pytest.mark.parametrize("kind", ["plain", "head"])
 def test_a_merged_checkpoint_loads_in_the_reference(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     their = their_adapter(checkpoint, tmp_path / "adapter", **KINDS[kind])
-    model = load_model(checkpoint)
-    save_model(merge(model, read_adapter(tmp_path / "adapter", model.config)), tmp_path / "m", dtype=torch.float32)
+    write_huggingface(resolve(checkpoint).with_adapter(tmp_path / "adapter"), tmp_path / "m")
     assert_close(theirs(their_model(tmp_path / "m")), theirs(their), 1e-4)
     assert_close(ours(load_model(tmp_path / "m"))[1], theirs(their), 1e-4)
 

@@ -47,6 +47,7 @@ def load(
     runtime: str = "auto",
     quantization: str = "auto",
     dtype: str = "auto",
+    adapter: str | Path | None = None,
     engine_config: EngineConfig | None = None,
     progress: Progress | None = None,
 ) -> VLM:
@@ -61,6 +62,8 @@ def load(
         quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
             "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
         dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
+        adapter: a folder that PEFT wrote for this model; it becomes part of the weights, as if the model had been
+            trained so.
         engine_config: budgets of the engine (`EngineConfig`); chosen for the machine when None.
         progress: called with (what, done, in all) while weights load or a bundle is made.
 
@@ -70,6 +73,8 @@ def load(
     _check_engine_config(engine_config)
     _check_progress(progress)
     directory = resolve(model)
+    if adapter is not None:
+        directory = directory.with_adapter(adapter)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
     processor = Processor.from_directory(directory.path, configs=directory.configs)

@@ -70,10 +70,18 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     )
 
 
+def add_adapter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --adapter."""
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a folder that PEFT or `pocketvlm tune` wrote for this model"
+    )
+
+
 def directory_of(args: argparse.Namespace) -> ModelDirectory:
-    """The directory of --model, looked up and read once for a command."""
+    """The directory of --model with its --adapter, looked up and read once for a command."""
     if "directory" not in args:
-        args.directory = resolve(args.model)
+        found, adapter = resolve(args.model), getattr(args, "adapter", None)
+        args.directory = found if adapter is None else found.with_adapter(adapter)
     directory: ModelDirectory = args.directory
     return directory
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.model.adapters.lora import HEAD
-from pocketvlm.model.checkpoint import our_name, published_names
+from pocketvlm.model.names import our_name, published_names
 from pocketvlm.model.vlm import MiniCPMV
 
 PEFT_PREFIX = "base_model.model."

@@ -19,16 +19,13 @@ from pocketvlm.errors import CheckpointError
 from pocketvlm.model import diagnosis
 from pocketvlm.model.adapters.lora import HEAD, Adapter, LowRankUpdate
 from pocketvlm.model.adapters.names import PEFT_PREFIX, linear_shapes, split_key, weight_of
-from pocketvlm.model.adapters.settings import AdapterSettings
-from pocketvlm.model.checkpoint import PATCH_EMBEDDING, import_tensor
+from pocketvlm.model.adapters.settings import WEIGHTS, AdapterSettings, adapter_folder
 from pocketvlm.model.fingerprint import fingerprint
+from pocketvlm.model.names import PATCH_EMBEDDING, import_tensor
 from pocketvlm.ranges import show
-from pocketvlm.text_files import is_there
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "adapter_model.safetensors"
-_PICKLED = "adapter_model.bin"
 _PARTS = {False: {"lora_A", "lora_B"}, True: {"lora_A", "lora_B", "lora_magnitude_vector"}}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -43,14 +40,8 @@ def read_adapter(directory: str | Path, config: ModelConfig) -> Adapter:
         CheckpointError: it is no adapter, is damaged, asks for what is not honoured, or is for another model.
         ConfigError: its configuration cannot be read.
     """
-    if not isinstance(directory, str | Path):
-        raise CheckpointError(f"adapter={show(directory)} is no path", hint="Give the folder that PEFT wrote.")
-    folder = Path(directory)
-    _check_folder(folder)
-    settings = AdapterSettings.read(folder)
-    file = folder / WEIGHTS
-    if not is_there(file):
-        raise _without_weights(folder)
+    folder = adapter_folder(directory)
+    settings, file = AdapterSettings.read(folder), folder / WEIGHTS
     digest = fingerprint(folder)
     try:
         with safe_open(file, framework="pt") as handle:
@@ -61,24 +52,6 @@ def read_adapter(directory: str | Path, config: ModelConfig) -> Adapter:
     if not updates:
         raise CheckpointError(f"{file} has no tensors: the adapter changes nothing")
     return Adapter(folder, digest, updates, settings.base)
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        is_folder, exists = folder.is_dir(), folder.exists()
-    except (OSError, ValueError):  # too long a name, a zero byte
-        is_folder = exists = False
-    if not is_folder:
-        what = "is a file" if exists else "does not exist"
-        hint = f"An adapter is a folder with adapter_config.json and {WEIGHTS}."
-        raise CheckpointError(f"the adapter {show(str(folder), 200)} {what}", hint=hint)
-
-
-def _without_weights(folder: Path) -> CheckpointError:
-    if (folder / _PICKLED).exists():
-        hint = "A pickle can run any program. Save it again from PEFT: save_pretrained writes safetensors."
-        return CheckpointError(f"{folder} has pickled weights only ({_PICKLED}), expected {WEIGHTS}", hint=hint)
-    return CheckpointError(f"{folder / WEIGHTS} does not exist", hint="Copy the whole folder that PEFT wrote.")
 
 
 class _Keys:

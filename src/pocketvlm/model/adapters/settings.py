@@ -15,7 +15,8 @@ from pocketvlm.errors import CheckpointError
 from pocketvlm.ranges import show
 from pocketvlm.text_files import is_there, read_json
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
 MAX_ALPHA = 1e6
 # They say how it was trained, or for what; what came of that is in the weights.
 _SAYS_NOTHING = frozenset(
@@ -56,9 +57,6 @@ class AdapterSettings:
             CheckpointError, ConfigError: it is missing, no JSON, or asks for what is not honoured.
         """
         file = directory / CONFIG
-        if not is_there(file):
-            hint = "Give the folder that PEFT's save_pretrained wrote."
-            raise CheckpointError(f"{directory} has no {CONFIG}", hint=hint)
         given = read_json(file)
         if given.get("peft_type") != "LORA":
             raise CheckpointError(f"{file} has the peft_type {show(given.get('peft_type'))}, expected 'LORA'")
@@ -89,6 +87,34 @@ class AdapterSettings:
         alpha = next((alpha for key, alpha in self.alpha_pattern.items() if _is_meant(key, layer)), self.alpha)
         rank = self.rank_of(layer)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def adapter_folder(given: object) -> Path:
+    """The path of an adapter's folder, both of whose files are there.
+
+    Raises:
+        CheckpointError: it is no such folder, or its weights are missing or pickled.
+    """
+    if not isinstance(given, str | Path):
+        raise CheckpointError(f"adapter={show(given)} is no path", hint="Give the folder that PEFT wrote.")
+    try:
+        folder = Path(given).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError, ValueError):  # too long a name, no such user, a zero byte
+        folder, is_folder, exists = Path(), False, False
+    if not is_folder or str(given) == "":
+        what = "is a file" if exists and str(given) else "does not exist"
+        hint = f"An adapter is a folder with {CONFIG} and {WEIGHTS}."
+        raise CheckpointError(f"the adapter {show(str(given), 200)} {what}", hint=hint)
+    if not is_there(folder / CONFIG):
+        hint = "Give the folder that PEFT's save_pretrained wrote."
+        raise CheckpointError(f"the adapter {folder} has no {CONFIG}", hint=hint)
+    if not is_there(folder / WEIGHTS):
+        if (folder / _PICKLED).exists():
+            hint = "A pickle can run any program. Save it again from PEFT: save_pretrained writes safetensors."
+            raise CheckpointError(f"{folder} has pickled weights only ({_PICKLED}), expected {WEIGHTS}", hint=hint)
+        raise CheckpointError(f"{folder / WEIGHTS} does not exist", hint="Copy the whole folder that PEFT wrote.")
+    return folder
 
 
 def _refuse(file: Path, given: Mapping[str, Any]) -> None:

@@ -16,9 +16,8 @@ from pocketvlm.errors import OutputError
 from pocketvlm.files import whole_file
 from pocketvlm.model.adapters.lora import Adapter, LowRankUpdate
 from pocketvlm.model.adapters.names import PEFT_PREFIX, published_layers
-from pocketvlm.model.adapters.peft_folder import WEIGHTS
-from pocketvlm.model.adapters.settings import CONFIG
-from pocketvlm.model.checkpoint import PATCH_EMBEDDING, export_tensor
+from pocketvlm.model.adapters.settings import CONFIG, WEIGHTS
+from pocketvlm.model.names import PATCH_EMBEDDING, export_tensor
 
 
 def write_adapter(adapter: Adapter, directory: str | Path, config: ModelConfig) -> None:
