@@ -225,8 +225,16 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 @contextmanager
-def loaded(args: argparse.Namespace, engine_config: EngineConfig | None = None) -> Iterator[VLM]:
-    """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts."""
+def loaded(
+    args: argparse.Namespace,
+    engine_config: EngineConfig | None = None,
+    adapters: Mapping[str, Path] | None = None,
+) -> Iterator[VLM]:
+    """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts.
+
+    Args:
+        adapters: as of `load`; that of --adapter is part of the model.
+    """
     # Imports and loading make objects that stay: looking through all of them for garbage, time and again, takes a
     # tenth of a first answer.
     gc.disable()
@@ -235,7 +243,7 @@ def loaded(args: argparse.Namespace, engine_config: EngineConfig | None = None) 
 
         with progress_bars() as report:
             places = {name: getattr(args, name) for name in PLACES}
-            vlm = load(directory_of(args), **places, engine_config=engine_config, progress=report)
+            vlm = load(directory_of(args), **places, adapters=adapters, engine_config=engine_config, progress=report)
     finally:
         gc.freeze()
         gc.enable()
