@@ -43,11 +43,11 @@ def merge(model: MiniCPMV, adapter: Adapter, *, dtype: torch.dtype | None = None
 
 
 def _untie(model: MiniCPMV) -> None:
-    """Give the head a weight of its own, equal to the embedding."""
+    """Give the head a weight of its own, which is the embedding's until the merged one takes its place."""
     decoder = model.language_model
     table = decoder.embed_tokens.weight
     with torch.device("meta"):
         decoder.lm_head = nn.Linear(table.shape[1], table.shape[0], bias=False)
-    decoder.lm_head.weight = nn.Parameter(table.detach().clone(), requires_grad=table.requires_grad)
+    decoder.lm_head.weight = nn.Parameter(table.detach(), requires_grad=table.requires_grad)
     decoder.config = replace(decoder.config, tie_word_embeddings=False)
     model.config = replace(model.config, text=decoder.config)
