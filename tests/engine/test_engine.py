@@ -185,9 +185,9 @@ def test_trap_beams_encoding_the_picture_again_towers_and_prompts_are_read_once(
     one = with_beams(request(runner, 3, 30, 6, "4x"), 3)
     views, tokens, encode, forward = list[int](), list[int](), runner.encode_views, runner.forward
 
-    def counted_encode(patches: Tensor, asked: Sequence[View]) -> Tensor:
+    def counted_encode(patches: Tensor, asked: Sequence[View], *rest: Any) -> Tensor:
         views.append(len(asked))
-        return encode(patches, asked)
+        return encode(patches, asked, *rest)
 
     def counted_forward(x_TD: Tensor, *rest: Any) -> Tensor:
         tokens.append(len(x_TD))

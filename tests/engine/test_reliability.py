@@ -30,6 +30,7 @@ from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.engine.updater import NO_SCORES
 from pocketvlm.errors import ConfigError, PromptError, QueueFullError
+from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
@@ -190,13 +191,13 @@ class Broken(TorchRunner):
             x_TD[len(self.nan_of) // 2] = float("nan")
         return x_TD
 
-    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
         if self.bad_patches is not None:
             size = len(self.bad_patches)
             for first in range(0, len(patches), size):
                 if torch.equal(patches[first : first + size], self.bad_patches):
                     raise torch.OutOfMemoryError("tried to allocate 3.14 GiB at 0x7f")
-        return super().encode_views(patches, views)
+        return super().encode_views(patches, views, adapter)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -117,7 +117,7 @@ def as_bundle(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (as_adapter, "is an adapter for openbmb/MiniCPM-V-4.6, not a whole model.*merge_and_unload"),
+        (as_adapter, "is an adapter for openbmb/MiniCPM-V-4.6, not a whole model.*--adapter"),
         (as_damaged_adapter, "is an adapter, not"),
         (as_adapter_with_config, "is an adapter, not"),
         (as_pickle, r"pickled weights only \(pytorch_model\.bin\).*save_pretrained"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mutants import computing, serving
+from mutants import adapters, computing, serving
 from mutants.mutant import of
 
 MUTANTS = [
+    *adapters.MUTANTS,
     *computing.MUTANTS,
     *serving.MUTANTS,
     # Pictures and videos.

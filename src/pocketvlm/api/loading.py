@@ -49,7 +49,8 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        return ONNXRunner(ready_bundle(directory, quantization, progress), config=directory.config)
+        bundle = ready_bundle(directory, quantization, progress)
+        return ONNXRunner(bundle, config=directory.config if directory.adapter is None else None)  # it may untie heads
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle, which only runtime='onnx' runs")
     if quantization not in ("auto", "none"):
@@ -93,7 +94,8 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
             raise ConfigError(f"the bundle {directory.path} has {made}, not quantization={quantization!r}")
         return directory.path
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
-    what = f"Preparing {directory} for this CPU (once)"
+    adapted = "" if directory.adapter is None else f" with {directory.adapter.name}"
+    what = f"Preparing {directory}{adapted} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
     operators: Operators = "compiled" if chosen.suits_compiled and library.compiled() else "standard"
     return cached_bundle(directory, chosen, report, operators)

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
+from pocketvlm.api.adapters import Adapters, check_name
 from pocketvlm.api.answers import Answer, with_alternatives
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
@@ -47,6 +48,8 @@ def load(
     runtime: str = "auto",
     quantization: str = "auto",
     dtype: str = "auto",
+    adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     engine_config: EngineConfig | None = None,
     progress: Progress | None = None,
 ) -> VLM:
@@ -61,6 +64,10 @@ def load(
         quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
             "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
         dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
+        adapter: a folder that PEFT wrote for this model; it becomes part of the weights, as if the model had been
+            trained so. With `adapters` it is the name of the one that requests follow which name none.
+        adapters: folders that PEFT wrote, by names; each request chooses one (`adapter="name"`), or none, and a batch
+            may mix them. PyTorch only. More come and go by `load_adapter` and `unload_adapter`.
         engine_config: budgets of the engine (`EngineConfig`); chosen for the machine when None.
         progress: called with (what, done, in all) while weights load or a bundle is made.
 
@@ -70,6 +77,10 @@ def load(
     _check_engine_config(engine_config)
     _check_progress(progress)
     directory = resolve(model)
+    if adapters is not None:
+        runtime = _check_adapters(adapters, adapter, runtime)
+    elif adapter is not None:
+        directory = directory.with_adapter(adapter)
     options = {"device": device, "runtime": runtime, "quantization": quantization, "dtype": dtype}
     runner = load_runner(directory, **options, progress=progress)
     processor = Processor.from_directory(directory.path, configs=directory.configs)
@@ -78,16 +89,22 @@ def load(
         logger.warning("%s: generation_config.json asks for what is not done: %s", directory, ", ".join(names))
     vlm = VLM(runner, processor, defaults, name=str(model), engine_config=engine_config)
     vlm.directory = directory
+    for one, folder in (adapters or {}).items():
+        vlm.adapters.load(one, folder)
+    if adapters is not None and adapter is not None:
+        vlm.adapters.default = str(adapter)
     return vlm
 
 
 class VLM:
     """A loaded model. Options by name everywhere: those of the pictures (`downsample_mode`, `max_slice_nums`, …) and
-    those of sampling (`temperature`, `top_p`, `max_tokens`, …; see `SamplingParams`). What is not given comes from the
+    those of sampling (`temperature`, `top_p`, `max_tokens`, …; see `SamplingParams`); and `adapter`, the name of one
+    that was loaded, "" for the model as it is. What is not given comes from the
     checkpoint; what does not exist is refused. `with pocketvlm.load() as vlm` closes it at the end.
 
     Attributes:
         directory: what it was loaded from; None where it was put together by hand.
+        adapters: those that requests can name.
     """
 
     directory: ModelDirectory | None = None
@@ -107,6 +124,7 @@ class VLM:
         self.defaults = dict(defaults)
         self.engine = Engine(runner, engine_config)
         self.shared = SharedEngine(self.engine)
+        self.adapters = Adapters(runner)
         self._numbers = itertools.count()
         self._grammars: GrammarCompiler | None = None
         self._making_grammars, self._closed = threading.Lock(), False
@@ -176,6 +194,20 @@ class VLM:
         self.shared.process.check()
         return answer_many(self.shared, self.prepare, requests, ahead)
 
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Let requests name an adapter that PEFT wrote, from now on; safe in any thread, while others are answered.
+
+        Raises:
+            ConfigError, CheckpointError: see `Adapters.load`.
+        """
+        self._check_open()
+        self.adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for an adapter; those that run end as they began."""
+        self._check_open()
+        self.adapters.unload(name)
+
     def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
         """Check a conversation and make it ready for the engine; safe in any thread. `RuntimeError` once closed."""
         self._check_open()
@@ -183,7 +215,8 @@ class VLM:
         if not isinstance(options, Mapping):
             raise ConfigError(f"options are of type {type(options).__name__}, expected values by name")
         media = {k: plain_number(k, v) for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
-        sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS}
+        sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS and k != "adapter"}
+        adapter = self.adapters.chosen(options.get("adapter"))
         params = SamplingParams.from_options(sampling, self.defaults)
         inputs = self.processor(messages, **media)
         tokenizer = self.processor.tokenizer
@@ -197,6 +230,7 @@ class VLM:
             inputs.views,
             inputs.placeholder_ids,
             branch_points(inputs.input_ids, tokenizer),
+            adapter=adapter,
         )
         self.engine.check(request)  # before a grammar is compiled for a prompt that no cache would hold
         request.grammar = self._grammar(params, thinking)
@@ -275,6 +309,21 @@ def question_messages(media: Any, question: str) -> list[dict[str, Any]]:
         kind = "video" if is_video(source) else "image"
         content.append({"type": kind, kind: source})
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def _check_adapters(adapters: object, default: object, runtime: str) -> str:
+    """Refuse names and runtimes that cannot be; returns the runtime that takes adapters beside its weights."""
+    if not isinstance(adapters, Mapping):
+        raise ConfigError(f"adapters={show(adapters)} is no mapping", hint="Give folders by names: {'name': 'folder'}.")
+    for name in adapters:
+        check_name(name)
+    if default is not None and default not in adapters:
+        hint = "With adapters=…, adapter= is the name of the one that requests follow which name none."
+        raise ConfigError(f"adapter={show(default)} is none of adapters", hint=hint)
+    if runtime == "onnx":
+        hint = "Use runtime='torch', or load the model with one adapter alone: adapter=…"
+        raise ConfigError("runtime='onnx' takes no adapters beside its weights", hint=hint)
+    return "torch" if runtime == "auto" else runtime
 
 
 def _check_engine_config(value: object) -> None:

@@ -6,14 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.cli.common import PICTURES, SAMPLING, VIDEO, add_model, add_options
+from pocketvlm.cli.common import PICTURES, SAMPLING, VIDEO, add_adapter, add_model, add_options
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.structured_outputs import MAX_TEXT, StructuredOutputs
 
 
 def add_groups(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that `ask` and `chat` share, in groups, the most used first; returns the group of the answer."""
-    add_model(parser.add_argument_group("the model"))
+    model = parser.add_argument_group("the model")
+    add_model(model)
+    add_adapter(model)
     answer = parser.add_argument_group("the answer")
     add_options(answer, {"max_tokens": SAMPLING["max_tokens"]})
     add_structure(answer)

@@ -13,6 +13,7 @@ from pocketvlm.cli.common import (
     PLACES,
     SAMPLING,
     VIDEO,
+    add_adapter,
     add_json,
     add_model,
     add_options,
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=32, help="requests under way at a time (default 32)")
     parser.add_argument("--served-model-name", metavar="NAME", help="what lines call the model (default: as --model)")
     add_model(parser)
+    add_adapter(parser)
     add_options(parser, PICTURES, VIDEO, _SAMPLING)
     add_json(parser)
 

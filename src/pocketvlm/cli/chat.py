@@ -93,6 +93,9 @@ def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tu
     for name, value in ((name, getattr(args, name)) for name in PLACES):
         if value != "auto":
             raise ConfigError(f"--{name} is for a model of this machine", hint="Leave it out, or leave --url out.")
+    if args.adapter is not None:
+        hint = "Leave it out, or name one that the server has as --model."
+        raise ConfigError("--adapter is for a model of this machine", hint=hint)
     body_of(options)  # before anything is sent
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
     endpoint = ChatEndpoint(args.url, None if args.model == "nano" else args.model, api_key=key)

@@ -70,10 +70,18 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
     )
 
 
+def add_adapter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add --adapter."""
+    parser.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a folder that PEFT or `pocketvlm tune` wrote for this model"
+    )
+
+
 def directory_of(args: argparse.Namespace) -> ModelDirectory:
-    """The directory of --model, looked up and read once for a command."""
+    """The directory of --model with its --adapter, looked up and read once for a command."""
     if "directory" not in args:
-        args.directory = resolve(args.model)
+        found, adapter = resolve(args.model), getattr(args, "adapter", None)
+        args.directory = found if adapter is None else found.with_adapter(adapter)
     directory: ModelDirectory = args.directory
     return directory
 
@@ -217,8 +225,16 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
 
 
 @contextmanager
-def loaded(args: argparse.Namespace, engine_config: EngineConfig | None = None) -> Iterator[VLM]:
-    """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts."""
+def loaded(
+    args: argparse.Namespace,
+    engine_config: EngineConfig | None = None,
+    adapters: Mapping[str, Path] | None = None,
+) -> Iterator[VLM]:
+    """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts.
+
+    Args:
+        adapters: as of `load`; that of --adapter is part of the model.
+    """
     # Imports and loading make objects that stay: looking through all of them for garbage, time and again, takes a
     # tenth of a first answer.
     gc.disable()
@@ -227,7 +243,7 @@ def loaded(args: argparse.Namespace, engine_config: EngineConfig | None = None) 
 
         with progress_bars() as report:
             places = {name: getattr(args, name) for name in PLACES}
-            vlm = load(directory_of(args), **places, engine_config=engine_config, progress=report)
+            vlm = load(directory_of(args), **places, adapters=adapters, engine_config=engine_config, progress=report)
     finally:
         gc.freeze()
         gc.enable()

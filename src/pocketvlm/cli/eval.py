@@ -16,6 +16,7 @@ from pocketvlm.cli.common import (
     PLACES,
     SAMPLING,
     VIDEO,
+    add_adapter,
     add_json,
     add_model,
     add_options,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 # --seed is that of the examples; answers drawn at random use it too. Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name not in ("seed", "prompt_lookup_num_tokens")}
 # Options that only one of the two can honour, with what they are when not given.
-_OF_MODELS = {"model": "nano", **dict.fromkeys(PLACES, "auto"), "batch_size": 16}
+_OF_MODELS = {"model": "nano", "adapter": None, **dict.fromkeys(PLACES, "auto"), "batch_size": 16}
 _OF_ENDPOINTS = {"endpoint_model": "", "api_key_env": "", "concurrency": 8, "timeout": 120.0, "retries": 5}
 _OF_BOTH = (ranges.RUN, ranges.LOCAL, ranges.ENDPOINT, ranges.REPORT)
 RANGES = {name: allowed for table in _OF_BOTH for name, allowed in table.items() if name != "backoff"}
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=500, help="examples a task (default 500)")
     parser.add_argument("--seed", type=int, default=2026, help="draws the examples (default 2026)")
     add_model(parser)
+    add_adapter(parser)
     parser.set_defaults(model=None, **dict.fromkeys(PLACES))
     add_options(parser, PICTURES, VIDEO, _SAMPLING)
     parser.add_argument(
@@ -189,7 +191,8 @@ def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]
         return {"endpoint": args.endpoint, "model": args.endpoint_model}
     read_media(args, [], options)
     where = {name: getattr(args, name) for name in PLACES}
-    return {"model": args.model, "weights": directory_of(args).fingerprint, **where}
+    adapter = {} if args.adapter is None else {"adapter": str(args.adapter)}
+    return {"model": args.model, **adapter, "weights": directory_of(args).fingerprint, **where}
 
 
 def _evaluate(

@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from pocketvlm.cli.common import add_model, loaded
+from pocketvlm.cli.common import add_adapter, add_model, loaded
 from pocketvlm.cli.console import say
 from pocketvlm.processing.media.limits import MediaLimits
 
@@ -20,6 +20,7 @@ MAX_BYTES = 256 * 2**20  # of one file: videos of a phone fit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_adapter(parser)
     parser.add_argument(
         "--root",
         action="append",

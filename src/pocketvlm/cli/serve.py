@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.cli.common import PLACES, directory_of, loaded
 from pocketvlm.cli.console import ReaderLeftError, interrupts_count, put_json, say
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
-from pocketvlm.errors import need
+from pocketvlm.errors import ConfigError, need
 from pocketvlm.machine import use_one_heap
 from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
@@ -58,6 +58,8 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
     unit = option_of(name).rpartition("-")[2].upper()
     if name.endswith("memory"):
         return "BYTES"
+    if name == "adapters":
+        return "NAME=DIR"
     if isinstance(default, int | None) and unit not in ("PORT", "BYTES"):
         return "N"
     return {"ROOT": "DIR", "ENDPOINT": "URL"}.get(unit, unit)
@@ -93,7 +95,9 @@ def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSetti
         start_early()  # the imports below take as long as its own
     from pocketvlm.server.run import decoding_of
 
-    vlm = stack.enter_context(loaded(args, settings.engine_config))
+    # None would let the model go to a runtime that takes none later either.
+    adapters = settings.adapter_folders if settings.adapters or settings.adapter_roots else None
+    vlm = stack.enter_context(loaded(args, settings.engine_config, adapters))
     vlm.progress = None
     return settings, vlm, stack.enter_context(decoding_of(settings))
 
@@ -115,7 +119,14 @@ def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
         need("mcp", "mcp", "mcp")
     if settings.otlp_endpoint:
         need("opentelemetry.sdk", "opentelemetry-sdk", "otel")
-    directory_of(args)
+    directory = directory_of(args)
+    served = settings.served_model_names or (settings.model,)
+    for name, folder in settings.adapter_folders.items():
+        if name in served:
+            raise ConfigError(f"--adapter {name!r:.80} has the name of the model itself", hint="Give it another name.")
+        directory.with_adapter(folder)
+    if settings.runtime == "onnx" and (settings.adapters or settings.adapter_roots):
+        raise ConfigError("the onnx runtime takes no adapters beside its weights", hint="Use --runtime torch.")
     KeyCheck.of(settings)
     with listen(settings) as sock:
         is_local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback

@@ -21,6 +21,7 @@ from pocketvlm.engine.metrics import Metrics
 from pocketvlm.engine.request import Request, Sequence
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.scheduler import Chunk, Plan
+from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -90,7 +91,8 @@ class Executor:
         return request not in failed and all(key in self.features for key in keys)
 
     def _encode(self, views: abc.Sequence[tuple[Request, int]]) -> dict[Request, str]:
-        """Encode views, all in one call; where that fails, one by one, so that only whose own fails is lost.
+        """Encode views, those that follow one adapter in one call; where that fails, one by one, so that only whose own
+        fails is lost.
 
         Returns:
             the requests that are lost, and why.
@@ -98,29 +100,40 @@ class Executor:
         if not views:
             return {}
         failed: dict[Request, str] = {}
+        by_adapter: dict[PlacedAdapter | None, list[tuple[Request, int]]] = {}
+        for request, i in views:
+            by_adapter.setdefault(request.vision_adapter, []).append((request, i))
         with _timed("encode", (request for request, _ in views)):
-            try:
-                self._encode_together(views)
-            except Exception:
-                logger.warning("pictures could not be encoded together; one by one now", exc_info=True)
-                for request, i in views:
-                    if request in failed:
-                        continue
-                    try:
-                        self._encode_together([(request, i)])
-                    except Exception as error:
-                        logger.exception("a picture could not be encoded")
-                        failed[request] = f"a picture could not be encoded: {reason(error)}"
+            for alike in by_adapter.values():
+                try:
+                    self._encode_together(alike)
+                except Exception:
+                    logger.warning("pictures could not be encoded together; one by one now", exc_info=True)
+                    self._encode_singly(alike, failed)
         return failed
 
+    def _encode_singly(self, views: abc.Sequence[tuple[Request, int]], failed: dict[Request, str]) -> None:
+        """Encode views one by one; the requests that are lost go into `failed`, with the reason."""
+        for request, i in views:
+            if request in failed:
+                continue
+            try:
+                self._encode_together([(request, i)])
+            except Exception as error:
+                logger.exception("a picture could not be encoded")
+                failed[request] = f"a picture could not be encoded: {reason(error)}"
+
     def _encode_together(self, chosen: abc.Sequence[tuple[Request, int]]) -> None:
+        """Encode views of requests whose tower is the same."""
         views, patches = [], []
         for request, i in chosen:
             assert request.patches is not None
             first = sum(view.patches for view in request.views[:i])
             views.append(request.views[i])
             patches.append(request.patches[first : first + views[-1].patches])
-        features = self.runner.encode_views(torch.cat(patches) if len(patches) > 1 else patches[0], views)
+        features = self.runner.encode_views(
+            torch.cat(patches) if len(patches) > 1 else patches[0], views, chosen[0][0].vision_adapter
+        )
         parts = features.split([view.visual_tokens for view in views])
         for (request, i), part in zip(chosen, parts, strict=True):
             # A view of its own memory: a slice would keep all views of the step alive.
@@ -131,7 +144,9 @@ class Executor:
         """Return scores [B, V] after each sequence's newest token; the sequences are in the first slots."""
         if len(sequences) > 1:
             self.runner.prepare_batches()
-        segments = [Segment(1, sequence.computed, slot) for slot, sequence in enumerate(sequences)]
+        segments = [
+            Segment(1, sequence.computed, slot, sequence.request.adapter) for slot, sequence in enumerate(sequences)
+        ]
         batch = PackedBatch.of(segments, self.runner.device)
         ids = torch.tensor([sequence.output_ids[-1] for sequence in sequences])
         scores = self.runner.forward(self.runner.embed(ids, None), batch, self.cache, batch.last_rows)
@@ -143,7 +158,7 @@ class Executor:
         """Read what `prompt_lookup` expects the only sequence to say, in one forward with its newest token."""
         assert sequence.lookup is not None
         with _timed("decode", [sequence.request]):
-            scores, drafted = sequence.lookup.forward(self.runner, self.cache, max_tokens)
+            scores, drafted = sequence.lookup.forward(self.runner, self.cache, max_tokens, sequence.request.adapter)
         return StepScores([sequence], scores, drafted)
 
     def _prefill(self, chunks: abc.Sequence[Chunk]) -> tuple[list[Sequence], Tensor]:
@@ -152,7 +167,7 @@ class Executor:
         for chunk in chunks:
             slot = chunk.sequence.slot
             assert slot is not None
-            segments.append(Segment(chunk.length, chunk.start, slot))
+            segments.append(Segment(chunk.length, chunk.start, slot, chunk.sequence.request.adapter))
             parts.append(self._embed(chunk))
         batch = PackedBatch.of(segments, self.runner.device)
         ended = [i for i, chunk in enumerate(chunks) if chunk.end == chunk.sequence.tokens]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pocketvlm.engine.sampling.prompt_lookup import PromptLookup
     from pocketvlm.engine.sampling.sampler import SamplingState
     from pocketvlm.grammar.compiler import Grammar, GrammarState
+    from pocketvlm.model.adapters.placed import PlacedAdapter
 
 # "stop": a stop id or string; "length": max_tokens or the context; "abort": its reader or its deadline; "error": see
 # `Output.error`.
@@ -43,7 +44,9 @@ class Request:
         patches, views: uint8 [P, patch, patch, 3], the pictures in order of their placeholders.
         placeholder_ids: ids that stand in the prompt where visual tokens will be.
         branch_points: lengths of prefixes of the prompt that other prompts are likely to share, rising.
-        salt: whatever else decides an answer (an adapter's name): prefixes are shared between equal ones only.
+        salt: whatever else decides an answer: prefixes are shared between equal ones only. It
+            gets the content of `adapter` as well.
+        adapter: the one that all of it follows; None for the model as it is.
         grammar: what answers must match.
         priority: lower goes first; a step of one is worth `SchedulerConfig.aging_seconds` of waiting.
         deadline: `time.monotonic()` at which it is given up.
@@ -63,6 +66,7 @@ class Request:
     placeholder_ids: tuple[int, ...] = ()
     branch_points: tuple[int, ...] = ()
     salt: bytes = b""
+    adapter: PlacedAdapter | None = field(default=None, repr=False)
     grammar: Grammar | None = None
     priority: int = 0
     deadline: float | None = None
@@ -81,10 +85,18 @@ class Request:
     def __post_init__(self) -> None:
         if not self.sequences:
             self.sequences = [Sequence(self, 0)]
+        if self.adapter is not None:
+            self.salt += self.adapter.digest.encode()
         if self.views and not self.view_keys:
             assert self.patches is not None
             parts = self.patches.split([view.patches for view in self.views])
-            self.view_keys = tuple(view_key(part, view) for part, view in zip(parts, self.views, strict=True))
+            tower = "" if self.vision_adapter is None else self.vision_adapter.digest
+            self.view_keys = tuple(view_key(part, view, tower) for part, view in zip(parts, self.views, strict=True))
+
+    @property
+    def vision_adapter(self) -> PlacedAdapter | None:
+        """The adapter, where features of pictures depend on it."""
+        return self.adapter if self.adapter is not None and self.adapter.touches_vision else None
 
     @cached_property  # asked for several times a step for each sequence, and the length of a tensor is slow
     def prompt_tokens(self) -> int:
@@ -156,13 +168,16 @@ class Output:
     error: str | None = None
 
 
-def view_key(patches: Tensor, view: View) -> bytes:
+def view_key(patches: Tensor, view: View, tower: str = "") -> bytes:
     """What decides the features of a view, hashed: its pixels, its shape and its rate. Each part with its length.
 
     Valid inside one process only: other processors use another hash.
+
+    Args:
+        tower: the digest of the adapter that the tower or the merger follows.
     """
     digest = _hash()()
-    head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.numel()};".encode()
+    head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.numel()};{tower}".encode()
     digest.update(len(head).to_bytes(4, "little") + head)
     digest.update(patches.contiguous().numpy().data)
     return digest.digest()[:24]

@@ -13,7 +13,6 @@ from pathlib import Path
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.files import cannot_write
 from pocketvlm.model.directory import ModelDirectory
-from pocketvlm.model.fingerprint import fingerprint
 
 PARTIAL = ".partial-"  # stands between the name of the directory and what makes it one of its own
 _LONG = 200  # bytes; of a longer name the first ones will do, so that what is added does not make it too long
@@ -75,7 +74,7 @@ def unchanged(directory: ModelDirectory) -> Iterator[str]:
     """
     before = directory.fingerprint
     yield before
-    if fingerprint(directory.path) != before:
+    if directory.current_fingerprint() != before:
         raise CheckpointError(
             f"{directory.path} was written to while it was read", hint="Export it again when it is complete."
         )

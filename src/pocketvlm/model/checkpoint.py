@@ -1,4 +1,4 @@
-"""Read and write checkpoints in the published layout: the only place that knows foreign tensor names.
+"""Read and write checkpoints in the published layout.
 
 A checkpoint is a directory with `config.json` and one `model.safetensors`, or several shards and their index. Weights
 are read tensor by tensor from a memory map straight into their final dtype and device, so a second copy of the model
@@ -27,7 +27,10 @@ from pocketvlm.files import whole_file
 from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
 from pocketvlm.model import diagnosis
+from pocketvlm.model.adapters.merge import merge
+from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.names import export_tensor, import_tensor, our_name, published_names, published_shape
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
 from pocketvlm.text_files import is_there, read_json
@@ -39,65 +42,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REMAP_BYTES = 256 * 2**20
 Progress = Callable[[int, int], None]
 
-# (published prefix, our prefix), first match wins; everything else keeps its name behind "model.".
-_PREFIXES = (
-    ("model.vision_tower.embeddings.", "vision_tower."),
-    ("model.vision_tower.encoder.", "vision_tower."),
-    ("model.merger.mlp.0.", "merger."),
-    ("lm_head.", "language_model.lm_head."),
-    ("model.", ""),
-)
 # Multi-token prediction: a further layer that drafts tokens. The reference leaves it out as well.
 _MTP = re.compile(r"(model\.)?(language_model\.)?mtp\.")
-_PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
-
-
-def published_names(model: nn.Module) -> dict[str, str]:
-    """Our parameter name → the published one, for every parameter of the model."""
-    return {ours: published_name(ours) for ours, _ in model.named_parameters()}
-
-
-def published_name(ours: str) -> str:
-    """Our name of a parameter, or of a module, → the published one."""
-    if ours.startswith(("vision_tower.patch_embedding", "vision_tower.position_embedding")):
-        return ours.replace("vision_tower.", "model.vision_tower.embeddings.", 1)
-    if ours.startswith("vision_tower.layers."):
-        return ours.replace("vision_tower.", "model.vision_tower.encoder.", 1)
-    if ours.startswith("merger."):
-        return ours.replace("merger.", "model.merger.mlp.0.", 1)
-    if ours.startswith("language_model.lm_head"):
-        return ours.replace("language_model.", "", 1)
-    return f"model.{ours}"
-
-
-def our_name(published: str) -> str:
-    """The published name → our parameter name."""
-    for theirs, ours in _PREFIXES:
-        if published.startswith(theirs):
-            return ours + published[len(theirs) :]
-    return published
-
-
-def _import(ours: str, tensor: Tensor) -> Tensor:
-    """Published values → ours: the patch convolution becomes a linear layer over channels-last patches."""
-    return tensor.permute(0, 2, 3, 1).flatten(1) if ours == _PATCH_EMBEDDING else tensor
-
-
-def _published_shape(ours: str, shape: torch.Size, config: ModelConfig) -> torch.Size:
-    """Shape in the file of a parameter that has `shape` here."""
-    vision = config.vision
-    if ours == _PATCH_EMBEDDING:
-        return torch.Size((vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size))
-    return shape
 
 
 def published_tensor(model: MiniCPMV, ours: str) -> Tensor:
     """A parameter by our name, with its published values and shape."""
-    tensor, vision = model.get_parameter(ours), model.config.vision
-    if ours == _PATCH_EMBEDDING:
-        side = vision.patch_size
-        return tensor.detach().unflatten(1, (side, side, vision.num_channels)).permute(0, 3, 1, 2).contiguous()
-    return tensor.detach().contiguous()
+    return export_tensor(ours, model.get_parameter(ours), model.config.vision)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -176,6 +127,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     cpu_kernels: bool = False,
+    merged_dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> MiniCPMV:
     """Load a checkpoint directory for inference (evaluation mode).
@@ -183,6 +135,7 @@ def load_model(
     Args:
         dtype: of the weights in memory; the published config names none. A_log and dt_bias stay fp32.
         cpu_kernels: `MiniCPMV.use_cpu_kernels` at once, in less memory than afterwards; nothing off the CPU.
+        merged_dtype: of the weights that the directory's adapter changes; None is `dtype`.
         progress: called with (done, in all), in bytes read and packed, after every tensor.
 
     Raises:
@@ -190,7 +143,7 @@ def load_model(
         CheckpointError: weights are missing, truncated, or of other names or shapes; every such name is listed.
     """
     config, image = _configs(directory)
-    directory = Path(directory)
+    given, directory = directory, Path(directory)
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
     files = weight_files(directory)
@@ -215,7 +168,7 @@ def load_model(
                 unexpected.append(published)
                 continue
             shape = missing.pop(ours).shape
-            expected = _published_shape(ours, shape, config)
+            expected = published_shape(ours, shape, config)
             if tensor.shape != expected:
                 misshapen.append(f"{published} {list(tensor.shape)} instead of {list(expected)}")
                 continue
@@ -225,7 +178,7 @@ def load_model(
             target = torch.float32 if ours in keep_fp32 else dtype
             if narrow and tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and ours.startswith("language_model."):
                 target = tensor.dtype  # `use_cpu_kernels` never needs these in fp32
-            value = torch.empty(shape, dtype=target, device=device).copy_(_import(ours, tensor))
+            value = torch.empty(shape, dtype=target, device=device).copy_(import_tensor(ours, tensor))
             owner, _, leaf = ours.rpartition(".")
             model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
             del tensor
@@ -238,6 +191,8 @@ def load_model(
     names = published_names(model)
     _complain(directory, [names[ours] for ours in missing], unexpected, misshapen, integers)
     model.eval()
+    if isinstance(given, ModelDirectory) and given.adapter is not None:
+        merge(model, read_adapter(given.adapter, config), dtype=merged_dtype or dtype)
     if cpu_kernels:
         model.use_cpu_kernels((lambda done, all_: progress(size + size * done // all_, total)) if progress else None)
     if progress is not None:

@@ -129,6 +129,14 @@ _BESIDE: dict[type[nn.Module], Callable[..., nn.Module]] = {
     EarlyCompression: CPUEarlyCompression,
 }
 
+# Products under another name than in the plain layer, or of several of its layers side by side: whose they are.
+JOINED: dict[type[nn.Module], dict[str, tuple[str, ...]]] = {
+    CPUGatedAttention: {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "out": ("o_proj",)},
+    CPUGatedDeltaNet: {"in_proj": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), "out": ("out_proj",)},
+    CPUViewAttention: {"out": ("out_proj",)},
+    CPUEarlyCompression: {"fc1": ("linear_1",), "fc2": ("linear_2",)},
+}
+
 
 def use_cpu_layers(
     tower: nn.Module, merger: nn.Module, decoder: Decoder, progress: Callable[[int, int], None] | None = None

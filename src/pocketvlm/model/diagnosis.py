@@ -94,7 +94,7 @@ def _adapter(directory: Path) -> CheckpointError:
         pass  # what it is for is an aside
     return CheckpointError(
         f"{directory} is an adapter{base}, not a whole model",
-        hint="Merge it into its base model first: in PEFT, merge_and_unload() and save_pretrained().",
+        hint="Give its base model, and this folder as its adapter: --adapter, or adapter= of pocketvlm.load.",
     )
 
 

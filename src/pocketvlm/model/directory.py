@@ -6,7 +6,8 @@ there. Weights stay on the disk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError
 from pocketvlm.model import diagnosis
+from pocketvlm.model.adapters.settings import AdapterSettings, adapter_folder
 from pocketvlm.model.fingerprint import fingerprint
 
 Kind = Literal["checkpoint", "bundle"]
@@ -30,12 +32,14 @@ class ModelDirectory:
         path: where it is.
         kind: "checkpoint", or "bundle": graphs of ONNX, which may be damaged.
         configs: what its configuration files say.
+        adapter: a folder of PEFT that becomes part of the weights wherever they are loaded; None for the plain model.
     """
 
     name: str
     path: Path
     kind: Kind
     configs: ConfigFiles
+    adapter: Path | None = None
 
     @classmethod
     def read(cls, path: Path, name: str = "") -> ModelDirectory:
@@ -62,10 +66,33 @@ class ModelDirectory:
         """How pictures are cut."""
         return self.configs.image
 
+    def with_adapter(self, folder: str | Path) -> ModelDirectory:
+        """The same model with an adapter in it; the adapter's settings are checked now, its weights when they load.
+
+        Raises:
+            CheckpointError: the folder is no adapter, or this is a bundle, whose weights stand in graphs.
+            ConfigError: the adapter's settings cannot be read.
+        """
+        if self.kind == "bundle":
+            hint = "Give the checkpoint that the bundle was made from; a bundle with the adapter is made of it."
+            raise CheckpointError(f"{self.path} is a bundle, which takes no adapter", hint=hint)
+        if self.adapter is not None:
+            raise CheckpointError(f"{self} has the adapter {self.adapter} already", hint="Merge one into a checkpoint.")
+        path = adapter_folder(folder)
+        AdapterSettings.read(path)
+        return replace(self, adapter=path)
+
     @cached_property
     def fingerprint(self) -> str:
         """What tells this model from another of the same name; computed when it is first asked for."""
-        return fingerprint(self.path)
+        return self.current_fingerprint()
+
+    def current_fingerprint(self) -> str:
+        """The fingerprint of what is on the disk now."""
+        own = fingerprint(self.path)
+        if self.adapter is None:
+            return own
+        return hashlib.sha256(f"{own} {fingerprint(self.adapter)}".encode()).hexdigest()[: len(own)]
 
     def __fspath__(self) -> str:
         return str(self.path)

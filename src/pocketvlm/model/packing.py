@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,14 +18,22 @@ from pocketvlm.kernels.causal_conv1d import ConvPlan, plan_conv
 from pocketvlm.kernels.gated_delta_rule import ChunkPlan, plan_chunks
 from pocketvlm.kernels.prompt_delta_rule import PromptPlan, plan_prompts
 
+if TYPE_CHECKING:
+    from pocketvlm.model.adapters.placed import PlacedAdapter
+
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of new tokens of one sequence: `length` tokens behind the `start` that its cache slot already holds."""
+    """A run of new tokens of one sequence: `length` tokens behind the `start` that its cache slot already holds.
+
+    Attributes:
+        adapter: the one that they follow; None for the model as it is.
+    """
 
     length: int
     start: int = 0
     slot: int = 0
+    adapter: PlacedAdapter | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,30 @@ class PackedBatch:
         """[T] cache slot of each token."""
         slots = torch.tensor([s.slot for s in self.segments])
         return slots.repeat_interleave(torch.tensor(self.lengths)).to(self.device)
+
+    @cached_property
+    def adapter_rows(self) -> dict[PlacedAdapter, slice | Tensor]:
+        """Packed rows of the tokens that follow each adapter; none for the model as it is."""
+        rows: dict[PlacedAdapter, list[int]] = {}
+        for first, s in zip(self.firsts, self.segments, strict=True):
+            if s.adapter is not None:
+                rows.setdefault(s.adapter, []).extend(range(first, first + s.length))
+        return {adapter: self._as_rows(own) for adapter, own in rows.items()}
+
+    def _as_rows(self, rows: list[int]) -> slice | Tensor:
+        """A slice (a view, no copy) where they are neighbours."""
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return slice(rows[0], rows[-1] + 1)
+        return torch.tensor(rows, device=self.device)
+
+    def chosen_adapter_rows(self, rows: Sequence[int]) -> dict[PlacedAdapter, slice | Tensor]:
+        """The same for a selection of packed rows, by their places in it."""
+        owners = [s.adapter for s in self.segments for _ in range(s.length)]
+        chosen: dict[PlacedAdapter, list[int]] = {}
+        for place, row in enumerate(rows):
+            if (adapter := owners[row]) is not None:
+                chosen.setdefault(adapter, []).append(place)
+        return {adapter: self._as_rows(own) for adapter, own in chosen.items()}
 
     @cached_property
     def last_rows(self) -> Tensor:

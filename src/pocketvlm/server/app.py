@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.server.adapters import load_lora_adapter, unload_lora_adapter
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.guard import Guard, Handler
@@ -29,13 +30,23 @@ from pocketvlm.server.tokens import detokenize, model, models, tokenize
 from pocketvlm.server.tracing import Tracing
 from pocketvlm.server.view_plan import view_plan
 
-OFF_BY_DEFAULT = {"/mcp": "--mcp", "/openapi.json": "--docs"}  # path → the option that it needs
+# Path → the option that it needs.
+OFF_BY_DEFAULT = {
+    "/mcp": "--mcp",
+    "/openapi.json": "--docs",
+    "/v1/load_lora_adapter": "--adapter-root",
+    "/v1/unload_lora_adapter": "--adapter-root",
+}
+ADAPTER_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/load_lora_adapter", load_lora_adapter),
+    ("POST", "/v1/unload_lora_adapter", unload_lora_adapter),
+)
 MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 
 async def description(service: Service, _request: Request) -> Response:
     """GET /openapi.json, where the settings have it."""
-    return JSONResponse(openapi(service.names))
+    return JSONResponse(openapi(service.all_names))
 
 
 # All of them want a key, where there are keys.
@@ -90,7 +101,8 @@ def create_app(
         return JSONResponse({"status": "ok" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     described = (("GET", "/openapi.json", description),) if settings.docs else ()
-    for method, path, handler in (*ROUTES, ("GET", "/metrics", guard.metrics.respond), *described):
+    loading = ADAPTER_ROUTES if settings.adapter_roots else ()
+    for method, path, handler in (*ROUTES, ("GET", "/metrics", guard.metrics.respond), *described, *loading):
         guarded: Any = guard.route(handler, path)  # an application, which Starlette takes too
         app.router.add_route(path, guarded, methods=[method])
     app.router.add_route("/health", health, methods=["GET"])

@@ -25,13 +25,13 @@ from pocketvlm.server.service import Service
 async def chat_completions(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
     asked = await read_json(request, parse_chat_completion)
-    service.check_model(asked.model)
+    adapter = service.check_model(asked.model)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": service.names[0],
+        "model": service.said(adapter),
     }
-    job = await service.prepare(request, asked.messages, asked.options)
+    job = await service.prepare(request, asked.messages, asked.options, adapter)
     if not asked.stream:
         answers = await service.answers(request, job)
         return json_response(chat_completion(answers, **head))

@@ -46,19 +46,20 @@ async def is_running(_request: Request) -> Response:
     return Response("Ollama is running", media_type="text/plain")
 
 
-def check_model(service: Service, name: str) -> None:
-    """`HTTPError` 404 for another model than the one that is served; Ollama's clients may put `:latest` behind it."""
-    service.check_model(name if name in service.names else name.removesuffix(":latest"))
+def check_model(service: Service, name: str) -> str:
+    """The adapter of this name, "" for the model itself; `HTTPError` 404 for another. Ollama's clients may put
+    `:latest` behind it."""
+    return service.check_model(name if name in service.all_names else name.removesuffix(":latest"))
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:
     asked = await read_json(request, partial(parse_ollama, kind))
-    check_model(service, asked.model)
+    adapter = check_model(service, asked.model)
     form = OllamaAnswer(kind, asked.model, uuid.uuid4().hex)
     if asked.chat is None:
         # The model stays loaded for as long as the server runs; clients wait for the word alone.
         return json_response(form.nothing("unload" if asked.unloads else "load"))
-    job = await service.prepare(request, asked.chat.messages, asked.chat.options)
+    job = await service.prepare(request, asked.chat.messages, asked.chat.options, adapter)
     if asked.num_ctx is not None:
         _limit(job, asked.num_ctx)
     if not asked.stream:

@@ -78,9 +78,18 @@ async def show(service: Service, request: Request) -> Response:
 
 async def _cards(service: Service) -> list[dict[str, Any]]:
     facts = await asyncio.to_thread(_facts, service.vlm.vlm)
-    names = [name if ":" in name else f"{name}:latest" for name in service.names]
     known = {"size": facts["size"], "digest": facts["digest"], "details": facts["details"]}
-    return [{"name": name, "model": name, **known} for name in names]
+    cards = [{"name": name, "model": name, **known} for name in map(_tagged, service.names)]
+    for adapter in service.vlm.vlm.adapters.values():
+        digest = hashlib.sha256(f"{facts['digest']} {adapter.placed.digest}".encode()).hexdigest()
+        details = {**facts["details"], "parent_model": service.names[0]}
+        name = _tagged(adapter.name)
+        cards.append({"name": name, "model": name, **known, "digest": digest, "details": details})
+    return cards
+
+
+def _tagged(name: str) -> str:
+    return name if ":" in name else f"{name}:latest"
 
 
 def _facts(vlm: VLM) -> dict[str, Any]:

@@ -29,14 +29,14 @@ from pocketvlm.server.service import Service
 async def responses(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
     asked = await read_json(request, parse_response_request)
-    service.check_model(asked.model)
+    adapter = service.check_model(asked.model)
     began = int(time.time())
     try:
-        job = await service.prepare(request, asked.messages, asked.options)
+        job = await service.prepare(request, asked.messages, asked.options, adapter)
     except (HTTPError, PocketVLMError) as error:
         error.args = (_in_its_words(str(error), asked.places),)
         raise
-    stream = ResponseStream(_head(service, asked, job, began), has_logprobs="logprobs" in asked.options)
+    stream = ResponseStream(_head(service.said(adapter), asked, job, began), has_logprobs="logprobs" in asked.options)
     deltas = await service.stream(request, job)
     if asked.stream:
         return EventStream(_events(job, stream, deltas), send_seconds=service.settings.send_seconds)
@@ -44,12 +44,12 @@ async def responses(service: Service, request: Request) -> Response:
     return json_response(stream.whole(_usage(job), now=int(time.time())))
 
 
-def _head(service: Service, asked: ResponsesRequest, job: Job, began: int) -> dict[str, Any]:
+def _head(model: str, asked: ResponsesRequest, job: Job, began: int) -> dict[str, Any]:
     params = job.request.params
     return {
         "id": f"resp_{uuid.uuid4().hex}",
         "created_at": began,
-        "model": service.names[0],
+        "model": model,
         "temperature": params.temperature,
         "top_p": params.top_p,
         **asked.echo,

@@ -41,11 +41,27 @@ class Service:
     began: int = field(default_factory=lambda: int(time.time()))
     tracing: Tracing | None = None
 
-    def check_model(self, name: str | None) -> None:
-        """Raises: HTTPError 404 for another model than the one that is served."""
-        if name is not None and name not in self.names:
-            message = f"this server has no model {name[:100]!r}, but {', '.join(self.names)}"
-            raise HTTPError(404, message, code="model_not_found")
+    def check_model(self, name: str | None) -> str:
+        """The adapter of this name; "" for a name of the model itself.
+
+        Raises:
+            HTTPError: 404 for another model than those that are served.
+        """
+        if name is None or name in self.names:
+            return ""
+        if name in self.vlm.vlm.adapters:
+            return name
+        message = f"this server has no model {name[:100]!r}, but {', '.join(self.all_names)}"
+        raise HTTPError(404, message, code="model_not_found")
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """What requests may name as their model: the model itself, and its adapters."""
+        return (*self.names, *self.vlm.vlm.adapters)
+
+    def said(self, adapter: str) -> str:
+        """What answers say that they are from."""
+        return adapter or self.names[0]
 
     def about(self) -> dict[str, Any]:
         """The defaults and limits of the model for pictures, for its card in /v1/models and for the page."""
@@ -65,11 +81,14 @@ class Service:
         context = self.vlm.vlm.config.text.max_position_embeddings
         return min(self.settings.max_text_bytes, BYTES_A_TOKEN * context)
 
-    async def prepare(self, request: Request, messages: Sequence[Any], options: Mapping[str, Any]) -> Job:
+    async def prepare(
+        self, request: Request, messages: Sequence[Any], options: Mapping[str, Any], adapter: str = ""
+    ) -> Job:
         """A job within the server's limits, with the deadline of its request.
 
         Args:
             options: of `VLM.chat`.
+            adapter: of `check_model`.
 
         Raises:
             HTTPError, PocketVLMError: the request cannot be honoured.
@@ -81,7 +100,7 @@ class Service:
                 raise HTTPError(400, f"{name}={options[name]}, this server gives at most {most}", code="invalid_value")
         exchange = exchange_of(request)
         check_messages(messages, exchange, self.most_text_bytes, tools=options.get("tools"))
-        options = {"max_tokens": settings.max_answer_tokens, **options}
+        options = {"max_tokens": settings.max_answer_tokens, **options, "adapter": adapter}
         job = await self.while_there(request, self.vlm.prepare(messages, keep=exchange.keep, **options))
         exchange.add(job)
         return job

@@ -31,6 +31,8 @@ _SINGULAR = {
     "media_roots": "media_root",
     "mcp_roots": "mcp_root",
     "allowed_hosts": "allowed_host",
+    "adapters": "adapter",
+    "adapter_roots": "adapter_root",
 }
 # Groups of settings, by the first of each in their order: titles for people.
 GROUPS = {
@@ -62,6 +64,12 @@ class ServerSettings:
     runtime: str = _setting("auto", "auto, torch, or onnx (ONNX Runtime, on a CPU)")
     quantization: str = _setting(
         "auto", "for the onnx runtime: auto, none, int8, int4, or by part, such as decoder=int4,…"
+    )
+    adapters: tuple[str, ...] = _setting(
+        (), "NAME=DIR: a folder that PEFT wrote for the model; requests choose it by NAME as their model"
+    )
+    adapter_roots: tuple[str, ...] = _setting(
+        (), "folder below which POST /v1/load_lora_adapter may load adapters; without one it is off"
     )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 listens on all interfaces")
     port: int = _setting(8000, "port to listen on; 0 picks a free port", Range(int, 0, 65535))
@@ -176,10 +184,25 @@ class ServerSettings:
                 "the largest body would never be taken",
                 hint="Raise the first or lower the second.",
             )
-        for name in ("media_roots", "mcp_roots"):
+        _ = self.adapter_folders
+        for name in ("media_roots", "mcp_roots", "adapter_roots"):
             for root in getattr(self, name):
                 if not Path(root).is_dir():
                     raise ConfigError(f"{name} has {show(root, 80)}, which is no folder")
+
+    @property
+    def adapter_folders(self) -> dict[str, Path]:
+        """Folders of adapters by their names."""
+        folders: dict[str, Path] = {}
+        for text in self.adapters:
+            name, _, folder = (part.strip() for part in text.partition("="))
+            if not name or not folder:
+                hint = "Example: --adapter receipts=adapters/receipts"
+                raise ConfigError(f"adapters has {show(text, 80)}, expected NAME=DIR", hint=hint)
+            if name in folders or name in self.served_model_names:
+                raise ConfigError(f"adapters has the name {show(name, 80)}, which is taken")
+            folders[name] = Path(folder)
+        return folders
 
     @property
     def engine_config(self) -> EngineConfig:

@@ -17,13 +17,13 @@ from pocketvlm.server.service import Service, check_messages
 async def tokenize(service: Service, request: Request) -> Response:
     """The ids of a text or of a conversation with its pictures; nothing is generated."""
     asked = await read_json(request, parse_tokenize)
-    service.check_model(asked.model)
+    adapter = service.check_model(asked.model)
     tokenizer = service.vlm.vlm.processor.tokenizer
     if asked.prompt is not None:
         check_messages([{"content": asked.prompt}], exchange_of(request), service.settings.max_text_bytes)
         ids = await asyncio.to_thread(tokenizer.encode_plain, asked.prompt)
     else:
-        job = await service.prepare(request, asked.messages, asked.options)
+        job = await service.prepare(request, asked.messages, asked.options, adapter)
         ids = job.request.input_ids.tolist()
     body: dict[str, Any] = {"count": len(ids), "max_model_len": context_of(service), "tokens": ids}
     if asked.strings:
@@ -44,8 +44,8 @@ async def detokenize(service: Service, request: Request) -> Response:
 
 
 async def models(service: Service, _request: Request) -> Response:
-    """All names of the one model."""
-    return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.names]})
+    """All names of the one model, and its adapters."""
+    return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.all_names]})
 
 
 async def model(service: Service, request: Request) -> Response:
@@ -61,12 +61,15 @@ def context_of(service: Service) -> int:
 
 
 def _card(service: Service, name: str) -> dict[str, Any]:
+    # Of an adapter as vLLM lists it, but without the path of its folder, which is nobody's business.
+    adapter = service.vlm.vlm.adapters.get(name) if name not in service.names else None
+    origin = {"root": service.names[0]} if adapter is None else {"root": adapter.path.name, "parent": service.names[0]}
     return {
         "id": name,
         "object": "model",
         "created": service.began,
         "owned_by": "pocketvlm",
-        "root": service.names[0],
+        **origin,
         "max_model_len": context_of(service),
         "pocketvlm": service.about(),
     }

@@ -21,12 +21,12 @@ from pocketvlm.server.service import Service
 async def view_plan(service: Service, request: Request) -> Response:
     """The response to one request; errors are for `response_of`."""
     asked = await read_json(request, parse_view_plan)
-    service.check_model(asked.model)
+    adapter = service.check_model(asked.model)
     exchange = exchange_of(request)
     exchange.images = len(asked.images)
     work = service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked, keep=exchange.keep)
     plans = await service.while_there(request, work)
-    return json_response(view_plan_response(plans, model=service.names[0]))
+    return json_response(view_plan_response(plans, model=service.said(adapter)))
 
 
 def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str, ViewPlan]]:

@@ -15,7 +15,7 @@ import torch
 from pocketvlm.errors import MissingExtraError
 from pocketvlm.files import whole_file
 from pocketvlm.lenient_imports import lenient_registrations
-from pocketvlm.model.checkpoint import published_name
+from pocketvlm.model.names import published_name
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.training.parts import linear_layers
 from pocketvlm.training.settings import TuneSettings

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pocketvlm.config import ModelConfig
+from pocketvlm.model.adapters.lora import Adapter
+from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.packing import PackedBatch
 from pocketvlm.views import View
@@ -52,8 +54,17 @@ class Runner(Protocol):
         """Make an empty contiguous cache for `slots` sequences of `capacity` tokens (it grows)."""
         ...
 
-    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
-        """Turn uint8 patches [P, patch, patch, 3] of these views into features [N, D], in the order of the views."""
+    def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
+        """Make segments of batches able to follow an adapter; safe in any thread, also while a step is under way.
+
+        Raises:
+            ConfigError: this runtime cannot.
+        """
+        ...
+
+    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
+        """Turn uint8 patches [P, patch, patch, 3] of these views into features [N, D], in the order of the views; all
+        of them follow `adapter`."""
         ...
 
     def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:

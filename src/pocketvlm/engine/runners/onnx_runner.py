@@ -28,6 +28,8 @@ from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import usable_cores
+from pocketvlm.model.adapters.lora import Adapter
+from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
@@ -167,7 +169,14 @@ class ONNXRunner:
     def make_cache(self, slots: int, capacity: int) -> Cache:
         return ContiguousCache(self.config.text, slots, capacity)
 
-    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+    def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
+        raise ConfigError(
+            f"the onnx runtime cannot take {adapter.path} beside its weights",
+            hint="Use runtime='torch', or load the model with this adapter alone: adapter=…",
+        )
+
+    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
+        assert adapter is None, "there are no adapters here"
         if len(patches) != sum(v.patches for v in views):
             raise PromptError(f"{len(patches)} patches were given for views of {sum(v.patches for v in views)}")
         pieces = patches.flatten(1).split([v.patches for v in views])

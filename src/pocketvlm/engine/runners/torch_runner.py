@@ -10,6 +10,9 @@ from torch import Tensor
 
 from pocketvlm.engine.runners.base import CacheLayout
 from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
+from pocketvlm.model.adapters.layers import place
+from pocketvlm.model.adapters.lora import Adapter
+from pocketvlm.model.adapters.placed import ALL_ROWS, ActiveRows, PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.packing import PackedBatch
@@ -26,6 +29,7 @@ class TorchRunner:
 
     def __init__(self, model: MiniCPMV, *, graphs: bool | None = None) -> None:
         self.model, self.config = model, model.config
+        self.active = ActiveRows()
         on_gpu = model.device.type == "cuda"
         # On a GPU so much that the work outlasts its launches; answers beside it wait for some tens of milliseconds.
         self.prefill_chunk = 4096 if on_gpu else 1024
@@ -51,7 +55,13 @@ class TorchRunner:
     def make_cache(self, slots: int, capacity: int) -> Cache:
         return ContiguousCache(self.config.text, slots, capacity, dtype=self.model.dtype, device=self.device)
 
-    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+    def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
+        return place(adapter, self.model, self.active)
+
+    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
+        if adapter is not None:  # recorded work knows no adapters
+            with self.active.follow([(adapter, ALL_ROWS)]):
+                return self.model.encode_views(patches, views)
         if self.tower_graphs is not None and (found := self.tower_graphs.encode_views(patches, views)) is not None:
             return found
         return self.model.encode_views(patches, views)
@@ -62,16 +72,22 @@ class TorchRunner:
     def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
         if (
             self.decode_graphs is not None
+            and not batch.adapter_rows
             and (recordable := cache.recordable) is not None
             and batch.is_decode
             and len(rows) == len(batch.segments)
             and (scores := self.decode_graphs.forward(x_TD, batch, recordable)) is not None
         ):
             return scores
-        hidden = self.model.language_model(x_TD, batch.positions, batch, cache)
+        with self.active.follow([*batch.adapter_rows.items()]):
+            hidden = self.model.language_model(x_TD, batch.positions, batch, cache)
         if not len(rows):  # a chunk in the middle of a prompt
             return hidden.new_empty(0, self.config.text.vocab_size)
-        return self.model.logits(hidden.index_select(0, rows.to(self.device)))
+        chosen = hidden.index_select(0, rows.to(self.device))
+        if not any(adapter.touches_head for adapter in batch.adapter_rows):
+            return self.model.logits(chosen)
+        with self.active.follow([*batch.chosen_adapter_rows(rows.tolist()).items()]):
+            return self.model.logits(chosen)
 
     def enforce_eager(self) -> None:
         self.decode_graphs = self.tower_graphs = None

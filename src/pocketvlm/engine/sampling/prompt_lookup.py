@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm.engine.runners.base import Runner
+from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache, State
 from pocketvlm.model.packing import PackedBatch, Segment
 
@@ -68,18 +69,21 @@ class PromptLookup:
         following: list[int] = self.ids[first : first + max_tokens].tolist()
         return following
 
-    def forward(self, runner: Runner, cache: Cache, max_tokens: int) -> tuple[Tensor, list[int]]:
+    def forward(
+        self, runner: Runner, cache: Cache, max_tokens: int, adapter: PlacedAdapter | None = None
+    ) -> tuple[Tensor, list[int]]:
         """Return scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
 
         Args:
             max_tokens: tokens of the draft, at most.
+            adapter: the one that the sequence follows.
         """
         drafted = self.draft(max_tokens)
         self._start, self._before = cache.lengths[0], cache.save_state(0) if drafted else None
         ids = torch.tensor(self.pending + drafted)
         self._scored = len(ids)
         cache.reserve(self._start + len(ids))
-        batch = PackedBatch.of([Segment(len(ids), self._start)], runner.device)
+        batch = PackedBatch.of([Segment(len(ids), self._start, adapter=adapter)], runner.device)
         rows = torch.arange(len(self.pending) - 1, len(ids))
         return runner.forward(runner.embed(ids, None), batch, cache, rows), drafted
 

@@ -84,7 +84,7 @@ def write_gguf(
     name = out.resolve().name
     with new_directory(out) as partial, unchanged(directory):
         files = (partial / f"{name}-{dtype}.gguf", partial / f"mmproj-{name}-{downsample_mode}-{dtype}.gguf")
-        model = load_model(directory, dtype=weights, progress=_part(progress, 0, 250))
+        model = load_model(directory, dtype=weights, merged_dtype=torch.float32, progress=_part(progress, 0, 250))
         writer = _writer(files[0], "qwen35", name, dtype)
         _decoder_keys(writer, config)
         _token_keys(writer, template, config, tokens)

@@ -12,23 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError
+from pocketvlm.export.model_files import copy_text_files
 from pocketvlm.export.new_directory import PARTIAL, new_directory, unchanged
 from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.text_files import is_there
 
 Progress = Callable[[int, int], None]
 
-# Everything of a checkpoint but its weights: a bundle is a model directory of its own.
-TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
-_NOT_COPIED = ("model.safetensors.index.json", "bundle.json")
 # Bytes a weight takes in a bundle, scales included; for the free space and the progress bar.
 _BYTES = {"fp32": 4.0, "int8": 1.01, "int4": 0.54}
 
@@ -101,7 +99,7 @@ def write_bundle(
     directory = resolve(checkpoint)
     dtype = stored_dtype(directory.path)
     with new_directory(out) as partial, unchanged(directory) as source:
-        model = load_model(directory, dtype=dtype, progress=_between(progress, 0, 0.25))
+        model = load_model(directory, dtype=dtype, merged_dtype=torch.float32, progress=_between(progress, 0, 0.25))
         needed = _expected_size(model, quantization)
         if shutil.disk_usage(partial).free < needed:
             raise OutputError(
@@ -110,12 +108,10 @@ def write_bundle(
                 hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
             )
         graphs = _graphs(model, quantization, operators)
+        config = model.config
         del model  # from here on each graph holds its own weights, and lets them go when it is written
         _write_graphs(graphs, partial, _between(progress, 0.25, 1))
-        for pattern in TEXT_FILES:
-            for file in sorted(directory.path.glob(pattern)):
-                if file.name not in _NOT_COPIED and is_there(file):
-                    shutil.copyfile(file, partial / file.name)
+        copy_text_files(directory, partial, config)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
         manifest = Manifest(quantization, source, files, operators)
         manifest.write(partial)

@@ -65,7 +65,8 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = ZeroCentredRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head: nn.Module | None = None  # tied: the table of embeddings is the head
+        self.lm_head: nn.Module | None
+        self.register_module("lm_head", None)  # tied: the table of embeddings is the head
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 

@@ -1,0 +1,67 @@
+"""Mistakes in adapters: what they are, whose rows follow them, and what is kept under them."""
+
+from __future__ import annotations
+
+from mutants.mutant import of
+
+MUTANTS = [
+    *of(
+        "model/adapters/settings.py",
+        "model/adapters/test_peft_folder.py",
+        ("math.sqrt(rank) if self.use_rslora", "rank if self.use_rslora"),
+        ('if (bias := given.get("bias")) not in (None, "none"):', 'if (bias := given.get("bias")) is None:'),
+    ),
+    *of(
+        "model/adapters/peft_folder.py",
+        "model/adapters/test_peft_folder.py",
+        ("if not torch.isfinite(tensor).all():", "if False:"),
+        ("if part in self.layers.setdefault(ours, {}):", "if part in self.layers.setdefault(ours, {}) and False:"),
+    ),
+    *of(
+        "model/adapters/lora.py",
+        "model/adapters/test_merge.py",
+        ("(magnitude / weight.norm(dim=1))", "(magnitude / weight_NK.norm(dim=1))"),
+    ),
+    *of(
+        "model/adapters/merge.py",
+        "model/adapters/test_merge.py",
+        ("decoder.config = replace(decoder.config, tie_word_embeddings=False)", "pass"),
+    ),
+    *of(
+        "model/adapters/layers.py",
+        "engine/test_adapters.py",
+        ("delta = part.factor_n * delta + (part.factor_n - 1) * plain", "delta = part.factor_n * delta"),
+        ("plain = plain - bias[part.start : part.end]", "pass"),
+        ("            start = end\n", "            start = 0\n"),
+        ("torch.roll(identity, first, 1)", "torch.roll(identity, 0, 1)"),
+    ),
+    *of(
+        "model/packing.py",
+        "engine/test_adapters.py",
+        ("if rows[-1] - rows[0] + 1 == len(rows):", "if True:"),
+        ("owners[row]", "owners[place]"),
+    ),
+    *of(
+        "engine/request.py",
+        "engine/test_adapters.py",
+        ("self.salt += self.adapter.digest.encode()", "pass"),
+        ("and self.adapter.touches_vision else None", "else None"),
+        ('tower = "" if self.vision_adapter is None', 'tower = "" if True'),
+    ),
+    *of(
+        "engine/runners/torch_runner.py",
+        "engine/test_adapters.py",
+        ("            and not batch.adapter_rows\n", ""),
+        ("[*batch.chosen_adapter_rows(rows.tolist()).items()]", "[*batch.adapter_rows.items()]"),
+    ),
+    *of(
+        "engine/sampling/prompt_lookup.py",
+        "engine/test_adapters.py",
+        ("Segment(len(ids), self._start, adapter=adapter)", "Segment(len(ids), self._start)"),
+    ),
+    *of(
+        "model/directory.py",
+        "api/test_adapter.py",
+        ('f"{own} {fingerprint(self.adapter)}"', 'f"{own}"'),
+    ),
+]
