@@ -27,8 +27,9 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command → what it needs beside the n
     "bench": ("growth",),
     "trace": ("--prompt", "What?"),
     "serve": ("--port", "0"),
+    "tune": ("in.jsonl", "--downsample-mode", "auto"),
 }
-OWN = ("batch", "bench", "eval")  # commands with a table of their own, `RANGES`
+OWN = ("batch", "bench", "eval", "tune")  # commands with a table of their own, `RANGES`
 
 
 def numbers(command: str) -> Iterator[argparse.Action]:

@@ -24,6 +24,7 @@ CAN_WRITE: dict[str, tuple[str, ...]] = {  # command → what it needs to write 
     "info": (),
     "serve": ("--port", "0"),
     "mcp": (),
+    "tune": ("in.jsonl",),
 }
 # Command lines with a place for a path.
 PATHS: list[tuple[str, ...]] = [
@@ -38,6 +39,9 @@ PATHS: list[tuple[str, ...]] = [
     ("trace", "a.png", "--prompt", "What?", "--save", "PATH"),
     ("batch", "PATH", "out.jsonl"),
     ("batch", "in.jsonl", "PATH"),
+    ("tune", "PATH"),
+    ("tune", "in.jsonl", "--out", "PATH"),
+    ("tune", "in.jsonl", "--validation", "PATH"),
     ("bench", "growth", "--plot", "PATH"),
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "PATH"),
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "a.png", "--mmproj", "PATH"),

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.cli.common import PICTURES, VIDEO, add_json, add_options, directory_of, options_of, progress_bars
+from pocketvlm.cli.common import (
+    PICTURES,
+    VIDEO,
+    add_json,
+    add_options,
+    check_ranges,
+    directory_of,
+    options_of,
+    progress_bars,
+)
 from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import whole_file
-from pocketvlm.training.settings import TuneSettings
+from pocketvlm.ranges import Range
+from pocketvlm.training.settings import LOG, TuneSettings
 
 # In the order and the groups of the help; every other setting follows under "more".
 _FIRST = ("method", "steps", "epochs", "minutes", "batch_size", "learning_rate", "seed", "objective", "tune")
+
+_NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
+RANGES = {"workers": Range(int, 0, 256)} | {
+    name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +84,21 @@ def _add(parser: Any, name: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
+    check_ranges(args, RANGES)
     settings = TuneSettings(**{name: value for name, value in given.items() if value is not None})
     options = options_of(args, PICTURES, VIDEO)
     directory = directory_of(args)
+    mode = options.get("downsample_mode", directory.config.downsample_mode)
+    if mode != "random":  # 16x or 4x for each sample
+        check_downsample_mode(mode)
+    check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
+    _check_out(args.out)
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle of ONNX Runtime", hint="Tune the checkpoint it was made of.")
     from pocketvlm.training.data.dataset import open_datasets
 
+    if "" in (*args.data, args.validation):
+        raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
     samples = open_datasets(args.data)
     validation = open_datasets([args.validation]) if args.validation else None
     if args.check and args.plan:
@@ -121,6 +146,25 @@ def run(args: argparse.Namespace) -> int:
     if bad:
         say(f"{len(bad)} samples were skipped; the log names them: {result.out}/training.jsonl")
     return int(bool(bad))
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that cannot be made, or that holds something else than a run."""
+    try:
+        if out.is_dir():
+            if any(out.iterdir()) and not any((out / name).exists() for name in ("checkpoints", LOG, "check.html")):
+                raise ConfigError(f"{out} holds something else than a run", hint="Name a new folder by --out.")
+            return
+        os.lstat(out)
+    except FileNotFoundError:
+        if out.parent.is_dir():
+            return
+        raise ConfigError(f"{out} cannot be made: {out.parent} is no directory", hint="Check the path.") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{str(out)!r:.80} is no path to a folder", hint="Check it.") from None
+    raise ConfigError(f"{out} is no folder", hint="Name a new one by --out.")
 
 
 def _check(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:

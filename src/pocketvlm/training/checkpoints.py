@@ -81,6 +81,8 @@ class Checkpoints:
         Raises:
             ConfigError: it is of another run.
         """
+        for left in self.folder.glob("*.partial"):  # by a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         found = self._all()
         if not found:
             return Progress()

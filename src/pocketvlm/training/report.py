@@ -18,7 +18,7 @@ import pocketvlm
 from pocketvlm.files import whole_file
 from pocketvlm.training.settings import TuneSettings
 
-LOG, CURVE, CARD = "training.jsonl", "loss.png", "README.md"
+CURVE, CARD = "loss.png", "README.md"
 
 
 @dataclass

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from pocketvlm.api.loading import choose_device
+from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training import lora
-from pocketvlm.training.data.sample import Sample
+from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.evaluate import exact_answers
 from pocketvlm.training.examples import ExampleEncoder
 from pocketvlm.training.feed import Feed
@@ -25,8 +26,8 @@ from pocketvlm.training.memory import quantize_base, recompute_layers
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
 from pocketvlm.training.processes import Processes
-from pocketvlm.training.report import CURVE, LOG, Log, Result, draw_losses, write_card
-from pocketvlm.training.settings import TuneSettings
+from pocketvlm.training.report import CURVE, Log, Result, draw_losses, write_card
+from pocketvlm.training.settings import LOG, TuneSettings
 from pocketvlm.training.trainer import Report, Trainer
 
 
@@ -61,6 +62,7 @@ def tune(
         TrainingError: the run cannot go on.
         SampleError: a bad sample that stops the run.
     """
+    check_first(samples)
     target = choose_device(device)
     processes = Processes.join(target)
     torch.manual_seed(settings.seed)
@@ -72,6 +74,9 @@ def tune(
     feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
     measured = None if validation is None else Feed(validation, encoder, pairs=pairs, seed=0)
     out.mkdir(parents=True, exist_ok=True)
+    if processes.rank == 0:
+        for left in out.glob("*.partial"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
     trainer = Trainer(
         model,
         feed,
@@ -104,6 +109,24 @@ def tune(
         write_card(out, result, settings, base, len(samples))
         draw_losses(out / LOG, out / CURVE)
     return result
+
+
+def check_first(samples: Sequence[Sample], most: int = 100) -> None:
+    """Refuse data of which the first samples are all bad, before anything is loaded.
+
+    Raises:
+        SampleError: what is wrong with the first one.
+        ConfigError: there are none.
+    """
+    first: SampleError | None = None
+    for i in range(min(most, len(samples))):
+        try:
+            samples[i]
+        except SampleError as error:
+            first = first or error
+        else:
+            return
+    raise first or ConfigError("there are no samples to learn from", hint="Check the files.")
 
 
 def prepare(model: MiniCPMV, settings: TuneSettings) -> list[str]:

@@ -16,6 +16,7 @@ METHODS = ("lora", "qlora", "full")
 PARTS = ("decoder", "merger", "compression", "tower")
 BAD_SAMPLES = ("skip", "stop")
 OBJECTIVES = ("sft", "dpo")
+LOG = "training.jsonl"  # of a run, in its folder
 _WIDTH = 1024  # hidden size at which the default rates are what they say
 
 

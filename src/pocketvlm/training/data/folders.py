@@ -35,6 +35,13 @@ def find_sets(source: Path, names: Sequence[str] = (), media_folder: Path | None
     Raises:
         ConfigError: there is nothing to read, or no such name.
     """
+    try:
+        source.stat()
+    except FileNotFoundError:
+        pass  # what reads it says so
+    except (OSError, ValueError) as error:  # too long, in a folder that is closed to us, a zero byte
+        reason = error.strerror if isinstance(error, OSError) else "it has a zero byte"
+        raise ConfigError(f"{str(source)!r:.80} cannot be read: {reason}", hint="Check the path.") from None
     if source.name == FILE and source.is_file() and is_described(source.parent):
         source = source.parent
     if not source.is_dir():
