@@ -123,6 +123,18 @@ def test_bad_lines_are_skipped_counted_and_end_with_status_1_or_stop_the_run(
     assert "data.jsonl:9: " in err
 
 
+def test_a_share_of_the_samples_is_for_measuring_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--epochs", "2", "--batch-size", "6", "--split", "0.25", *SMALL)
+    status, said, err = run(capsys, "tune", str(data), "--out", str(out), *options)
+    assert status == 0, err
+    assert "validation: loss " in said
+    lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
+    assert len([line for line in lines if "loss" in line]) == 2  # of six samples that are learnt
+
+
 def test_the_memory_of_a_step_is_told_by_part(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _status, said, _err = run(capsys, "tune", str(data), "--plan", "--json", "--out", str(tmp_path / "out"), *SMALL)
     found = json.loads(said)
@@ -140,6 +152,8 @@ def test_the_memory_of_a_step_is_told_by_part(data: Path, tmp_path: Path, capsys
         (("--rank", "0"), "rank=0"),
         (("--tune", "head"), "expected some of decoder, merger"),
         (("--check", "--plan"), "are two things"),
+        (("--split", "0.5", "--validation", "data.jsonl"), "both choose what to measure with"),
+        (("--split", "1"), "--split=1"),
         (("--steps", "two"), "--steps: invalid int value: 'two'"),
         (("--validation", "nothing.jsonl"), "nothing.jsonl"),
     ],

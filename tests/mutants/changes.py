@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from mutants import adapters, computing, serving
+from mutants import adapters, computing, serving, training
 from mutants.mutant import of
 
 MUTANTS = [
     *adapters.MUTANTS,
     *computing.MUTANTS,
     *serving.MUTANTS,
+    *training.MUTANTS,
     # Pictures and videos.
     *of(
         "processing/patches/slicing.py",

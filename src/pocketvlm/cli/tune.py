@@ -32,7 +32,7 @@ from pocketvlm.training.settings import LOG, TuneSettings
 _FIRST = ("method", "steps", "epochs", "minutes", "batch_size", "learning_rate", "seed", "objective", "tune")
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
-RANGES = {"workers": Range(int, 0, 256)} | {
+RANGES = {"workers": Range(int, 0, 256), "split": Range(float, 0.0, 0.9, nullable=True, is_open=True)} | {
     name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)
 }
 
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--validation", metavar="FILE", help="samples to measure with, which nothing is learnt from")
+    parser.add_argument("--split", type=float, metavar="SHARE", help="of DATA, to measure with instead of learning it")
     parser.add_argument("--check", action="store_true", help="read every sample and show some; train nothing")
     parser.add_argument(
         "--plan", action="store_true", help="print the memory that a step needs, by part; train nothing"
@@ -100,7 +101,11 @@ def run(args: argparse.Namespace) -> int:
     if "" in (*args.data, args.validation):
         raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
     samples = open_datasets(args.data)
+    if args.split and args.validation:
+        raise ConfigError("--split and --validation both choose what to measure with", hint="Give one of them.")
     validation = open_datasets([args.validation]) if args.validation else None
+    if args.split:
+        samples, validation = samples.split(args.split, settings.seed)
     if args.check and args.plan:
         raise ConfigError("--check and --plan are two things", hint="Give one of them.")
     if args.check:
@@ -128,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
             base=args.model,
             device=args.device,
             workers=args.workers,
-            identity={"data": [str(source) for source in args.data], "options": options},
+            identity={"data": [str(source) for source in args.data], "options": options, "split": args.split},
             on_step=shown,
         )
     found = asdict(result)
