@@ -105,7 +105,7 @@ def tune(
     done = trainer.progress
     result = Result(str(out), done.step, round(done.seconds, 3), done.loss, figures, peak_memory(target), done.bad)
     if processes.rank == 0:
-        write_result(model, settings, layers, directory, out, base)
+        write_result(model, layers, directory, out, base)
         write_card(out, result, settings, base, len(samples))
         draw_losses(out / LOG, out / CURVE)
     return result
@@ -149,12 +149,10 @@ def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
     return Preferences(settings.beta, reference_policy(model, settings))
 
 
-def write_result(
-    model: MiniCPMV, settings: TuneSettings, layers: Sequence[str], directory: ModelDirectory, out: Path, base: str
-) -> None:
+def write_result(model: MiniCPMV, layers: Sequence[str], directory: ModelDirectory, out: Path, base: str) -> None:
     """The adapter, or the whole checkpoint in the published layout."""
     if layers:
-        lora.save_adapter(model, settings, layers, out, base)
+        lora.save_adapter(model, layers, out, base)
         return
     save_model(model, out, dtype=stored_dtype(directory.path))
     for file in directory.path.iterdir():  # tokenizer, template and settings of pictures

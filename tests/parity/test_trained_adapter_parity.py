@@ -60,7 +60,7 @@ def test_an_adapter_is_the_same_in_peft_on_transformers(
     moved(model)
     after = logits()
     assert (after - before).abs().max() > 1e-2 * before.abs().max()
-    save_adapter(model, settings, layers, tmp_path, str(directory))
+    save_adapter(model, layers, tmp_path, str(directory))
     theirs = reference.transformers.MiniCPMV4_6ForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     found = loaded(
