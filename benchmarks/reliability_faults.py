@@ -42,10 +42,10 @@ def serve(arguments: Sequence[str]) -> int:
 def _break(runner: Any, ordered: list[int]) -> None:
     encode_views, forward = runner.encode_views, runner.forward
 
-    def encode(self: Any, patches: torch.Tensor, views: Sequence[View]) -> Any:
+    def encode(self: Any, patches: torch.Tensor, views: Sequence[View], *more: Any) -> Any:
         if any(view.size.width >= WIDE * view.size.height for view in views):
             raise torch.OutOfMemoryError(f"tried to allocate 3.14 GiB, {SECRET}")
-        return encode_views(self, patches, views)
+        return encode_views(self, patches, views, *more)
 
     def step(self: Any, *args: Any) -> Any:
         if ordered:

@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     *of(
         "model/adapters/layers.py",
-        "engine/test_adapters.py",
+        "engine/test_engine_adapters.py",
         ("delta = part.factor_n * delta + (part.factor_n - 1) * plain", "delta = part.factor_n * delta"),
         ("plain = plain - bias[part.start : part.end]", "pass"),
         ("            start = end\n", "            start = 0\n"),
@@ -37,26 +37,26 @@ MUTANTS = [
     ),
     *of(
         "model/packing.py",
-        "engine/test_adapters.py",
+        "engine/test_engine_adapters.py",
         ("if rows[-1] - rows[0] + 1 == len(rows):", "if True:"),
         ("owners[row]", "owners[place]"),
     ),
     *of(
         "engine/request.py",
-        "engine/test_adapters.py",
+        "engine/test_engine_adapters.py",
         ("self.salt += self.adapter.digest.encode()", "pass"),
         ("and self.adapter.touches_vision else None", "else None"),
         ('tower = "" if self.vision_adapter is None', 'tower = "" if True'),
     ),
     *of(
         "engine/runners/torch_runner.py",
-        "engine/test_adapters.py",
+        "engine/test_engine_adapters.py",
         ("            and not batch.adapter_rows\n", ""),
         ("[*batch.chosen_adapter_rows(rows.tolist()).items()]", "[*batch.adapter_rows.items()]"),
     ),
     *of(
         "engine/sampling/prompt_lookup.py",
-        "engine/test_adapters.py",
+        "engine/test_engine_adapters.py",
         ("Segment(len(ids), self._start, adapter=adapter)", "Segment(len(ids), self._start)"),
     ),
     *of(
