@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.training.data import records
+from pocketvlm.training.data import reading
 from pocketvlm.training.data.check_media import check_media
 from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.json_records import JsonArray
@@ -151,7 +151,7 @@ def test_blank_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_RECORD", 1000)
+    monkeypatch.setattr(reading, "MAX_RECORD", 1000)
     dataset = open_datasets([write_lines(tmp_path / "train.jsonl", GOOD, chat("q" * 1000), GOOD)])
     with pytest.raises(SampleError, match=r"^train.jsonl:2: it is \d+ bytes long, at most 1000 are read"):
         dataset[1]

@@ -14,7 +14,7 @@ from typing import Any
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.training.data.columns import known_columns
-from pocketvlm.training.data.records import decode, read_span
+from pocketvlm.training.data.reading import decode, read_span
 
 _DELIMITERS = (",", ";", "\t", "|")
 # Cells may hold pictures in base64; the csv module stops at 128 KiB. Its limit is the process's, and only ever raised.

@@ -19,7 +19,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import read_bytes
 from pocketvlm.text_files import read_json
 from pocketvlm.training.data.dataset_info import FILE
-from pocketvlm.training.data.records import MAX_RECORD
+from pocketvlm.training.data.reading import MAX_RECORD
 from pocketvlm.training.data.sample import Sample, SampleError
 
 Format = Literal["swift", "llamafactory"]

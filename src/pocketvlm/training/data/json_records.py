@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.ranges import show_json
-from pocketvlm.training.data.records import decode, read_head, read_span
+from pocketvlm.training.data.reading import decode, read_head, read_span
 
 _PIECE = 2**20  # bytes that are held at a time while lines are looked for
 # What decides where an item of a list ends: the next bracket or comma that is in no string. It matches at every place,

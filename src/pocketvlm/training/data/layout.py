@@ -17,7 +17,7 @@ from pocketvlm.training.data.columns import by_named_columns, by_our_names, opti
 from pocketvlm.training.data.conversations import Tags, Turn, turns_of
 from pocketvlm.training.data.json_records import parse
 from pocketvlm.training.data.media import KINDS, locate, media_of, place_media
-from pocketvlm.training.data.records import check_text
+from pocketvlm.training.data.reading import check_text
 from pocketvlm.training.data.sample import Sample, SampleError
 
 

@@ -18,7 +18,7 @@ from pocketvlm.processing.media.file_roots import is_file_url
 from pocketvlm.processing.media.sources import NamedBytes, describe, existing_file, is_path
 from pocketvlm.ranges import show_json
 from pocketvlm.training.data.conversations import Turn
-from pocketvlm.training.data.records import check_text
+from pocketvlm.training.data.reading import check_text
 
 Kind = Literal["image", "video"]
 KINDS: tuple[Kind, ...] = ("image", "video")
