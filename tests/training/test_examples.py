@@ -109,8 +109,9 @@ def test_the_end_of_a_long_answer_is_cut_off_where_that_was_asked_for(encoder: E
     assert len(cut.input_ids) == encoder.max_tokens - 1
     assert whole.input_ids[: len(cut.input_ids)].equal(cut.input_ids)
     encoder.max_tokens = 5
-    with pytest.raises(SampleError, match="at most 5 are taken"):
-        encoder(sample("long " * 20))
+    for pictures in (0, 1):  # nothing of the answer would be left
+        with pytest.raises(SampleError, match="at most 5 are taken"):
+            encoder(sample("long " * 20, pictures=pictures))
 
 
 def test_rates_come_from_the_sample_then_the_run_and_random_ones_from_the_source(encoder: ExampleEncoder) -> None:
