@@ -32,7 +32,6 @@ class Progress:
         seconds: of training, over all starts.
         tokens: learnt so far.
         bad: samples that nothing could be learnt from, as source → reason.
-        best: lowest loss on the validation samples, and the step that had it.
         loss: mean of the last steps.
     """
 
@@ -40,7 +39,6 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     bad: dict[str, str] = field(default_factory=dict)
-    best: tuple[float, int] | None = None
     loss: float | None = None
 
 
@@ -100,9 +98,7 @@ class Checkpoints:
                 if parameter.requires_grad:
                     parameter.copy_(weights[name])
         optimiser.load_state_dict(torch.load(found[-1] / _OPTIMISER, weights_only=True, map_location="cpu"))
-        progress = Progress(**state["progress"])
-        progress.best = tuple(progress.best) if progress.best else None  # type: ignore[assignment]
-        return progress
+        return Progress(**state["progress"])
 
     def clear(self) -> None:
         """Remove all of them, once what they were for is done."""
