@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pocketvlm.cli.common import (
     PICTURES,
@@ -19,19 +17,21 @@ from pocketvlm.cli.common import (
     check_ranges,
     directory_of,
     options_of,
-    progress_bars,
 )
 from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import whole_file
 from pocketvlm.ranges import Range
-from pocketvlm.training.settings import LOG, TuneSettings
+from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
+
+if TYPE_CHECKING:
+    from pocketvlm.api.vlm import VLM
 
 # In the order and the groups of the help; every other setting follows under "more".
 _FIRST = ("method", "steps", "epochs", "minutes", "batch_size", "learning_rate", "seed", "objective", "tune")
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
+_EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for
 RANGES = {"workers": Range(int, 0, 256), "split": Range(float, 0.0, 0.9, nullable=True, is_open=True)} | {
     name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)
 }
@@ -57,8 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plan", action="store_true", help="print the memory that a step needs, by part; train nothing"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead (default 0)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="method and parts of a stage in which the published model was trained"
+    )
     for name in _FIRST:
         _add(parser, name)
+    data = parser.add_argument_group("data")
+    data.add_argument("--sets", type=_names, default=(), metavar="NAME,…", help="sets of a folder with several")
+    data.add_argument(
+        "--weights",
+        type=_numbers,
+        default=(),
+        metavar="X,…",
+        help="how often an epoch goes through each set",
+    )
+    data.add_argument("--media-dir", type=Path, metavar="DIR", help="what paths of media are relative to")
     more = parser.add_argument_group("more")
     for one in fields(TuneSettings):
         if one.name not in _FIRST:
@@ -76,17 +89,30 @@ def _add(parser: Any, name: str) -> None:
         return
     kind: Any = {"int": int, "float": float}.get(str(one.type).partition(" ")[0], str)
     if isinstance(one.default, tuple):
-        parser.add_argument(flag, type=lambda value: tuple(value.split(",")), default=None, metavar="PART,…", help=text)
+        of = "PART" if name == "tune" else "NAME"
+        parser.add_argument(flag, type=_names, default=None, metavar=f"{of},…", help=text)
         return
     default = "" if one.default in (None, MISSING) else f" (default {one.default})"
     choices = one.metadata["allowed"] if isinstance(one.metadata["allowed"], tuple) else None
     parser.add_argument(flag, type=kind, default=None, choices=choices, help=f"{text}{default}")
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not numbers with commas between them") from None
+
+
 def run(args: argparse.Namespace) -> int:
     given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
     check_ranges(args, RANGES)
-    settings = TuneSettings(**{name: value for name, value in given.items() if value is not None})
+    preset = {} if args.preset is None else PRESETS[args.preset]
+    settings = TuneSettings(**{**preset, **{name: value for name, value in given.items() if value is not None}})
     options = options_of(args, PICTURES, VIDEO)
     directory = directory_of(args)
     mode = options.get("downsample_mode", directory.config.downsample_mode)
@@ -100,18 +126,19 @@ def run(args: argparse.Namespace) -> int:
 
     if "" in (*args.data, args.validation):
         raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
-    samples = open_datasets(args.data)
+    samples = open_datasets(args.data, names=args.sets, weights=args.weights, media_dir=args.media_dir)
     if args.split and args.validation:
         raise ConfigError("--split and --validation both choose what to measure with", hint="Give one of them.")
-    validation = open_datasets([args.validation]) if args.validation else None
+    validation = open_datasets([args.validation], media_dir=args.media_dir) if args.validation else None
     if args.split:
         samples, validation = samples.split(args.split, settings.seed)
     if args.check and args.plan:
         raise ConfigError("--check and --plan are two things", hint="Give one of them.")
-    if args.check:
-        return _check(args, samples, settings, options)
-    if args.plan:
-        return _plan(args, samples, settings, options)
+    if args.check or args.plan:
+        from pocketvlm.cli import tune_dry
+
+        return (tune_dry.check if args.check else tune_dry.plan)(args, samples, settings, options)
+    measure = _measure(settings)
     from pocketvlm.training.run import tune  # brings torch
 
     def shown(report: Any) -> None:
@@ -119,25 +146,33 @@ def run(args: argparse.Namespace) -> int:
             of = f" of {report.steps}" if report.steps else ""
             say(
                 f"step {report.step}{of}: loss {report.loss:.4f}, rate {report.rate:.2e}, {report.tokens_s:.0f} "
-                f"tokens/s, {report.seconds:.0f} s, {report.left:.0f} s left"
+                f"tokens/s, {report.memory / 2**30:.1f} GiB, {report.seconds:.0f} s, {report.left:.0f} s left"
             )
 
-    with _stopped_by_sigterm():
-        result = tune(
-            directory,
-            samples,
-            args.out,
-            settings,
-            validation=validation,
-            options=options,
-            base=args.model,
-            device=args.device,
-            workers=args.workers,
-            identity={"data": [str(source) for source in args.data], "options": options, "split": args.split},
-            on_step=shown,
-        )
+    result = tune(
+        directory,
+        samples,
+        args.out,
+        settings,
+        validation=validation,
+        options=options,
+        base=args.model,
+        device=args.device,
+        workers=args.workers,
+        identity={
+            "data": [str(source) for source in args.data],
+            "weights": args.weights,
+            "sets": args.sets,
+            "options": options,
+            "split": args.split,
+        },
+        measure=measure,
+        on_step=shown,
+    )
     found = asdict(result)
     bad = found.pop("bad")
+    if found["tasks"] is None:
+        del found["tasks"]
     if args.json:
         put_json(found)
     else:
@@ -146,11 +181,32 @@ def run(args: argparse.Namespace) -> int:
             exact = result.validation["exact"]
             share = "" if exact is None else f", {exact:.1%} of the answers exact"
             put(f"validation: loss {result.validation['loss']:.4f}{share}")
+        for name, score in (result.tasks or {}).items():
+            put(f"{name}: {score:.1%}")
         if settings.method != "full":
             put(f"Try it: pocketvlm ask --adapter {result.out} IMAGE QUESTION")
     if bad:
         say(f"{len(bad)} samples were skipped; the log names them: {result.out}/training.jsonl")
     return int(bool(bad))
+
+
+def _measure(settings: TuneSettings) -> Callable[[VLM], Mapping[str, float]] | None:
+    """What asks a model the tasks that the settings name, the same held-out examples each time."""
+    if not settings.eval_tasks:
+        return None
+    from pocketvlm.evaluation.answerers import LocalModel
+    from pocketvlm.evaluation.harness import evaluate
+    from pocketvlm.evaluation.report import summarise
+    from pocketvlm.evaluation.suite import SyntheticSuite
+
+    suite = SyntheticSuite()
+    tasks = [suite.task(name) for name in dict.fromkeys(settings.eval_tasks)]
+
+    def measure(vlm: VLM) -> dict[str, float]:
+        found = evaluate(tasks, LocalModel(vlm, {"temperature": 0.0}), count=settings.eval_count, seed=_EVAL_SEED)
+        return {name: round(summarise(records).score, 4) for name, records in found.items()}
+
+    return measure
 
 
 def _check_out(out: Path) -> None:
@@ -170,81 +226,3 @@ def _check_out(out: Path) -> None:
             raise
         raise ConfigError(f"{str(out)!r:.80} is no path to a folder", hint="Check it.") from None
     raise ConfigError(f"{out} is no folder", hint="Name a new one by --out.")
-
-
-def _check(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
-    """The dry run: prints what was found, and writes a page to look at."""
-    from pocketvlm.training.check import check, stretches
-    from pocketvlm.training.check_page import check_page
-
-    feed, processor = _feed(args, samples, settings, options)
-    with progress_bars() as bars:
-        total = len(samples)
-        found = check(feed.all(), lambda done: bars("Reading samples", done, total) if bars else None)
-    args.out.mkdir(parents=True, exist_ok=True)
-    page = args.out / "check.html"
-    with whole_file(page) as file:
-        file.write(check_page(found, processor.tokenizer, " ".join(args.data)).encode())
-    for text in found.bad.values():
-        say(text)
-    if args.json:
-        rows = found.statistics()
-        put_json({"samples": found.good, "bad": found.bad, "statistics": rows, "page": str(page)})
-        return int(bool(found.bad))
-    for example in found.shown:
-        put(f"{example.source}: what is learnt of it stands in [[ ]]")
-        texts = stretches(example, processor.tokenizer)
-        put("    " + "".join(f"[[{text}]]" if learnt else text for text, learnt, _ in texts).replace("\n", "\n    "))
-    for name, row in found.statistics().items():
-        put(f"{name}: " + ", ".join(f"{what} {value:g}" for what, value in row.items()))
-    put(f"{found.good} samples can be learnt from, {len(found.bad)} cannot. To look at: {page}")
-    return int(bool(found.bad))
-
-
-def _plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
-    """Prints the memory of a step."""
-    from pocketvlm.api.loading import choose_device
-    from pocketvlm.machine import memory_bytes
-    from pocketvlm.training.plan import largest_batch, plan_memory, process_bytes
-
-    directory, device = directory_of(args), choose_device(args.device)
-    feed, _ = _feed(args, samples, settings, options)
-    batch = largest_batch(feed.all(), settings)
-    plan = plan_memory(directory.config, directory.image_config, settings, batch, device, process_bytes(device))
-    memory, count = memory_bytes(device), len(batch.lengths)
-    fits = plan.samples_in(memory, count)
-    if args.json:
-        sizes = {"samples": count, "tokens": len(batch.input_ids), "patches": len(batch.patches)}
-        put_json({"bytes": {**vars(plan), "total": plan.total}, **sizes, "memory": memory, "samples_that_fit": fits})
-        return 0
-    for name, size in {**vars(plan), "total": plan.total}.items():
-        put(f"{name:12} {size / 2**20:10,.0f} MiB")
-    put(f"with {count} samples in a forward: {len(batch.input_ids)} tokens, {len(batch.patches)} patches")
-    put(f"{memory / 2**30:.1f} GiB are there: up to {fits} such samples in a forward")
-    return 0
-
-
-def _feed(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The samples as they would be learnt, and the processor."""
-    from pocketvlm.processing.processor import Processor
-    from pocketvlm.training.examples import ExampleEncoder
-    from pocketvlm.training.feed import Feed
-
-    directory = directory_of(args)
-    processor = Processor.from_directory(directory.path, configs=directory.configs)
-    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
-    return Feed(samples, encoder, pairs=settings.objective == "dpo", seed=settings.seed), processor
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C: the run writes a checkpoint and ends."""
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -128,6 +128,7 @@ def load_model(
     device: torch.device | str = "cpu",
     cpu_kernels: bool = False,
     merged_dtype: torch.dtype | None = None,
+    without: str = "",
     progress: Progress | None = None,
 ) -> MiniCPMV:
     """Load a checkpoint directory for inference (evaluation mode).
@@ -136,6 +137,7 @@ def load_model(
         dtype: of the weights in memory; the published config names none. A_log and dt_bias stay fp32.
         cpu_kernels: `MiniCPMV.use_cpu_kernels` at once, in less memory than afterwards; nothing off the CPU.
         merged_dtype: of the weights that the directory's adapter changes; None is `dtype`.
+        without: beginning of our names of parameters that the checkpoint may lack; they are zero then. None when empty.
         progress: called with (done, in all), in bytes read and packed, after every tensor.
 
     Raises:
@@ -188,6 +190,10 @@ def load_model(
         logger.warning("%s: mtp.* tensors (%d) are left out: tokens are predicted one by one", directory, unused)
     if (directory / diagnosis.ADAPTER).is_file():
         logger.warning("%s has an adapter beside its weights, which is not applied", directory)
+    for ours in [name for name in missing if without and name.startswith(without)]:
+        owner, _, leaf = ours.rpartition(".")
+        value = torch.zeros(missing.pop(ours).shape, dtype=dtype, device=device)
+        model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
     names = published_names(model)
     _complain(directory, [names[ours] for ours in missing], unexpected, misshapen, integers)
     model.eval()

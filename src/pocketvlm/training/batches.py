@@ -84,3 +84,21 @@ def micro_batches(items: Iterable[Sequence[Example]], max_tokens: int, max_patch
         patches += more_patches
     if kept:
         yield Batch.of(kept)
+
+
+def bucketed(items: Sequence[Sequence[Example]], max_tokens: int, max_patches: int) -> list[Batch]:
+    """As `micro_batches`, for the items of one step, whose order does not matter: the longest first, each into the
+    first batch with room for it, which makes the fewest batches (first-fit decreasing).
+    """
+    sizes = [(sum(len(one.input_ids) for one in item), sum(len(one.patches) for one in item)) for item in items]
+    order = sorted(range(len(items)), key=lambda i: -max(sizes[i][0] / max_tokens, sizes[i][1] / max_patches))
+    filled: list[tuple[int, int, list[Example]]] = []
+    for i in order:
+        for place, (tokens, patches, kept) in enumerate(filled):
+            if tokens + sizes[i][0] <= max_tokens and patches + sizes[i][1] <= max_patches:
+                kept.extend(items[i])
+                filled[place] = (tokens + sizes[i][0], patches + sizes[i][1], kept)
+                break
+        else:
+            filled.append((*sizes[i], list(items[i])))
+    return [Batch.of(kept) for _, _, kept in filled]

@@ -1,7 +1,8 @@
 """Checkpoints of a run: everything that the next step needs, whole or not at all.
 
 A checkpoint is a folder `checkpoints/step-N`. It is written under another name, brought to the disk and then renamed,
-so that a process that is killed at any moment leaves the one before. The last two are kept.
+so that a process that is killed at any moment leaves the one before. The last two are kept, and beside them, in
+`checkpoints/best`, the weights with the lowest validation loss.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pocketvlm.errors import ConfigError, OutputError
 from pocketvlm.files import sync_directory
+from pocketvlm.training.averaging import MovingAverage
 
 KEPT = 2
 _WEIGHTS, _OPTIMISER, _STATE = "trainable.safetensors", "optimiser.pt", "state.json"
+_AVERAGE, _BEST = "average.safetensors", "best"
 
 
 @dataclass
@@ -33,6 +39,8 @@ class Progress:
         tokens: learnt so far.
         bad: samples that nothing could be learnt from, as source → reason.
         loss: mean of the last steps.
+        evaluated: the step after which the run was evaluated last.
+        best_loss: the lowest of the validation losses so far, and `best_step` the step that it was measured after.
     """
 
     step: int = 0
@@ -40,6 +48,9 @@ class Progress:
     tokens: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     loss: float | None = None
+    evaluated: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
 
 
 class Checkpoints:
@@ -51,30 +62,65 @@ class Checkpoints:
     def __init__(self, out: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = out / "checkpoints", identity
 
-    def save(self, model: torch.nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-        """Raises: OutputError: it could not be written; the one before is still there."""
-        final = self.folder / f"step-{progress.step:08d}"
-        partial = final.with_suffix(".partial")
+    def save(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        progress: Progress,
+        average: MovingAverage | None = None,
+    ) -> None:
+        """Write the state of a run after a step.
+
+        Raises:
+            OutputError: it could not be written; the one before is still there.
+        """
+        with self._folder(f"step-{progress.step:08d}") as partial:
+            save_file(_trainable(model), partial / _WEIGHTS)
+            torch.save(optimiser.state_dict(), partial / _OPTIMISER)
+            if average is not None and average.values:
+                save_file(average.values, partial / _AVERAGE)
+            state = {"identity": self.identity, "progress": asdict(progress)}
+            (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        for old in self._all()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def save_best(self, model: nn.Module) -> None:
+        """Keep the weights as they are, instead of those that were the best before.
+
+        Raises:
+            OutputError: they could not be written.
+        """
+        with self._folder(_BEST) as partial:
+            save_file(_trainable(model), partial / _WEIGHTS)
+
+    def restore_best(self, model: nn.Module) -> None:
+        """Bring the weights of `save_best` back, in place."""
+        _load_trainable(model, self.folder / _BEST / _WEIGHTS)
+
+    @contextmanager
+    def _folder(self, name: str) -> Iterator[Path]:
+        """A folder to fill, which then gets its name and takes the place of one that had it."""
+        final = self.folder / name
+        partial, before = self.folder / f"{name}.partial", self.folder / f"{name}.old.partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            save_file(_trainable(model), partial / _WEIGHTS)
-            torch.save(optimiser.state_dict(), partial / _OPTIMISER)
-            state = {"identity": self.identity, "progress": asdict(progress)}
-            (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            yield partial
             for file in partial.iterdir():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():
+                final.replace(before)
             partial.replace(final)
             sync_directory(self.folder)
-            for old in self._all()[:-KEPT]:
-                shutil.rmtree(old)
+            shutil.rmtree(before, ignore_errors=True)
         except OSError as error:
             raise OutputError(f"the checkpoint {final} could not be written ({error.strerror})") from None
 
-    def restore(self, model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-        """Bring the last checkpoint back; the beginning where there is none.
+    def restore(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, average: MovingAverage | None = None
+    ) -> Progress:
+        """Bring the last checkpoint back, in place; the beginning where there is none.
 
         Raises:
             ConfigError: it is of another run.
@@ -92,11 +138,9 @@ class Checkpoints:
                 f"{self.folder.parent} holds a run with {name}={state['identity'].get(name)!r}, not {now[name]!r}",
                 hint="Go on with the same settings, or name another folder.",
             )
-        weights = load_file(found[-1] / _WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(weights[name])
+        _load_trainable(model, found[-1] / _WEIGHTS)
+        if average is not None and average.values:
+            average.load(load_file(found[-1] / _AVERAGE))
         optimiser.load_state_dict(torch.load(found[-1] / _OPTIMISER, weights_only=True, map_location="cpu"))
         return Progress(**state["progress"])
 
@@ -108,5 +152,13 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
 
 
-def _trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _load_trainable(model: nn.Module, file: Path) -> None:
+    weights = load_file(file)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+
+
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -11,26 +11,31 @@ from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.data.sample import Sample, SampleError
+from pocketvlm.training.random_rates import RANDOM
 
 MAX_TOKENS = 512
 
 
 def exact_answers(
-    model: MiniCPMV, processor: Processor, samples: Sequence[Sample], options: Mapping[str, Any]
+    model: MiniCPMV,
+    processor: Processor,
+    samples: Sequence[Sample],
+    options: Mapping[str, Any],
+    most: int | None = None,
 ) -> float | None:
     """Share of the samples whose last answer is, greedily and without blanks around it, the one of the sample.
 
     Args:
         options: of pictures, as those of `ExampleEncoder`.
+        most: samples that are asked, from the first on; all when None.
 
     Returns:
         None where no sample can be asked.
     """
-    model.eval()
     wanted: dict[int, str] = {}
 
     def requests() -> Any:
-        for i in range(len(samples)):
+        for i in range(len(samples) if most is None else min(most, len(samples))):
             try:
                 sample = samples[i]
             except SampleError:
@@ -38,17 +43,30 @@ def exact_answers(
             *before, last = sample.messages
             wanted[i] = str(last["content"]).strip()
             given = {**options, **sample.options}
-            if given.get("downsample_mode") == "random":
+            if given.get("downsample_mode") == RANDOM:
                 given.pop("downsample_mode")
             if sample.tools is not None:
                 given["tools"] = sample.tools
             yield i, before, {**given, "temperature": 0.0, "max_tokens": MAX_TOKENS}
 
     right = 0
-    with VLM(TorchRunner(model, graphs=False), processor, {}) as vlm, closing(vlm.as_completed(requests())) as answered:
+    with _as_vlm(model, processor) as vlm, closing(vlm.as_completed(requests())) as answered:
         for i, answers in answered:
             if isinstance(answers, Exception):
                 wanted.pop(i)
             else:
                 right += answers[0].text.strip() == wanted[i]
     return right / len(wanted) if wanted else None
+
+
+def measure_model(
+    model: MiniCPMV, processor: Processor, measure: Callable[[VLM], Mapping[str, float]]
+) -> Mapping[str, float]:
+    """What `measure` finds of a model that learns, with its weights as they are."""
+    with _as_vlm(model, processor) as vlm:
+        return measure(vlm)
+
+
+def _as_vlm(model: MiniCPMV, processor: Processor) -> VLM:
+    model.eval()
+    return VLM(TorchRunner(model, graphs=False), processor, {})

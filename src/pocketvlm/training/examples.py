@@ -21,6 +21,7 @@ from pocketvlm.errors import PocketVLMError
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import Piece, RenderedPrompt
 from pocketvlm.training.data.sample import Sample, SampleError
+from pocketvlm.training.random_rates import RANDOM, with_random_rates
 from pocketvlm.views import View
 
 START, END, OPENING = "<|im_start|>", "<|im_end|>", "assistant\n"
@@ -56,8 +57,8 @@ class ExampleEncoder:
     Args:
         max_tokens: longest example; the model's context when None.
         truncate: cut the end of a longer answer off, instead of refusing it.
-        options: of pictures, where the sample does not say otherwise; `downsample_mode` may be "random", 16x or 4x as
-            the source of the sample decides.
+        options: of pictures, where the sample does not say otherwise; `downsample_mode` may be "random", 16x or 4x for
+            each view.
     """
 
     def __init__(
@@ -72,30 +73,35 @@ class ExampleEncoder:
         self.processor, self.max_tokens, self.truncate = processor, min(max_tokens or context, context), truncate
         self.options = dict(options or {})
 
-    def __call__(self, sample: Sample) -> Example:
-        """The example of a sample's own answers."""
+    def __call__(self, sample: Sample, draw: int = 0) -> Example:
+        """The example of a sample's own answers.
+
+        Args:
+            draw: decides random rates, with the source of the sample; another one each time that it is learnt.
+        """
         try:
-            return self._encode(sample.messages, sample)
+            return self._encode(sample.messages, sample, draw)
         except SampleError:
             raise
         except PocketVLMError as error:
             raise SampleError(sample.source, str(error)) from None
 
-    def pair(self, sample: Sample) -> tuple[Example, Example]:
+    def pair(self, sample: Sample, draw: int = 0) -> tuple[Example, Example]:
         """The example with the answer that is better, and that with the one that was rejected."""
         if sample.rejected is None:
             raise SampleError(sample.source, "it has no rejected answer", hint="Preference data has one in every line.")
         *before, _ = sample.messages
         worse = replace(sample, messages=[*before, {"role": "assistant", "content": sample.rejected}])
-        return self(sample), self(worse)
+        return self(sample, draw), self(worse, draw)
 
-    def _encode(self, messages: Any, sample: Sample) -> Example:
+    def _encode(self, messages: Any, sample: Sample, draw: int) -> Example:
         rendered = self.processor.chat_template.render(messages, tools=sample.tools, add_generation_prompt=False)
         prompt, learnt = mark_answers(rendered)
-        options = {**self.options, **sample.options}
-        if options.get("downsample_mode") == "random":
-            options["downsample_mode"] = ("16x", "4x")[zlib.crc32(sample.source.encode()) % 2]
-        inputs, lengths = self.processor.encode_prompt(prompt, **options)
+        options, processor = {**self.options, **sample.options}, self.processor
+        if options.get("downsample_mode") == RANDOM:
+            options |= {"downsample_mode": "auto", "auto_token_budget": 1.0}
+            processor = with_random_rates(processor, (zlib.crc32(sample.source.encode()), draw % 2**32))
+        inputs, lengths = processor.encode_prompt(prompt, **options)
         ids = inputs.input_ids
         is_learnt = torch.repeat_interleave(torch.tensor(learnt), torch.tensor(lengths))
         if not is_learnt.any():

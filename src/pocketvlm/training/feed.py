@@ -4,6 +4,7 @@ ones that it would have seen."""
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class Feed:
 
     def steps(self, first: int, count: int, batch_size: int, rank: int, world: int) -> Iterator[list[Found]]:
         """What this process works on in each step from `first` on, without end where `count` is 0."""
-        order = endless_order(self.samples, self.seed, first * batch_size)
+        begin = first * batch_size
+        order = enumerate(endless_order(self.samples, self.seed, begin), begin)
         numbers = range(count) if count else itertools.count()
         places = (list(itertools.islice(order, batch_size))[rank::world] for _ in numbers)
         loader: DataLoader[Any] = DataLoader(
@@ -41,7 +43,7 @@ class Feed:
             batch_sampler=places,
             num_workers=self.workers,
             collate_fn=list,
-            worker_init_fn=_one_thread if self.workers else None,
+            worker_init_fn=_prepare_worker if self.workers else None,
             prefetch_factor=2 if self.workers else None,
         )
         yield from loader
@@ -49,7 +51,7 @@ class Feed:
     def all(self) -> Iterator[Found]:
         """Every sample once, in the order of its file."""
         for i in range(len(self.samples)):
-            yield self._encoded[i]
+            yield self._encoded[0, i]
 
 
 class _Encoded(Dataset[Found]):
@@ -59,13 +61,15 @@ class _Encoded(Dataset[Found]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Found:
+    def __getitem__(self, place: tuple[int, int]) -> Found:
+        position, index = place  # in the order of the whole run, and in the data
         try:
             sample = self.samples[index]
-            return self.encoder.pair(sample) if self.pairs else (self.encoder(sample),)
+            return self.encoder.pair(sample, position) if self.pairs else (self.encoder(sample, position),)
         except SampleError as error:
             return error
 
 
-def _one_thread(_worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the run

@@ -1,7 +1,8 @@
-"""Less memory for the same run: layers that are computed twice, and a base in 4 bits."""
+"""Less memory for the same run: layers that are computed twice, and a base in 4 bits; and how much it took."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -51,3 +52,17 @@ def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
         made.bias = plain.bias
         setattr(parent, child, made.to(model.device))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as peft looks for it
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes at a time so far: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -27,6 +27,7 @@ from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.feed import Found
 from pocketvlm.training.lora import import_peft
 from pocketvlm.training.losses import answer_losses
+from pocketvlm.training.optimisers import state_bytes
 from pocketvlm.training.run import prepare
 from pocketvlm.training.settings import TuneSettings
 
@@ -39,7 +40,7 @@ class MemoryPlan:
         weights: of the model, without what was put beside it.
         adapters: of low-rank adapters.
         gradients: of what learns.
-        optimiser: AdamW's two moments of what learns.
+        optimiser: AdamW's two moments of what learns, and its moving average.
         activations: what one forward keeps for its backward.
         temporary: what operators need beside, such as the scores of the head.
         process: of Python and its libraries; on a CPU alone.
@@ -110,7 +111,7 @@ def plan_memory(
         weights=weights,
         adapters=_bytes(model.parameters()) - weights,
         gradients=gradients,  # of the batches before this one: all are there at its peak
-        optimiser=2 * gradients,
+        optimiser=state_bytes(model, settings),
         activations=saved.bytes,
         temporary=max(0, alive.peak - saved.bytes),
         process=process,

@@ -7,16 +7,20 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pocketvlm
 from pocketvlm.files import whole_file
 from pocketvlm.training.settings import TuneSettings
+from pocketvlm.training.trackers import open_trackers
+
+if TYPE_CHECKING:
+    from pocketvlm.training.trainer import Report
 
 CURVE, CARD = "loss.png", "README.md"
 
@@ -32,6 +36,7 @@ class Result:
         validation: loss and share of exact answers; None without validation samples.
         peak_memory_bytes: of the device, or of the process on a CPU.
         bad: samples that nothing was learnt from.
+        tasks: scores of the tasks that were asked for, from 0 to 1; None where none were.
     """
 
     out: str
@@ -41,22 +46,67 @@ class Result:
     validation: dict[str, float | None] | None
     peak_memory_bytes: int
     bad: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, float] | None = None
 
 
 class Log:
-    """A JSON line for everything that is to be known of a run; what a run that goes on does again is cut off."""
+    """A JSON line for everything that is to be known of a run, and the same figures to its trackers. What a run that
+    goes on does again is cut off.
 
-    def __init__(self, path: Path, step: int, writes: bool) -> None:
+    Args:
+        settings: of the run.
+        step: that it goes on from.
+        report_to: names of trackers.
+        writes: whether this process does.
+    """
+
+    def __init__(
+        self, path: Path, settings: Mapping[str, Any], step: int, report_to: Sequence[str] = (), *, writes: bool = True
+    ) -> None:
         self._path, self._writes = path, writes
-        if not writes or not path.exists():
-            return
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self._trackers = open_trackers(report_to, path.parent, settings, step) if writes else []
+        if writes and path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self.write({"settings": settings})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, facts: Mapping[str, Any]) -> None:
+        """A line of the log alone."""
         if self._writes:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 1), **facts}) + "\n")
+
+    def step(self, report: Report) -> None:
+        """A step of training."""
+        facts = asdict(report)
+        self.write(facts)
+        names = ("loss", "rate", "norm", "tokens_s", "memory")
+        self._track(report.step, {f"training/{name}": facts[name] for name in names})
+
+    def evaluation(self, step: int, loss: float | None, scores: Mapping[str, float] | None) -> None:
+        """An evaluation after a step."""
+        found: dict[str, Any] = {} if loss is None else {"validation_loss": loss}
+        self.write({"step": step, **found, **({} if scores is None else {"tasks": dict(scores)})})
+        self._track(step, {f"validation/{name}": value for name, value in (("loss", loss),) if value is not None})
+        self._track(step, {f"tasks/{name}": value for name, value in (scores or {}).items()})
+
+    def end(self, step: int, validation: Mapping[str, float | None] | None, scores: Mapping[str, float] | None) -> None:
+        """The figures of what the run came to."""
+        tasks = {} if scores is None else {"tasks": dict(scores)}
+        self.write({"step": step, "validation": validation, **tasks})
+        named = {f"result/{name}": value for name, value in {**(validation or {}), **(scores or {})}.items()}
+        self._track(step, {name: value for name, value in named.items() if value is not None})
+
+    def _track(self, step: int, figures: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, figures)
 
 
 def _step_of(line: str) -> int:
@@ -118,6 +168,7 @@ def write_card(out: Path, result: Result, settings: TuneSettings, base: str, sam
     for name, value in (result.validation or {}).items():
         if value is not None:
             figures.append((f"validation: {name}", f"{value:.4f}"))
+    figures += [(f"task: {name}", f"{value:.4f}") for name, value in (result.tasks or {}).items()]
     front = ["---", f"base_model: {json.dumps(base)}", f"library_name: {'peft' if is_adapter else 'transformers'}"]
     front += ["pipeline_tag: image-text-to-text", "tags: [pocketvlm, minicpm-v]", "---", ""]
     what = f"An adapter for {base}" if is_adapter else f"{base}, fine-tuned"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,17 +11,19 @@ from typing import Any
 import torch
 
 from pocketvlm.api.loading import choose_device
+from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training import lora
 from pocketvlm.training.data.sample import Sample, SampleError
-from pocketvlm.training.evaluate import exact_answers
+from pocketvlm.training.evaluate import exact_answers, measure_model
 from pocketvlm.training.examples import ExampleEncoder
 from pocketvlm.training.feed import Feed
-from pocketvlm.training.memory import quantize_base, recompute_layers
+from pocketvlm.training.memory import peak_memory, quantize_base, recompute_layers
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
 from pocketvlm.training.processes import Processes
@@ -43,6 +44,7 @@ def tune(
     device: str = "auto",
     workers: int = 0,
     identity: Mapping[str, Any] | None = None,
+    measure: Callable[[VLM], Mapping[str, float]] | None = None,
     on_step: Callable[[Report], None] = lambda _report: None,
 ) -> Result:
     """Train; the same call goes on with a run that was stopped.
@@ -55,6 +57,7 @@ def tune(
         base: what the base model is called, in the adapter.
         workers: processes that encode samples ahead.
         identity: of the data, beside their number, for a run that goes on.
+        measure: asked for the scores of the model at each evaluation and at the end, by the names of tasks.
         on_step: called after every step.
 
     Raises:
@@ -62,11 +65,15 @@ def tune(
         TrainingError: the run cannot go on.
         SampleError: a bad sample that stops the run.
     """
+    if settings.eval_every and validation is None and measure is None:
+        raise ConfigError("eval_every has nothing to measure with", hint="Give validation samples, or tasks.")
+    if settings.result == "best" and validation is None:
+        raise ConfigError("result=best has no validation samples to choose by", hint="Give some.")
     check_first(samples)
     target = choose_device(device)
     processes = Processes.join(target)
     torch.manual_seed(settings.seed)
-    model = load_model(directory, device=target)
+    model = load_base(directory, settings, target)
     processor = Processor.from_directory(directory.path, configs=directory.configs)
     layers = prepare(model, settings)
     encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
@@ -87,28 +94,54 @@ def tune(
         validation=measured,
         processes=processes,
     )
-    log = Log(out / LOG, trainer.progress.step, processes.rank == 0)
-    log.write({"settings": asdict(settings), "learn": count(model)[0], "parameters": count(model)[1]})
-
-    def told(report: Report) -> None:
-        log.write(asdict(report))
-        on_step(report)
-
-    trainer.run(told, lambda loss: log.write({"step": trainer.progress.step, "validation_loss": loss}))
-    trainer.save()
-    figures: dict[str, float | None] | None = None
-    if validation is not None:
-        figures = {"loss": trainer.evaluate(), "exact": None}
-        if not pairs:
-            figures["exact"] = exact_answers(model, processor, validation, options or {})
-        log.write({"step": trainer.progress.step, "validation": figures})
     done = trainer.progress
-    result = Result(str(out), done.step, round(done.seconds, 3), done.loss, figures, peak_memory(target), done.bad)
+    with Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=processes.rank == 0) as log:
+        log.write({"learn": count(model)[0], "parameters": count(model)[1]})
+
+        def after_step(report: Report) -> None:
+            log.step(report)
+            on_step(report)
+
+        def evaluate() -> None:
+            loss = trainer.evaluate()
+            with trainer.average.applied():
+                log.evaluation(done.step, loss, None if measure is None else measure_model(model, processor, measure))
+
+        trainer.run(after_step, evaluate)
+        trainer.save()
+        last = trainer.evaluate()
+        trainer.take_result()
+        figures: dict[str, float | None] | None = None
+        if validation is not None:
+            figures = {"loss": done.best_loss if settings.result == "best" else last, "exact": None}
+            if not pairs:
+                figures["exact"] = exact_answers(model, processor, validation, options or {}, settings.eval_count)
+        scores = None if measure is None else measure_model(model, processor, measure)
+        log.end(done.step, figures, scores)
+    result = Result(
+        out=str(out),
+        steps=done.step,
+        seconds=round(done.seconds, 3),
+        loss=done.loss,
+        validation=figures,
+        peak_memory_bytes=peak_memory(target),
+        bad=done.bad,
+        tasks=None if scores is None else dict(scores),
+    )
     if processes.rank == 0:
         write_result(model, layers, directory, out, base)
         write_card(out, result, settings, base, len(samples))
         draw_losses(out / LOG, out / CURVE)
     return result
+
+
+def load_base(directory: ModelDirectory, settings: TuneSettings, device: torch.device) -> MiniCPMV:
+    """The model that the run begins with."""
+    if settings.from_scratch_compression is None:
+        return load_model(directory, device=device)
+    model = load_model(directory, device=device, without="vision_tower.vit_merger.")
+    warm_start_compression(model.vision_tower)
+    return model
 
 
 def check_first(samples: Sequence[Sample], most: int = 100) -> None:
@@ -158,17 +191,3 @@ def write_result(model: MiniCPMV, layers: Sequence[str], directory: ModelDirecto
     for file in directory.path.iterdir():  # tokenizer, template and settings of pictures
         if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists() and "index" not in file.name:
             shutil.copy(file, out / file.name)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # on Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,6 +16,21 @@ METHODS = ("lora", "qlora", "full")
 PARTS = ("decoder", "merger", "compression", "tower")
 BAD_SAMPLES = ("skip", "stop")
 OBJECTIVES = ("sft", "dpo")
+OPTIMISERS = ("adamw", "adamw8bit")
+RESULTS = ("last", "best")
+TRACKERS = ("tensorboard", "wandb")
+# The stages that the published model was trained in (LLaVA-UHD v4, arXiv 2605.08985), by the parts that learn.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "alignment": {"method": "full", "tune": ("merger", "compression")},
+    "documents": {"method": "full", "tune": ("tower", "compression")},
+    "interleaved": {"method": "full", "tune": PARTS},
+    "sft": {"method": "full", "tune": PARTS},
+}
+# What may change when a run goes on.
+_FREE = (
+    *("save_every", "eval_every", "eval_tasks", "eval_count", "result", "report_to", "bad_samples"),
+    *("micro_tokens", "micro_patches", "gradient_checkpointing"),
+)
 LOG = "training.jsonl"  # of a run, in its folder
 _WIDTH = 1024  # hidden size at which the default rates are what they say
 
@@ -47,7 +62,13 @@ class TuneSettings:
         None, "highest rate (default: by method and width of the model)", Range(float, 0.0, 10.0, nullable=True)
     )
     warmup: float = _setting(0.03, "share of the steps in which the rate rises", Range(float, 0.0, 1.0))
+    optimiser: str = _setting("adamw", "adamw, or adamw8bit with its moments in 8 bits (extra qlora)", OPTIMISERS)
     weight_decay: float = _setting(0.0, "of AdamW", Range(float, 0.0, 1.0))
+    ema: float = _setting(
+        0.0,
+        "decay of a moving average of the weights, which is then the result; 0: none",
+        Range(float, 0.0, 0.99999),
+    )
     clip: float = _setting(1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6))
     rank: int = _setting(16, "of LoRA", Range(int, 1, 1024))
     alpha: float = _setting(32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5))
@@ -67,6 +88,13 @@ class TuneSettings:
     eval_every: int | None = _setting(
         None, "steps from one evaluation to the next (default: at the end only)", Range(int, 1, nullable=True)
     )
+    eval_tasks: tuple[str, ...] = _setting((), "tasks of `pocketvlm eval` that are asked at each evaluation")
+    eval_count: int = _setting(100, "examples of each of these tasks, and most validation samples asked", Range(int, 1))
+    result: str = _setting("last", "last, or best: the weights with the lowest validation loss", RESULTS)
+    report_to: tuple[str, ...] = _setting((), f"where figures go beside the log: {', '.join(TRACKERS)}")
+    from_scratch_compression: str | None = _setting(
+        None, "warm: make the early compression anew, from the layer in front of it", ("warm",)
+    )
     seed: int = _setting(0, "of the order of samples and of all that is random", Range(int, 0, 2**32 - 1))
 
     def __post_init__(self) -> None:
@@ -74,14 +102,23 @@ class TuneSettings:
             value, allowed = getattr(self, one.name), one.metadata["allowed"]
             if isinstance(allowed, Range):
                 allowed.check(one.name, value)
-            elif allowed is not None and value not in allowed:
+            elif allowed is not None and value is not None and value not in allowed:
                 raise ConfigError(f"{one.name}={show(value)}, expected one of {', '.join(allowed)}")
         if unknown := [part for part in self.tune if part not in PARTS]:
             raise ConfigError(f"tune={show(unknown[0])}, expected some of {', '.join(PARTS)}")
+        if unknown := [name for name in self.report_to if name not in TRACKERS]:
+            raise ConfigError(f"report_to={show(unknown[0])}, expected some of {', '.join(TRACKERS)}")
         if not self.tune:
             raise ConfigError("tune is empty", hint=f"Name some of {', '.join(PARTS)}.")
         if self.method == "full" and (self.dora or self.rslora):
             raise ConfigError("dora and rslora are kinds of LoRA", hint="Use method lora or qlora.")
+        if self.result == "best" and not self.eval_every:
+            raise ConfigError("result=best needs evaluations to choose by", hint="Give eval_every too.")
+        if self.from_scratch_compression and not (self.method == "full" and "compression" in self.tune):
+            raise ConfigError(
+                "from_scratch_compression needs method full and compression among the parts that learn",
+                hint="Give --method full --tune compression,merger",
+            )
 
     def rate(self, text: TextConfig) -> float:
         """The highest learning rate. The wider a model, the smaller the steps that it bears (Yang et al., arXiv
@@ -92,8 +129,7 @@ class TuneSettings:
 
     def identity(self) -> Mapping[str, Any]:
         """What a run that goes on must have as it was begun."""
-        free = ("save_every", "eval_every", "bad_samples", "micro_tokens", "micro_patches", "gradient_checkpointing")
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in free}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _FREE}
 
 
 def factor(step: int, steps: int, warmup: float) -> float:

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from pocketvlm.errors import EngineError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.training.batches import micro_batches
+from pocketvlm.training.averaging import MovingAverage
+from pocketvlm.training.batches import bucketed, micro_batches
 from pocketvlm.training.checkpoints import Checkpoints
 from pocketvlm.training.data.order import epoch_length
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.feed import Feed, Found
+from pocketvlm.training.interrupts import StopRequest
+from pocketvlm.training.memory import peak_memory
 from pocketvlm.training.objectives import Objective
+from pocketvlm.training.optimisers import make_optimiser
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.settings import TuneSettings, factor
 
@@ -46,6 +50,7 @@ class Report:
         tokens_s: all tokens of the step that went through the model, a second.
         seconds: since the run began, over all starts.
         left: seconds until its end, as far as one can say.
+        memory: most bytes at a time so far, of the device, or of the process on a CPU.
     """
 
     step: int
@@ -57,6 +62,7 @@ class Report:
     tokens_s: float
     seconds: float
     left: float
+    memory: int
 
 
 class Trainer:
@@ -84,22 +90,25 @@ class Trainer:
         self.validation, self.processes = validation, processes or Processes()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.highest_rate = settings.rate(model.config.text)
-        self.optimiser = torch.optim.AdamW(self.parameters, self.highest_rate, weight_decay=settings.weight_decay)
+        self.optimiser = make_optimiser(self.parameters, settings, self.highest_rate)
+        self.average = MovingAverage(model, settings.ema)
         self.steps = settings.steps or (
             0
             if settings.minutes
             else max(1, math.ceil(settings.epochs * epoch_length(feed.samples, 0) / settings.batch_size))
         )
         self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
-        self.progress = self.checkpoints.restore(model, self.optimiser)
+        self.progress = self.checkpoints.restore(model, self.optimiser, self.average)
+        self.stop = StopRequest()
         self.dtype = autocast_dtype(model)
 
-    def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[float], None]) -> None:
-        """Train to the end. Ends early, with a checkpoint, where it is interrupted.
+    def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[], None]) -> None:
+        """Train to the end. Where it is interrupted it ends after a step, with a checkpoint.
 
         Raises:
             TrainingError: the loss is no number any more; or every sample is bad.
             SampleError: a bad sample, where the settings say that it stops the run.
+            KeyboardInterrupt: by Ctrl-C or SIGTERM.
         """
         done, settings = self.progress, self.settings
         if self._share() >= 1:
@@ -107,18 +116,18 @@ class Trainer:
         stream = self.feed.steps(
             done.step, max(0, self.steps - done.step), settings.batch_size, self.processes.rank, self.processes.world
         )
-        try:
+        with self.stop.listening():
+            self._evaluate_if_due(on_evaluation)  # a run that was stopped in the middle of it
             for found in stream:
                 on_step(self.step(found))
-                if settings.eval_every and done.step % settings.eval_every == 0:
-                    on_evaluation(self.evaluate())
-                if done.step % settings.save_every == 0:
+                self._evaluate_if_due(on_evaluation)
+                is_stopped = bool(self.processes.total(self.stop.is_set))
+                if is_stopped or done.step % settings.save_every == 0:
                     self.save()
+                if is_stopped:
+                    raise KeyboardInterrupt
                 if self._share() >= 1:
                     break
-        except KeyboardInterrupt:
-            self.save()
-            raise
 
     def step(self, found: Sequence[Found]) -> Report:
         """One step on what `Feed.steps` gives."""
@@ -131,7 +140,7 @@ class Trainer:
             raise TrainingError(f"step {done.step + 1} has no sample that anything can be learnt from")
         total, seen = 0.0, 0
         self.model.train()
-        for batch in micro_batches(examples, self.settings.micro_tokens, self.settings.micro_patches):
+        for batch in bucketed(examples, self.settings.micro_tokens, self.settings.micro_patches):
             with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 losses = self.objective.losses(self.model, batch)
             self._check_numbers(losses, batch)
@@ -153,6 +162,7 @@ class Trainer:
         loss_mean = self.processes.total(total)
         spent = time.perf_counter() - began
         done.step += 1
+        self.average.update(done.step)
         done.seconds += spent
         done.tokens += int(weight)
         new = max(1 - _SMOOTHING, 1 / done.step)  # at first the mean of all
@@ -168,26 +178,48 @@ class Trainer:
             self.processes.total(seen) / spent,
             done.seconds,
             done.seconds * (1 / share - 1) if share else math.inf,
+            peak_memory(self.model.device),
         )
 
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        """Mean loss of the validation samples, over their learnt tokens (or pairs)."""
-        assert self.validation is not None
+    def _evaluate_if_due(self, on_evaluation: Callable[[], None]) -> None:
+        every, done = self.settings.eval_every, self.progress
+        if every and done.step and done.step % every == 0 and done.evaluated != done.step:
+            on_evaluation()
+            done.evaluated = done.step
+
+    def evaluate(self) -> float | None:
+        """Mean loss of the validation samples, over their learnt tokens (or pairs), of the averaged weights where there
+        are some; None without samples. The weights of the lowest loss so far are kept."""
+        if self.validation is None:
+            return None
         self.model.eval()
         total = weight = 0.0
         good = (found for found in self.validation.all() if not isinstance(found, SampleError))
-        for batch in micro_batches(good, self.settings.micro_tokens, self.settings.micro_patches):
-            with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                losses = self.objective.losses(self.model, batch)
-            total += float(losses.sum())
-            weight += len(losses)
-        return total / weight if weight else math.nan
+        with torch.no_grad(), self.average.applied():
+            for batch in micro_batches(good, self.settings.micro_tokens, self.settings.micro_patches):
+                with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    losses = self.objective.losses(self.model, batch)
+                total += float(losses.sum())
+                weight += len(losses)
+            loss, done = total / weight if weight else math.nan, self.progress
+            if loss < (math.inf if done.best_loss is None else done.best_loss):
+                done.best_loss, done.best_step = loss, done.step
+                if self.settings.eval_every and self.processes.rank == 0:
+                    self.checkpoints.save_best(self.model)
+        self.processes.wait()
+        return loss
+
+    def take_result(self) -> None:
+        """Give the model the weights that the run is for: the averaged ones where there are some; those of the lowest
+        validation loss where the settings say so."""
+        self.average.apply()
+        if self.settings.result == "best" and self.progress.best_step:
+            self.checkpoints.restore_best(self.model)
 
     def save(self) -> None:
         """Write a checkpoint, in the first process."""
         if self.processes.rank == 0:
-            self.checkpoints.save(self.model, self.optimiser, self.progress)
+            self.checkpoints.save(self.model, self.optimiser, self.progress, self.average)
         self.processes.wait()
 
     def _share(self) -> float:
