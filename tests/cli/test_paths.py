@@ -42,6 +42,7 @@ PATHS: list[tuple[str, ...]] = [
     ("tune", "PATH"),
     ("tune", "in.jsonl", "--out", "PATH"),
     ("tune", "in.jsonl", "--validation", "PATH"),
+    ("tune", "in.jsonl", "--media-dir", "PATH"),
     ("bench", "growth", "--plot", "PATH"),
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "PATH"),
     ("bench", "offline", "--against", "llama.cpp", "--gguf", "a.png", "--mmproj", "PATH"),

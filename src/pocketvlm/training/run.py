@@ -29,6 +29,7 @@ from pocketvlm.training.parts import count, freeze_all_but, linear_layers
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.report import CURVE, Log, Result, draw_losses, write_card
 from pocketvlm.training.settings import LOG, TuneSettings
+from pocketvlm.training.trackers import check_trackers
 from pocketvlm.training.trainer import Report, Trainer
 
 
@@ -69,6 +70,7 @@ def tune(
         raise ConfigError("eval_every has nothing to measure with", hint="Give validation samples, or tasks.")
     if settings.result == "best" and validation is None:
         raise ConfigError("result=best has no validation samples to choose by", hint="Give some.")
+    check_trackers(settings.report_to)
     check_first(samples)
     target = choose_device(device)
     processes = Processes.join(target)

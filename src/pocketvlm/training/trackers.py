@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Protocol
 
-from pocketvlm.errors import MissingExtraError
+from pocketvlm.errors import need
 
 
 class Tracker(Protocol):
@@ -28,10 +30,8 @@ class TensorBoard:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingExtraError("tensorboard", "tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
         self._writer.add_text("settings", f"```json\n{json.dumps(settings, indent=1)}\n```", step)
 
@@ -48,16 +48,12 @@ class WeightsAndBiases:
     goes on continues it; `WANDB_MODE=offline` keeps it on the disk."""
 
     def __init__(self, out: Path, settings: Mapping[str, Any], step: int) -> None:  # noqa: ARG002
-        import os
+        import wandb
 
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtraError("wandb", "wandb") from None
         project, name = os.environ.get("WANDB_PROJECT", "pocketvlm"), out.absolute().name
         known = out / "wandb.id"
         if not known.exists():
-            known.write_text(wandb.util.generate_id(), encoding="utf-8")
+            known.write_text(token_hex(4), encoding="utf-8")
         number = known.read_text(encoding="utf-8")
         self._run: Any = wandb.init(
             project=project, name=name, id=number, resume="allow", dir=str(out), config=dict(settings)
@@ -76,10 +72,12 @@ _KINDS: Mapping[str, type[TensorBoard] | type[WeightsAndBiases]] = {
 }
 
 
-def open_trackers(names: Sequence[str], out: Path, settings: Mapping[str, Any], step: int) -> list[Tracker]:
-    """Those of some names.
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises: MissingExtraError: the package of one is not installed."""
+    for name in names:
+        need(name, name, name)
 
-    Raises:
-        MissingExtraError: a package is not installed.
-    """
+
+def open_trackers(names: Sequence[str], out: Path, settings: Mapping[str, Any], step: int) -> list[Tracker]:
+    """Those of some names, whose packages are installed."""
     return [_KINDS[name](out, settings, step) for name in dict.fromkeys(names)]

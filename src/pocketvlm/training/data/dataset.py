@@ -162,7 +162,11 @@ def open_datasets(
     if isinstance(sources, str | Path) or not sources:
         raise ConfigError(f"sources={show(sources)} is no list of files and folders")
     folder = None if media_dir is None else Path(media_dir).absolute()
-    if folder is not None and not folder.is_dir():
+    try:
+        is_folder = folder is None or folder.is_dir()
+    except (OSError, ValueError):  # too long, or with a character that no path has
+        is_folder = False
+    if not is_folder:
         raise ConfigError(f"media_dir={str(media_dir)!r:.200} is not a folder", hint="Check the path.")
     sets = [found for source in sources for found in find_sets(Path(source), names, folder)]
     if weights and len(weights) != len(sets):
