@@ -27,8 +27,14 @@ from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
 
-# In the order and the groups of the help; every other setting follows under "more".
-_FIRST = ("method", "steps", "epochs", "minutes", "batch_size", "learning_rate", "seed", "objective", "tune")
+# Groups of settings in the help, behind those of the run itself.
+_GROUPS = {
+    "optimiser": "optimiser",
+    "adapters": "adapters (lora and qlora)",
+    "samples": "samples",
+    "memory": "memory",
+    "evaluation": "evaluation and checkpoints",
+}
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
 _EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for
@@ -41,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm tune [options] DATA…"
     parser.epilog = (
         "DATA: JSONL of ms-swift, OpenAI or LLaMA-Factory (a folder with dataset_info.json), a Hugging Face folder, "
-        "Parquet, or a folder of pictures with a CSV. A run that was stopped goes on when the same command is given "
+        "Parquet, or a folder of pictures with a CSV. --downsample-mode takes random too: 16x or 4x for each view. A "
+        "run that was stopped goes on when the same command is given "
         "again. Exit status: 0 done, 1 the run failed or samples were skipped, 2 wrong usage or input, 130 stopped."
     )
     parser.add_argument("data", nargs="+", metavar="DATA", help="files or folders of conversations")
@@ -60,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=PRESETS, help="method and parts of a stage in which the published model was trained"
     )
-    for name in _FIRST:
-        _add(parser, name)
-    data = parser.add_argument_group("data")
+    groups = {"run": parser, **{name: parser.add_argument_group(title) for name, title in _GROUPS.items()}}
+    for one in fields(TuneSettings):
+        _add(groups[one.metadata["of"]], one.name)
+    data = groups["samples"]
     data.add_argument("--sets", type=_names, default=(), metavar="NAME,…", help="sets of a folder with several")
     data.add_argument(
         "--weights",
@@ -72,10 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how often an epoch goes through each set",
     )
     data.add_argument("--media-dir", type=Path, metavar="DIR", help="what paths of media are relative to")
-    more = parser.add_argument_group("more")
-    for one in fields(TuneSettings):
-        if one.name not in _FIRST:
-            _add(more, one.name)
     add_options(parser.add_argument_group("pictures and videos"), PICTURES, VIDEO)
     add_json(parser)
 

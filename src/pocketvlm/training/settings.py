@@ -35,8 +35,8 @@ LOG = "training.jsonl"  # of a run, in its folder
 _WIDTH = 1024  # hidden size at which the default rates are what they say
 
 
-def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "allowed": allowed})
+def _setting(default: Any, text: str, allowed: Range | tuple[str, ...] | None = None, *, of: str = "run") -> Any:
+    return field(default=default, metadata={"help": text, "allowed": allowed, "of": of})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,37 +61,55 @@ class TuneSettings:
     learning_rate: float | None = _setting(
         None, "highest rate (default: by method and width of the model)", Range(float, 0.0, 10.0, nullable=True)
     )
-    warmup: float = _setting(0.03, "share of the steps in which the rate rises", Range(float, 0.0, 1.0))
-    optimiser: str = _setting("adamw", "adamw, or adamw8bit with its moments in 8 bits (extra qlora)", OPTIMISERS)
-    weight_decay: float = _setting(0.0, "of AdamW", Range(float, 0.0, 1.0))
+    warmup: float = _setting(0.03, "share of the steps in which the rate rises", Range(float, 0.0, 1.0), of="optimiser")
+    optimiser: str = _setting(
+        "adamw", "adamw, or adamw8bit with its moments in 8 bits (extra qlora)", OPTIMISERS, of="optimiser"
+    )
+    weight_decay: float = _setting(0.0, "of AdamW", Range(float, 0.0, 1.0), of="optimiser")
     ema: float = _setting(
         0.0,
         "decay of a moving average of the weights, which is then the result; 0: none",
         Range(float, 0.0, 0.99999),
+        of="optimiser",
     )
-    clip: float = _setting(1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6))
-    rank: int = _setting(16, "of LoRA", Range(int, 1, 1024))
-    alpha: float = _setting(32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5))
-    dropout: float = _setting(0.0, "of LoRA's inputs", Range(float, 0.0, 0.99))
-    dora: bool = _setting(False, "learn the size of each output apart from its direction (DoRA)")
-    rslora: bool = _setting(False, "scale by alpha / √rank (rsLoRA)")
+    clip: float = _setting(1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6), of="optimiser")
+    rank: int = _setting(16, "of LoRA", Range(int, 1, 1024), of="adapters")
+    alpha: float = _setting(
+        32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5), of="adapters"
+    )
+    dropout: float = _setting(0.0, "of LoRA's inputs", Range(float, 0.0, 0.99), of="adapters")
+    dora: bool = _setting(False, "learn the size of each output apart from its direction (DoRA)", of="adapters")
+    rslora: bool = _setting(False, "scale by alpha / √rank (rsLoRA)", of="adapters")
     beta: float = _setting(0.1, "of DPO: how far the model may go from what it was", Range(float, 0.0, 100.0))
     max_tokens: int | None = _setting(
-        None, "longest sample (default: the model's context)", Range(int, 16, nullable=True)
+        None, "longest sample (default: the model's context)", Range(int, 16, nullable=True), of="samples"
     )
-    truncate: bool = _setting(False, "cut the end of a longer answer off, instead of refusing the sample")
-    micro_tokens: int = _setting(4096, "tokens of one forward and backward", Range(int, 16, 2**24))
-    micro_patches: int = _setting(16384, "patches of one forward and backward", Range(int, 16, 2**24))
-    gradient_checkpointing: bool = _setting(False, "compute layers twice instead of keeping what they computed")
-    bad_samples: str = _setting("skip", "skip (report, count and go on) or stop", BAD_SAMPLES)
-    save_every: int = _setting(100, "steps from one checkpoint to the next", Range(int, 1))
+    truncate: bool = _setting(False, "cut the end of a longer answer off, instead of refusing the sample", of="samples")
+    micro_tokens: int = _setting(4096, "tokens of one forward and backward", Range(int, 16, 2**24), of="memory")
+    micro_patches: int = _setting(16384, "patches of one forward and backward", Range(int, 16, 2**24), of="memory")
+    gradient_checkpointing: bool = _setting(
+        False, "compute layers twice instead of keeping what they computed", of="memory"
+    )
+    bad_samples: str = _setting("skip", "skip (report, count and go on) or stop", BAD_SAMPLES, of="samples")
+    save_every: int = _setting(100, "steps from one checkpoint to the next", Range(int, 1), of="evaluation")
     eval_every: int | None = _setting(
-        None, "steps from one evaluation to the next (default: at the end only)", Range(int, 1, nullable=True)
+        None,
+        "steps from one evaluation to the next (default: at the end only)",
+        Range(int, 1, nullable=True),
+        of="evaluation",
     )
-    eval_tasks: tuple[str, ...] = _setting((), "tasks of `pocketvlm eval` that are asked at each evaluation")
-    eval_count: int = _setting(100, "examples of each of these tasks, and most validation samples asked", Range(int, 1))
-    result: str = _setting("last", "last, or best: the weights with the lowest validation loss", RESULTS)
-    report_to: tuple[str, ...] = _setting((), f"where figures go beside the log: {', '.join(TRACKERS)}")
+    eval_tasks: tuple[str, ...] = _setting(
+        (), "tasks of `pocketvlm eval` that are asked at each evaluation", of="evaluation"
+    )
+    eval_count: int = _setting(
+        100, "examples of each of these tasks, and most validation samples asked", Range(int, 1), of="evaluation"
+    )
+    result: str = _setting(
+        "last", "last, or best: the weights with the lowest validation loss", RESULTS, of="evaluation"
+    )
+    report_to: tuple[str, ...] = _setting(
+        (), f"where figures go beside the log: {', '.join(TRACKERS)}", of="evaluation"
+    )
     from_scratch_compression: str | None = _setting(
         None, "warm: make the early compression anew, from the layer in front of it", ("warm",)
     )
