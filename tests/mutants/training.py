@@ -34,7 +34,7 @@ MUTANTS = [
     *of(
         "training/feed.py",
         "training/test_trainer.py",
-        ("first * batch_size)", "0)"),
+        ("begin = first * batch_size", "begin = 0"),
         ("[rank::world]", ""),
     ),
     *of(
@@ -46,5 +46,54 @@ MUTANTS = [
         "training/reference_policy.py",
         "training/test_trainer.py",
         ("before = copy.deepcopy(model)", "before = model"),
+    ),
+    *of(
+        "training/batches.py",
+        "training/test_batches.py",
+        ("tokens + sizes[i][0] <= max_tokens and", "tokens <= max_tokens and"),
+        ("kept.extend(items[i])", "kept.extend(items[i][:1])"),
+    ),
+    *of(
+        "training/averaging.py",
+        "training/test_averaging.py",
+        ("(1 + step) / (10 + step)", "1.0"),
+        ("average.copy_(values[name])", "pass"),
+        ("weights.data, self.values[name] = average, weights.data", "weights.data = average"),
+    ),
+    *of(
+        "training/trainer.py",
+        "training/test_averaging.py",
+        ("self.average.update(done.step)", "pass"),
+        ("torch.no_grad(), self.average.applied():", "torch.no_grad():"),
+        ("and done.evaluated != done.step", "and not done.evaluated"),
+        ('self.settings.result == "best"', "False"),
+        ("            self._evaluate_if_due(on_evaluation)  # a", "            # a"),
+    ),
+    *of(
+        "training/interrupts.py",
+        "training/test_averaging.py",
+        ("        if self.is_set:\n            raise KeyboardInterrupt", "        raise KeyboardInterrupt"),
+        ("        if self.is_set:\n            raise KeyboardInterrupt\n", ""),
+    ),
+    *of(
+        "training/optimisers.py",
+        "training/test_averaging.py",
+        ('settings.optimiser == "adamw8bit"', "False"),
+    ),
+    *of(
+        "training/random_rates.py",
+        "training/test_random_rates.py",
+        ("generator.randint(2, size=len(unit.views))", "[1] * len(unit.views)"),
+    ),
+    *of(
+        "training/feed.py",
+        "training/test_random_rates.py",
+        ("self.encoder(sample, position)", "self.encoder(sample, 0)"),
+    ),
+    *of(
+        "training/trackers.py",
+        "training/test_trackers.py",
+        ("purge_step=step + 1", "purge_step=None"),
+        ("if not known.exists():", "if True:"),
     ),
 ]
