@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import nn
 from pocketvlm.errors import ConfigError, OutputError
 from pocketvlm.files import sync_directory
 from pocketvlm.training.averaging import MovingAverage
+from pocketvlm.training.optimisers import Optimiser
 
 KEPT = 2
 _WEIGHTS, _OPTIMISER, _STATE = "trainable.safetensors", "optimiser.pt", "state.json"
@@ -41,6 +42,7 @@ class Progress:
         loss: mean of the last steps.
         evaluated: the step after which the run was evaluated last.
         best_loss: the lowest of the validation losses so far, and `best_step` the step that it was measured after.
+        place: what else a run keeps, of a feed, a schedule or an objective of its own; as JSON has it.
     """
 
     step: int = 0
@@ -51,6 +53,7 @@ class Progress:
     evaluated: int = 0
     best_loss: float | None = None
     best_step: int = 0
+    place: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -64,18 +67,21 @@ class Checkpoints:
 
     def save(
         self,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        learns: Mapping[str, nn.Parameter],
+        optimiser: Optimiser,
         progress: Progress,
         average: MovingAverage | None = None,
     ) -> None:
         """Write the state of a run after a step.
 
+        Args:
+            learns: all parameters that do so in the run, by name.
+
         Raises:
             OutputError: it could not be written; the one before is still there.
         """
         with self._folder(f"step-{progress.step:08d}") as partial:
-            save_file(_trainable(model), partial / _WEIGHTS)
+            _save(learns, partial / _WEIGHTS)
             torch.save(optimiser.state_dict(), partial / _OPTIMISER)
             if average is not None and average.values:
                 save_file(average.values, partial / _AVERAGE)
@@ -84,18 +90,18 @@ class Checkpoints:
         for old in self._all()[:-KEPT]:
             shutil.rmtree(old)
 
-    def save_best(self, model: nn.Module) -> None:
+    def save_best(self, learns: Mapping[str, nn.Parameter]) -> None:
         """Keep the weights as they are, instead of those that were the best before.
 
         Raises:
             OutputError: they could not be written.
         """
         with self._folder(_BEST) as partial:
-            save_file(_trainable(model), partial / _WEIGHTS)
+            _save(learns, partial / _WEIGHTS)
 
-    def restore_best(self, model: nn.Module) -> None:
+    def restore_best(self, learns: Mapping[str, nn.Parameter]) -> None:
         """Bring the weights of `save_best` back, in place."""
-        _load_trainable(model, self.folder / _BEST / _WEIGHTS)
+        _load(learns, self.folder / _BEST / _WEIGHTS)
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
@@ -118,7 +124,7 @@ class Checkpoints:
             raise OutputError(f"the checkpoint {final} could not be written ({error.strerror})") from None
 
     def restore(
-        self, model: nn.Module, optimiser: torch.optim.Optimizer, average: MovingAverage | None = None
+        self, learns: Mapping[str, nn.Parameter], optimiser: Optimiser, average: MovingAverage | None = None
     ) -> Progress:
         """Bring the last checkpoint back, in place; the beginning where there is none.
 
@@ -138,7 +144,7 @@ class Checkpoints:
                 f"{self.folder.parent} holds a run with {name}={state['identity'].get(name)!r}, not {now[name]!r}",
                 hint="Go on with the same settings, or name another folder.",
             )
-        _load_trainable(model, found[-1] / _WEIGHTS)
+        _load(learns, found[-1] / _WEIGHTS)
         if average is not None and average.values:
             average.load(load_file(found[-1] / _AVERAGE))
         optimiser.load_state_dict(torch.load(found[-1] / _OPTIMISER, weights_only=True, map_location="cpu"))
@@ -152,13 +158,12 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
 
 
-def _load_trainable(model: nn.Module, file: Path) -> None:
+def _load(learns: Mapping[str, nn.Parameter], file: Path) -> None:
     weights = load_file(file)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])
+        for name, parameter in learns.items():
+            parameter.copy_(weights[name])
 
 
-def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+def _save(learns: Mapping[str, nn.Parameter], file: Path) -> None:
+    save_file({name: p.detach().contiguous() for name, p in learns.items()}, file)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +16,20 @@ from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import Example, ExampleEncoder
 
 Found = tuple[Example, ...] | SampleError  # an example, a pair of them (preferences), or what is wrong
+
+
+class Steps(Protocol):
+    """What the trainer asks of a feed."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Those of one pass; none where samples are made for each step."""
+
+    def steps(self, first: int, count: int, batch_size: int, rank: int, world: int) -> Iterator[Sequence[Found]]:
+        """What this process works on in each step from `first` on, without end where `count` is 0."""
+
+    def all(self) -> Iterator[Found]:
+        """Every sample once."""
 
 
 class Feed:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.training.batches import Batch
+from pocketvlm.training.batches import Batch, bucketed
 from pocketvlm.training.examples import Example
 from pocketvlm.training.losses import answer_losses, dpo_losses, sequence_log_probs
 
@@ -18,7 +18,8 @@ Item = tuple[Example, ...]
 
 
 class Objective(ABC):
-    """What the trainer knows of it: its losses, and how many one item has."""
+    """What the trainer knows of it: its losses, and how many one item has. What is not among the losses of a step does
+    not learn in it."""
 
     @abstractmethod
     def weight(self, item: Item) -> int:
@@ -31,6 +32,14 @@ class Objective(ABC):
     @abstractmethod
     def source_of(self, batch: Batch, loss: int) -> str:
         """The sample that one of the losses belongs to."""
+
+    def batches(self, items: Sequence[Item], max_tokens: int, max_patches: int) -> Iterable[Batch]:
+        """What a step's forward and backward passes work on, one after the other."""
+        return bucketed(items, max_tokens, max_patches)
+
+    def figures(self) -> Mapping[str, float]:
+        """What else is known of the losses of the step that was taken, by name."""
+        return {}
 
 
 class Answers(Objective):

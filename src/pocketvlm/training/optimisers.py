@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 from torch import nn, optim
 
@@ -10,6 +11,26 @@ from pocketvlm.training.memory import import_bitsandbytes
 from pocketvlm.training.settings import TuneSettings
 
 _LEAST, _BLOCK = 4096, 256  # of bitsandbytes: values of a tensor that is kept in 8 bits, and of those with one scale
+
+
+class Optimiser(Protocol):
+    """What the trainer and its checkpoints need of one; those of torch are such."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The trainer sets the "lr" of each."""
+
+    def step(self) -> Any:
+        """Change parameters that have a gradient."""
+
+    def zero_grad(self, set_to_none: bool) -> None:
+        """Forget the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and texts, in lists and dictionaries."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with such a state."""
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], settings: TuneSettings, rate: float) -> optim.Optimizer:

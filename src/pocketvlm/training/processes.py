@@ -25,13 +25,12 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """Those that torchrun's environment names; this one alone without it."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
-            return cls()
+        """Those of the group that has been made, or that torchrun's environment names; this one alone without them."""
         if not dist.is_initialized():
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                return cls()
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        return cls(dist.get_rank(), world, device)
+        return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def total(self, value: float) -> float:
         """The sum over all processes."""
@@ -41,15 +40,22 @@ class Processes:
         dist.all_reduce(tensor)
         return float(tensor)
 
+    def mean(self, value: float) -> float:
+        """The mean over all processes."""
+        return self.total(value) / self.world
+
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Every process gets the sums; a parameter without a gradient counts as zero."""
+        """Every process gets the sums. One that has no gradient counts as zero, and where none has one, none gets one:
+        optimisers then leave the parameter as it is, as they would with one process."""
         if self.world == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.cat([grad.flatten() for grad in grads])
+        found = grads[0].new_tensor([p.grad is not None for p in parameters])
+        flat = torch.cat([found, *(grad.flatten() for grad in grads)])
         dist.all_reduce(flat)
-        for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = grad.view_as(p)
+        counts, *sums = flat.split([len(grads), *(grad.numel() for grad in grads)])
+        for p, grad, count in zip(parameters, sums, counts.tolist(), strict=True):
+            p.grad = grad.view_as(p) if count else None
 
     def wait(self) -> None:
         """Until all are here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -86,9 +87,12 @@ class Log:
     def step(self, report: Report) -> None:
         """A step of training."""
         facts = asdict(report)
-        self.write(facts)
-        names = ("loss", "rate", "norm", "tokens_s", "memory")
-        self._track(report.step, {f"training/{name}": facts[name] for name in names})
+        more = facts.pop("figures")
+        if math.isinf(report.left):  # which JSON has not
+            facts["left"] = None
+        self.write({**facts, **({"figures": more} if more else {})})
+        named = {name: facts[name] for name in ("loss", "rate", "norm", "tokens_s", "memory")}
+        self._track(report.step, {f"training/{name}": value for name, value in {**named, **more}.items()})
 
     def evaluation(self, step: int, loss: float | None, scores: Mapping[str, float] | None) -> None:
         """An evaluation after a step."""

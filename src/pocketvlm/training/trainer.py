@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from pocketvlm.errors import EngineError, PromptError
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.training.averaging import MovingAverage
-from pocketvlm.training.batches import bucketed, micro_batches
+from pocketvlm.training.batches import micro_batches
 from pocketvlm.training.checkpoints import Checkpoints
 from pocketvlm.training.data.order import epoch_length
 from pocketvlm.training.data.sample import SampleError
-from pocketvlm.training.feed import Feed, Found
+from pocketvlm.training.feed import Found, Steps
 from pocketvlm.training.interrupts import StopRequest
 from pocketvlm.training.memory import peak_memory
 from pocketvlm.training.objectives import Objective
-from pocketvlm.training.optimisers import make_optimiser
+from pocketvlm.training.optimisers import Optimiser, make_optimiser
 from pocketvlm.training.processes import Processes
-from pocketvlm.training.settings import TuneSettings, factor
+from pocketvlm.training.schedules import HalfCosine, Schedule
+from pocketvlm.training.settings import TuneSettings
 
 logger = logging.getLogger(__name__)
 _SMOOTHING = 0.95
@@ -49,8 +50,9 @@ class Report:
         tokens: learnt in this step.
         tokens_s: all tokens of the step that went through the model, a second.
         seconds: since the run began, over all starts.
-        left: seconds until its end, as far as one can say.
+        left: seconds until its end, as far as one can say; infinite where it has none.
         memory: most bytes at a time so far, of the device, or of the process on a CPU.
+        figures: what else the objective knows of its losses.
     """
 
     step: int
@@ -63,42 +65,46 @@ class Report:
     seconds: float
     left: float
     memory: int
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer:
     """Args:
-    model: with what learns marked by `requires_grad`.
+    model: with all that learns in the run marked by `requires_grad`; one around it with more to learn, such as heads
+        for losses in between, has its `device` and `config`.
     feed: its samples.
     objective: what is minimised.
     out: folder of the run; checkpoints go there.
+    identity: what a run that goes on must have as it was begun, beside its settings.
     validation: samples of which the mean loss is measured.
+    optimiser: of the parameters that learn; that of the settings when None.
+    schedule: when the run ends, and its rates until then; that of the settings when None.
     """
 
     def __init__(
         self,
         model: MiniCPMV,
-        feed: Feed,
+        feed: Steps,
         objective: Objective,
         settings: TuneSettings,
         out: Path,
         *,
         identity: dict[str, Any] | None = None,
-        validation: Feed | None = None,
+        validation: Steps | None = None,
         processes: Processes | None = None,
+        optimiser: Optimiser | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.model, self.feed, self.objective, self.settings, self.out = model, feed, objective, settings, out
         self.validation, self.processes = validation, processes or Processes()
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.learns = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.learns.values())
         self.highest_rate = settings.rate(model.config.text)
-        self.optimiser = make_optimiser(self.parameters, settings, self.highest_rate)
+        self.optimiser = optimiser or make_optimiser(self.parameters, settings, self.highest_rate)
         self.average = MovingAverage(model, settings.ema)
-        self.steps = settings.steps or (
-            0
-            if settings.minutes
-            else max(1, math.ceil(settings.epochs * epoch_length(feed.samples, 0) / settings.batch_size))
-        )
+        self.schedule = schedule or _schedule(settings, feed)
         self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
-        self.progress = self.checkpoints.restore(model, self.optimiser, self.average)
+        self.progress = self.checkpoints.restore(self.learns, self.optimiser, self.average)
         self.stop = StopRequest()
         self.dtype = autocast_dtype(model)
 
@@ -110,12 +116,11 @@ class Trainer:
             SampleError: a bad sample, where the settings say that it stops the run.
             KeyboardInterrupt: by Ctrl-C or SIGTERM.
         """
-        done, settings = self.progress, self.settings
-        if self._share() >= 1:
+        done, settings, schedule = self.progress, self.settings, self.schedule
+        if schedule.share(done) >= 1:
             return
-        stream = self.feed.steps(
-            done.step, max(0, self.steps - done.step), settings.batch_size, self.processes.rank, self.processes.world
-        )
+        count = max(0, schedule.steps - done.step)
+        stream = self.feed.steps(done.step, count, settings.batch_size, self.processes.rank, self.processes.world)
         with self.stop.listening():
             self._evaluate_if_due(on_evaluation)  # a run that was stopped in the middle of it
             for found in stream:
@@ -126,7 +131,7 @@ class Trainer:
                     self.save()
                 if is_stopped:
                     raise KeyboardInterrupt
-                if self._share() >= 1:
+                if schedule.share(done) >= 1:
                     break
 
     def step(self, found: Sequence[Found]) -> Report:
@@ -134,13 +139,13 @@ class Trainer:
         began, done = time.perf_counter(), self.progress
         torch.manual_seed(self.settings.seed * 1_000_003 + done.step)  # dropout is the same in a run that goes on
         examples = self._good(found)
-        rate = self.highest_rate * self._rate()
+        rate = self.highest_rate * self.schedule.factor(done)
         weight = self.processes.total(sum(self.objective.weight(example) for example in examples))
         if not weight:
             raise TrainingError(f"step {done.step + 1} has no sample that anything can be learnt from")
-        total, seen = 0.0, 0
+        total, seen, sources = 0.0, 0, list[str]()
         self.model.train()
-        for batch in bucketed(examples, self.settings.micro_tokens, self.settings.micro_patches):
+        for batch in self.objective.batches(examples, self.settings.micro_tokens, self.settings.micro_patches):
             with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 losses = self.objective.losses(self.model, batch)
             self._check_numbers(losses, batch)
@@ -148,29 +153,30 @@ class Trainer:
             loss.backward()
             total += float(loss.detach())
             seen += sum(batch.lengths)
+            sources += batch.sources
         self.processes.add_gradients(self.parameters)
         if done.step == 0:
             self._check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         if not torch.isfinite(norm):
-            sources = ", ".join(one[0].source for one in examples)
-            raise TrainingError(f"step {done.step + 1}: gradients are no numbers. Its samples: {sources:.500}")
+            named = ", ".join(sources)
+            raise TrainingError(f"step {done.step + 1}: gradients are no numbers. Its samples: {named:.500}")
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         loss_mean = self.processes.total(total)
-        spent = time.perf_counter() - began
+        spent = self.processes.mean(time.perf_counter() - began)  # one clock, by which all of them end
         done.step += 1
         self.average.update(done.step)
         done.seconds += spent
         done.tokens += int(weight)
         new = max(1 - _SMOOTHING, 1 / done.step)  # at first the mean of all
         done.loss = loss_mean if done.loss is None else (1 - new) * done.loss + new * loss_mean
-        share = self._share()
+        share = self.schedule.share(done)
         return Report(
             done.step,
-            self.steps,
+            self.schedule.steps,
             loss_mean,
             rate,
             float(norm),
@@ -179,6 +185,7 @@ class Trainer:
             done.seconds,
             done.seconds * (1 / share - 1) if share else math.inf,
             peak_memory(self.model.device),
+            self.objective.figures(),
         )
 
     def _evaluate_if_due(self, on_evaluation: Callable[[], None]) -> None:
@@ -205,7 +212,7 @@ class Trainer:
             if loss < (math.inf if done.best_loss is None else done.best_loss):
                 done.best_loss, done.best_step = loss, done.step
                 if self.settings.eval_every and self.processes.rank == 0:
-                    self.checkpoints.save_best(self.model)
+                    self.checkpoints.save_best(self.learns)
         self.processes.wait()
         return loss
 
@@ -214,28 +221,13 @@ class Trainer:
         validation loss where the settings say so."""
         self.average.apply()
         if self.settings.result == "best" and self.progress.best_step:
-            self.checkpoints.restore_best(self.model)
+            self.checkpoints.restore_best(self.learns)
 
     def save(self) -> None:
         """Write a checkpoint, in the first process."""
         if self.processes.rank == 0:
-            self.checkpoints.save(self.model, self.optimiser, self.progress, self.average)
+            self.checkpoints.save(self.learns, self.optimiser, self.progress, self.average)
         self.processes.wait()
-
-    def _share(self) -> float:
-        """How much of the run is done, from 0 to 1."""
-        if self.settings.minutes:
-            share = self.progress.seconds / (60 * self.settings.minutes)
-            if not self.settings.steps:
-                return self.processes.total(min(1.0, share)) / self.processes.world
-            return max(share, self.progress.step / self.steps)
-        return self.progress.step / self.steps
-
-    def _rate(self) -> float:
-        if self.settings.minutes:
-            share, warmup = self._share(), self.settings.warmup
-            return min(1.0, (share + 1e-3) / warmup if warmup else 1.0, 0.5 * (1 + math.cos(math.pi * share)))
-        return factor(self.progress.step, self.steps, self.settings.warmup)
 
     def _good(self, found: Sequence[Found]) -> list[Any]:
         """What can be learnt from; the rest is reported."""
@@ -265,6 +257,13 @@ class Trainer:
             raise PromptError("nothing of the model would learn from these samples", hint="Name other parts to tune.")
         if without:
             logger.warning("%d tensors have no gradient in the first step, such as %s", len(without), without[0])
+
+
+def _schedule(settings: TuneSettings, feed: Steps) -> Schedule:
+    steps = settings.steps or 0
+    if not steps and not settings.minutes:
+        steps = max(1, math.ceil(settings.epochs * epoch_length(feed.samples, 0) / settings.batch_size))
+    return HalfCosine(steps, settings.minutes, settings.warmup)
 
 
 def autocast_dtype(model: MiniCPMV) -> torch.dtype:
