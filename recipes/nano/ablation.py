@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pocketvlm.api.vlm import VLM
@@ -47,12 +46,15 @@ from pocketvlm.model.vision.early_compression import WINDOW
 from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
+from pocketvlm.training.processes import Processes
 from pocketvlm.views import Size, View
 from recipes.nano.curriculum import CURRICULUM, Share, Stage, stage_number
 from recipes.nano.initialise import initialise, start_from
+from recipes.nano.objective import Learner
+from recipes.nano.run import Run, new_learner
 from recipes.nano.settings import ASSETS, IMAGE, PRESETS
-from recipes.nano.train import train
-from recipes.nano.trainer import Trainer
+from recipes.nano.train import join
 
 VARIANTS = ("none", "warm", "random", "pool")
 TASKS = (Share("words", 1, 1.0),)
@@ -102,30 +104,26 @@ def stages(align: int, joint: int, patches: int) -> tuple[Stage, ...]:
     )
 
 
-def make(args: argparse.Namespace, variant: str, rank: int) -> Trainer:
-    """The trainer of a variant, resumed or at its beginning."""
+def make(args: argparse.Namespace, variant: str, processes: Processes | None = None) -> Run:
+    """The run of a variant, resumed or at its beginning."""
     out = args.out / variant
     out.mkdir(parents=True, exist_ok=True)
-    planned = stages(args.align, args.joint, args.patches)
-    t = Trainer(out, 0, rank, args.processes, PRESETS["cpu"].optimiser, stages=planned)
-    t.model = MiniCPMV(variant_config(t.model.config, variant), IMAGE.image_mean, IMAGE.image_std)
-    start_from(t.model, t.reader, args.base, t.tokenizer)
+    config = variant_config(new_learner(0).config, variant)
+    learner = Learner(MiniCPMV(config, IMAGE.image_mean, IMAGE.image_std))
+    start_from(learner.model, learner.reader, args.base, Tokenizer.from_directory(ASSETS))
     torch.manual_seed(1)
-    insert(t.model, variant)
-    t.make_optimisers()
-    t.resume()
-    t.cooldown = (0, args.align + args.joint)
-    return t
+    insert(learner.model, variant)
+    planned = stages(args.align, args.joint, args.patches)
+    made = Run(out, learner, 0, PRESETS["cpu"].optimiser, stages=planned, processes=processes)
+    made.length.cooldown = (0, args.align + args.joint)
+    return made
 
 
 def run(rank: int, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    if args.processes > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{args.out.resolve()}/rendezvous", rank=rank, world_size=args.processes
-        )
+    processes = join(rank, args.processes, args.out)
     for variant in args.variants:
-        train(make(args, variant, rank))
+        make(args, variant, processes).train()
 
 
 SIDE = IMAGE.scale_resolution // IMAGE.patch_size
@@ -163,9 +161,9 @@ def report(args: argparse.Namespace) -> None:
     processor = Processor.from_directory(ASSETS)
     processor.image_config = STRIPS
     for variant in args.variants:
-        trainer = make(args, variant, 0)
-        assert trainer.step == args.align + args.joint, f"{variant} stands at step {trainer.step}: train it first"
-        models[variant] = trainer.model.eval().requires_grad_(False)
+        made = make(args, variant, Processes(0, args.processes))
+        assert made.step == args.align + args.joint, f"{variant} stands at step {made.step}: train it first"
+        models[variant] = made.learner.model.eval().requires_grad_(False)
     seconds = seconds_of(models)
     for variant, model in models.items():
         vlm = VLM(model, processor, {}, name=variant)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pocketvlm.synthetic import LEVELS
 from pocketvlm.synthetic.documents.screens import SCREEN_LEVELS
 from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS
+from pocketvlm.training.settings import PARTS
 from recipes.nano.views import Rates
 
 
@@ -27,6 +28,8 @@ class Share(NamedTuple):
 
 UNCOMPRESSED, COMPRESSED = Rates(all_4x=1.0), Rates(all_4x=0.0, all_16x=1.0)
 HYBRID = Rates(all_4x=0.5, all_16x=0.25)  # and a quarter view by view
+TOWER, NO_COMPRESSION = ("tower", "merger"), ("tower", "merger", "decoder")
+COMPRESSION = ("compression", "merger")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Stage:
         mark: the stage ends when the moving average of the loss falls under this; 0 never ends.
         steps: the stage ends after this many steps; 0 is no limit.
         rates: how views are compressed.
-        learns: "all", or "compression": only the early compression and the merger behind the tower.
+        learns: parts of the model, by the names of `pocketvlm tune --tune`.
         inserts: the compression starts warm, from the layer before it, when the stage begins.
         language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
             from what its cells show: reading is what takes longest, and costs a quarter then.
@@ -56,7 +59,7 @@ class Stage:
     mark: float = 0.0
     steps: int = 0
     rates: Rates = UNCOMPRESSED
-    learns: Literal["all", "compression"] = "all"
+    learns: tuple[str, ...] = PARTS
     inserts: bool = False
     language: int = 1
     between: tuple[Share, ...] = ()
@@ -81,6 +84,8 @@ SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 16
 # As much print as a view holds: several times the characters of one line for the same patches.
 FULL = dataclasses.replace(LEVELS[3], lines=(6, 9), font_pixels=(14, 40), sizes=((224, 224),))
 
+STRIPS = (Share("words", 1, 0.8), Share("words", 0, 0.2))
+SMALL = (Share("words", 2, 0.7), Share("words", 1, 0.3))
 PAGES = (
     Share("words", SNIPPET, 0.5),
     Share("words", ONE_LINE, 0.3),
@@ -136,12 +141,12 @@ CELLS = (
 )
 
 CURRICULUM: tuple[Stage, ...] = (
-    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, language=0, cells=1.0, as_is=1.0),
-    Stage("first words", (Share("words", 0, 1.0),), 1152, 0.50, as_is=1.0),
-    Stage("strips", (Share("words", 1, 0.8), Share("words", 0, 0.2)), 1536, 1.00, language=3, as_is=1.0),
-    Stage("small pictures", (Share("words", 2, 0.7), Share("words", 1, 0.3)), 2048, 1.25, language=3, as_is=0.7),
-    Stage("pages", PAGES, 4096, 0.70),
-    Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns="compression", inserts=True),
+    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, learns=TOWER, language=0, cells=1.0, as_is=1.0),
+    Stage("first words", (Share("words", 0, 1.0),), 1152, 0.50, learns=NO_COMPRESSION, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 1.00, learns=NO_COMPRESSION, language=3, as_is=1.0),
+    Stage("small pictures", SMALL, 2048, 1.25, learns=NO_COMPRESSION, language=3, as_is=0.7),
+    Stage("pages", PAGES, 4096, 0.70, learns=NO_COMPRESSION),
+    Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns=COMPRESSION, inserts=True),
     Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
     Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
     Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID, language=2, between=CELLS, questions=6),

@@ -9,30 +9,10 @@ Needs matplotlib (extra `plots`).
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from recipes.nano.train import REPORT_EVERY
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The reports of a run, or of runs that follow each other in one log: their seconds are counted on.
-
-    Reports of steps that were taken again, after a run went back to its checkpoint, count once, the last time.
-    """
-    runs: list[list[dict[str, Any]]] = [[]]
-    for line in map(json.loads, path.read_text().splitlines()):
-        if runs[-1] and line["step"] <= REPORT_EVERY:
-            runs.append([])
-        while runs[-1] and runs[-1][-1]["step"] >= line["step"]:
-            runs[-1].pop()
-        runs[-1].append(line)
-    reports, before = list[dict[str, Any]](), 0
-    for run in runs:
-        reports += [{**line, "seconds": before + line["seconds"]} for line in run]
-        before = reports[-1]["seconds"] if reports else 0
-    return reports
+from recipes.nano.logs import read_run
 
 
 def draw(lines: list[dict[str, Any]], out: Path) -> None:
@@ -77,11 +57,11 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("run", type=Path, help="folder with log.jsonl")
+    cli.add_argument("run", type=Path, help="folder of the run, or one with a log.jsonl of reports")
     cli.add_argument("--out", type=Path, help="PNG (default: curves.png in that folder)")
     args = cli.parse_args()
     out = args.out or args.run / "curves.png"
-    draw(read_log(args.run / "log.jsonl"), out)
+    draw(read_run(args.run), out)
     print(out)
 
 

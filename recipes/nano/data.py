@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pocketvlm.config import ImageConfig
-from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
-from pocketvlm.views import View
+from pocketvlm.training.batches import Batch
 from recipes.nano.cells import CellTargets, cell_targets
 from recipes.nano.curriculum import Stage
 from recipes.nano.views import EncodedPicture, encode_picture
@@ -25,24 +23,20 @@ from recipes.nano.views import EncodedPicture, encode_picture
 RARE = frozenset({"absent", "box"})
 
 
-@dataclass
-class TrainingBatch:
-    """What one process learns from in one step."""
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingBatch(Batch):
+    """What one process learns from in one step.
 
-    patches: Tensor  # uint8 [P, patch, patch, 3]
-    views: list[View]
-    input_ids: Tensor  # [T]
-    targets: Tensor  # [T] id of the next token where it is part of an answer, else -100
-    segments: list[Segment]  # one a sample: nothing passes from one to the next
-    cells: CellTargets  # of the N visual tokens, for the dense losses
-    tasks: list[str]  # of each sample
+    Attributes:
+        cells: of the N visual tokens, for the dense losses, which are multiplied by `cells_weight`.
+        tasks: of each sample.
+        language: whether the decoder takes part.
+    """
 
-    def packed(self, device: torch.device | str = "cpu") -> PackedBatch:
-        return PackedBatch.of(self.segments, device)
-
-    def sample_of_rows(self) -> Tensor:
-        """[T] number of the sample that each token belongs to."""
-        return torch.arange(len(self.segments)).repeat_interleave(torch.tensor([s.length for s in self.segments]))
+    cells: CellTargets
+    tasks: list[str]
+    language: bool
+    cells_weight: float
 
 
 class Collator:
@@ -65,7 +59,7 @@ class Collator:
             pictures = self.encode(sample, stage, rng)
             drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
             wanted -= sum(len(picture.patches) for picture in pictures)
-        return self.pack(drawn)
+        return self.pack(drawn, seed, stage.has_language(step), stage.cells)
 
     def encode(self, sample: Sample, stage: Stage, rng: np.random.Generator) -> list[EncodedPicture]:
         """The pictures or frames of a sample as views."""
@@ -107,10 +101,18 @@ class Collator:
         start = "" if first else "\n<|im_start|>user\n"
         return f"{start}{question}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
-    def pack(self, drawn: Sequence[tuple[Sample, Sequence[EncodedPicture], Sequence[Question]]]) -> TrainingBatch:
+    def pack(
+        self,
+        drawn: Sequence[tuple[Sample, Sequence[EncodedPicture], Sequence[Question]]],
+        seed: tuple[int, ...] = (),
+        language: bool = True,
+        cells_weight: float = 0.5,
+    ) -> TrainingBatch:
+        """One sequence a sample: nothing passes from one to the next. `seed` is said of them in errors."""
         ids: list[int] = []
+        rows: list[int] = []
         targets: list[int] = []
-        segments, cells = [], []
+        lengths, cells = [], []
         for sample, pictures, questions in drawn:
             began = len(ids)
             text = self.opening(sample, pictures)
@@ -118,23 +120,28 @@ class Collator:
                 prompt = self.tokenizer.encode_trusted(text + self.turn(question.text, number == 0))
                 reply = [*self.tokenizer.encode_trusted(question.answer), self.end]
                 # The end of an answer is only an input when another turn follows it.
+                rows += range(len(ids) + len(prompt) - 1, len(ids) + len(prompt) + len(reply) - 1)
+                targets += reply
                 ids += prompt + reply[:-1]
-                targets += [-100] * (len(prompt) - 1) + reply
                 if number + 1 < len(questions):
                     ids.append(self.end)
-                    targets.append(-100)
                 text = ""
-            segments.append(Segment(len(ids) - began))
+            lengths.append(len(ids) - began)
             objects = sample.objects or ((),) * len(pictures)
             for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
                 cells.append(cell_targets(print_, things, picture.plan, self.config.patch_size))
         pictures_of_all = [picture for _, pictures, _ in drawn for picture in pictures]
+        tasks = [sample.task for sample, *_ in drawn]
         return TrainingBatch(
-            torch.cat([picture.patches for picture in pictures_of_all]),
-            [view for picture in pictures_of_all for view in picture.views],
-            torch.tensor(ids),
-            torch.tensor(targets),
-            segments,
-            CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
-            [sample.task for sample, *_ in drawn],
+            input_ids=torch.tensor(ids),
+            rows=torch.tensor(rows),
+            targets=torch.tensor(targets),
+            patches=torch.cat([picture.patches for picture in pictures_of_all]),
+            views=[view for picture in pictures_of_all for view in picture.views],
+            lengths=lengths,
+            sources=[f"{task} of seed {(*seed, number)}" for number, task in enumerate(tasks)],
+            cells=CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
+            tasks=tasks,
+            language=language,
+            cells_weight=cells_weight,
         )

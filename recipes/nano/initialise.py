@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pocketvlm.model.checkpoint import load_model
@@ -12,6 +13,7 @@ from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 
+READER = "reader.safetensors"  # in the folder of a run: the heads of the dense losses
 WAVES = 2.0  # of each wave: all of them are then a ninth of the patches
 RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "down_proj", "fc2")
 
@@ -65,9 +67,8 @@ def start_from(
     Args:
         add_positions: add `position_waves`, which models trained before there were any lack.
     """
-    run = checkpoint / "training.pt"
-    if run.is_file():
-        reader.load_state_dict(torch.load(run, weights_only=True, map_location="cpu")["reader"])
+    if (checkpoint / READER).is_file():
+        reader.load_state_dict(load_file(checkpoint / READER))
         checkpoint = checkpoint / "model"
     known = dict(load_model(checkpoint).named_parameters())
     embedding = "language_model.embed_tokens.weight"

@@ -4,16 +4,19 @@
     python -m recipes.nano.publish --run runs/nano
     python -m recipes.nano.publish --run runs/more --append     # a run that began with the weights in the package
 
-Weights (bfloat16) and configuration go to `src/pocketvlm/assets/nano`, the training log to `recipes/nano/log.jsonl`.
+Weights (bfloat16) and configuration go to `src/pocketvlm/assets/nano`, reports of its training to
+`recipes/nano/log.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 
 from pocketvlm.model.checkpoint import load_model, save_model
+from recipes.nano.logs import read_run
 from recipes.nano.settings import ASSETS
 
 
@@ -26,8 +29,8 @@ def main() -> None:
     # Nano is small enough that four times the visual tokens cost little, and it reads far better with them.
     model.config = dataclasses.replace(model.config, downsample_mode="4x")
     save_model(model, ASSETS)
-    with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w") as log:
-        log.write((args.run / "log.jsonl").read_text())
+    with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w", encoding="utf-8") as log:
+        log.writelines(json.dumps(report) + "\n" for report in read_run(args.run))
     size = (ASSETS / "model.safetensors").stat().st_size
     print(f"{ASSETS}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
 

@@ -133,10 +133,10 @@ class Checkpoints:
         """
         for left in self.folder.glob("*.partial"):  # by a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
-        found = self._all()
-        if not found:
+        state = self.last_state()
+        if state is None:
             return Progress()
-        state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
+        last = self._all()[-1]
         now = json.loads(json.dumps(self.identity))
         if differing := [name for name in now if state["identity"].get(name) != now[name]]:
             name = differing[0]
@@ -144,11 +144,16 @@ class Checkpoints:
                 f"{self.folder.parent} holds a run with {name}={state['identity'].get(name)!r}, not {now[name]!r}",
                 hint="Go on with the same settings, or name another folder.",
             )
-        _load(learns, found[-1] / _WEIGHTS)
+        _load(learns, last / _WEIGHTS)
         if average is not None and average.values:
-            average.load(load_file(found[-1] / _AVERAGE))
-        optimiser.load_state_dict(torch.load(found[-1] / _OPTIMISER, weights_only=True, map_location="cpu"))
+            average.load(load_file(last / _AVERAGE))
+        optimiser.load_state_dict(torch.load(last / _OPTIMISER, weights_only=True, map_location="cpu"))
         return Progress(**state["progress"])
+
+    def last_state(self) -> dict[str, Any] | None:
+        """Identity and progress of the last checkpoint; None where there is none."""
+        found = self._all()
+        return json.loads((found[-1] / _STATE).read_text(encoding="utf-8")) if found else None
 
     def clear(self) -> None:
         """Remove all of them, once what they were for is done."""

@@ -57,7 +57,7 @@ class Feed:
             batch_sampler=places,
             num_workers=self.workers,
             collate_fn=list,
-            worker_init_fn=_prepare_worker if self.workers else None,
+            worker_init_fn=prepare_worker if self.workers else None,
             prefetch_factor=2 if self.workers else None,
         )
         yield from loader
@@ -84,6 +84,7 @@ class _Encoded(Dataset[Found]):
             return error
 
 
-def _prepare_worker(_worker: int) -> None:
+def prepare_worker(_worker: int) -> None:
+    """One thread, as there are several workers; and no end by a signal that is for the main process."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the run

@@ -40,6 +40,11 @@ class Processes:
         dist.all_reduce(tensor)
         return float(tensor)
 
+    def add(self, values: Tensor) -> None:
+        """Put the sums over all processes into a tensor."""
+        if self.world > 1:
+            dist.all_reduce(values)
+
     def mean(self, value: float) -> float:
         """The mean over all processes."""
         return self.total(value) / self.world

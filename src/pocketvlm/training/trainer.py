@@ -123,8 +123,9 @@ class Trainer:
         stream = self.feed.steps(done.step, count, settings.batch_size, self.processes.rank, self.processes.world)
         with self.stop.listening():
             self._evaluate_if_due(on_evaluation)  # a run that was stopped in the middle of it
+            began = time.perf_counter()
             for found in stream:
-                on_step(self.step(found))
+                on_step(self.step(found, began))
                 self._evaluate_if_due(on_evaluation)
                 is_stopped = bool(self.processes.total(self.stop.is_set))
                 if is_stopped or done.step % settings.save_every == 0:
@@ -133,10 +134,11 @@ class Trainer:
                     raise KeyboardInterrupt
                 if schedule.share(done) >= 1:
                     break
+                began = time.perf_counter()
 
-    def step(self, found: Sequence[Found]) -> Report:
-        """One step on what `Feed.steps` gives."""
-        began, done = time.perf_counter(), self.progress
+    def step(self, found: Sequence[Found], began: float | None = None) -> Report:
+        """One step on what `Feed.steps` gives, by a clock that began when it was asked; now when None."""
+        began, done = time.perf_counter() if began is None else began, self.progress
         torch.manual_seed(self.settings.seed * 1_000_003 + done.step)  # dropout is the same in a run that goes on
         examples = self._good(found)
         rate = self.highest_rate * self.schedule.factor(done)

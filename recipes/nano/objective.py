@@ -1,0 +1,98 @@
+"""What nano learns from: the answers, and what stands in the cell of each visual token."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pocketvlm.config import ModelConfig
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.training.objectives import Objective
+from pocketvlm.training.processes import Processes
+from recipes.nano.cells import CellReader
+from recipes.nano.data import TrainingBatch
+
+
+class Learner(nn.Module):
+    """The model, and the heads that ask its tower for what it sees, which are not published."""
+
+    def __init__(self, model: MiniCPMV) -> None:
+        super().__init__()
+        self.model, self.reader = model, CellReader(model.config.text.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+class CellsAndAnswers(Objective):
+    """One loss for each answer token, and in steps without the decoder one for all; the mean loss of the cells is
+    added to each."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._seen: dict[str, Tensor] = {}
+        self._tasks: dict[str, float] = {}
+        self._samples = 0
+
+    def weight(self, item: tuple[Any, ...]) -> int:
+        (batch,) = item
+        return len(batch.rows) if batch.language else 1
+
+    def batches(
+        self,
+        items: Sequence[Any],
+        max_tokens: int,  # noqa: ARG002
+        max_patches: int,  # noqa: ARG002
+    ) -> Iterable[TrainingBatch]:
+        """A step is packed where it is drawn, as large as its stage says."""
+        return [batch for (batch,) in items]
+
+    def source_of(self, batch: Any, loss: int) -> str:
+        return str(batch.sources[int(batch.samples[loss])]) if batch.language else f"one of {', '.join(batch.sources)}"
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        """Of a learner: fp32 [R], or [1] without the decoder."""
+        cells, answers, right = self.parts(model, batch)
+        self._seen = {name: loss.detach() for name, loss in cells.items()}
+        self._tasks, self._samples = {}, len(batch.tasks)
+        dense = batch.cells_weight * (cells["characters"] + cells["objects"])
+        if answers is None or right is None:
+            return dense[None]
+        self._seen |= {"answers": answers.detach().mean(), "right": right.float().mean()}
+        of_task = defaultdict(list)
+        for sample, loss in zip(batch.samples.tolist(), answers.tolist(), strict=True):
+            of_task[batch.tasks[sample]].append(loss)
+        self._tasks = {task: sum(values) / len(values) for task, values in of_task.items()}
+        return answers + dense
+
+    @staticmethod
+    def parts(learner: Learner, batch: TrainingBatch) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+        """The mean losses of the cells; and of the answer tokens their losses, and whether each was the most likely
+        one, [R], None without the decoder."""
+        model, device = learner.model, learner.device
+        features = model.encode_views(batch.patches.to(device), batch.views)
+        cells = learner.reader(features, batch.cells.to(device))
+        if not batch.language:
+            return cells, None, None
+        hidden = model(batch.input_ids.to(device), batch.packed(device), features)
+        logits, targets = model.logits(hidden.index_select(0, batch.rows.to(device))).float(), batch.targets.to(device)
+        right = logits.detach().argmax(-1) == targets
+        return cells, F.cross_entropy(logits, targets, reduction="none"), right
+
+    def figures(self) -> Mapping[str, float]:
+        """Means over the processes; and of this process alone the number of its samples, and the loss of each task as
+        "tasks/NAME"."""
+        means = (torch.stack([*self._seen.values()]) / self.processes.world).double()
+        self.processes.add(means)
+        tasks = {f"tasks/{task}": loss for task, loss in self._tasks.items()}
+        return {**dict(zip(self._seen, means.tolist(), strict=True)), "samples": self._samples, **tasks}
