@@ -11,32 +11,33 @@ import torch
 from pocketvlm.evaluation.results import Record
 from pocketvlm.model.vision.early_compression import WINDOW
 from recipes.nano.ablation import SIDE, VARIANTS, VIEW, MeanPool, flops_of, make, score_of, seconds_of, variant_config
+from recipes.nano.run import Run
 from recipes.nano.settings import ASSETS
-from recipes.nano.train import train
-from recipes.nano.trainer import Trainer
 
 
-def trainer(out: Path, variant: str) -> Trainer:
+def made(out: Path, variant: str) -> Run:
     args = argparse.Namespace(base=ASSETS, out=out, align=1, joint=1, patches=300, processes=1)
-    return make(args, variant, 0)
+    return make(args, variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_train_and_resume(tmp_path: Path, variant: str) -> None:
-    first = trainer(tmp_path, variant)
-    compression = {n: p.clone() for n, p in first.model.vision_tower.vit_merger.named_parameters()}
-    train(first)
+    first = made(tmp_path, variant)
+    compression = {n: p.clone() for n, p in first.learner.model.vision_tower.vit_merger.named_parameters()}
+    first.train()
     assert first.step == 2
-    changed = [n for n, p in first.model.vision_tower.vit_merger.named_parameters() if not p.equal(compression[n])]
+    changed = [
+        n for n, p in first.learner.model.vision_tower.vit_merger.named_parameters() if not p.equal(compression[n])
+    ]
     assert bool(changed) == (variant != "pool")
-    again = trainer(tmp_path, variant)
+    again = made(tmp_path, variant)
     assert again.step == 2
-    for name, weight in again.model.state_dict().items():
-        assert weight.equal(first.model.state_dict()[name]), name
+    for name, weight in again.learner.model.state_dict().items():
+        assert weight.equal(first.learner.model.state_dict()[name]), name
 
 
 def test_variants_give_as_many_tokens_and_cost_in_their_order(tmp_path: Path) -> None:
-    models = {variant: trainer(tmp_path, variant).model.eval() for variant in VARIANTS}
+    models = {variant: made(tmp_path, variant).learner.model.eval() for variant in VARIANTS}
     patches = torch.randint(0, 256, (SIDE * SIDE, 14, 14, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert {len(model.encode_views(patches, [VIEW])) for model in models.values()} == {SIDE * SIDE // WINDOW**2}
@@ -54,7 +55,7 @@ def test_pooling_is_the_mean_of_each_window() -> None:
 
 
 def test_variants_begin_as_they_are_named(tmp_path: Path) -> None:
-    states = {v: trainer(tmp_path, v).model.vision_tower for v in ("none", "warm", "random")}
+    states = {v: made(tmp_path, v).learner.model.vision_tower for v in ("none", "warm", "random")}
     weights = {v: tower.vit_merger.state_dict() for v, tower in states.items()}
     assert any(not torch.equal(weights["warm"][n], weights["random"][n]) for n in weights["warm"])
     assert all(torch.isfinite(w).all() for state in weights.values() for w in state.values())

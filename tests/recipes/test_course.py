@@ -1,0 +1,94 @@
+"""The curriculum: its stages follow each other, whoever draws ahead; and the rate until the end of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
+from pocketvlm.training.checkpoints import Progress
+from recipes.nano.course import LAG, Course, Length
+from recipes.nano.curriculum import COMPRESSION, CURRICULUM, Share, Stage, scaled, stage_number
+from recipes.nano.data import Collator
+from recipes.nano.feed import GeneratedFeed
+from recipes.nano.muon import orthogonalise
+from recipes.nano.settings import ASSETS, IMAGE
+
+TOKENIZER = Tokenizer.from_directory(ASSETS)
+COLLATE = Collator(TOKENIZER, IMAGE)
+WORDS = (Share("words", 0, 1.0),)
+SHORT = (Stage("first", WORDS, 100, language=2),)
+
+
+def test_the_rate_falls_to_zero_and_the_run_ends_there() -> None:
+    length = Length(Course(SHORT), 100)
+    assert length.share(Progress(step=10**6, seconds=1e6)) == 0.0
+    length.cooldown = (200, 500)
+    assert length.factor(Progress(step=300)) == pytest.approx(2 / 3)
+    assert length.factor(Progress(step=200)) < 0.05  # a cool-down may begin at once: then it warms up first
+    assert length.factor(Progress(step=500)) == 0.0
+    assert length.share(Progress(step=499)) < 1.0 == length.share(Progress(step=500))
+    again = Length(Course(SHORT), 100)
+    again.restore(json.loads(json.dumps(length.state())))
+    assert again.cooldown == length.cooldown
+    length.cooldown, length.deadline = None, 100.0
+    assert length.factor(Progress(step=300, seconds=75.0)) == pytest.approx(0.25)
+    assert length.share(Progress(step=300, seconds=75.0)) == 0.75
+    assert length.share(Progress(step=300, seconds=101.0)) == 1.0
+
+
+@given(asked=st.lists(st.integers(0, 400), max_size=6).map(sorted))
+def test_stages_follow_each_other_in_order_and_late_enough(asked: list[int]) -> None:
+    schedule = Course(SHORT * 3)
+    drawn = schedule.numbers(0)
+    ahead: list[tuple[int, int]] = []
+    seen = []
+    for step in range(500):
+        while len(ahead) < LAG:  # workers have drawn everything that they may
+            ahead.append(next(drawn))
+        schedule.arrive(step)
+        number, stage = ahead.pop(0)
+        assert (number, stage) == (step, schedule.stage_at(step))
+        seen.append(stage)
+        if step in asked:
+            schedule.ask(step)
+    assert seen == sorted(seen)
+    assert max(seen) <= min(2, len(asked))
+
+
+def test_workers_draw_what_the_trainer_would() -> None:
+    begun: list[int] = []
+
+    def feed(workers: int) -> Iterator[Any]:
+        course = Course((Stage("words", WORDS, 60),))
+        return GeneratedFeed(COLLATE, course, 3, workers, lambda _stage, step: begun.append(step)).steps(0, 5, 1, 0, 1)
+
+    for [(a,)], [(b,)] in zip(feed(0), feed(2), strict=True):
+        assert torch.equal(a.patches, b.patches)
+        assert torch.equal(a.input_ids, b.input_ids)
+    assert begun == [0, 0]
+    with pytest.raises(ValueError, match="steps ahead"):
+        next(feed(24))
+
+
+def test_muon_makes_singular_values_nearly_equal() -> None:
+    for shape in ((8, 30), (30, 8), (16, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(0))))
+        assert 0.3 < values.min() <= values.max() < 1.3
+
+
+def test_the_curriculum_goes_from_uncompressed_to_hybrid() -> None:
+    kinds = [(s.rates.all_4x, s.rates.all_16x) for s in CURRICULUM]
+    assert kinds == sorted(
+        kinds, key=lambda k: ((1.0, 0.0), (0.0, 1.0)).index(k) if k in ((1.0, 0.0), (0.0, 1.0)) else 2
+    )
+    assert [s.name for s in CURRICULUM if s.inserts] == ["alignment"]
+    assert CURRICULUM[stage_number("alignment")].learns == COMPRESSION
+    assert [s.patches * 2 for s in CURRICULUM] == [s.patches for s in scaled(CURRICULUM, 2)]
+    assert not CURRICULUM[-1].mark

@@ -1,0 +1,77 @@
+"""First weights of nano: from nothing, or from a model that lacks layers or tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from helpers.invariants import assert_close
+
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.processing.prompt.tokenizer import Tokenizer
+from recipes.nano.curriculum import CURRICULUM
+from recipes.nano.data import Collator
+from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
+from recipes.nano.run import new_learner
+from recipes.nano.settings import ASSETS, IMAGE
+
+TOKENIZER = Tokenizer.from_directory(ASSETS)
+COLLATE = Collator(TOKENIZER, IMAGE)
+
+
+def test_training_can_begin_with_a_published_model() -> None:
+    learner = new_learner(0)
+    start_from(learner.model, learner.reader, ASSETS, TOKENIZER)
+    published = dict(load_model(ASSETS).named_parameters())
+    rows = "language_model.embed_tokens.weight"
+    for name, p in learner.model.named_parameters():
+        if name in published and name != rows:
+            assert torch.equal(p, published[name]), name
+
+
+def test_added_layers_change_nothing_at_first() -> None:
+    from pocketvlm.model.vlm import MiniCPMV
+
+    config = new_learner(0).config
+    short = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_hidden_layers=3))
+    torch.manual_seed(1)
+    small, large = MiniCPMV(short), MiniCPMV(config)
+    known = dict(small.named_parameters())
+    with torch.no_grad():
+        for name, p in large.named_parameters():
+            if name in known:
+                p.copy_(known[name])
+            elif any(f".{leaf}." in name for leaf in RESIDUAL_OUTPUTS):
+                p.zero_()
+    data = COLLATE(CURRICULUM[3], (1,), 300)
+    with torch.no_grad():
+        a, b = (m.encode_views(data.patches, data.views) for m in (small, large))
+    assert_close(a, b)
+
+
+def test_tokens_keep_their_embeddings_by_their_text() -> None:
+    learner = new_learner(0)
+    start_from(learner.model, learner.reader, ASSETS, TOKENIZER)
+    known = dict(load_model(ASSETS).named_parameters())["language_model.embed_tokens.weight"]
+    rows, vocabulary = learner.model.language_model.embed_tokens.weight, TOKENIZER.vocabulary()
+    assert len(rows) == TOKENIZER.vocab_size
+    for token, row in vocabulary.items():
+        assert torch.equal(rows[row], known[row]), token
+
+
+def test_position_waves_tell_every_place_and_can_be_added() -> None:
+    learner = new_learner(0)
+    model = learner.model
+    waves = position_waves(model)
+    side = model.config.vision.positions_per_side
+    apart = torch.cdist(waves, waves) + torch.eye(len(waves)) * 9
+    assert apart.min() > 0.1
+    # Neighbours are alike, rows and columns equally strong.
+    table = waves.view(side, side, -1)
+    assert (table[1:] - table[:-1]).norm(dim=-1).mean() < 0.3 * apart.mean()
+    rows, columns = table.mean(1).norm(), table.mean(0).norm()
+    assert 0.9 < rows / columns < 1.1
+    start_from(model, learner.reader, ASSETS, TOKENIZER)
+    before = model.vision_tower.position_embedding.weight.clone()
+    start_from(model, learner.reader, ASSETS, TOKENIZER, add_positions=True)
+    torch.testing.assert_close(model.vision_tower.position_embedding.weight - before, waves)
