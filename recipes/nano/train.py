@@ -39,6 +39,14 @@ def join(rank: int, world: int, out: Path) -> Processes:
 
 
 def run(rank: int, args: argparse.Namespace) -> None:
+    """One process of a run; what cannot be done is said in one line."""
+    try:
+        _run(rank, args)
+    except PocketVLMError as error:
+        raise SystemExit(str(error)) from None
+
+
+def _run(rank: int, args: argparse.Namespace) -> None:
     preset = PRESETS[args.preset]
     if preset.device == "cpu":
         torch.set_num_threads(1)
@@ -138,8 +146,8 @@ def main() -> None:
             run(0, args)
         else:
             torch.multiprocessing.spawn(run, (args,), nprocs=args.processes)
-    except PocketVLMError as error:
-        raise SystemExit(str(error)) from None
+    except torch.multiprocessing.ProcessExitedException as ended:  # which has said why
+        raise SystemExit(ended.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped after a step; the same command goes on") from None
 

@@ -32,6 +32,28 @@ MUTANTS = [
         ("        if bool(torch.isfinite(losses).all()):", "        if True:"),
     ),
     *of(
+        "training/trainer.py",
+        "training/test_own_schedules.py",
+        ("self.optimiser = optimiser or make", "self.optimiser = make"),
+        ("self.schedule = schedule or _schedule", "self.schedule = _schedule"),
+        ("            self.objective.figures(),\n", ""),
+    ),
+    *of(
+        "training/schedules.py",
+        "training/test_own_schedules.py",
+        ("min(1.0, max(by_time, by_steps))", "min(1.0, by_steps)"),
+    ),
+    *of(
+        "training/processes.py",
+        "training/test_own_schedules.py",
+        ("grad.view_as(p) if count else None", "grad.view_as(p)"),
+    ),
+    *of(
+        "training/checkpoints.py",
+        "training/test_own_schedules.py",
+        ("for name, p in learns.items()}, file)", "for name, p in learns.items() if p.requires_grad}, file)"),
+    ),
+    *of(
         "training/feed.py",
         "training/test_trainer.py",
         ("begin = first * batch_size", "begin = 0"),
