@@ -90,9 +90,10 @@ class CellsAndAnswers(Objective):
         return cells, F.cross_entropy(logits, targets, reduction="none"), right
 
     def figures(self) -> Mapping[str, float]:
-        """Means over the processes; and of this process alone the number of its samples, and the loss of each task as
+        """Means over the processes, and the samples of all; and of this process alone the loss of each task as
         "tasks/NAME"."""
-        means = (torch.stack([*self._seen.values()]) / self.processes.world).double()
+        world = self.processes.world
+        means = (torch.stack([*self._seen.values()]) / world).double()
         self.processes.add(means)
         tasks = {f"tasks/{task}": loss for task, loss in self._tasks.items()}
-        return {**dict(zip(self._seen, means.tolist(), strict=True)), "samples": self._samples, **tasks}
+        return {**dict(zip(self._seen, means.tolist(), strict=True)), "samples": self._samples * world, **tasks}
