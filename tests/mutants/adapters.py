@@ -73,6 +73,6 @@ MUTANTS = [
     *of(
         "model/directory.py",
         "api/test_adapter.py",
-        ('f"{own} {fingerprint(self.adapter)}"', 'f"{own}"'),
+        ('f"{own} {fingerprint(self.adapter, ADAPTER_FILES)}"', 'f"{own}"'),
     ),
 ]
