@@ -27,6 +27,7 @@ from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.packing import PackedBatch, Segment
 
 PICTURE = encoded(Image.linear_gradient("L").resize((120, 80)).convert("RGB"))
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
@@ -98,6 +99,22 @@ def test_updates_are_rounded_once_where_weights_are_bfloat16(base: ModelDirector
     update = read_adapter(small, base.config).updates[name]
     assert_close(load_model(tmp_path / "merged").get_parameter(name), update.merged(plain))
     assert load_model(resolve(tmp_path / "half").with_adapter(small), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_merged_decoder_takes_no_more_memory_on_a_cpu_than_its_base(tmp_path: Path) -> None:
+    """Its layers are of the kinds of the base's, and its numbers those of fp32 but for one rounding to 11 bits."""
+    folder = write_random_adapter(tmp_path, resolve("nano").config, 6, f"{DECODER}|{HEAD}")
+    base, adapted = resolve("nano"), resolve("nano").with_adapter(folder)
+    plain, merged = (load_model(one, cpu_kernels=True).language_model for one in (base, adapted))
+    kinds = {name: type(module) for name, module in plain.named_modules()}
+    assert {name: type(module) for name, module in merged.named_modules()} == kinds
+    stored = {name: parameter.dtype for name, parameter in plain.named_parameters()}
+    assert {name: parameter.dtype for name, parameter in merged.named_parameters()} == stored
+    exact = load_model(adapted)
+    ids = torch.arange(40)
+    batch = PackedBatch.of([Segment(len(ids))])
+    found, expected = (model.logits(model(ids, batch)) for model in (load_model(adapted, cpu_kernels=True), exact))
+    assert_close(found, expected, 5e-3)
 
 
 def test_a_bundle_takes_no_adapter_and_a_model_no_second_one(

@@ -17,6 +17,8 @@ from helpers.app import png
 from helpers.command import run
 from safetensors.torch import load_file
 
+from pocketvlm.training.trainer import TrainingError
+
 SMALL = ("--max-slice-nums", "1", "--downsample-mode", "16x")
 
 
@@ -121,6 +123,39 @@ def test_bad_lines_are_skipped_counted_and_end_with_status_1_or_stop_the_run(
     status, _, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "2"), *options, "--bad-samples", "stop")
     assert status == 2
     assert "data.jsonl:9: " in err
+
+
+@pytest.mark.parametrize("harm", [b"no picture", png(60, 80, 0)[:-60]], ids=["no picture", "a truncated one"])
+def test_data_whose_pictures_are_all_bad_is_one_line_before_the_model_is_loaded(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, harm: bytes
+) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(harm)
+    monkeypatch.setattr("pocketvlm.training.run.load_base", None)
+    status, said, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), "--steps", "2", *SMALL)
+    assert (status, said, err.count("\n")) == (2, "", 1)
+    assert "data.jsonl:1: " in err
+    assert "0.png" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_folder(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise TrainingError("nothing learns")
+
+    out, options = tmp_path / "out", ("--steps", "2", "--batch-size", "4", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketvlm.training.trainer.Trainer.step", fails)
+        status, _, err = run(capsys, "tune", str(data), "--out", str(out), *options)
+    assert (status, err.count("\n")) == (1, 1)
+    assert not out.exists()
+    out.mkdir()
+    (out / "check.html.0123456789ab.partial").touch()  # of a run that was killed
+    status, _, err = run(capsys, "tune", str(data), "--out", str(out), *options)
+    assert status == 0, err
+    assert not list(out.glob("**/*.partial"))
 
 
 def test_a_share_of_the_samples_is_for_measuring_alone(

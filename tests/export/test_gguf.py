@@ -12,12 +12,17 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from helpers.adapters import ALL, DECODER, write_random_adapter
 from safetensors.torch import load_file
 
 from pocketvlm.cli import main
 from pocketvlm.config import DownsampleMode
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError
 from pocketvlm.export.gguf.files import GGUFType, write_gguf
+from pocketvlm.export.huggingface import write_huggingface
+from pocketvlm.model.adapters.lora import HEAD
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
 
 BLOCK = {"attn_norm", "post_attention_norm", "ffn_gate", "ffn_up", "ffn_down"}
 FULL = {"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"}
@@ -25,7 +30,9 @@ LINEAR = {"attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_conv1d", "ssm_n
 VISION = {"ln1", "ln2", "attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down"}
 
 
-def export(source: Path, out: Path, dtype: GGUFType = "f32", mode: DownsampleMode = "16x") -> list[gguf.GGUFReader]:
+def export(
+    source: Path | ModelDirectory, out: Path, dtype: GGUFType = "f32", mode: DownsampleMode = "16x"
+) -> list[gguf.GGUFReader]:
     files = write_gguf(source, out, dtype, mode)
     return [gguf.GGUFReader(files.model), gguf.GGUFReader(files.projector)]
 
@@ -125,6 +132,28 @@ def test_matrices_are_narrow_and_the_rest_is_not(
     assert dtype.upper() in seen
 
 
+@pytest.mark.parametrize("layers", [ALL, f"{DECODER}|{HEAD}"], ids=["all layers", "the head"])
+def test_files_with_an_adapter_are_those_of_the_merged_checkpoint(source: Path, tmp_path: Path, layers: str) -> None:
+    """An adapter of the head unties it from the embedding, so that both are in the file."""
+    adapted = resolve(source).with_adapter(write_random_adapter(tmp_path / "a", resolve(source).config, 1, layers))
+    write_huggingface(adapted, tmp_path / "merged", "f32")
+    plain, found, expected = (
+        [arrays(reader) for reader in export(one, tmp_path / f"{number}" / "out")]
+        for number, one in enumerate((source, adapted, tmp_path / "merged"))
+    )
+    for ours, merged in zip(found, expected, strict=True):
+        assert ours.keys() == merged.keys()
+        for name, values in ours.items():
+            np.testing.assert_array_equal(values, merged[name], err_msg=name)
+    for name in ("blk.0.ffn_up.weight", "blk.0.attn_qkv.weight"):
+        assert not np.array_equal(found[0][name], plain[0][name]), name
+    if layers == ALL:
+        assert not np.array_equal(found[1]["v.blk.0.ffn_up.weight"], plain[1]["v.blk.0.ffn_up.weight"])
+    else:
+        assert not np.array_equal(found[0]["output.weight"], found[0]["token_embd.weight"])
+        np.testing.assert_array_equal(found[0]["token_embd.weight"], plain[0]["token_embd.weight"])
+
+
 def test_the_vocabulary_keeps_its_ids(source: Path, tmp_path: Path) -> None:
     reader, _ = export(source, tmp_path / "out")
     file = json.loads((source / "tokenizer.json").read_text())
@@ -205,3 +234,12 @@ def test_the_command_writes_both_files_and_refuses_options_of_onnx(
     assert main(["export", "gguf", str(tmp_path / "n"), "--model", str(source), "--quantization", "int8"]) == 2
     assert "--quantization means nothing for gguf" in capsys.readouterr().err
     assert not (tmp_path / "n").exists()
+
+
+def test_the_command_takes_an_adapter(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_random_adapter(tmp_path / "adapter", resolve(source).config, 1, ALL)
+    options = ("--model", str(source), "--type", "f32", "--adapter", str(folder))
+    assert main(["export", "gguf", str(tmp_path / "1" / "m"), *options]) == 0, capsys.readouterr().err
+    expected = write_gguf(resolve(source).with_adapter(folder), tmp_path / "2" / "m", "f32")
+    for file in (expected.model, expected.projector):
+        assert (tmp_path / "1" / "m" / file.name).read_bytes() == file.read_bytes()

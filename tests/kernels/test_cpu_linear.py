@@ -95,12 +95,14 @@ def test_fused_epilogues_equal_the_composition(rows: int, bias: bool, kind: str)
 @given(
     exponents=st.lists(st.integers(-126, 16), min_size=1, max_size=64),
     top=st.integers(-16, 16),
+    bits=st.sampled_from((8, 11)),
     seed=st.integers(0, 2**16),
 )
-def test_fp16_weights_lose_nothing(exponents: list[int], top: int, seed: int) -> None:
+def test_fp16_weights_lose_nothing(exponents: list[int], top: int, bits: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     mantissas = torch.randn(len(exponents), 64, generator=generator)
-    weight = (mantissas * 2.0 ** torch.tensor([min(e, top) for e in exponents])[:, None]).bfloat16().float()
+    weight = (mantissas * 2.0 ** torch.tensor([min(e, top) for e in exponents])[:, None]).view(torch.int32)
+    weight = (weight & -(2 ** (24 - bits))).view(torch.float32)  # as bfloat16 and fp16 have them
     weight[0] = 2.0**top
     assert fp16_linear.is_lossless(weight)
     x = torch.randn(3, 64, generator=generator)
@@ -128,8 +130,11 @@ def test_weights_of_many_parts_and_of_either_dtype(monkeypatch: pytest.MonkeyPat
         (torch.full((2, 2), 0.1), False),
         (torch.full((2, 2), 0.1).bfloat16(), True),
         (torch.full((2, 2), 0.1).bfloat16().float(), True),
-        (torch.full((2, 2), 0.1).half().float(), False),
-        (torch.full((2, 2), 0.1).half(), False),
+        (torch.full((2, 2), 0.1).half().float(), True),
+        (torch.full((2, 2), 0.1).half(), True),
+        (torch.full((2, 2), 1 + 2.0**-10), True),
+        (torch.full((2, 2), 1 + 2.0**-11), False),
+        (torch.full((2, 2), 0.1).double(), False),
         (torch.tensor([[1.0, float("inf")]]), False),
         (torch.tensor([[1.0, float("nan")]]).bfloat16(), False),
         (torch.full((2, 2), 2.0**40), False),

@@ -25,7 +25,18 @@ MUTANTS = [
     *of(
         "model/adapters/merge.py",
         "model/adapters/test_merge.py",
+        ("and fp16_linear.can_round(merged)", ""),
         ("decoder.config = replace(decoder.config, tie_word_embeddings=False)", "pass"),
+    ),
+    *of(
+        "model/checkpoint.py",
+        "api/test_adapter.py",
+        ("narrow=narrow)", "narrow=False)", "test_a_merged_decoder_takes_no_more_memory_on_a_cpu_than_its_base"),
+    ),
+    *of(
+        "kernels/linear/fp16_linear.py",
+        "kernels/test_cpu_linear.py",
+        ("_BEYOND_FP16 = 0x1FFF", "_BEYOND_FP16 = 0x0FFF", "test_only_what_loses_nothing_is_narrowed"),
     ),
     *of(
         "model/adapters/layers.py",
@@ -62,6 +73,6 @@ MUTANTS = [
     *of(
         "model/directory.py",
         "api/test_adapter.py",
-        ('f"{own} {fingerprint(self.adapter)}"', 'f"{own}"'),
+        ('f"{own} {fingerprint(self.adapter, ADAPTER_FILES)}"', 'f"{own}"'),
     ),
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
+from helpers.adapters import write_random_adapter
 from helpers.app import data_url, png
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import sampled_from
@@ -22,7 +24,7 @@ from starlette.testclient import TestClient
 
 import pocketvlm
 from pocketvlm.api.async_vlm import AsyncVLM
-from pocketvlm.server.app import ROUTES, create_app
+from pocketvlm.server.app import ADAPTER_ROUTES, ROUTES, create_app
 from pocketvlm.server.openapi import openapi
 from pocketvlm.server.settings import ServerSettings
 
@@ -47,8 +49,12 @@ def app(vlm: AsyncVLM) -> Any:
     return create_app(vlm, ServerSettings(docs=True, allowed_hosts=("testserver",), max_answer_tokens=3, max_n=2))
 
 
-def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> int:
-    """Make so many requests of one operation and check each response; returns how many were answered with 200."""
+def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int, **instead: Callable[[], Any]) -> int:
+    """Make so many requests of one operation and check each response; returns how many were answered with 200.
+
+    Args:
+        instead: of fields of good bodies that name something outside of them: what makes their values.
+    """
     operation = schemathesis.openapi.from_asgi("/openapi.json", app)[path][method]
     if mode is GenerationMode.NEGATIVE and operation.definition.raw.get("requestBody") is None:
         return 0  # nothing of it could be wrong
@@ -62,6 +68,9 @@ def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> i
             # Each field is good by itself, but where all are given some contradict each other.
             for name in [name for name in case.body if name not in REQUIRED][most:]:
                 del case.body[name]
+            for name, value in instead.items():
+                if name in case.body:
+                    case.body[name] = value()
             if "images" in case.body:
                 case.body["images"] = [data_url(png())]
             if "messages" in case.body and most < 2:  # neither is each message good in each place, nor any URL
@@ -79,6 +88,24 @@ def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int) -> i
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_no_request_of_the_description_is_an_error_of_ours(app: Any, method: str, path: str) -> None:
     assert sum(ask(app, method, path, mode, 12) for mode in MODES), "none of them was answered"
+
+
+def test_no_request_about_adapters_is_an_error_of_ours(vlm: AsyncVLM, tmp_path: Path) -> None:
+    """Adapters are loaded and unloaded under names that schemathesis makes up."""
+    folder = write_random_adapter(tmp_path / "adapter", vlm.vlm.config, 1)
+    app = create_app(vlm, ServerSettings(docs=True, allowed_hosts=("testserver",), adapter_roots=(str(tmp_path),)))
+    load, unload = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+    for mode in MODES:
+        loaded = ask(app, "post", load, mode, 12, lora_path=lambda: str(folder))
+        assert len(vlm.vlm.adapters) == loaded
+        assert bool(loaded) == (mode is GenerationMode.POSITIVE)
+        described = TestClient(app).get("/openapi.json").json()
+        assert described == openapi(["nano", *vlm.vlm.adapters], adapters=True)
+        ask(app, "get", "/v1/models", mode, 1)
+        gone = ask(app, "post", unload, mode, 24, lora_name=lambda: next(iter(vlm.vlm.adapters), "none"))
+        assert gone == loaded
+        assert not vlm.vlm.adapters
+    assert {load, unload} == {path for _, path, _ in ADAPTER_ROUTES}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,23 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.adapters.placed import PlacedAdapter
+from pocketvlm.model.adapters.settings import WEIGHTS, adapter_folder
 from pocketvlm.ranges import show
 
 MAX_NAME = 256
+
+
+@dataclass(frozen=True)
+class AdapterLimits:
+    """What may be loaded at the same time.
+
+    Attributes:
+        count: adapters.
+        memory: bytes of all of them.
+    """
+
+    count: float = math.inf
+    memory: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Adapters(Mapping[str, LoadedAdapter]):
 
     Attributes:
         default: name of the one that requests follow which name none; None is the model as it is.
+        limits: of `load`; none by default. What is loaded already stays.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -49,20 +65,28 @@ class Adapters(Mapping[str, LoadedAdapter]):
         self._loaded: dict[str, LoadedAdapter] = {}
         self._one_at_a_time = threading.Lock()
         self.default: str | None = None
+        self.limits = AdapterLimits()
 
     def load(self, name: str, folder: str | Path) -> LoadedAdapter:
         """Read an adapter and let requests name it; requests that run are not disturbed.
 
         Raises:
-            ConfigError: the name is none or taken, or this runtime takes no adapters beside its weights.
+            ConfigError: the name is none or taken, there is no room within the limits, or this runtime takes no
+                adapters beside its weights.
             CheckpointError: the folder is no adapter for this model.
         """
         check_name(name)
         with self._one_at_a_time:
             if name in self._loaded:
                 raise ConfigError(f"an adapter {show(name)} is loaded already", hint="Unload it first.")
-            adapter = read_adapter(folder, self._runner.config)
+            if len(self._loaded) >= self.limits.count:
+                message = f"{len(self._loaded)} adapters are loaded, which is as many as may be"
+                raise ConfigError(message, hint="Unload one first.")
+            path = adapter_folder(folder)
+            self._check_room(path, (path / WEIGHTS).stat().st_size)  # before any of it is in memory
+            adapter = read_adapter(path, self._runner.config)
             placed = self._runner.place_adapter(adapter)
+            self._check_room(path, placed.bytes)  # which may be a wider type
             loaded = LoadedAdapter(name, adapter.path, adapter.rank, adapter.base, placed)
             self._loaded = {**self._loaded, name: loaded}
         return loaded
@@ -90,6 +114,12 @@ class Adapters(Mapping[str, LoadedAdapter]):
         if loaded is None:
             raise self._unknown(name)
         return loaded.placed
+
+    def _check_room(self, folder: Path, more: int) -> None:
+        used, most = sum(loaded.placed.bytes for loaded in self._loaded.values()), self.limits.memory
+        if used + more > most:
+            message = f"{folder} takes {more} bytes beside the {used} of other adapters, and {most} are the limit"
+            raise ConfigError(message, hint="Unload others first, or use an adapter of a lower rank.")
 
     def _unknown(self, name: object) -> ConfigError:
         if not self._loaded:

@@ -16,7 +16,7 @@ from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_
 from pocketvlm.errors import ConfigError, need
 from pocketvlm.machine import use_one_heap
 from pocketvlm.processing.media_forkserver import start_early
-from pocketvlm.server.settings import GROUPS, ServerSettings, kind_of, option_of, shown_default
+from pocketvlm.server.settings import GROUPS, ServerSettings, bare_name, kind_of, option_of, shown_default
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
     directory = directory_of(args)
     served = settings.served_model_names or (settings.model,)
     for name, folder in settings.adapter_folders.items():
-        if name in served:
+        if bare_name(name) in map(bare_name, served):
             raise ConfigError(f"--adapter {name!r:.80} has the name of the model itself", hint="Give it another name.")
         directory.with_adapter(folder)
     if settings.runtime == "onnx" and (settings.adapters or settings.adapter_roots):

@@ -217,7 +217,9 @@ def _check_out(out: Path) -> None:
     """Refuse a folder that cannot be made, or that holds something else than a run."""
     try:
         if out.is_dir():
-            if any(out.iterdir()) and not any((out / name).exists() for name in ("checkpoints", LOG, "check.html")):
+            # What is half written was left by a run that was killed, and is no other run's.
+            others = any(not path.name.endswith(".partial") for path in out.iterdir())
+            if others and not any((out / name).exists() for name in ("checkpoints", LOG, "check.html")):
                 raise ConfigError(f"{out} holds something else than a run", hint="Name a new folder by --out.")
             return
         os.lstat(out)

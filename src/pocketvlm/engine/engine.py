@@ -112,7 +112,7 @@ class Engine:
         if self.requests.get(request.request_id) is request:
             self._begin(request)
             self.updater.end_all(request, "abort")
-            self._is_broken = False
+            self._end()
 
     @torch.inference_mode()
     def finish(self, request: Request, index: int) -> None:
@@ -121,7 +121,7 @@ class Engine:
         for sequence in request.sequences:
             if sequence.index == index and sequence.finish_reason is None:
                 self.updater.end(sequence, "stop")
-        self._is_broken = False
+        self._end()
 
     def step(self) -> list[Output]:
         """Schedule → run → update; returns what is new. A request that fails has an output too, and harms no other."""
@@ -146,7 +146,7 @@ class Engine:
         except BaseException:
             self._fail_running(None)
             raise
-        self._is_broken = False
+        self._end()
         self._trim()
         self.set_gauges()
 
@@ -160,6 +160,11 @@ class Engine:
         if touched is not None:
             self._remember(touched)
         self._is_broken = True
+
+    def _end(self) -> None:
+        """Note that nothing is under way any more; nothing of the requests that were touched is kept."""
+        self._is_broken = False
+        self._before = {}
 
     def _remember(self, request: Request) -> None:
         """Keep what a request is like before it is touched."""
@@ -212,7 +217,7 @@ class Engine:
                     reported.add((request, index))
                     self.outputs.append(Output(request, index, finish_reason="error", error=why))
             self.updater.end_all(request, "error", why)
-        self._is_broken = False
+        self._end()
 
     def _only_waits(self, request: Request, waiting: Set[Sequence], reported: Set[tuple[Request, int]]) -> bool:
         """Whether all that is left of a request waits, as it was when the step began or after it lost its slot, and of

@@ -198,7 +198,7 @@ def load_model(
     _complain(directory, [names[ours] for ours in missing], unexpected, misshapen, integers)
     model.eval()
     if isinstance(given, ModelDirectory) and given.adapter is not None:
-        merge(model, read_adapter(given.adapter, config), dtype=merged_dtype or dtype)
+        merge(model, read_adapter(given.adapter, config), dtype=merged_dtype or dtype, narrow=narrow)
     if cpu_kernels:
         model.use_cpu_kernels((lambda done, all_: progress(size + size * done // all_, total)) if progress else None)
     if progress is not None:

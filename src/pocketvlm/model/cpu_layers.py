@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pocketvlm.kernels.linear.choice import for_decoding, for_prompts, for_weight, pack
-from pocketvlm.kernels.linear.fp16_linear import FP16Linear
+from pocketvlm.kernels.linear.fp16_linear import PART_ROWS, FP16Linear
 from pocketvlm.model.text.decoder import Decoder, SwiGLU
 from pocketvlm.model.text.gated_attention import GatedAttention
 from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
@@ -151,13 +151,20 @@ def use_cpu_layers(
     if decoder.lm_head is None:
         decoder.lm_head = for_weight(decoder.embed_tokens.weight, keep_plain=True)
         if isinstance(decoder.lm_head, FP16Linear):
-            # The fp32 table, the largest tensor of all, is then for looking rows up only: bfloat16 holds it too.
-            decoder.embed_tokens.weight.data = decoder.embed_tokens.weight.data.bfloat16()
+            # The fp32 table, the largest tensor of all, is then for looking rows up only.
+            decoder.embed_tokens.weight.data = _narrowed(decoder.embed_tokens.weight.data)
     elif isinstance(decoder.lm_head, nn.Linear):
         decoder.lm_head = for_decoding(decoder.lm_head)
     for module in (tower, merger, decoder):
         _replace(module)
     pack(decoder, progress)
+
+
+def _narrowed(table: torch.Tensor) -> torch.Tensor:
+    """The table in bfloat16 where that holds it to the last bit, else as it is."""
+    narrow = table.bfloat16()
+    parts = zip(narrow.split(PART_ROWS), table.split(PART_ROWS), strict=True)
+    return narrow if all(torch.equal(part.float(), rows.float()) for part, rows in parts) else table
 
 
 def _replace(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError
 from pocketvlm.model import diagnosis
-from pocketvlm.model.adapters.settings import AdapterSettings, adapter_folder
+from pocketvlm.model.adapters.settings import ADAPTER_FILES, AdapterSettings, adapter_folder
 from pocketvlm.model.fingerprint import fingerprint
 
 Kind = Literal["checkpoint", "bundle"]
@@ -92,7 +92,7 @@ class ModelDirectory:
         own = fingerprint(self.path)
         if self.adapter is None:
             return own
-        return hashlib.sha256(f"{own} {fingerprint(self.adapter)}".encode()).hexdigest()[: len(own)]
+        return hashlib.sha256(f"{own} {fingerprint(self.adapter, ADAPTER_FILES)}".encode()).hexdigest()[: len(own)]
 
     def __fspath__(self) -> str:
         return str(self.path)

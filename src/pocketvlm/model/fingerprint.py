@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,14 +32,15 @@ _YOUNG_NS = 2_000_000_000
 _ENTRY = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{64})\n")
 
 
-def fingerprint(directory: Path) -> str:
-    """32 hex digits of a checkpoint or bundle, from the names and contents of all its files that `PATTERNS` names.
+def fingerprint(directory: Path, patterns: Sequence[str] = PATTERNS) -> str:
+    """32 hex digits of a checkpoint, a bundle or an adapter, from the names and contents of all its files that
+    `patterns` names.
 
     Raises:
         CheckpointError: a file cannot be read.
     """
     whole = hashlib.sha256()
-    files = sorted({file for pattern in PATTERNS for file in directory.glob(pattern) if file.is_file()})
+    files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
     try:
         with ThreadPoolExecutor(usable_processors(), "pocketvlm-fingerprint") as threads:
             for file in files:

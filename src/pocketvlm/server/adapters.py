@@ -12,50 +12,47 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from pocketvlm.protocol.fields import check, given_fields
+from pocketvlm.model.adapters.settings import CONFIG, WEIGHTS
+from pocketvlm.protocol.adapter_request import parse_load_adapter, parse_unload_adapter
 from pocketvlm.server.body import read_json
 from pocketvlm.server.errors import HTTPError
 from pocketvlm.server.service import Service
 
-MAX_ADAPTERS = 64  # by requests: each takes memory
-
 
 async def load_lora_adapter(service: Service, request: Request) -> Response:
     """Read the adapter in a folder and let requests name it as their model."""
-    given = await read_json(request, lambda body: given_fields(body, ("lora_name", "lora_path")))
-    name, path = (_text(given, field) for field in ("lora_name", "lora_path"))
-    if name in service.names:
-        raise HTTPError(400, f"{name[:100]!r} is the model itself", code="invalid_value")
+    name, path = await read_json(request, parse_load_adapter)
     adapters = service.vlm.vlm.adapters
-    if len(adapters) >= MAX_ADAPTERS:
-        raise HTTPError(400, f"{len(adapters)} adapters are loaded, at most {MAX_ADAPTERS} are taken")
+    if name not in adapters and service.is_taken(name):
+        raise HTTPError(400, f"a model of the name {name[:100]!r} is served already", code="invalid_value")
     folder = _inside(path, service.settings.adapter_roots)
-    await service.while_there(request, asyncio.to_thread(service.vlm.vlm.load_adapter, name, folder))
+
+    async def load() -> None:
+        async with service.loading:  # one at a time, so that many do not take the threads of all other requests
+            await asyncio.to_thread(service.vlm.vlm.load_adapter, name, folder)
+
+    await service.while_there(request, load())
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def unload_lora_adapter(service: Service, request: Request) -> Response:
     """Take no more requests for an adapter; those that run end as they began."""
-    given = await read_json(request, lambda body: given_fields(body, ("lora_name", "lora_int_id")))
-    name = _text(given, "lora_name")
+    name = await read_json(request, parse_unload_adapter)
     if name not in service.vlm.vlm.adapters:
         raise HTTPError(404, f"there is no adapter {name[:100]!r}", code="model_not_found")
-    service.vlm.vlm.unload_adapter(name)
+    # In a thread: it waits for an adapter that is being loaded.
+    await asyncio.to_thread(service.vlm.vlm.unload_adapter, name)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 
-def _text(given: dict[str, object], field: str) -> str:
-    value = check(field, given.get(field, ""), "string")
-    if not value:
-        raise HTTPError(400, f"the field {field!r} is missing", code="invalid_value")
-    return str(value)
-
-
 def _inside(path: str, roots: tuple[str, ...]) -> Path:
-    """The folder, every link followed; outside the roots there is one answer, whatever is there."""
+    """The folder, every link followed, that of its files as well; outside the roots there is one answer, whatever is
+    there."""
     try:
         found = Path(os.path.realpath(path))
-        if any(found.is_relative_to(os.path.realpath(root)) for root in roots) and found.is_dir():
+        allowed = [os.path.realpath(root) for root in roots]
+        places = (found, *(Path(os.path.realpath(found / file)) for file in (CONFIG, WEIGHTS)))
+        if all(any(place.is_relative_to(root) for root in allowed) for place in places) and found.is_dir():
             return found
     except (OSError, ValueError):
         pass

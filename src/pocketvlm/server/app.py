@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pocketvlm.api.adapters import AdapterLimits
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.server.adapters import load_lora_adapter, unload_lora_adapter
 from pocketvlm.server.chat import chat_completions
@@ -46,7 +47,7 @@ MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 async def description(service: Service, _request: Request) -> Response:
     """GET /openapi.json, where the settings have it."""
-    return JSONResponse(openapi(service.all_names))
+    return JSONResponse(openapi(service.all_names, adapters=bool(service.settings.adapter_roots)))
 
 
 # All of them want a key, where there are keys.
@@ -82,6 +83,7 @@ def create_app(
         tracing: takes a span of each request.
     """
     service = Service(vlm, settings, settings.served_model_names or (vlm.vlm.name,), tracing=tracing)
+    vlm.vlm.adapters.limits = AdapterLimits(settings.max_adapters, settings.adapter_memory)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
     if settings.mcp:

@@ -18,6 +18,7 @@ from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.event_stream import NDJSON, line
 from pocketvlm.server.service import Service
+from pocketvlm.server.settings import bare_name
 
 NOT_OFFERED = (
     *(("POST", f"/api/{name}") for name in ("embed", "embeddings", "pull", "push", "create", "copy")),
@@ -49,7 +50,7 @@ async def is_running(_request: Request) -> Response:
 def check_model(service: Service, name: str) -> str:
     """The adapter of this name, "" for the model itself; `HTTPError` 404 for another. Ollama's clients may put
     `:latest` behind it."""
-    return service.check_model(name if name in service.all_names else name.removesuffix(":latest"))
+    return service.check_model(name if name in service.all_names else bare_name(name))
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pocketvlm
+from pocketvlm.api.adapters import MAX_NAME
 from pocketvlm.config import DOWNSAMPLE_OPTIONS
 from pocketvlm.engine.sampling.params import BIAS, MAX_LOGPROBS, MAX_STOP_LENGTH, MAX_STOP_STRINGS, RANGES
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.prompt.messages import ROLES
+from pocketvlm.protocol.adapter_request import LOAD_FIELDS, UNLOAD_FIELDS
 from pocketvlm.protocol.chat_request import FIELDS, OPTIONS, WITHOUT_EFFECT
 from pocketvlm.protocol.fields import MAX_INTEGER, MIN_INTEGER
 from pocketvlm.protocol.responses_request import RESPONSE_FIELDS, RESPONSE_OPTIONS, WITHOUT_EFFECT_HERE
@@ -23,6 +25,7 @@ from pocketvlm.ranges import Range
 Schema = dict[str, Any]
 Table = Mapping[str, Any]  # field → its kind, or kind and values that it may have
 _STRING: Schema = {"type": "string"}
+_PLAIN: Schema = {"type": "string", "description": "What was done, in words"}  # an answer that is no JSON
 _OBJECT: Schema = {"type": "object"}
 _INTEGER: Schema = {"type": "integer", "minimum": MIN_INTEGER, "maximum": MAX_INTEGER}
 # The kinds of `protocol.fields`.
@@ -205,6 +208,8 @@ _VIEW_PLAN: dict[str, Schema] = {
     "downsample_modes": {"type": "array", "items": {"enum": list(DOWNSAMPLE_OPTIONS)}, "minItems": 1},
     "mm_processor_kwargs": _closed({name: KINDS[kind] for name, kind in VIEW_PLAN_OPTIONS.items()}),
 }
+_NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
+_ADAPTER: dict[str, Schema] = {"lora_name": _NAME, "lora_path": {"type": "string", "minLength": 1}}
 _DETOKENIZE: dict[str, Schema] = {"tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}}}
 
 
@@ -237,8 +242,34 @@ def _object_of(**properties: Schema) -> Schema:
 
 
 _TOKENS = {"count": {"type": "integer"}, "tokens": {"type": "array"}, "max_model_len": {"type": "integer"}}
+_DEFAULTS = {name: {"type": "integer"} for name in ("context", "max_slice_nums", "max_images", "max_videos")}
+_LIMITS = _object_of(
+    **_DEFAULTS, max_media_bytes={"type": "integer"}, downsample_mode={"enum": list(DOWNSAMPLE_OPTIONS)}
+)
+_CARD = _object_of(
+    id=_STRING,
+    object={"const": "model"},
+    created={"type": "integer"},
+    owned_by=_STRING,
+    root={"type": "string", "description": "The first name of the model; of an adapter the name of its folder"},
+    max_model_len={"type": "integer"},
+    pocketvlm=_LIMITS,
+)
+# Not required: what the model itself has not.
+_CARD["properties"]["parent"] = {"type": "string", "description": "Of an adapter: the model that it belongs to"}
 _CHOICES = _object_of(id=_STRING, choices={"type": "array"}, usage=_OBJECT)
+_CARDS = _object_of(object={"const": "list"}, data={"type": "array", "items": _CARD})
 _ITEMS_OUT = _object_of(id=_STRING, object={"const": "response"}, output={"type": "array"}, status=_STRING)
+
+
+def _adapter_paths() -> tuple[tuple[str, str, str, Schema | None, Schema], ...]:
+    """As `_paths`, of a server that loads adapters when it is asked to. Their bodies have no field `model`."""
+    load = _closed({name: _ADAPTER[name] for name in LOAD_FIELDS}, tuple(LOAD_FIELDS))
+    unload = _closed({"lora_name": _NAME, "lora_int_id": KINDS[UNLOAD_FIELDS["lora_int_id"]]}, ("lora_name",))
+    return (
+        ("post", "/v1/load_lora_adapter", "Serve an adapter, as a model of its own name", load, _PLAIN),
+        ("post", "/v1/unload_lora_adapter", "Serve an adapter no longer", unload, _PLAIN),
+    )
 
 
 def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], ...]:
@@ -258,8 +289,8 @@ def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], 
         ("post", "/tokenize", "Count tokens", {"anyOf": [text, conversation]}, _object_of(**_TOKENS)),
         ("post", "/detokenize", "Tokens as text", ids, _object_of(prompt=_STRING)),
         ("post", "/v1/view_plan", "Views of pictures; the model does not run", views, plans),
-        ("get", "/v1/models", "Names of the model", None, _object_of(data={"type": "array"})),
-        ("get", "/v1/models/{model}", "One of its names", None, _object_of(id=_STRING)),
+        ("get", "/v1/models", "The model by all its names, and its adapters", None, _CARDS),
+        ("get", "/v1/models/{model}", "One of them", None, _CARD),
         ("get", "/health", "Whether the server lives", None, status),
         ("get", "/ready", "Whether it takes requests", None, status),
     )
@@ -277,15 +308,16 @@ _REFUSALS = {
 }
 
 
-def openapi(names: Sequence[str]) -> dict[str, Any]:
+def openapi(names: Sequence[str], *, adapters: bool = False) -> dict[str, Any]:
     """The whole description.
 
     Args:
-        names: what requests may call the model.
+        names: what requests may call the model and its adapters.
+        adapters: whether requests may load and unload these.
     """
     model = {"enum": list(names)}
     paths: dict[str, Any] = {}
-    for method, path, about, body, answer in _paths(model):
+    for method, path, about, body, answer in (*_paths(model), *(_adapter_paths() if adapters else ())):
         streams = body is not None and "stream" in body.get("properties", {})
         operation: dict[str, Any] = {"summary": about, "responses": _responses(answer, streams=streams)}
         if body is not None:
@@ -305,7 +337,7 @@ def openapi(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _responses(answer: Schema, *, streams: bool) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": answer}}
+    content: dict[str, Any] = {"text/plain" if answer is _PLAIN else "application/json": {"schema": answer}}
     if streams:
         content["text/event-stream"] = {}
     refused = {"application/json": {"schema": {"anyOf": [_ERROR, _object_of(status=_STRING)]}}}

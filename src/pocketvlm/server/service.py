@@ -18,7 +18,7 @@ from pocketvlm.errors import DeadlineError
 from pocketvlm.server.errors import ClientLeftError, HTTPError
 from pocketvlm.server.event_stream import left
 from pocketvlm.server.exchange import Exchange, exchange_of
-from pocketvlm.server.settings import ServerSettings
+from pocketvlm.server.settings import ServerSettings, bare_name
 from pocketvlm.server.tracing import Tracing
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ class Service:
     Attributes:
         names: what requests may call the model; the first is what answers say.
         began: seconds since 1970.
+        loading: held by the request that loads an adapter.
         tracing: where the spans of requests go; None without tracing.
     """
 
@@ -40,6 +41,7 @@ class Service:
     names: tuple[str, ...]
     began: int = field(default_factory=lambda: int(time.time()))
     tracing: Tracing | None = None
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     def check_model(self, name: str | None) -> str:
         """The adapter of this name; "" for a name of the model itself.
@@ -58,6 +60,10 @@ class Service:
     def all_names(self) -> tuple[str, ...]:
         """What requests may name as their model: the model itself, and its adapters."""
         return (*self.names, *self.vlm.vlm.adapters)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether requests of any API would mean something that is served already by this name."""
+        return bare_name(name) in map(bare_name, self.all_names)
 
     def said(self, adapter: str) -> str:
         """What answers say that they are from."""

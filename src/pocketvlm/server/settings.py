@@ -71,6 +71,12 @@ class ServerSettings:
     adapter_roots: tuple[str, ...] = _setting(
         (), "folder below which POST /v1/load_lora_adapter may load adapters; without one it is off"
     )
+    max_adapters: int = _setting(64, "most adapters that are loaded at the same time", Range(int, 1, 10_000))
+    adapter_memory: int = _setting(
+        2**30,
+        "most bytes of all adapters, beyond which POST /v1/load_lora_adapter loads no more",
+        Range(int, 0, 2**50),
+    )
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 listens on all interfaces")
     port: int = _setting(8000, "port to listen on; 0 picks a free port", Range(int, 0, 65535))
     served_model_names: tuple[str, ...] = _setting(
@@ -199,9 +205,12 @@ class ServerSettings:
             if not name or not folder:
                 hint = "Example: --adapter receipts=adapters/receipts"
                 raise ConfigError(f"adapters has {show(text, 80)}, expected NAME=DIR", hint=hint)
-            if name in folders or name in self.served_model_names:
+            if bare_name(name) in map(bare_name, (*folders, *self.served_model_names)):
                 raise ConfigError(f"adapters has the name {show(name, 80)}, which is taken")
             folders[name] = Path(folder)
+        if len(folders) > self.max_adapters:
+            hint = "Raise max_adapters, or serve fewer."
+            raise ConfigError(f"adapters has {len(folders)} of them, max_adapters={self.max_adapters}", hint=hint)
         return folders
 
     @property
@@ -255,6 +264,11 @@ class ServerSettings:
                 values[name] = _of_text(f"{PREFIX}{name.upper()}", text, one.default, kind_of(one))
         values |= {name: value for name, value in options.items() if value is not None}
         return cls(**values)
+
+
+def bare_name(name: str) -> str:
+    """A model's name as Ollama's clients mean it, who may put `:latest` behind it."""
+    return name.removesuffix(":latest")
 
 
 def kind_of(setting: Field[Any]) -> type[Any]:

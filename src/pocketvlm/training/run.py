@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training import lora
+from pocketvlm.training.checkpoints import Progress
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.evaluate import exact_answers, measure_model
 from pocketvlm.training.examples import ExampleEncoder
@@ -71,18 +74,17 @@ def tune(
     if settings.result == "best" and validation is None:
         raise ConfigError("result=best has no validation samples to choose by", hint="Give some.")
     check_trackers(settings.report_to)
-    check_first(samples)
+    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
+    pairs = settings.objective == "dpo"
+    feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
+    check_first(feed)
     target = choose_device(device)
     processes = Processes.join(target)
     torch.manual_seed(settings.seed)
     model = load_base(directory, settings, target)
-    processor = Processor.from_directory(directory.path, configs=directory.configs)
     layers = prepare(model, settings)
-    encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
-    pairs = settings.objective == "dpo"
-    feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
     measured = None if validation is None else Feed(validation, encoder, pairs=pairs, seed=0)
-    out.mkdir(parents=True, exist_ok=True)
     if processes.rank == 0:
         for left in out.glob("*.partial"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -97,7 +99,11 @@ def tune(
         processes=processes,
     )
     done = trainer.progress
-    with Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=processes.rank == 0) as log:
+    writes = processes.rank == 0
+    with (
+        _folder(out, done, writes=writes),
+        Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=writes) as log,
+    ):
         log.write({"learn": count(model)[0], "parameters": count(model)[1]})
 
         def after_step(report: Report) -> None:
@@ -146,21 +152,36 @@ def load_base(directory: ModelDirectory, settings: TuneSettings, device: torch.d
     return model
 
 
-def check_first(samples: Sequence[Sample], most: int = 100) -> None:
-    """Refuse data of which the first samples are all bad, before anything is loaded.
+@contextmanager
+def _folder(out: Path, progress: Progress, *, writes: bool) -> Iterator[None]:
+    """Make the folder of a run, which is removed again where it is new and the run fails before its first step.
+
+    Args:
+        writes: whether this process does.
+    """
+    is_new = writes and not out.exists()
+    if writes:
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:  # an interrupt leaves a checkpoint to continue from
+        if is_new and not progress.step:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def check_first(feed: Feed, most: int = 100) -> None:
+    """Refuse data of which the first samples are all bad, their pictures included, before the model is loaded.
 
     Raises:
         SampleError: what is wrong with the first one.
         ConfigError: there are none.
     """
     first: SampleError | None = None
-    for i in range(min(most, len(samples))):
-        try:
-            samples[i]
-        except SampleError as error:
-            first = first or error
-        else:
+    for found in itertools.islice(feed.all(), most):
+        if not isinstance(found, SampleError):
             return
+        first = first or found
     raise first or ConfigError("there are no samples to learn from", hint="Check the files.")
 
 

@@ -52,6 +52,29 @@ def test_small_updates_survive_in_the_type_that_is_asked_for() -> None:
     assert half.get_parameter("language_model.norm.weight").dtype == torch.bfloat16
 
 
+def test_what_the_cpu_holds_in_fp16_is_rounded_to_its_11_bits_and_nothing_else_is() -> None:
+    adapter = random_adapter(CONFIG, 1, rf"{DECODER}|{HEAD}")
+    half = copy.deepcopy(tiny_model()).bfloat16()
+    exact, narrow = (merge(copy.deepcopy(half), adapter, dtype=torch.float32, narrow=flag) for flag in (False, True))
+    for name in adapter.updates:
+        assert narrow.get_parameter(name).dtype == torch.float16
+        assert torch.equal(narrow.get_parameter(name), exact.get_parameter(name).half())
+    full = merge(copy.deepcopy(tiny_model()), adapter, dtype=torch.float32, narrow=True)
+    assert {full.get_parameter(name).dtype for name in adapter.updates} == {torch.float32}
+
+
+@pytest.mark.parametrize("size", [2.0**-12, 2.0**20])
+def test_weights_out_of_the_range_of_fp16_are_not_rounded_to_it(size: float) -> None:
+    name = "language_model.layers.0.mlp.up_proj.weight"
+    model = copy.deepcopy(tiny_model()).bfloat16()
+    with torch.no_grad():
+        model.get_parameter(name).zero_()
+    outputs, inputs = model.get_parameter(name).shape
+    update = LowRankUpdate(torch.ones(1, inputs), torch.full((outputs, 1), size), 1.0)
+    merge(model, Adapter(Path("odd"), "", {name: update}), dtype=torch.float32, narrow=True)
+    assert torch.equal(model.get_parameter(name), torch.full((outputs, inputs), size))
+
+
 def test_a_model_with_cpu_kernels_is_refused() -> None:
     with pytest.raises(CheckpointError, match="CPU kernels"):
         merge(copy.deepcopy(tiny_model()).use_cpu_kernels(), random_adapter(CONFIG, 1))

@@ -73,6 +73,77 @@ def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage, mode
     expect(turn.locator(".note")).to_have_text("Stopped.")
 
 
+def with_adapters(page: Page, *names: str) -> None:
+    """From the next reload on the server has these adapters, as far as the page knows."""
+
+    def answer(route: Route) -> None:
+        cards = route.fetch().json()["data"]
+        added = [{**cards[0], "id": name, "root": name, "parent": cards[0]["id"]} for name in names]
+        route.fulfill(json={"object": "list", "data": cards + added})
+
+    page.unroute("**/v1/models")
+    page.route("**/v1/models", answer)
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+
+
+def model_of(page: Page) -> str:
+    """The model that the next question goes to."""
+    with page.expect_request("**/v1/chat/completions") as asked:
+        ask(page, "Which?")
+    return str(asked.value.post_data_json["model"])
+
+
+def test_one_of_several_models_is_chosen_with_the_keyboard_and_remembered(open_page: OpenPage) -> None:
+    page = open_page()
+    choice = page.get_by_label("Model", exact=True)
+    expect(choice).to_be_hidden()  # one alone is no choice
+    expect(page.locator("#model")).to_be_visible()
+    odd = "<b>team</b>/é"
+    with_adapters(page, "receipts", odd)
+    reload(page)
+    answer_with(page, "This one.")
+    expect(choice).to_be_visible()
+    expect(page.locator("#model")).to_be_hidden()
+    assert choice.locator("option").all_inner_texts() == ["reader", "receipts", odd]
+    assert model_of(page) == "reader"
+    page.evaluate("document.activeElement.blur()")
+    tab_to(page, "#models")
+    page.keyboard.press("ArrowDown")
+    assert model_of(page) == "receipts"
+    expect(page).to_have_title("receipts – pocketvlm")
+    page.locator("#turns > li").first.locator(".actions button").first.click()
+    assert '"model": "reader"' in page.locator("#code").input_value()  # the code of a request is that request
+    page.keyboard.press("Escape")
+    choice.select_option(odd)
+    reload(page)
+    answer_with(page, "This one.")
+    expect(choice).to_have_value(odd)
+    assert model_of(page) == odd
+    assert violations(page) == []
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert violations(page) == []
+    with_adapters(page, "receipts")  # the one that was chosen is gone
+    reload(page)
+    answer_with(page, "This one.")
+    expect(choice).to_have_value("reader")
+    assert model_of(page) == "reader"
+
+
+def test_a_model_that_is_gone_is_named_in_the_turn(open_page: OpenPage) -> None:
+    page = open_page()
+    with_adapters(page, "gone")
+    reload(page)
+    page.get_by_label("Model", exact=True).select_option("gone")
+    turn = ask(page, "Who is there?")
+    expect(turn.locator(".note")).to_contain_text("this server has no model 'gone'")
+    page.evaluate("sessionStorage.removeItem('pocketvlm-model')")
+
+
 def test_axe_finds_nothing(open_page: OpenPage) -> None:
     page = open_page(reduced_motion="reduce")
 

@@ -39,7 +39,7 @@ def for_decoding(*linears: nn.Linear) -> CPULinear:
 
 
 def for_weight(weight: Tensor, *, keep_plain: bool = False) -> CPULinear:
-    """The layer of these fp32 or bfloat16 [N, K] weights that decodes fastest; `keep_plain` as in `OneDNNLinear`."""
+    """The layer of these [N, K] weights (any floats) that decodes fastest; `keep_plain` as in `OneDNNLinear`."""
     if fp16_linear.is_available() and fp16_linear.is_lossless(weight):
         return FP16Linear(weight)
     return OneDNNLinear(weight.float(), None, keep_plain=keep_plain)

@@ -2,7 +2,7 @@
 
 Decoding waits for weights to arrive from memory. The published weights are bfloat16, 8 bits of mantissa; multiplied by
 a power of two they fit into fp16, 11 bits. FBGEMM's product reads those, widens them to fp32 in registers, and
-multiplies and adds in fp32 as any fp32 product does. Weights of more than 8 bits (fine-tuned in fp32, say) are not
+multiplies and adds in fp32 as any fp32 product does. Weights of more than 11 bits (fine-tuned in fp32, say) are not
 narrowed: `is_lossless` says no, and such layers stay with `kernels.linear.onednn_linear`.
 
 Measured at the sizes of MiniCPM-V 4.6, two AVX-512 cores, against oneDNN on plain or blocked fp32 weights, whichever is
@@ -24,6 +24,7 @@ from pocketvlm.kernels.linear.cpu_linear import CPULinear
 
 # Packing a matrix as large as the head (248,094 rows) takes three times as long a row as this many rows at a time.
 PART_ROWS = 16384
+_BEYOND_FP16 = 0x1FFF  # bits of an fp32 mantissa that are over 11, its implicit one counted
 
 
 def is_available() -> bool:
@@ -37,15 +38,24 @@ def is_available() -> bool:
 
 
 def is_lossless(weight: Tensor) -> bool:
-    """Whether this weight holds bfloat16 values only, all finite: the lower half of every fp32 word is zero.
+    """Whether this weight holds values of at most 11 bits of mantissa, as bfloat16 and fp16 have them, all finite.
 
-    Such values times the power of two that brings the largest to [2^14, 2^15) are exact in fp16 down to 2^-17; below,
+    Such values times the power of two that brings the largest to [2^14, 2^15) are exact in fp16 down to 2^-14; below,
     they are rounded by at most 2^-39 of the largest, a 2^15th of what fp32 addition rounds away beside it.
     """
-    if weight.dtype == torch.float32 and torch.count_nonzero(weight.detach().contiguous().view(torch.int16)[..., ::2]):
-        return False
+    if weight.dtype == torch.float32:
+        for rows in weight.detach().split(PART_ROWS):  # a mask of all rows at once would be half of the weight again
+            if torch.count_nonzero(rows.contiguous().view(torch.int16)[..., ::2] & _BEYOND_FP16):
+                return False
     # Beyond these, a shifted input could leave the range of fp32; no model has such weights.
-    return weight.dtype in (torch.float32, torch.bfloat16) and 2.0**-32 < _largest(weight) < 2.0**32
+    is_known = weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return is_known and 2.0**-32 < _largest(weight) < 2.0**32
+
+
+def can_round(weight: Tensor) -> bool:
+    """Whether rounding this fp32 weight to fp16 costs half a unit in the last of 11 bits and no more: what is too
+    small for all of them is then below a 2^16th of the largest value."""
+    return 2.0**-8 <= _largest(weight) < 2.0**15
 
 
 def _largest(weight: Tensor) -> float:
@@ -62,7 +72,7 @@ class FP16Linear(CPULinear):
     """y = x W^T for inference, once `parts` holds `pack_part` of everything that `take` gives.
 
     Args:
-        weight: fp32 or bfloat16 [N, K] on the CPU that `is_lossless`.
+        weight: fp32, bfloat16 or fp16 [N, K] on the CPU that `is_lossless`.
     """
 
     def __init__(self, weight: Tensor) -> None:

@@ -49,10 +49,12 @@ class OneDNNLinear(CPULinear):
 
     def weight_for(self, x: Tensor) -> Tensor:
         """The layout that suits this input."""
-        if self.blocked is None or (self.plain is not None and x.numel() == self.in_features):
-            assert self.plain is not None
-            return self.plain
-        return self.blocked
+        # In this order: another thread may block the weight meanwhile, and then lets go of the plain one.
+        plain, blocked = self.plain, self.blocked
+        if blocked is None or (plain is not None and x.numel() == self.in_features):
+            assert plain is not None
+            return plain
+        return blocked
 
     def _unary(self, x: Tensor, operation: str, algorithm: str = "") -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight_for(x), self.bias, operation, [], algorithm)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pocketvlm.errors import CheckpointError
 from pocketvlm.kernels.linear.cpu_linear import CPULinear
 from pocketvlm.model.adapters.lora import HEAD, Adapter, LowRankUpdate
 from pocketvlm.model.adapters.names import linear_shapes
@@ -82,7 +83,11 @@ def _fused(inner: nn.Module) -> CPULinear:
 
 @torch.no_grad()
 def place(adapter: Adapter, model: MiniCPMV, active: ActiveRows) -> PlacedAdapter:
-    """Make rows of `model` able to follow an adapter; its layers are wrapped where they are not yet."""
+    """Make rows of `model` able to follow an adapter; its layers are wrapped where they are not yet.
+
+    Raises:
+        CheckpointError: its numbers leave the range of the model's type.
+    """
     shapes = linear_shapes(model.config)
     parts: dict[str, list[PlacedPart]] = {}
     left = dict(adapter.updates)
@@ -93,7 +98,10 @@ def place(adapter: Adapter, model: MiniCPMV, active: ActiveRows) -> PlacedAdapte
         for name in names:
             end = start + shapes[name][0]
             if (update := left.pop(name, None)) is not None:
-                parts.setdefault(path, []).append(_placed(update, inner, start, end, model))
+                if (part := _placed(update, inner, start, end, model)) is None:
+                    hint = "Its alpha is too large for these weights, or they are damaged."
+                    raise CheckpointError(f"{adapter.path} makes values of {name} that are no numbers", hint=hint)
+                parts.setdefault(path, []).append(part)
             start = end
     assert not left, f"no product of {next(iter(left))}"
     return PlacedAdapter(adapter.digest, parts, adapter.touches_vision)
@@ -127,14 +135,19 @@ def _wrapped(model: MiniCPMV, path: str, active: ActiveRows) -> AdaptedLinear:
     return wrapper
 
 
-def _placed(update: LowRankUpdate, inner: nn.Module, start: int, end: int, model: MiniCPMV) -> PlacedPart:
+def _placed(update: LowRankUpdate, inner: nn.Module, start: int, end: int, model: MiniCPMV) -> PlacedPart | None:
+    """The part of one product; None where its values leave the range of the model's type."""
     device, dtype = model.device, model.dtype
     a, b = update.a_RK.to(device), update.scale * update.b_NR.to(device)
     factor = None
     if update.magnitude_N is not None:
         norms = _squares(inner, a, b, start, end).sqrt()
         factor = (update.magnitude_N.to(device) / norms).to(dtype)
-    return PlacedPart(start, end, a.to(dtype), b.to(dtype), factor)
+    part = PlacedPart(start, end, a.to(dtype), b.to(dtype), factor)
+    reach = b.abs() @ a.abs().amax(1)  # no value of the product is larger
+    # The scale may be large, the model's type narrow, and the norm of a row 0.
+    values = (part.a_RK, part.b_nR, reach, factor)
+    return part if all(torch.isfinite(x).all() for x in values if x is not None) else None
 
 
 def _squares(inner: nn.Module, a_RK: Tensor, b_nR: Tensor, start: int, end: int) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from pocketvlm.errors import CheckpointError
+from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.kernels.linear.choice import cpu_linears
 from pocketvlm.model.adapters.lora import HEAD, Adapter
 from pocketvlm.model.vlm import MiniCPMV
 
 
 @torch.no_grad()
-def merge(model: MiniCPMV, adapter: Adapter, *, dtype: torch.dtype | None = None) -> MiniCPMV:
+def merge(model: MiniCPMV, adapter: Adapter, *, dtype: torch.dtype | None = None, narrow: bool = False) -> MiniCPMV:
     """Put the updates into `model`, in place; call it before `use_cpu_kernels`.
 
     A head that is tied to the embedding becomes a weight of its own where it is updated, and the model's configuration
@@ -22,6 +23,8 @@ def merge(model: MiniCPMV, adapter: Adapter, *, dtype: torch.dtype | None = None
 
     Args:
         dtype: of the weights that are updated; None leaves each its own, in which a small update may be rounded away.
+        narrow: round those that are bfloat16 to fp16 instead, 11 bits for 8, where their range allows: for layers that
+            hold weights in fp16 (`kernels.linear.fp16_linear`).
 
     Raises:
         CheckpointError: the model has CPU kernels, which keep no plain weights.
@@ -32,7 +35,10 @@ def merge(model: MiniCPMV, adapter: Adapter, *, dtype: torch.dtype | None = None
         _untie(model)
     for name, update in adapter.updates.items():
         parameter = model.get_parameter(name)
-        merged = update.merged(parameter.data).to(dtype or parameter.dtype)
+        merged, kind = update.merged(parameter.data), dtype or parameter.dtype
+        if narrow and parameter.dtype == torch.bfloat16 and fp16_linear.can_round(merged):
+            kind = torch.float16
+        merged = merged.to(kind)
         if not torch.isfinite(merged).all():
             hint = "Its alpha is too large for these weights, or they are damaged."
             raise CheckpointError(f"{adapter.path} makes values of {name} that are no numbers", hint=hint)

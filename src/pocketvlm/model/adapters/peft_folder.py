@@ -19,7 +19,7 @@ from pocketvlm.errors import CheckpointError
 from pocketvlm.model import diagnosis
 from pocketvlm.model.adapters.lora import HEAD, Adapter, LowRankUpdate
 from pocketvlm.model.adapters.names import PEFT_PREFIX, linear_shapes, split_key, weight_of
-from pocketvlm.model.adapters.settings import WEIGHTS, AdapterSettings, adapter_folder
+from pocketvlm.model.adapters.settings import ADAPTER_FILES, WEIGHTS, AdapterSettings, adapter_folder
 from pocketvlm.model.fingerprint import fingerprint
 from pocketvlm.model.names import PATCH_EMBEDDING, import_tensor
 from pocketvlm.ranges import show
@@ -42,10 +42,10 @@ def read_adapter(directory: str | Path, config: ModelConfig) -> Adapter:
     """
     folder = adapter_folder(directory)
     settings, file = AdapterSettings.read(folder), folder / WEIGHTS
-    digest = fingerprint(folder)
     try:
         with safe_open(file, framework="pt") as handle:
             found = _Keys(file, handle, settings, linear_shapes(config))
+            digest = fingerprint(folder, ADAPTER_FILES)  # of files whose sizes are known to be right
             updates = {ours: found.update(ours) for ours in sorted(found.layers)}
     except (SafetensorError, OSError):
         raise diagnosis.of_unreadable(file) from None

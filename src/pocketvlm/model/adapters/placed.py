@@ -48,6 +48,12 @@ class PlacedAdapter:
     touches_vision: bool
 
     @property
+    def bytes(self) -> int:
+        """Of its tensors."""
+        parts = (part for parts in self.parts.values() for part in parts)
+        return sum(x.nbytes for part in parts for x in (part.a_RK, part.b_nR, part.factor_n) if x is not None)
+
+    @property
     def touches_head(self) -> bool:
         return HEAD.removesuffix(".weight") in self.parts
 

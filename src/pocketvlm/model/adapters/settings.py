@@ -16,8 +16,10 @@ from pocketvlm.ranges import show
 from pocketvlm.text_files import is_there, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG, WEIGHTS)  # all that it consists of, whatever else lies in its folder
 _PICKLED = "adapter_model.bin"
 MAX_ALPHA = 1e6
+MAX_CONFIG = 2**20  # bytes; PEFT's with the names of all layers has some thousands
 # They say how it was trained, or for what; what came of that is in the weights.
 _SAYS_NOTHING = frozenset(
     (
@@ -57,6 +59,8 @@ class AdapterSettings:
             CheckpointError, ConfigError: it is missing, no JSON, or asks for what is not honoured.
         """
         file = directory / CONFIG
+        if is_there(file) and (size := file.stat().st_size) > MAX_CONFIG:
+            raise CheckpointError(f"{file} has {size} bytes, expected at most {MAX_CONFIG}", hint="Is it another file?")
         given = read_json(file)
         if given.get("peft_type") != "LORA":
             raise CheckpointError(f"{file} has the peft_type {show(given.get('peft_type'))}, expected 'LORA'")

@@ -17,10 +17,10 @@ export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
-/** The card of the first model that the server has. */
-export async function model() {
+/** The cards of all models that the server has. */
+export async function models() {
   const { data } = await (await call("v1/models")).json();
-  return data[0];
+  return data;
 }
 
 /** Plans of pictures by mode: [{height, width, plans: {mode: plan}}]. */

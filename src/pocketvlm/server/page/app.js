@@ -1,9 +1,10 @@
 // Ties the page together: the model's card, then pictures on one side and the conversation on the other.
 
-import { model, onKeyWanted } from "./api.js";
+import { models, onKeyWanted } from "./api.js";
 import { Conversation } from "./conversation.js";
 import { askForKey, listenToDialogs, showCode } from "./dialogs.js";
 import { listenForFiles } from "./media.js";
+import { Models } from "./models.js";
 import { Pictures } from "./pictures.js";
 import { EXAMPLE, responseFormat } from "./schema.js";
 import { Turns } from "./turns.js";
@@ -23,21 +24,28 @@ function showError(message) {
   line.scrollIntoView({ block: "nearest" }); // on a phone it is below the pictures
 }
 
+function showTitle(model) {
+  document.title = `${model} – pocketvlm`;
+}
+
 async function begin() {
   onKeyWanted(askForKey);
   listenToDialogs();
-  let card;
+  let cards;
   try {
-    card = await model();
+    cards = await models();
   } catch (error) {
     showError(`${error.message} Reload the page to try again.`);
     return;
   }
-  $("model").textContent = card.id;
-  document.title = `${card.id} – pocketvlm`;
-  const pictures = new Pictures(card.pocketvlm, showError);
+  const choice = new Models(cards, (name) => {
+    conversation.model = name;
+    showTitle(name);
+  });
+  showTitle(choice.chosen);
+  const pictures = new Pictures(cards[0].pocketvlm, showError);
   const turns = new Turns((turn, marks) => pictures.mark(marks, turn.picture), showCode);
-  const conversation = new Conversation(card.id, pictures, {
+  const conversation = new Conversation(choice.chosen, pictures, {
     turnAdded: (turn) => {
       pictures.mark([]);
       turns.add(turn);

@@ -3,7 +3,7 @@
 import { chat } from "./api.js";
 
 /**
- * @param model the name to ask for
+ * @param model the name to ask for; another one may be set, which the next question goes to
  * @param pictures those of the left side: they belong to the conversation, each to the question that it came with
  * @param listener told of every change: turnAdded(turn), turnChanged(turn), runningChanged(isRunning)
  */
@@ -56,6 +56,7 @@ export class Conversation {
     const media = this.pictures.items.filter((item) => !sent.has(item));
     const turn = { question, media, text: "", reasoning: "", state: "running", structured: Boolean(responseFormat) };
     const here = this.pictures.items.length;
+    turn.model = this.model;
     turn.mode = here ? this.pictures.mode : "";
     turn.picture = this.pictures.items.length === 1 ? this.pictures.items[0] : null; // whose coordinates boxes are of
     turn.before = this.turns.findLast((one) => one.costs)?.costs ?? null;
@@ -65,7 +66,7 @@ export class Conversation {
     const options = here ? { mm_processor_kwargs: this.pictures.options } : {};
     // Asked for anew when it is sent and when it is copied: media are written in another way then.
     turn.request = (urlOf) => ({
-      model: this.model,
+      model: turn.model,
       messages: messagesOf(known, kept, urlOf),
       skip_special_tokens: false, // the tags of boxes and points
       ...options,
