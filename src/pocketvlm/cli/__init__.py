@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 # What a first argument makes of a command: those whose options have nothing in common with the others'.
-VARIANTS = {("bench", "serving"): "bench_serving"}
+VARIANTS = {("bench", "serving"): "bench_serving", ("bench", "tuning"): "bench_tuning"}
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -18,6 +18,7 @@ from pocketvlm.ranges import Range
 WHAT = {
     "offline": "stages of single answers and of a batch, each runtime in a process of its own",
     "serving": "a server under load; see pocketvlm bench serving --help",
+    "tuning": "steps of fine-tuning, against transformers + peft; see pocketvlm bench tuning --help",
     "growth": "time and memory of the first of --runs against views, prompt length and batch",
 }
 PEERS = ("transformers", "llama.cpp")
