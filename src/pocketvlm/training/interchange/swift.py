@@ -271,8 +271,10 @@ def write(
     if settings.max_tokens is not None:
         keys["max_length"] = settings.max_tokens
     keys |= {"truncation_strategy": "right" if settings.truncate else "delete"}
+    keys["preserve_thinking"] = False  # no empty block of reasoning in front of earlier answers, as in our prompts
     keys["strict"] = settings.bad_samples == "stop"
     keys |= schedule.write_schedule(settings, rate, has_validation)
+    keys["fp16"] = False  # what it takes float32 weights for, unless it is said
     keys |= {"gradient_checkpointing": settings.gradient_checkpointing, "output_dir": f"{folder}/output"}
     keys["add_version"] = False
     notes = ["the linear layers of the tower are in 4 bits there too"] if settings.method == "qlora" else []

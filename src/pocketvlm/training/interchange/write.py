@@ -90,7 +90,7 @@ def emit_job(
         keys, notes = factory.write(
             settings, directory.config, named, str(folder), rate, has_validation=validation is not None
         )
-        command = f"{f'DOWNSAMPLE_MODE={mode} ' if mode and mode != own else ''}llamafactory-cli train"
+        command = f"{'' if (mode or own) == '16x' else f'DOWNSAMPLE_MODE={mode or own} '}llamafactory-cli train"
     bad: dict[str, str] = {}
     written = [0, 0]
     for place, (name, dataset) in enumerate((("train", samples), ("validation", validation))):
