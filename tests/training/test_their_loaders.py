@@ -42,7 +42,7 @@ RUNS = {
     "merger": TuneSettings(tune=("decoder", "merger"), rslora=True),
     "one": TuneSettings(tune=("compression",)),
     "tower": TuneSettings(tune=("decoder", "tower")),
-    "full": TuneSettings(method="full", learning_rate=3e-5),
+    "full": TuneSettings(method="full", learning_rate=3e-5, optimiser="adamw8bit", eval_every=20, result="best"),
     "vision": TuneSettings(method="full", tune=("tower", "compression", "merger")),
     "dpo": TuneSettings(objective="dpo", beta=0.2),
 }

@@ -27,6 +27,7 @@ from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
+    from pocketvlm.training.data.dataset import Dataset
 
 # Groups of settings in the help, behind those of the run itself.
 _GROUPS = {
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
     if "" in (*args.data, args.validation):
         raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
+    validation: Dataset | None
     if args.data:
         samples = open_datasets(args.data, names=args.sets, weights=args.weights, media_dir=args.media_dir)
     else:

@@ -51,6 +51,9 @@ def job_of(args: argparse.Namespace) -> Job:
         return Job()
     from pocketvlm.training.interchange.read import model_of, read_job, read_settings
 
+    if not args.data and (args.sets or args.weights or args.media_dir):
+        hint = "The file says these for its own."
+        raise ConfigError("--sets, --weights and --media-dir are for DATA, and none is given", hint=hint)
     values, name = read_settings(args.config), str(args.config)
     args.model = args.model or model_of(values, name) or _NANO
     job = read_job(values, name, directory_of(args).config)

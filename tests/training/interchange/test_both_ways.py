@@ -41,6 +41,7 @@ def read(keys: dict[str, Any]) -> Job:
 @st.composite
 def drawn_settings(draw: st.DrawFn) -> TuneSettings:
     method = draw(st.sampled_from(["lora", "qlora", "full"]))
+    eval_every = draw(st.none() | st.integers(1, 10**4))
     adapters = method != "full"
     return TuneSettings(
         method=method,
@@ -63,7 +64,9 @@ def drawn_settings(draw: st.DrawFn) -> TuneSettings:
         truncate=draw(st.booleans()),
         gradient_checkpointing=draw(st.booleans()),
         save_every=draw(st.integers(1, 10**4)),
-        eval_every=draw(st.none() | st.integers(1, 10**4)),
+        eval_every=eval_every,
+        result=draw(st.sampled_from(["last", "best"])) if eval_every else "last",
+        optimiser=draw(st.sampled_from(["adamw", "adamw8bit"])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )
 
@@ -75,6 +78,8 @@ def expected(program: Program, one: TuneSettings) -> TuneSettings:
         one = replace(one, epochs=1.0)
     if one.objective == "sft":
         one = replace(one, beta=0.1)
+    if one.result == "best":  # weights can be taken back there where they were saved only
+        one = replace(one, save_every=one.eval_every)
     if program == "llamafactory":  # it cuts, and has a number for the longest sample
         one = replace(one, truncate=True, max_tokens=one.max_tokens or NANO.config.text.max_position_embeddings)
     return one
@@ -99,8 +104,8 @@ def test_options_of_pictures_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_what_has_no_place_there_is_refused(program: Program) -> None:
-    for one in (TuneSettings(minutes=3), TuneSettings(alpha=1.5), TuneSettings(clip=0.0), TuneSettings(warmup=1.0)):
-        with pytest.raises(ConfigError, match=r"minutes|alpha|clip|warmup"):
+    for one in (TuneSettings(minutes=3), TuneSettings(alpha=1.5), TuneSettings(clip=0.0), TuneSettings(ema=0.9)):
+        with pytest.raises(ConfigError, match=r"minutes|alpha|clip|ema"):
             written(program, one)
 
 
@@ -131,6 +136,7 @@ def test_numbers_may_be_text_and_batches_are_of_all_processes() -> None:
     ("keys", "named"),
     [
         ({**FACTORY, "stage": "ppo"}, "stage"),
+        ({**FACTORY, "load_best_model_at_end": True}, "load_best_model_at_end"),
         ({**FACTORY, "finetuning_type": "freeze"}, "finetuning_type"),
         ({**FACTORY, "lora_target": "q_proj,v_proj"}, "lora_target"),
         ({**FACTORY, "quantization_bit": 8}, "quantization_bit"),

@@ -16,7 +16,7 @@ Program = Literal["swift", "llamafactory"]
 PROGRAMS: tuple[Program, ...] = ("swift", "llamafactory")
 NAMES: dict[Program, str] = {"swift": "ms-swift", "llamafactory": "LLaMA-Factory"}
 # What decides how a run goes, and not what comes of it.
-FREE = ("bad_samples", "micro_tokens", "micro_patches")
+FREE = ("bad_samples", "micro_tokens", "micro_patches", "report_to", "eval_count")
 _LENGTHS = ("steps", "epochs", "minutes")
 
 

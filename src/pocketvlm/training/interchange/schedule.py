@@ -24,7 +24,7 @@ KNOWN: tuple[str, ...] = (
     "save_every",
 )
 KNOWN += ("eval_every", "gradient_checkpointing", "method", "objective", "tune", "rank", "alpha", "dropout", "dora")
-KNOWN += ("rslora", "beta", "max_tokens", "truncate")
+KNOWN += ("rslora", "beta", "max_tokens", "truncate", "optimiser", "result")
 FIXED: dict[str, Any] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "do_train": True}
 HARMLESS = (
     "logging_* save_* output_dir overwrite_output_dir run_name report_to dataloader* ddp_* deepspeed fsdp* bf16* fp16* "
@@ -36,12 +36,14 @@ HARMLESS = (
     "trackio_* project parallelism_config use_legacy_prediction_loop neftune_*_module"
 )
 OFF = (
-    "resume_from_checkpoint load_best_model_at_end label_smoothing_factor neftune_noise_alpha optim_args "
+    "resume_from_checkpoint label_smoothing_factor neftune_noise_alpha optim_args "
     "optim_target_modules lr_scheduler_kwargs do_predict predict_with_generate train_sampling_strategy"
 )
 _SCHEDULE = "Here the rate rises in a line and falls as a cosine."
 _NONE = 1e6  # a largest norm that no gradient has
-_PLAIN = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
+# The first of each is what is written.
+_OPTIMISERS: dict[str, tuple[str, ...]] = {"adamw": ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")}
+_OPTIMISERS |= {"adamw8bit": ("adamw_8bit", "adamw_bnb_8bit")}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def read_schedule(keys: Keys, defaults: Defaults, processes: int = 1) -> tuple[d
     if "lr_scheduler_type" not in keys.left and defaults.scheduler != "cosine":
         notes.append(f"{keys.name}: no lr_scheduler_type means {defaults.scheduler} there. {_SCHEDULE}")
     keys.one_of("lr_scheduler_type", ["cosine"], "cosine", _SCHEDULE)
-    keys.one_of("optim", _PLAIN, _PLAIN[0], "Take the key out: the optimiser is AdamW here.")
+    known = {theirs: ours for ours, names in _OPTIMISERS.items() for theirs in names}
+    found["optimiser"] = known[keys.one_of("optim", known, "adamw_torch", "Take the key out: it is AdamW here.")]
     if "adam_beta2" not in keys.left and defaults.beta2 != FIXED["adam_beta2"]:
         notes.append(f"{keys.name}: no adam_beta2 means {defaults.beta2} there; here it is 0.999")
     found["weight_decay"] = keys.number("weight_decay", defaults.weight_decay)
@@ -96,6 +99,14 @@ def read_schedule(keys: Keys, defaults: Defaults, processes: int = 1) -> tuple[d
     every = keys.whole("eval_steps")
     if strategy == "steps" and every is not None:
         found["eval_every"] = every
+    if keys.flag("load_best_model_at_end"):
+        if "eval_every" not in found:
+            keys.refuse("load_best_model_at_end", True, "without eval_strategy: steps and a number of eval_steps")
+        found["result"] = "best"
+        keys.one_of("metric_for_best_model", ["loss", "eval_loss"], "loss")
+        keys.one_of("greater_is_better", ["false"], "false")
+    for key in ("metric_for_best_model", "greater_is_better"):  # of nothing that is asked for
+        keys.left.pop(key, None)
     if str(keys.left.get("save_strategy", "steps")).lower() == "steps":
         found["save_every"] = keys.whole("save_steps", 500)
     found["gradient_checkpointing"] = keys.flag("gradient_checkpointing", defaults.checkpointing)
@@ -139,7 +150,7 @@ def write_schedule(settings: TuneSettings, rate: float, has_validation: bool) ->
         "adam_beta1": FIXED["adam_beta1"],
         "adam_beta2": FIXED["adam_beta2"],
         "adam_epsilon": FIXED["adam_epsilon"],
-        "optim": _PLAIN[0],
+        "optim": _OPTIMISERS[settings.optimiser][0],
         "seed": settings.seed,
         "bf16": True,
         "save_strategy": "steps",
@@ -151,6 +162,13 @@ def write_schedule(settings: TuneSettings, rate: float, has_validation: bool) ->
         keys |= {"eval_strategy": "steps", "eval_steps": settings.eval_every}
     else:
         keys["eval_strategy"] = "epoch" if has_validation else "no"
+    if settings.result == "best":
+        if not has_validation:
+            raise ConfigError(
+                "there are no samples to choose the best weights by", hint="Give --validation or --split."
+            )
+        # Weights can be taken back where they were saved only.
+        keys |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_steps": settings.eval_every}
     if has_validation:
         keys["per_device_eval_batch_size"] = 1
     return keys
