@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def job_of(args: argparse.Namespace) -> Job:
     values, name = read_settings(args.config), str(args.config)
     args.model = args.model or model_of(values, name) or _NANO
     job = read_job(values, name, directory_of(args).config)
-    args.workers = args.workers or job.workers
+    args.workers = args.workers or min(job.workers, os.cpu_count() or 1)
     for note in job.notes:
         say(note)
     return job

@@ -188,6 +188,17 @@ def test_what_is_not_given_and_differs_there_is_told() -> None:
     assert any("helpful assistant" in note for note in job.notes)
 
 
+def test_what_swift_writes_beside_a_run_is_read() -> None:
+    """Its args.json holds every argument, most of them switched off, and objects as text."""
+    more = {"tuner_backend": "peft", "template_meta": "Meta(...)", "training_args": "Arguments(...)", "rlhf_type": None}
+    more |= {"use_galore": False, "lisa_activated_layers": 0, "decision_shuffle_fields": False, "init_weights": True}
+    more |= {"loss_scale": "default+ignore_empty_think", "train_sampling_strategy": "random", "lora_bias": "none"}
+    more |= {"target_modules": ["all-linear"], "max_steps": -1, "eval_strategy": "epoch", "adam_beta2": 0.999}
+    assert read({**SWIFT, **more, "lora_rank": 3}).settings_with({}).rank == 3
+    with pytest.raises(ConfigError, match="lisa_activated_layers"):
+        read({**SWIFT, **more, "lisa_activated_layers": 2})
+
+
 def test_options_of_the_command_win() -> None:
     job = read({**SWIFT, "max_steps": 50, "lora_rank": 4})
     assert job.settings_with({"rank": 2, "epochs": None}).steps == 50

@@ -102,7 +102,7 @@ class Keys:
             if key in fixed:
                 if not _same(value, fixed[key]):
                     self.refuse(key, value, f"and here it can be {fixed[key]} only", "Take the key out.")
-            elif key in switched:
+            elif any(fnmatchcase(key, pattern) for pattern in switched):
                 if str(value).lower() not in _OFF:
                     self.refuse(key, value, "which cannot be honoured here", "Take the key out.")
             elif any(fnmatchcase(key, pattern) for pattern in patterns):

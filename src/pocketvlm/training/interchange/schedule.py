@@ -25,7 +25,7 @@ KNOWN: tuple[str, ...] = (
 )
 KNOWN += ("eval_every", "gradient_checkpointing", "method", "objective", "tune", "rank", "alpha", "dropout", "dora")
 KNOWN += ("rslora", "beta", "max_tokens", "truncate", "optimiser", "result")
-FIXED: dict[str, Any] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "do_train": True}
+FIXED: dict[str, Any] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 HARMLESS = (
     "logging_* save_* output_dir overwrite_output_dir run_name report_to dataloader* ddp_* deepspeed fsdp* bf16* fp16* "
     "tf32 half_precision_backend accelerator_config per_device_eval_batch_size eval_* do_eval disable_tqdm log_* "
@@ -33,11 +33,12 @@ HARMLESS = (
     "gradient_checkpointing_kwargs use_cpu no_cuda ignore_data_skip remove_unused_columns full_determinism "
     "batch_eval_metrics skip_memory_metrics average_tokens_across_devices data_seed restore_* use_liger_kernel "
     "liger_kernel_config local_rank debug past_index label_names auto_find_batch_size enable_jit_checkpoint "
-    "trackio_* project parallelism_config use_legacy_prediction_loop neftune_*_module"
+    "trackio_* train_sampling_strategy use_cache prediction_loss_only evaluation_strategy do_train "
+    "project parallelism_config use_legacy_prediction_loop neftune_*_module"
 )
 OFF = (
     "resume_from_checkpoint label_smoothing_factor neftune_noise_alpha optim_args "
-    "optim_target_modules lr_scheduler_kwargs do_predict predict_with_generate train_sampling_strategy"
+    "optim_target_modules lr_scheduler_kwargs do_predict predict_with_generate sortish_sampler"
 )
 _SCHEDULE = "Here the rate rises in a line and falls as a cosine."
 _NONE = 1e6  # a largest norm that no gradient has

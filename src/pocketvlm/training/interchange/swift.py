@@ -42,7 +42,7 @@ _HARMLESS = (
     "local_world_size model_suffix model_info model_meta model_dir hub task_type metric_warmup_step early_stop_* "
     "extra_eval_args vllm_* sglang_* lmdeploy_* max_completion_length sft_alpha lmbda seq_kd desirable_weight "
     "undesirable_weight simpo_gamma cpo_alpha discopop_tau teacher_* reward_* generation_batch_size num_generations "
-    "ckpt_dir trainer_* version swift_version"
+    "ckpt_dir trainer_* version swift_version template_meta training_args _val_dataset_exists"
 )
 _OFF = (
     f"{schedule.OFF} adapters ref_adapters ref_model cached_dataset custom_dataset_info external_plugins "
@@ -51,7 +51,8 @@ _OFF = (
     "label_smoothing enable_dft_loss enable_channel_loss router_aux_loss_coef mrl_dims interleave_prob columns "
     "disable_auto_column_mapping max_pixels callbacks freeze_parameters_ratio freeze_parameters_regex max_epochs "
     "trainable_parameters_regex resume_only_model init_strategy num_labels problem_type disable_ignore_empty_think "
-    "eval_use_evalscope hqq_axis"
+    "eval_use_evalscope hqq_axis use_swift_lora decision_*_instructions decision_*_options decision_state_as_text "
+    "decision_shuffle_fields"
 )
 _FIXED = {
     **schedule.FIXED,
