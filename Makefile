@@ -14,7 +14,7 @@ progress = grep --line-buffered -E '^ *(Downloading|Installing|Successfully)'
 # One thread a worker: two workers of two threads each on two cores are slower than this.
 pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 
-.PHONY: help demo test javascript-client test-cpus test-slow mutants bench soak wheel check-wheel format clean
+.PHONY: help demo test javascript-client peers-env test-cpus test-slow mutants bench soak wheel check-wheel format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,12 @@ test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N
 
 javascript-client: ## the openai package for JavaScript, for the tests that use the server with it; needs npm
 	npm install --prefix tests/server/uses/javascript --no-audit --no-fund
+
+# Each in an environment of its own: they ask for other versions than we do, and one of the other.
+peers-env: ## ms-swift and LLaMA-Factory, for the tests in which they read what `tune --emit` writes: 6 GB
+	python3 -m venv .peers/swift && .peers/swift/bin/pip install "ms-swift>=4.6" torchvision
+	python3 -m venv .peers/factory && .peers/factory/bin/pip install "llamafactory>=0.9.5" torchvision
+	.peers/factory/bin/pip install "transformers>=5.9,<5.10"  # the first that knows the model is newer than it asks for
 
 test-cpus: $(VENV)/.installed-dev ## parity, kernels, model and engine as other processors compute them: an hour
 	$(bin)/python -m pytest -m cpus tests/test_processors.py

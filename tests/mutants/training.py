@@ -10,7 +10,10 @@ MUTANTS = [
         "training/test_examples.py",
         ("is_empty = names[2] == THOUGHT and not names[1].strip()", "is_empty = False"),
         ("inside = not (piece.is_control and piece.text == END)", "inside = not piece.is_control"),
-        ("options = {**self.options, **sample.options}", "options = {**sample.options, **self.options}"),
+        (
+            "options, processor = {**self.options, **sample.options}",
+            "options, processor = {**sample.options, **self.options}",
+        ),
         ("has_pictures or not is_learnt[: self.max_tokens].any()", "has_pictures"),
     ),
     *of(

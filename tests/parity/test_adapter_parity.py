@@ -39,6 +39,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"mlp.down_proj": 5, "vit_merger.linear_1": 1},
     },
     "pictures": {"target_modules": ["patch_embedding", "fc1", "linear_1"]},
+    # As ms-swift writes them (a pattern of whole names), and LLaMA-Factory (every name, and a kind of task).
+    "swift": {
+        "target_modules": r"^(model\.language_model(?=\.).*\.(q_proj|in_proj_qkv|out_proj)"
+        r"|model\.vision_tower(?=\.).*\.(out_proj|linear_1))$",
+        "lora_dropout": 0.05,
+        "task_type": "CAUSAL_LM",
+    },
+    "llamafactory": {
+        "target_modules": ["model.language_model.layers.0.mlp.up_proj", "model.merger.mlp.0.linear_2"],
+        "task_type": "CAUSAL_LM",
+        "exclude_modules": ["lm_head"],
+    },
     "head": {"target_modules": ["lm_head", "v_proj"]},
 }
 

@@ -19,6 +19,7 @@ from pocketvlm.cli.common import (
     options_of,
 )
 from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.tune_job import FILES, add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import Range
@@ -26,6 +27,7 @@ from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
+    from pocketvlm.training.data.dataset import Dataset
 
 # Groups of settings in the help, behind those of the run itself.
 _GROUPS = {
@@ -35,6 +37,7 @@ _GROUPS = {
     "memory": "memory",
     "evaluation": "evaluation and checkpoints",
 }
+_LEFT = ("checkpoints", LOG, "check.html", *FILES)  # some of it is in a folder that is ours
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
 _EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for
@@ -51,11 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run that was stopped goes on when the same command is given "
         "again. Exit status: 0 done, 1 the run failed or samples were skipped, 2 wrong usage or input, 130 stopped."
     )
-    parser.add_argument("data", nargs="+", metavar="DATA", help="files or folders of conversations")
+    parser.add_argument("data", nargs="*", metavar="DATA", help="files or folders of conversations")
     parser.add_argument(
         "--out", type=Path, default=Path("tuned"), metavar="DIR", help="folder of the run (default tuned)"
     )
-    parser.add_argument("--model", default="nano", help="nano (embedded, default), a checkpoint directory or a hub id")
+    parser.add_argument("--model", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--validation", metavar="FILE", help="samples to measure with, which nothing is learnt from")
     parser.add_argument("--split", type=float, metavar="SHARE", help="of DATA, to measure with instead of learning it")
@@ -63,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="print the memory that a step needs, by part; train nothing"
     )
+    add_job(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead (default 0)")
     parser.add_argument(
         "--preset", choices=PRESETS, help="method and parts of a stage in which the published model was trained"
@@ -116,8 +120,9 @@ def run(args: argparse.Namespace) -> int:
     given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
     check_ranges(args, RANGES)
     preset = {} if args.preset is None else PRESETS[args.preset]
-    settings = TuneSettings(**{**preset, **{name: value for name, value in given.items() if value is not None}})
-    options = options_of(args, PICTURES, VIDEO)
+    job = job_of(args)
+    settings = job.settings_with({**preset, **{name: value for name, value in given.items() if value is not None}})
+    options = {**job.options, **options_of(args, PICTURES, VIDEO)}
     directory = directory_of(args)
     mode = options.get("downsample_mode", directory.config.downsample_mode)
     if mode != "random":  # 16x or 4x for each sample
@@ -130,14 +135,24 @@ def run(args: argparse.Namespace) -> int:
 
     if "" in (*args.data, args.validation):
         raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
-    samples = open_datasets(args.data, names=args.sets, weights=args.weights, media_dir=args.media_dir)
+    validation: Dataset | None
+    if args.data:
+        samples = open_datasets(args.data, names=args.sets, weights=args.weights, media_dir=args.media_dir)
+    else:
+        samples = job.samples(settings.seed)
     if args.split and args.validation:
         raise ConfigError("--split and --validation both choose what to measure with", hint="Give one of them.")
-    validation = open_datasets([args.validation], media_dir=args.media_dir) if args.validation else None
-    if args.split:
-        samples, validation = samples.split(args.split, settings.seed)
-    if args.check and args.plan:
-        raise ConfigError("--check and --plan are two things", hint="Give one of them.")
+    if args.validation:
+        validation = open_datasets([args.validation], media_dir=args.media_dir)
+    else:
+        validation = job.measured(settings.seed, args.split)
+    if split := args.split or (None if validation else job.split):
+        samples, validation = samples.split(split, settings.seed)
+    modes = [f"--{mode}" for mode in ("check", "plan", "emit") if getattr(args, mode)]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
+    if args.emit:
+        return emit_job(args, samples, validation, settings, options)
     if args.check or args.plan:
         from pocketvlm.cli import tune_dry
 
@@ -164,11 +179,11 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         workers=args.workers,
         identity={
-            "data": [str(source) for source in args.data],
+            "data": [str(source) for source in args.data] or repr(job.data),
             "weights": args.weights,
             "sets": args.sets,
             "options": options,
-            "split": args.split,
+            "split": split,
         },
         measure=measure,
         on_step=shown,
@@ -219,7 +234,7 @@ def _check_out(out: Path) -> None:
         if out.is_dir():
             # What is half written was left by a run that was killed, and is no other run's.
             others = any(not path.name.endswith(".partial") for path in out.iterdir())
-            if others and not any((out / name).exists() for name in ("checkpoints", LOG, "check.html")):
+            if others and not any((out / name).exists() for name in _LEFT):
                 raise ConfigError(f"{out} holds something else than a run", hint="Name a new folder by --out.")
             return
         os.lstat(out)

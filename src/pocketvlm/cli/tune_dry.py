@@ -24,7 +24,7 @@ def check(args: argparse.Namespace, samples: Any, settings: TuneSettings, option
     args.out.mkdir(parents=True, exist_ok=True)
     page = args.out / "check.html"
     with whole_file(page) as file:
-        file.write(check_page(found, processor.tokenizer, " ".join(args.data)).encode())
+        file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
     for text in found.bad.values():
         say(text)
     if args.json:

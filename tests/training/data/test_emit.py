@@ -98,7 +98,8 @@ def test_a_data_set_with_pictures_in_files_is_emitted_without_copies(tmp_path: P
     written = emit(read, tmp_path / "out" / "deep", format, name="one")
     row = json.loads((tmp_path / "out/deep/one.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert row["images"] == [str(tmp_path / "a.png")]
-    assert row["messages"][0] == {"role": "user", "content": "<image>\nq"}
+    # ms-swift's template ends the line behind a picture itself.
+    assert row["messages"][0] == {"role": "user", "content": "<image>q" if format == "swift" else "<image>\nq"}
     assert not (tmp_path / "out/deep/media").exists()
     assert [facts(sample) for sample in open_datasets([written])] == [facts(sample) for sample in read]
 

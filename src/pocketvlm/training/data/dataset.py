@@ -30,12 +30,14 @@ class Source:
         weight: how often an epoch goes through it.
         files: its records, and how each file's are read.
         chosen: numbers of the records that count, ascending; all when None.
+        system: a system message for conversations that have none.
     """
 
     name: str
     weight: float
     files: tuple[tuple[Records, Layout], ...]
     chosen: NDArray[np.int64] | None = None
+    system: str = ""
 
     def __len__(self) -> int:
         return sum(len(records) for records, _ in self.files) if self.chosen is None else len(self.chosen)
@@ -54,7 +56,10 @@ class Source:
             record = records.read(index)
         except PocketVLMError as error:
             raise SampleError(where, str(error)) from None
-        return layout.sample(record, where)
+        sample = layout.sample(record, where)
+        if not self.system or sample.messages[0]["role"] == "system":
+            return sample
+        return replace(sample, messages=[{"role": "system", "content": self.system}, *sample.messages])
 
 
 class Dataset(Sequence[Sample]):

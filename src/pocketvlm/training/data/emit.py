@@ -150,10 +150,16 @@ class _Row:
         return [{"role": name, "content": json.dumps(written if len(written) > 1 else written[0], ensure_ascii=False)}]
 
     def _text(self, content: str | list[dict[str, Any]]) -> str:
-        """Content with marks in the place of media; a line apart, as the chat template sets them."""
+        """Content with marks in the place of media; a line apart, as the chat template sets them. ms-swift puts the end
+        of the line behind a medium itself."""
         if isinstance(content, str):
             return self._check(content)
-        return "\n".join(self._check(p["text"]) if p["type"] == "text" else self._mark(p) for p in content)
+        pieces = [(self._check(p["text"]) if p["type"] == "text" else self._mark(p), p["type"]) for p in content]
+        text = ""
+        for (piece, kind), (following, _) in zip(pieces, [*pieces[1:], ("", "")], strict=True):
+            ends_itself = self.format == "swift" and kind != "text" and not following.startswith("\n")
+            text += piece if ends_itself else f"{piece}\n"
+        return text if ends_itself else text.removesuffix("\n")
 
     def _mark(self, part: Mapping[str, Any]) -> str:
         kind = part["type"].removesuffix("_url")
