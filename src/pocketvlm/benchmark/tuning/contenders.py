@@ -133,7 +133,7 @@ class PeftLoop:
         batch = {name: one.to(self.device) for name, one in self._collate(self.examples[number]).items()}
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             loss: Tensor = self.model(**batch, downsample_mode=RATE).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
