@@ -91,6 +91,11 @@ def test_every_block_of_the_page_about_fine_tuning_runs(tmp_path: Path, monkeypa
     data.write("dots", tmp_path, {"train": 12, "held_out": 4})
     data.write("dots", tmp_path / "scans", {"train": 4})
     shutil.copy(tmp_path / "media" / "train0.png", tmp_path / "picture.png")
+    assert cli.main(["tune", "train.jsonl", "--emit", "llamafactory", "--out", "job"]) == 0
+    shutil.copy(tmp_path / "job" / "llamafactory.yaml", tmp_path / "lora_sft.yaml")
+    (tmp_path / "their_output").mkdir()
+    trained = str(Path("their_output") / "checkpoint-100")
+    assert cli.main(["tune", "train.jsonl", "--steps", "1", "--rank", "4", "--out", trained]) == 0
     assert run_page(ROOT / "docs" / "finetuning.md") >= 7
 
 
