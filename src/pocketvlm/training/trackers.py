@@ -74,8 +74,10 @@ _KINDS: Mapping[str, type[TensorBoard] | type[WeightsAndBiases]] = {
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises: MissingExtraError: the package of one is not installed."""
-    for name in names:
-        need(name, name, name)
+    if "tensorboard" in names:
+        need("tensorboard", "tensorboard", "tensorboard")
+    if "wandb" in names:
+        need("wandb", "wandb", "wandb")
 
 
 def open_trackers(names: Sequence[str], out: Path, settings: Mapping[str, Any], step: int) -> list[Tracker]:
