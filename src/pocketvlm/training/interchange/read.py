@@ -26,14 +26,14 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises:
         ConfigError: it cannot be read, or holds no keys and values.
-        MissingExtraError: PyYAML is not installed.
+        MissingExtraError: pyyaml is not installed.
     """
     if path.suffix == ".json":
         return read_json(path)
     try:
         import yaml
     except ImportError:
-        raise MissingExtraError("PyYAML", "tune") from None
+        raise MissingExtraError("pyyaml", "tune") from None
     try:
         values = yaml.safe_load(read_text(path, "YAML"))
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -63,12 +63,12 @@ def emit_job(
     Raises:
         ConfigError: a setting or an option has no place in the other program.
         SampleError: a sample has none; or one is bad, and the settings say that this stops.
-        MissingExtraError: PyYAML is not installed.
+        MissingExtraError: pyyaml is not installed.
     """
     try:
         import yaml
     except ImportError:
-        raise MissingExtraError("PyYAML", "tune") from None
+        raise MissingExtraError("pyyaml", "tune") from None
     folder, options = out.absolute(), dict(options or {})
     named, rate = model or str(directory.path.absolute()), settings.rate(directory.config.text)
     mode, own = options.get("downsample_mode"), directory.config.downsample_mode
