@@ -47,6 +47,7 @@ def test_an_adapter_is_the_same_in_peft_on_transformers(
     seeded_checkpoint: Callable[[int], Path], tmp_path: Path, settings: TuneSettings
 ) -> None:
     directory, example = seeded_checkpoint(0), encoded(seeded_checkpoint(0))[2]
+    torch.manual_seed(1)  # adapters begin at random: rounding is amplified by some of them, up to 3e-4 with DoRA
     model = load_model(directory)
     batch = Batch.of([example])
 
