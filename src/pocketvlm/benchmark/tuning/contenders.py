@@ -92,8 +92,8 @@ class OurTrainer:
         prepare(model, job.settings)
         encoder = ExampleEncoder(Processor.from_directory(directory.path, configs=directory.configs))
         feed = Feed([], encoder, pairs=False, seed=0)  # the samples are encoded already
-        self._folder = tempfile.TemporaryDirectory()
-        self.trainer = Trainer(model, feed, Answers(), job.settings, Path(self._folder.name))
+        with tempfile.TemporaryDirectory() as folder:  # nothing is written there
+            self.trainer = Trainer(model, feed, Answers(), job.settings, Path(folder))
 
     def step(self, number: int) -> float:
         return self.trainer.step([(example,) for example in self.examples[number]]).loss
@@ -119,7 +119,7 @@ class PeftLoop:
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=torch.bfloat16 if self.device.type == "cuda" else torch.float32,
-                llm_int8_skip_modules=["vision_tower", "merger", "lm_head"],
+                llm_int8_skip_modules=["model.vision_tower", "model.merger", "lm_head"],
             )
         kind: Any = import_transformers().MiniCPMV4_6ForConditionalGeneration
         model = kind.from_pretrained(directory.path, dtype=torch.float32, attn_implementation="sdpa", **options)
