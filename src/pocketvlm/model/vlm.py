@@ -21,7 +21,7 @@ from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.decoder import Decoder
 from pocketvlm.model.vision.merger import Merger
 from pocketvlm.model.vision.tower import VisionTower
-from pocketvlm.model.vision.view_packing import ViewPacking, pack_views
+from pocketvlm.model.vision.view_packing import ViewPacking, nearest_positions, pack_views, window_order
 from pocketvlm.views import View
 
 
@@ -37,6 +37,14 @@ def _pixel_scale(
     """Both in units of a uint8. Kept: a copy from the host could not be part of a CUDA graph."""
     with torch.inference_mode(mode=False):
         return torch.tensor(mean, device=device) * 255.0, torch.tensor(std, device=device) * 255.0
+
+
+def forget_constants() -> None:
+    """Drop the tensors that are kept from one call to the next; they are made again when needed. To be called after
+    the model was traced with tensors without values (`FakeTensorMode`), which would be kept like any other.
+    """
+    for made in (_pixel_scale, window_order, nearest_positions):
+        made.cache_clear()
 
 
 class MiniCPMV(nn.Module):

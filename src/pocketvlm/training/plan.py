@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_iter
 
 from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.errors import ConfigError, PromptError
-from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.vlm import MiniCPMV, forget_constants
 from pocketvlm.training.batches import Batch, micro_batches
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.feed import Found
@@ -104,8 +104,11 @@ def plan_memory(
                 made = torch.empty(one.shape, dtype=one.dtype, device=device)
                 setattr(module, name, nn.Parameter(made, requires_grad=one.requires_grad))
         saved = _Saved(model)
-        with _Alive() as alive, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-            answer_losses(model, batch).sum().backward()
+        try:
+            with _Alive() as alive, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
+                answer_losses(model, batch).sum().backward()
+        finally:
+            forget_constants()  # a model that runs in this process later needs values
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     return MemoryPlan(
         weights=weights,
