@@ -22,7 +22,7 @@ from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.data.dataset import Dataset, open_datasets
 from pocketvlm.training.examples import IGNORED, Example, ExampleEncoder
-from pocketvlm.training.interchange.job import Program
+from pocketvlm.training.interchange.programs import Program
 from pocketvlm.training.interchange.targets import layers_of
 from pocketvlm.training.interchange.write import emit_job
 from pocketvlm.training.parts import part_of

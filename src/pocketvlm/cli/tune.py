@@ -19,10 +19,11 @@ from pocketvlm.cli.common import (
     options_of,
 )
 from pocketvlm.cli.console import put, put_json, say
-from pocketvlm.cli.tune_job import FILES, add_job, emit_job, job_of
+from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import Range
+from pocketvlm.training.interchange.programs import FILES
 from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _GROUPS = {
     "memory": "memory",
     "evaluation": "evaluation and checkpoints",
 }
-_LEFT = ("checkpoints", LOG, "check.html", *FILES)  # some of it is in a folder that is ours
+_LEFT = ("checkpoints", LOG, "check.html", *FILES.values())  # some of it is in a folder that is ours
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
 _EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for

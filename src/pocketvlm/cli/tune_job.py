@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.cli.common import directory_of
 from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.errors import ConfigError
+from pocketvlm.training.interchange.programs import PROGRAMS
 from pocketvlm.training.settings import TuneSettings
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from pocketvlm.training.interchange.job import Job
 
 _NANO = "nano"
-PROGRAMS = ("swift", "llamafactory")
-FILES = tuple(f"{program}.yaml" for program in PROGRAMS)  # what `--emit` leaves in a folder
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:

@@ -137,7 +137,7 @@ def load_model(
         dtype: of the weights in memory; the published config names none. A_log and dt_bias stay fp32.
         cpu_kernels: `MiniCPMV.use_cpu_kernels` at once, in less memory than afterwards; nothing off the CPU.
         merged_dtype: of the weights that the directory's adapter changes; None is `dtype`.
-        without: beginning of our names of parameters that the checkpoint may lack; they are zero then. None when empty.
+        without: prefix of our names of the parameters that the checkpoint may lack, which are zero then; "" for none.
         progress: called with (done, in all), in bytes read and packed, after every tensor.
 
     Raises:

@@ -126,7 +126,7 @@ class Checkpoints:
     def restore(
         self, learns: Mapping[str, nn.Parameter], optimiser: Optimiser, average: MovingAverage | None = None
     ) -> Progress:
-        """Bring the last checkpoint back, in place; the beginning where there is none.
+        """Bring the last checkpoint back, in place; step 0 where there is none.
 
         Raises:
             ConfigError: it is of another run.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 from pocketvlm.training.interchange import factory, swift
-from pocketvlm.training.interchange.job import PROGRAMS, Job, Program
+from pocketvlm.training.interchange.job import Job
+from pocketvlm.training.interchange.programs import PROGRAMS, Program
 from pocketvlm.training.interchange.read import read_job
 from pocketvlm.training.settings import PARTS, TuneSettings
 

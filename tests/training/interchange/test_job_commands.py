@@ -260,3 +260,13 @@ def test_files_that_cannot_be_used_are_one_line(
 def test_a_settings_file_in_the_place_of_data_is_told(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config some.yaml" in run(capsys, "tune", "some.yaml")[2]
     assert "no DATA is given" in run(capsys, "tune", "--out", str(sets / "out"))[2]
+
+
+@pytest.mark.parametrize("name", ["gone.yaml", "gone.json"])
+def test_a_settings_file_that_is_missing_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _out, err = run(capsys, "tune", "--config", str(tmp_path / name), "--out", str(tmp_path / "out"))
+    assert status == 2
+    assert err.strip().endswith(f"{name} does not exist. Check the path.")
+    assert list(tmp_path.iterdir()) == []

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.training.data.dataset import Dataset, Source, open_datasets, seeds
+from pocketvlm.training.interchange.programs import NAMES, Program
 from pocketvlm.training.settings import TuneSettings
 
-Program = Literal["swift", "llamafactory"]
-PROGRAMS: tuple[Program, ...] = ("swift", "llamafactory")
-NAMES: dict[Program, str] = {"swift": "ms-swift", "llamafactory": "LLaMA-Factory"}
 # What decides how a run goes, and not what comes of it.
 FREE = ("bad_samples", "micro_tokens", "micro_patches", "report_to", "eval_count")
 _LENGTHS = ("steps", "epochs", "minutes")
@@ -28,7 +26,7 @@ class Sets:
         sources: files and folders.
         names: of the sets in a folder that describes several.
         media_dir: what paths of media are relative to; the folder of the file that names them when None.
-        first: only so many samples of each set, from its beginning; all when None.
+        first: only so many samples of each set, in the order of its file; all when None.
         drawn: only so many samples of each set, by chance; all when None.
         system: a system message for conversations that have none.
     """

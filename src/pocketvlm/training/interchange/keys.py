@@ -1,4 +1,4 @@
-"""The keys of a settings file, each taken once with its kind; what nothing took is told or refused at the end.
+"""The keys of a settings file, each taken once with its kind; what is left at the end is named or refused.
 
 Numbers may be text: YAML takes `1e-4` for text, and both programs read their settings as a command line.
 """

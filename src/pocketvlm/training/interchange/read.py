@@ -8,10 +8,11 @@ from typing import Any
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.errors import ConfigError, MissingExtraError
-from pocketvlm.text_files import read_json, read_text
+from pocketvlm.text_files import is_there, read_json, read_text
 from pocketvlm.training.interchange import factory, swift
-from pocketvlm.training.interchange.job import Job, Program
+from pocketvlm.training.interchange.job import Job
 from pocketvlm.training.interchange.keys import Keys
+from pocketvlm.training.interchange.programs import Program
 
 # Keys that only one of them has.
 _OWN: dict[Program, tuple[str, ...]] = {
@@ -28,6 +29,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or holds no keys and values.
         MissingExtraError: pyyaml is not installed.
     """
+    if not is_there(path):
+        raise ConfigError(f"{path} does not exist", hint="Check the path.")
     if path.suffix == ".json":
         return read_json(path)
     try:

@@ -16,11 +16,10 @@ from pocketvlm.training.data.dataset import Dataset
 from pocketvlm.training.data.emit import emit
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.interchange import factory, swift
-from pocketvlm.training.interchange.job import NAMES, Program
+from pocketvlm.training.interchange.programs import FILES, NAMES, Program
 from pocketvlm.training.settings import TuneSettings
 
 logger = logging.getLogger(__name__)
-FILES: dict[Program, str] = {"swift": "swift.yaml", "llamafactory": "llamafactory.yaml"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""The other programs, and what their settings files are called here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Program = Literal["swift", "llamafactory"]
+PROGRAMS: tuple[Program, ...] = ("swift", "llamafactory")
+NAMES: dict[Program, str] = {"swift": "ms-swift", "llamafactory": "LLaMA-Factory"}
+FILES: dict[Program, str] = {"swift": "swift.yaml", "llamafactory": "llamafactory.yaml"}
