@@ -17,6 +17,8 @@ from helpers.app import png
 from helpers.command import run
 from safetensors.torch import load_file
 
+from pocketvlm import cli
+from pocketvlm.evaluation.answerers import LocalModel
 from pocketvlm.model.vlm import forget_constants
 from pocketvlm.training.trainer import TrainingError
 
@@ -213,3 +215,21 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("16x", {"downsample_mode": "16x"}), ("random", {})])
+def test_tasks_are_asked_with_the_options_of_the_run(
+    mode: str, expected: dict[str, str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Recorder(LocalModel):
+        def __init__(self, vlm: Any, options: Any, **rest: Any) -> None:
+            asked.append(dict(options))
+            super().__init__(vlm, options, **rest)
+
+    monkeypatch.setattr("pocketvlm.evaluation.answerers.LocalModel", Recorder)
+    tasks = ("--eval-tasks", "one-word", "--eval-count", "1", "--steps", "1", "--batch-size", "1")
+    options = ("--max-slice-nums", "1", "--downsample-mode", mode, "--out", str(tmp_path / "out"))
+    assert cli.main(["tune", str(data), *tasks, *options]) == 0
+    assert asked == [{"temperature": 0.0, "max_slice_nums": 1, **expected}]

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
         from pocketvlm.cli import tune_dry
 
         return (tune_dry.check if args.check else tune_dry.plan)(args, samples, settings, options)
-    measure = _measure(settings)
+    measure = _measure(settings, options)
     from pocketvlm.training.run import tune  # brings torch
 
     def shown(report: Any) -> None:
@@ -210,8 +210,9 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
-def _measure(settings: TuneSettings) -> Callable[[VLM], Mapping[str, float]] | None:
-    """What asks a model the tasks that the settings name, the same held-out examples each time."""
+def _measure(settings: TuneSettings, options: Mapping[str, Any]) -> Callable[[VLM], Mapping[str, float]] | None:
+    """What asks a model the tasks that the settings name, the same held-out examples each time, with the run's own
+    options of pictures."""
     if not settings.eval_tasks:
         return None
     from pocketvlm.evaluation.answerers import LocalModel
@@ -219,11 +220,14 @@ def _measure(settings: TuneSettings) -> Callable[[VLM], Mapping[str, float]] | N
     from pocketvlm.evaluation.report import summarise
     from pocketvlm.evaluation.suite import SyntheticSuite
 
+    asked = {"temperature": 0.0, **options}
+    if asked.get("downsample_mode") == "random":  # which is for learning: the model's own rate then
+        del asked["downsample_mode"]
     suite = SyntheticSuite()
     tasks = [suite.task(name) for name in dict.fromkeys(settings.eval_tasks)]
 
     def measure(vlm: VLM) -> dict[str, float]:
-        found = evaluate(tasks, LocalModel(vlm, {"temperature": 0.0}), count=settings.eval_count, seed=_EVAL_SEED)
+        found = evaluate(tasks, LocalModel(vlm, asked), count=settings.eval_count, seed=_EVAL_SEED)
         return {name: round(summarise(records).score, 4) for name, records in found.items()}
 
     return measure
