@@ -1,4 +1,4 @@
-"""Imports of packages that bring torchvision, beside any CPU build of torch.
+"""Imports of packages that bring torchvision, beside any CPU build of torch; and of bitsandbytes, without a connection.
 
 torchvision registers shape functions for its compiled operators when it is imported, and fails if those operators did
 not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators. So registrations for
@@ -7,6 +7,8 @@ the `torchvision::` namespace that find no operator are left out during the impo
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,3 +40,22 @@ def lenient_registrations() -> Iterator[None]:
         yield
     finally:
         torch.library.register_fake = strict
+
+
+@contextmanager
+def without_hub_kernels() -> Iterator[None]:
+    """Within this block there is no package `kernels`: on a CPU with bfloat16 bitsandbytes has it download a product
+    of 4-bit layers when it is imported, and warns where it cannot. Its own product is used instead."""
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level, there = log.level, "kernels" in sys.modules
+    before = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # what makes an import fail
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if there:
+            sys.modules["kernels"] = before  # type: ignore[assignment]
+        else:
+            del sys.modules["kernels"]
