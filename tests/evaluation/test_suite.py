@@ -97,6 +97,14 @@ def test_unknown_tasks_are_refused() -> None:
         SyntheticSuite().task("nope")
 
 
+def test_an_unknown_task_is_said_without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cached in (suite._with_absent_questions, suite._has_absent):
+        cached.cache_clear()
+    monkeypatch.setattr(suite, "make_sample", lambda *_: pytest.fail("it was drawn"))
+    with pytest.raises(ConfigError, match="'recipt' is unknown"):
+        SyntheticSuite().task("recipt")
+
+
 def test_frames_with_a_rate_are_one_clip() -> None:
     sample = Sample((FRAME, FRAME), (Question("?", "left"),), "clip", ((), ()), fps=2.0)
     (clip,) = to_example(sample, sample.questions[0], "clip", "1").media

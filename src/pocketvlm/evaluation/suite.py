@@ -174,7 +174,8 @@ class SyntheticSuite:
             return NotThereTask(_with_absent_questions())
         table = rows()
         if name not in table:
-            raise ConfigError(f"task {name!r} is unknown", hint=f"Use some of {', '.join(self.names())}.")
+            known = ", ".join((*table, NOT_THERE_TASK))  # `names` draws pictures to know the last of them
+            raise ConfigError(f"task {name!r} is unknown", hint=f"Use some of {known}.")
         return SyntheticTask(name, table[name])
 
 
