@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from helpers.app import png
 from helpers.command import run
@@ -233,3 +234,64 @@ def test_tasks_are_asked_with_the_options_of_the_run(
     options = ("--max-slice-nums", "1", "--downsample-mode", mode, "--out", str(tmp_path / "out"))
     assert cli.main(["tune", str(data), *tasks, *options]) == 0
     assert asked == [{"temperature": 0.0, "max_slice_nums": 1, **expected}]
+
+
+def bad_line(data: Path, name: str) -> Path:
+    """A file beside the data, of which the second line is bad."""
+    lines = data.read_text(encoding="utf-8").splitlines()[:2]
+    (data.parent / name).write_text("\n".join([lines[0], '{"messages": []}', lines[1], ""]), encoding="utf-8")
+    return data.parent / name
+
+
+@pytest.mark.parametrize("option", ["--validation", "--split"])
+def test_a_dry_run_reads_what_is_measured_with_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    bad = bad_line(data, "held_out.jsonl")
+    given = (str(data), option, str(bad)) if option == "--validation" else (str(bad), option, "0.4")
+    status, out, err = run(capsys, "tune", *given, "--check", "--json", "--out", str(tmp_path / "out"), *SMALL)
+    assert status == 1
+    assert "held_out.jsonl:2: " in err
+    assert json.loads(out)["samples"] == (10 if option == "--validation" else 2)
+
+
+def test_bad_validation_samples_are_counted_and_named_in_the_log(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--steps", "1", "--validation", str(bad_line(data, "held_out.jsonl")), "--json", *SMALL)
+    status, out, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)
+    assert status == 1, err
+    assert json.loads(out)["validation"]["loss"] > 0
+    last = json.loads((tmp_path / "out/training.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert list(last["bad"]) == ["held_out.jsonl:2"]
+    (data.parent / "bad.jsonl").write_text('{"messages": []}\n', encoding="utf-8")
+    options = ("--steps", "1", "--validation", str(data.parent / "bad.jsonl"), *SMALL)
+    status, _, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "other"), *options)
+    assert status == 2
+    assert "bad.jsonl:1: " in err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no groups of processes")
+@pytest.mark.parametrize("who", ["all", "a worker"])
+def test_a_run_with_workers_ends_in_one_line(data: Path, tmp_path: Path, who: str) -> None:
+    """SIGTERM reaches all of a group, as by `timeout`; a worker is killed, as where memory runs out."""
+    out = tmp_path / "out"
+    options = ["--steps", "5000", "--batch-size", "2", "--workers", "2", *SMALL]
+    line = [sys.executable, "-m", "pocketvlm.cli", "tune", str(data), "--out", str(out), *options]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("step"):
+            pass
+        if who == "all":
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            os.kill(psutil.Process(process.pid).children()[-1].pid, signal.SIGKILL)
+        errors = process.stderr.read()
+    assert "Traceback" not in errors
+    if who == "all":
+        assert process.returncode == 130, errors
+        assert list((out / "checkpoints").iterdir())
+    else:
+        assert process.returncode == 1, errors
+        assert "a process that reads samples ahead ended by itself" in errors

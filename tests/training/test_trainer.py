@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.training.data.order import endless_order
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.parts import linear_layers, part_of
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.settings import TuneSettings, factor
-from pocketvlm.training.trainer import TrainingError
+from pocketvlm.training.trainer import Trainer, TrainingError
+
+
+def endless_places(one: Trainer) -> list[int]:
+    """The samples of the first steps of one."""
+    return list(itertools.islice(endless_order(one.feed.samples, one.settings.seed), 4))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,46 @@ def test_bad_samples_are_named_and_counted_or_stop_the_run(
         run(trainer(nano, tmp_path / "3", Samples(4, bad=range(4))))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_of_bad_samples_alone_changes_nothing_and_the_run_goes_on(
+    nano: ModelDirectory, tmp_path: Path, first: bool
+) -> None:
+    order = endless_places(trainer(nano, tmp_path / "0", Samples(4), batch_size=1))
+    one = trainer(nano, tmp_path / "1", Samples(4, bad=[order[0 if first else 1]]), batch_size=1, steps=4, save_every=1)
+    reports: list[int] = []
+    moved = [weights(one)]
+
+    def on_step(report: Any) -> None:
+        reports.append(report.step)
+        moved.append(weights(one))
+
+    one.run(on_step, lambda: None)
+    assert reports == ([2, 3, 4] if first else [1, 3, 4])
+    assert one.progress.step == 4
+    assert len(one.progress.bad) == 1
+    assert not any(a.equal(b) for a, b in itertools.pairwise(moved))
+
+
+def test_bad_validation_samples_are_named_and_counted_or_stop_the_run(
+    nano: ModelDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measured(out: Path, bad: list[int], **changes: Any) -> Any:
+        one = trainer(nano, out, **changes)
+        one.validation = trainer(nano, out / "v", Samples(2, bad=bad)).feed
+        return one
+
+    one = measured(tmp_path / "1", [1])
+    with caplog.at_level(logging.WARNING):
+        found = [one.evaluate(), one.evaluate()]
+    assert found[0] == found[1] == measured(tmp_path / "2", [1]).evaluate()
+    assert caplog.text.count("noise.jsonl:1: it is bad") == 2  # once a run
+    assert set(one.progress.bad) == {"noise.jsonl:1"}
+    with pytest.raises(SampleError, match="it is bad"):
+        measured(tmp_path / "3", [1], bad_samples="stop").evaluate()
+    with pytest.raises(TrainingError, match="no validation sample"):
+        measured(tmp_path / "4", [0, 1]).evaluate()
+
+
 def test_a_loss_that_is_no_number_names_its_sample(nano: ModelDirectory, tmp_path: Path) -> None:
     one = trainer(nano, tmp_path)
     losses = one.objective.losses
@@ -132,5 +179,8 @@ def test_rates_rise_and_fall_to_zero() -> None:
 
 def test_settings_that_do_not_go_together_are_refused() -> None:
     for wrong in ({"method": "all"}, {"tune": ("head",)}, {"tune": ()}, {"method": "full", "dora": True}, {"rank": 0}):
+        with pytest.raises(ConfigError):
+            TuneSettings(**wrong)
+    for wrong in ({"minutes": 0.0}, {"epochs": 0.0}):  # which would be an epoch, or a step
         with pytest.raises(ConfigError):
             TuneSettings(**wrong)

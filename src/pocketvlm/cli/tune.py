@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     _check_out(args.out)
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle of ONNX Runtime", hint="Tune the checkpoint it was made of.")
-    from pocketvlm.training.data.dataset import open_datasets
+    from pocketvlm.training.data.dataset import open_datasets, tell_apart
 
     if "" in (*args.data, args.validation):
         raise ConfigError("the name of a file of samples is empty", hint="Name a file or a folder.")
@@ -149,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
         validation = job.measured(settings.seed, args.split)
     if split := args.split or (None if validation else job.split):
         samples, validation = samples.split(split, settings.seed)
+    if validation is not None:
+        tell_apart((*samples.sources, *validation.sources))
     modes = [f"--{mode}" for mode in ("check", "plan", "emit") if getattr(args, mode)]
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
@@ -157,11 +159,17 @@ def run(args: argparse.Namespace) -> int:
     if args.check or args.plan:
         from pocketvlm.cli import tune_dry
 
-        return (tune_dry.check if args.check else tune_dry.plan)(args, samples, settings, options)
+        if args.plan:
+            return tune_dry.plan(args, samples, settings, options)
+        return tune_dry.check(args, [samples] if validation is None else [samples, validation], settings, options)
     measure = _measure(settings, options)
     from pocketvlm.training.run import tune  # brings torch
 
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun: the one that speaks for all
+
     def shown(report: Any) -> None:
+        if not is_first:
+            return
         if report.step == 1 or report.step % 10 == 0 or report.step == report.steps:
             of = f" of {report.steps}" if report.steps else ""
             say(
@@ -189,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
         measure=measure,
         on_step=shown,
     )
+    if not is_first:
+        return 0
     found = asdict(result)
     bad = found.pop("bad")
     if found["tasks"] is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, progress_bars
@@ -11,16 +13,22 @@ from pocketvlm.files import whole_file
 from pocketvlm.training.settings import TuneSettings
 
 
-def check(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
-    """The dry run: prints what was found, and writes a page to look at."""
+def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings, options: dict[str, Any]) -> int:
+    """The dry run: prints what was found, and writes a page to look at.
+
+    Args:
+        sets: the samples that are learnt from, and those that are measured with where there are some.
+    """
     from pocketvlm.training.check import check as check_samples
     from pocketvlm.training.check import stretches
     from pocketvlm.training.check_page import check_page
 
-    feed, processor = _feed(args, samples, settings, options)
+    feeds, processors = zip(*(_feed(args, samples, settings, options) for samples in sets), strict=True)
+    processor = processors[0]
     with progress_bars() as bars:
-        total = len(samples)
-        found = check_samples(feed.all(), lambda done: bars("Reading samples", done, total) if bars else None)
+        total = sum(len(samples) for samples in sets)
+        every = itertools.chain.from_iterable(feed.all() for feed in feeds)
+        found = check_samples(every, lambda done: bars("Reading samples", done, total) if bars else None)
     args.out.mkdir(parents=True, exist_ok=True)
     page = args.out / "check.html"
     with whole_file(page) as file:

@@ -131,6 +131,9 @@ class Checkpoints:
         Raises:
             ConfigError: it is of another run.
         """
+        for before in self.folder.glob("*.old.partial"):  # by a process that was killed between two renames
+            if not (final := self.folder / before.name.removesuffix(".old.partial")).exists():
+                before.replace(final)
         for left in self.folder.glob("*.partial"):  # by a process that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
         state = self.last_state()

@@ -6,16 +6,19 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pocketvlm.errors import EngineError
 from pocketvlm.training.data.order import endless_order
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import Example, ExampleEncoder
 
 Found = tuple[Example, ...] | SampleError  # an example, a pair of them (preferences), or what is wrong
+_ENDED = "a process that reads samples ahead ended by itself: was there enough memory?"
 
 
 class Steps(Protocol):
@@ -60,7 +63,10 @@ class Feed:
             worker_init_fn=prepare_worker if self.workers else None,
             prefetch_factor=2 if self.workers else None,
         )
-        yield from loader
+        try:
+            yield from loader
+        except (EOFError, ConnectionError):  # what a worker had ready cannot be taken over any more
+            raise EngineError(_ENDED) from None
 
     def all(self) -> Iterator[Found]:
         """Every sample once, in the order of its file."""
@@ -87,4 +93,22 @@ class _Encoded(Dataset[Found]):
 def prepare_worker(_worker: int) -> None:
     """One thread, as there are several workers; and no end by a signal that is for the main process."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process ends the run
+    # Ctrl-C reaches the whole group, and so does the SIGTERM of `timeout`, torchrun and systemd: the main process ends
+    # the run behind its step, and its workers by their queue.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def watched_workers() -> Iterator[None]:
+    """Say in one line that a worker was killed: PyTorch raises it in the middle of whatever is done here.
+
+    Raises:
+        EngineError: one was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise EngineError(_ENDED) from None

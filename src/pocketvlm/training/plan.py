@@ -30,6 +30,7 @@ from pocketvlm.training.losses import answer_losses
 from pocketvlm.training.optimisers import state_bytes
 from pocketvlm.training.run import prepare
 from pocketvlm.training.settings import TuneSettings
+from pocketvlm.training.trainer import autocast_dtype
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class MemoryPlan:
     """Bytes, at the moment of most memory.
 
     Attributes:
-        weights: of the model, without what was put beside it.
+        weights: of the model, without what was put beside it, and of the copy of it that full fine-tuning on
+            preferences compares with.
         adapters: of low-rank adapters.
         gradients: of what learns.
         optimiser: AdamW's two moments of what learns, and its moving average.
@@ -106,12 +108,17 @@ def plan_memory(
         saved = _Saved(model)
         try:
             with _Alive() as alive, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-                answer_losses(model, batch).sum().backward()
+                dtype = autocast_dtype(model)
+                is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
+                with torch.autocast(device.type, dtype, enabled=is_there and dtype != torch.float32):
+                    losses = answer_losses(model, batch)
+                losses.sum().backward()
         finally:
             forget_constants()  # a model that runs in this process later needs values
+    copies = 2 if settings.method == "full" and settings.objective == "dpo" else 1
     gradients = _bytes(p for p in model.parameters() if p.requires_grad)
     return MemoryPlan(
-        weights=weights,
+        weights=copies * weights,
         adapters=_bytes(model.parameters()) - weights,
         gradients=gradients,  # of the batches before this one: all are there at its peak
         optimiser=state_bytes(model, settings),

@@ -10,6 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pocketvlm.errors import ConfigError
+
+
+def device_of_process(device: torch.device) -> torch.device:
+    """The CUDA device of this process, one for each that torchrun started here; the one given without torchrun, and
+    where it has a number."""
+    if device.type != "cuda" or device.index is not None or "LOCAL_RANK" not in os.environ:
+        return device
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if int(os.environ["LOCAL_RANK"]) >= (there := torch.cuda.device_count()):
+        raise ConfigError(f"process {own.index} has no CUDA device: there are {there}", hint="Start fewer processes.")
+    torch.cuda.set_device(own)  # which NCCL asks for
+    return own
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -61,6 +75,14 @@ class Processes:
         counts, *sums = flat.split([len(grads), *(grad.numel() for grad in grads)])
         for p, grad, count in zip(parameters, sums, counts.tolist(), strict=True):
             p.grad = grad.view_as(p) if count else None
+
+    def united(self, found: dict[str, str]) -> dict[str, str]:
+        """The entries of all processes."""
+        if self.world == 1:
+            return found
+        every: list[dict[str, str]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(every, found)
+        return {name: text for one in every for name, text in one.items()}
 
     def wait(self) -> None:
         """Until all are here."""

@@ -68,7 +68,8 @@ class Log:
         self._trackers = open_trackers(report_to, path.parent, settings, step) if writes else []
         if writes and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            with whole_file(path) as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
         self.write({"settings": settings})
 
     def __enter__(self) -> Self:
@@ -101,10 +102,16 @@ class Log:
         self._track(step, {f"validation/{name}": value for name, value in (("loss", loss),) if value is not None})
         self._track(step, {f"tasks/{name}": value for name, value in (scores or {}).items()})
 
-    def end(self, step: int, validation: Mapping[str, float | None] | None, scores: Mapping[str, float] | None) -> None:
-        """The figures of what the run came to."""
+    def end(
+        self,
+        step: int,
+        validation: Mapping[str, float | None] | None,
+        scores: Mapping[str, float] | None,
+        bad: Mapping[str, str] | None = None,
+    ) -> None:
+        """The figures of what the run came to, and what is wrong with each sample that was skipped."""
         tasks = {} if scores is None else {"tasks": dict(scores)}
-        self.write({"step": step, "validation": validation, **tasks})
+        self.write({"step": step, "validation": validation, **tasks, **({"bad": dict(bad)} if bad else {})})
         named = {f"result/{name}": value for name, value in {**(validation or {}), **(scores or {})}.items()}
         self._track(step, {name: value for name, value in named.items() if value is not None})
 

@@ -15,6 +15,7 @@ import torch
 from pocketvlm.api.loading import choose_device
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError
+from pocketvlm.files import whole_file
 from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.vision.warm_start import warm_start_compression
@@ -29,7 +30,7 @@ from pocketvlm.training.feed import Feed
 from pocketvlm.training.memory import peak_memory, quantize_base, recompute_layers
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
-from pocketvlm.training.processes import Processes
+from pocketvlm.training.processes import Processes, device_of_process
 from pocketvlm.training.report import CURVE, Log, Result, draw_losses, write_card
 from pocketvlm.training.settings import LOG, TuneSettings
 from pocketvlm.training.trackers import check_trackers
@@ -79,12 +80,14 @@ def tune(
     pairs = settings.objective == "dpo"
     feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
     check_first(feed)
-    target = choose_device(device)
+    measured = None if validation is None else Feed(validation, encoder, pairs=pairs, seed=0)
+    if measured is not None:
+        check_first(measured)
+    target = device_of_process(choose_device(device))
     processes = Processes.join(target)
     torch.manual_seed(settings.seed)
     model = load_base(directory, settings, target)
     layers = prepare(model, settings)
-    measured = None if validation is None else Feed(validation, encoder, pairs=pairs, seed=0)
     if processes.rank == 0:
         for left in out.glob("*.partial"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -110,22 +113,32 @@ def tune(
             log.step(report)
             on_step(report)
 
+        known: tuple[int, float | None, Mapping[str, float] | None] = (0, None, None)
+
         def evaluate() -> None:
+            nonlocal known
             loss = trainer.evaluate()
             with trainer.average.applied():
-                log.evaluation(done.step, loss, None if measure is None else measure_model(model, processor, measure))
+                known = (done.step, loss, None if measure is None else measure_model(model, processor, measure))
+            log.evaluation(*known)
 
         trainer.run(after_step, evaluate)
         trainer.save()
-        last = trainer.evaluate()
+        step, last, scores = known
+        if step != done.step:
+            last, scores = trainer.evaluate(), None
         trainer.take_result()
+        if settings.result == "best" and done.best_step != done.step:
+            scores = None  # of other weights
         figures: dict[str, float | None] | None = None
         if validation is not None:
             figures = {"loss": done.best_loss if settings.result == "best" else last, "exact": None}
             if not pairs:
                 figures["exact"] = exact_answers(model, processor, validation, options or {}, settings.eval_count)
-        scores = None if measure is None else measure_model(model, processor, measure)
-        log.end(done.step, figures, scores)
+        if measure is not None and scores is None:
+            scores = measure_model(model, processor, measure)
+        done.bad = processes.united(done.bad)
+        log.end(done.step, figures, scores, done.bad)
     result = Result(
         out=str(out),
         steps=done.step,
@@ -140,6 +153,7 @@ def tune(
         write_result(model, layers, directory, out, base)
         write_card(out, result, settings, base, len(samples))
         draw_losses(out / LOG, out / CURVE)
+    processes.wait()  # torchrun ends the others where one has ended with a status that is not 0
     return result
 
 
@@ -213,4 +227,5 @@ def write_result(model: MiniCPMV, layers: Sequence[str], directory: ModelDirecto
     save_model(model, out, dtype=stored_dtype(directory.path))
     for file in directory.path.iterdir():  # tokenizer, template and settings of pictures
         if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists() and "index" not in file.name:
-            shutil.copy(file, out / file.name)
+            with whole_file(out / file.name) as copied:  # or a later run would take a part of it for the whole
+                copied.write(file.read_bytes())

@@ -53,9 +53,9 @@ class TuneSettings:
     steps: int | None = _setting(
         None, "optimiser steps (default: as many as --epochs are)", Range(int, 1, nullable=True)
     )
-    epochs: float = _setting(1.0, "times that every sample is seen", Range(float, 0.0, 1e6))
+    epochs: float = _setting(1.0, "times that every sample is seen", Range(float, 0.0, 1e6, is_open=True))
     minutes: float | None = _setting(
-        None, "end after this time, the rate falling to zero", Range(float, 0.0, 1e6, nullable=True)
+        None, "end after this time, the rate falling to zero", Range(float, 0.0, 1e6, nullable=True, is_open=True)
     )
     batch_size: int = _setting(8, "samples of one step, over all processes", Range(int, 1, 2**20))
     learning_rate: float | None = _setting(

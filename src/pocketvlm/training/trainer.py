@@ -20,7 +20,7 @@ from pocketvlm.training.batches import micro_batches
 from pocketvlm.training.checkpoints import Checkpoints
 from pocketvlm.training.data.order import epoch_length
 from pocketvlm.training.data.sample import SampleError
-from pocketvlm.training.feed import Found, Steps
+from pocketvlm.training.feed import Found, Steps, watched_workers
 from pocketvlm.training.interrupts import StopRequest
 from pocketvlm.training.memory import peak_memory
 from pocketvlm.training.objectives import Objective
@@ -105,7 +105,7 @@ class Trainer:
         self.schedule = schedule or _schedule(settings, feed)
         self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
         self.progress = self.checkpoints.restore(self.learns, self.optimiser, self.average)
-        self.stop = StopRequest()
+        self.stop, self._empty = StopRequest(), 0  # samples since anything could be learnt from one
         self.dtype = autocast_dtype(model)
 
     def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[], None]) -> None:
@@ -121,11 +121,13 @@ class Trainer:
             return
         count = max(0, schedule.steps - done.step)
         stream = self.feed.steps(done.step, count, settings.batch_size, self.processes.rank, self.processes.world)
-        with self.stop.listening():
+        with self.stop.listening(), watched_workers():
             self._evaluate_if_due(on_evaluation)  # a run that was stopped in the middle of it
             began = time.perf_counter()
             for found in stream:
-                on_step(self.step(found, began))
+                report = self.step(found, began)
+                if report is not None:
+                    on_step(report)
                 self._evaluate_if_due(on_evaluation)
                 is_stopped = bool(self.processes.total(self.stop.is_set))
                 if is_stopped or done.step % settings.save_every == 0:
@@ -136,15 +138,18 @@ class Trainer:
                     break
                 began = time.perf_counter()
 
-    def step(self, found: Sequence[Found], began: float | None = None) -> Report:
-        """One step on what `Feed.steps` gives, by a clock that began when it was asked; now when None."""
+    def step(self, found: Sequence[Found], began: float | None = None) -> Report | None:
+        """One step on what `Feed.steps` gives, by a clock that began when it was asked; now when None. A step of bad
+        samples alone changes no weights, and has no report."""
         began, done = time.perf_counter() if began is None else began, self.progress
         torch.manual_seed(self.settings.seed * 1_000_003 + done.step)  # dropout is the same in a run that goes on
         examples = self._good(found)
         rate = self.highest_rate * self.schedule.factor(done)
         weight = self.processes.total(sum(self.objective.weight(example) for example in examples))
         if not weight:
-            raise TrainingError(f"step {done.step + 1} has no sample that anything can be learnt from")
+            self._pass_over(began)
+            return None
+        self._empty = 0
         total, seen, sources = 0.0, 0, list[str]()
         self.model.train()
         for batch in self.objective.batches(examples, self.settings.micro_tokens, self.settings.micro_patches):
@@ -157,7 +162,7 @@ class Trainer:
             seen += sum(batch.lengths)
             sources += batch.sources
         self.processes.add_gradients(self.parameters)
-        if done.step == 0:
+        if not done.tokens:
             self._check_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         if not torch.isfinite(norm):
@@ -190,6 +195,15 @@ class Trainer:
             self.objective.figures(),
         )
 
+    def _pass_over(self, began: float) -> None:
+        """Count a step without a sample that can be learnt from; an end of the run where a whole pass has none."""
+        done = self.progress
+        self._empty += self.settings.batch_size
+        if self._empty >= len(self.feed.samples):
+            raise TrainingError(f"step {done.step + 1} has no sample that anything can be learnt from")
+        done.seconds += self.processes.mean(time.perf_counter() - began)
+        done.step += 1
+
     def _evaluate_if_due(self, on_evaluation: Callable[[], None]) -> None:
         every, done = self.settings.eval_every, self.progress
         if every and done.step and done.step % every == 0 and done.evaluated != done.step:
@@ -198,19 +212,26 @@ class Trainer:
 
     def evaluate(self) -> float | None:
         """Mean loss of the validation samples, over their learnt tokens (or pairs), of the averaged weights where there
-        are some; None without samples. The weights of the lowest loss so far are kept."""
+        are some; None without samples. The weights of the lowest loss so far are kept.
+
+        Raises:
+            TrainingError: all of them are bad.
+            SampleError: one is, where the settings say that this stops the run.
+        """
         if self.validation is None:
             return None
         self.model.eval()
         total = weight = 0.0
-        good = (found for found in self.validation.all() if not isinstance(found, SampleError))
+        good = (item for found in self.validation.all() for item in self._good([found]))
         with torch.no_grad(), self.average.applied():
             for batch in micro_batches(good, self.settings.micro_tokens, self.settings.micro_patches):
                 with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     losses = self.objective.losses(self.model, batch)
                 total += float(losses.sum())
                 weight += len(losses)
-            loss, done = total / weight if weight else math.nan, self.progress
+            if not weight:
+                raise TrainingError("there is no validation sample that anything can be measured with")
+            loss, done = total / weight, self.progress
             if loss < (math.inf if done.best_loss is None else done.best_loss):
                 done.best_loss, done.best_step = loss, done.step
                 if self.settings.eval_every and self.processes.rank == 0:
@@ -232,8 +253,8 @@ class Trainer:
         self.processes.wait()
 
     def _good(self, found: Sequence[Found]) -> list[Any]:
-        """What can be learnt from; the rest is reported."""
-        good = []
+        """What can be learnt from, or measured with; the rest is reported."""
+        good: list[Any] = []
         for one in found:
             if not isinstance(one, SampleError):
                 good.append(one)

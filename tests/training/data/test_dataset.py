@@ -65,11 +65,11 @@ def test_a_split_that_leaves_nothing_is_refused(dataset: Dataset, validation: fl
         dataset.split(validation, seed=0)
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -1], [1, float("inf")], [1, float("nan")], [1, True]])
-def test_weights_that_are_none_are_refused(tmp_path: Path, weights: list[float]) -> None:
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan"), True, 1e-7, 1e300, None])
+def test_weights_that_are_none_are_refused(tmp_path: Path, weight: float | None) -> None:
     paths = [write_set(tmp_path / "one.jsonl", 1), write_set(tmp_path / "two.jsonl", 1)]
-    with pytest.raises(ConfigError, match="weights has"):
-        open_datasets(paths, weights=weights)
+    with pytest.raises(ConfigError, match="weights"):
+        open_datasets(paths, weights=[1] if weight is None else [1, weight])
 
 
 class Counted:
@@ -180,3 +180,15 @@ def test_columns_that_nothing_is_read_from_are_told(tmp_path: Path) -> None:
 def test_sources_are_a_list(sources: list[str]) -> None:
     with pytest.raises(ConfigError, match="is no list of files and folders"):
         open_datasets(sources)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a/cats", "b/cats", "b/dogs"):
+        (tmp_path / folder).mkdir(parents=True)
+        paths.append(tmp_path / folder / "metadata.jsonl")
+        paths[-1].write_text('{"messages": []}\n', encoding="utf-8")
+    (tmp_path / "other.jsonl").write_text('{"messages": []}\n', encoding="utf-8")
+    found = [error.source for error in open_datasets([*paths, tmp_path / "other.jsonl", paths[0]]).errors()]
+    names = ["a/cats/metadata.jsonl:1", "b/cats/metadata.jsonl:1", "b/dogs/metadata.jsonl:1"]
+    assert found == [*names, "other.jsonl:1", names[0]]

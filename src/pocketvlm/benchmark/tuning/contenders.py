@@ -96,7 +96,9 @@ class OurTrainer:
             self.trainer = Trainer(model, feed, Answers(), job.settings, Path(folder))
 
     def step(self, number: int) -> float:
-        return self.trainer.step([(example,) for example in self.examples[number]]).loss
+        report = self.trainer.step([(example,) for example in self.examples[number]])
+        assert report is not None, "the samples of the benchmark are good"
+        return report.loss
 
 
 class PeftLoop:

@@ -30,7 +30,7 @@ class CsvRecords:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.name
         _raise_limit()
         self._begins, self._ends, self._numbers = array("q"), array("q"), array("q")
         self._delimiter, self.columns = self._header()
@@ -92,7 +92,7 @@ class CsvRecords:
         return len(self._begins)
 
     def where(self, index: int) -> str:
-        return f"{self.path.name}:{self._numbers[index]}"
+        return f"{self.name}:{self._numbers[index]}"
 
     def read(self, index: int) -> dict[str, Any]:
         _raise_limit()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketvlm.errors import ConfigError, PocketVLMError
-from pocketvlm.ranges import show
+from pocketvlm.ranges import Range, show
 from pocketvlm.training.data.columns import known_columns
 from pocketvlm.training.data.folders import find_sets
 from pocketvlm.training.data.layout import Layout
 from pocketvlm.training.data.records import Records, open_records
 from pocketvlm.training.data.sample import Sample, SampleError
+
+_WEIGHTS = Range(float, 1e-6, 1e6)  # `order` keeps them as fractions of a million
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Dataset(Sequence[Sample]):
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self.sources = tuple(sources)
+        tell_apart(self.sources)
         self._ends = np.cumsum([len(source) for source in self.sources], dtype=np.int64).tolist()
 
     def __len__(self) -> int:
@@ -178,13 +180,27 @@ def open_datasets(
         listed = ", ".join(name for name, _ in sets)
         raise ConfigError(f"weights has {len(weights)} numbers for {len(sets)} sets", hint=f"The sets are {listed}.")
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ConfigError(f"weights has {show(weight)}, expected numbers above 0", hint="1 means once an epoch.")
+        _WEIGHTS.check("weights", weight)
     opened = [(name, tuple((_open(file, layout), layout) for file, layout in files)) for name, files in sets]
     return Dataset(
         Source(name, float(weight), files)
         for (name, files), weight in zip(opened, weights or [1.0] * len(sets), strict=True)
     )
+
+
+def tell_apart(sources: Iterable[Source]) -> None:
+    """Let messages name files that have one name, such as `metadata.jsonl` in several folders, with their folders, in
+    place; by the name of a sample alone it is also counted."""
+    alike: dict[str, dict[Path, list[Records]]] = {}
+    for records in (records for source in sources for records, _ in source.files):
+        alike.setdefault(records.path.name, {}).setdefault(records.path.absolute(), []).append(records)
+    for files in alike.values():
+        parts = 1
+        while len({path.parts[-parts:] for path in files}) < len(files):
+            parts += 1
+        for path, opened in files.items():
+            for records in opened:
+                records.name = "/".join(path.parts[-parts:])
 
 
 def _open(path: Path, layout: Layout) -> Records:

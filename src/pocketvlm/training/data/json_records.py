@@ -31,7 +31,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.name
         self._begins, self._ends, self._numbers = array("q"), array("q"), array("q")
         with path.open("rb") as file:
             for number, begin, end in _lines(file):
@@ -47,7 +47,7 @@ class JsonLines:
         return len(self._begins)
 
     def where(self, index: int) -> str:
-        return f"{self.path.name}:{self._numbers[index]}"
+        return f"{self.name}:{self._numbers[index]}"
 
     def read(self, index: int) -> dict[str, Any]:
         return parse(read_span(self.path, self._begins[index], self._ends[index]))
@@ -61,7 +61,7 @@ class JsonArray:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.name
         self._begins, self._ends, self._numbers = array("q"), array("q"), array("q")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             line = at = 0
@@ -99,7 +99,7 @@ class JsonArray:
         return len(self._begins)
 
     def where(self, index: int) -> str:
-        return f"{self.path.name}:{self._numbers[index]} (item {index})"
+        return f"{self.name}:{self._numbers[index]} (item {index})"
 
     def read(self, index: int) -> dict[str, Any]:
         return parse(read_span(self.path, self._begins[index], self._ends[index]))

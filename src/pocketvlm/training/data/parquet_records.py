@@ -22,7 +22,7 @@ class ParquetRecords:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, path.name
         self._firsts, self._sizes = array("q"), array("q")  # of each row group: its first row, its bytes
         self._rows = 0
         self._kept: dict[int, Any] = {}
@@ -47,7 +47,7 @@ class ParquetRecords:
         return self._rows
 
     def where(self, index: int) -> str:
-        return f"{self.path.name} row {index}"
+        return f"{self.name} row {index}"
 
     def read(self, index: int) -> dict[str, Any]:
         group = bisect_right(self._firsts, index) - 1

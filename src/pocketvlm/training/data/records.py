@@ -24,9 +24,11 @@ class Records(Protocol):
 
     Attributes:
         path: of the file.
+        name: of the file in messages, as short as it can be told from others by.
     """
 
     path: Path
+    name: str
 
     def __len__(self) -> int: ...
 
