@@ -1,8 +1,9 @@
-"""Imports of packages that bring torchvision, beside any CPU build of torch; and of bitsandbytes, without a connection.
+"""Imports of packages that bring torchvision, beside any CPU build of torch.
 
 torchvision registers shape functions for its compiled operators when it is imported, and fails if those operators did
 not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators. So registrations for
 the `torchvision::` namespace that find no operator are left out during the import.
+And bitsandbytes is imported without its downloads.
 """
 
 from __future__ import annotations

@@ -75,7 +75,15 @@ def emit_job(
 
     model = None if args.model == _NANO or Path(args.model).exists() else args.model
     found = emit(
-        args.emit, args.out, samples, settings, directory_of(args), validation=validation, options=options, model=model
+        args.emit,
+        args.out,
+        samples,
+        settings,
+        directory_of(args),
+        validation=validation,
+        options=options,
+        model=model,
+        on_cpu=args.device == "cpu",
     )
     for note in found.notes:
         say(f"different there: {note}")

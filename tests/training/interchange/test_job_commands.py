@@ -270,3 +270,16 @@ def test_a_settings_file_that_is_missing_is_named(
     assert status == 2
     assert err.strip().endswith(f"{name} does not exist. Check the path.")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["swift", "llamafactory"])
+def test_a_job_for_a_cpu_asks_for_no_bfloat16(sets: Path, capsys: pytest.CaptureFixture[str], program: str) -> None:
+    for device, is_cpu in (("auto", False), ("cpu", True)):
+        out = sets / device
+        given = ("data", "--sets", "shelf", "--emit", program, "--device", device, "--out", str(out))
+        status, _, err = run(capsys, "tune", *given, "--downsample-mode", "16x")
+        assert status == 0, err
+        keys = yaml.safe_load((out / f"{program}.yaml").read_text(encoding="utf-8"))
+        assert (keys["bf16"], keys.get("use_cpu", False)) == (not is_cpu, is_cpu)
+        if program == "swift":
+            assert keys["torch_dtype"] == ("float32" if is_cpu else "bfloat16")

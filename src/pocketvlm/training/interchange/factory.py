@@ -132,7 +132,14 @@ def _data(keys: Keys, notes: list[str]) -> tuple[tuple[Sets, ...], tuple[Sets, .
 
 
 def write(
-    settings: TuneSettings, config: ModelConfig, model: str, folder: str, rate: float, has_validation: bool
+    settings: TuneSettings,
+    config: ModelConfig,
+    model: str,
+    folder: str,
+    rate: float,
+    has_validation: bool,
+    *,
+    on_cpu: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The content of a file, and notes on what is different there.
 
@@ -140,6 +147,7 @@ def write(
         model: a directory or a name in a hub.
         folder: with `dataset_info.json`.
         rate: the highest learning rate.
+        on_cpu: see `write_schedule`.
 
     Raises:
         ConfigError: a setting has no place there.
@@ -168,7 +176,7 @@ def write(
     if has_validation:
         keys["eval_dataset"] = "validation"
     keys |= {"default_system": "", "cutoff_len": settings.max_tokens or config.text.max_position_embeddings}
-    keys |= schedule.write_schedule(settings, rate, has_validation)
+    keys |= schedule.write_schedule(settings, rate, has_validation, on_cpu=on_cpu)
     keys |= {"disable_gradient_checkpointing": not settings.gradient_checkpointing, "plot_loss": True}
     keys["output_dir"] = f"{folder}/output"
     notes = ["its template sets no empty block of reasoning in front of answers, as the checkpoint's own does"]

@@ -220,6 +220,8 @@ def write(
     folder: str,
     rate: float,
     has_validation: bool,
+    *,
+    on_cpu: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """The content of a file, and notes on what is different there.
 
@@ -230,6 +232,7 @@ def write(
         model: a directory or a name in a hub.
         folder: with the data.
         rate: the highest learning rate.
+        on_cpu: see `write_schedule`.
 
     Raises:
         ConfigError: a setting has no place there.
@@ -252,7 +255,7 @@ def write(
         "use_hf": True,
         "check_model": False,
         # Weights that learn are float32 and products bfloat16, as here.
-        "torch_dtype": "float32" if is_full else "bfloat16",
+        "torch_dtype": "float32" if is_full or on_cpu else "bfloat16",
         "tuner_type": "full" if is_full else "lora",
         **_freeze(settings),
     }
@@ -274,7 +277,7 @@ def write(
     keys |= {"truncation_strategy": "right" if settings.truncate else "delete"}
     keys["preserve_thinking"] = False  # no empty block of reasoning in front of earlier answers, as in our prompts
     keys["strict"] = settings.bad_samples == "stop"
-    keys |= schedule.write_schedule(settings, rate, has_validation)
+    keys |= schedule.write_schedule(settings, rate, has_validation, on_cpu=on_cpu)
     keys["fp16"] = False  # what it takes float32 weights for, unless it is said
     keys |= {"gradient_checkpointing": settings.gradient_checkpointing, "output_dir": f"{folder}/output"}
     keys["add_version"] = False

@@ -50,6 +50,7 @@ def emit_job(
     validation: Dataset | None = None,
     options: Mapping[str, Any] | None = None,
     model: str | None = None,
+    on_cpu: bool = False,
 ) -> Emitted:
     """Write data and settings into a folder.
 
@@ -58,6 +59,7 @@ def emit_job(
         directory: of the model.
         options: of pictures that are not as the model has them.
         model: its name in a hub; its directory when None.
+        on_cpu: the run is for a CPU; for a GPU otherwise.
 
     Raises:
         ConfigError: a setting or an option has no place in the other program.
@@ -77,7 +79,15 @@ def emit_job(
     if program == "swift":
         images = (directory.image_config, directory.configs.video)
         keys, notes = swift.write(
-            settings, images, options, own, named, str(folder), rate, has_validation=validation is not None
+            settings,
+            images,
+            options,
+            own,
+            named,
+            str(folder),
+            rate,
+            has_validation=validation is not None,
+            on_cpu=on_cpu,
         )
         command = f"swift {'rlhf' if settings.objective == 'dpo' else 'sft'}"
     else:
@@ -87,7 +97,7 @@ def emit_job(
                 hint = "Leave it out, or write it into preprocessor_config.json of the model."
                 raise ConfigError(f"LLaMA-Factory has no place for {flag} {value}", hint=hint)
         keys, notes = factory.write(
-            settings, directory.config, named, str(folder), rate, has_validation=validation is not None
+            settings, directory.config, named, str(folder), rate, has_validation=validation is not None, on_cpu=on_cpu
         )
         command = f"{'' if (mode or own) == '16x' else f'DOWNSAMPLE_MODE={mode or own} '}llamafactory-cli train"
     bad: dict[str, str] = {}
