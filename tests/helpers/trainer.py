@@ -16,8 +16,8 @@ from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import ExampleEncoder
 from pocketvlm.training.feed import Feed
 from pocketvlm.training.objectives import Answers, Preferences
-from pocketvlm.training.parts import freeze_all_but
 from pocketvlm.training.reference_policy import reference_policy
+from pocketvlm.training.run import prepare
 from pocketvlm.training.settings import TuneSettings
 from pocketvlm.training.trainer import Trainer
 
@@ -49,7 +49,7 @@ class Samples(Sequence[Sample]):
 def trainer(nano: ModelDirectory, out: Path, samples: Sequence[Sample] | None = None, **changes: Any) -> Trainer:
     settings = TuneSettings(**{**SETTINGS, **changes})
     model = load_model(nano)
-    freeze_all_but(model, settings.tune)
+    prepare(model, settings)
     encoder = ExampleEncoder(
         Processor.from_directory(nano.path), options={"max_slice_nums": 1, "downsample_mode": "16x"}
     )

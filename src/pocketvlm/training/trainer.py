@@ -157,7 +157,8 @@ class Trainer:
                 losses = self.objective.losses(self.model, batch)
             self._check_numbers(losses, batch)
             loss = losses.sum() / weight
-            loss.backward()
+            if loss.requires_grad:  # samples without pictures say nothing to a tower that learns alone
+                loss.backward()
             total += float(loss.detach())
             seen += sum(batch.lengths)
             sources += batch.sources
