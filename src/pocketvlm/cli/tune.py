@@ -191,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
             "data": [str(source) for source in args.data] or repr(job.data),
             "weights": args.weights,
             "sets": args.sets,
+            "media_dir": args.media_dir and str(args.media_dir),
             "options": options,
             "split": split,
         },
