@@ -7,6 +7,7 @@ from typing import Any
 
 from pocketvlm.cli.common import directory_of, progress_bars
 from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.files import whole_file
 from pocketvlm.training.settings import TuneSettings
 
@@ -21,10 +22,18 @@ def check(args: argparse.Namespace, samples: Any, settings: TuneSettings, option
     with progress_bars() as bars:
         total = len(samples)
         found = check_samples(feed.all(), lambda done: bars("Reading samples", done, total) if bars else None)
-    args.out.mkdir(parents=True, exist_ok=True)
-    page = args.out / "check.html"
-    with whole_file(page) as file:
-        file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
+    page, is_new = args.out / "check.html", not args.out.exists()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{args.out} cannot be made ({error.strerror})", hint="Name another by --out.") from None
+    try:
+        with whole_file(page) as file:
+            file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
+    except PocketVLMError:
+        if is_new:
+            args.out.rmdir()
+        raise
     for text in found.bad.values():
         say(text)
     if args.json:

@@ -65,11 +65,18 @@ def test_a_split_that_leaves_nothing_is_refused(dataset: Dataset, validation: fl
         dataset.split(validation, seed=0)
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -1], [1, float("inf")], [1, float("nan")], [1, True]])
+@pytest.mark.parametrize(
+    "weights", [[1], [1, 0], [1, -1], [1, 1e300], [1, 1e-300], [1, float("inf")], [1, float("nan")], [1, True]]
+)
 def test_weights_that_are_none_are_refused(tmp_path: Path, weights: list[float]) -> None:
     paths = [write_set(tmp_path / "one.jsonl", 1), write_set(tmp_path / "two.jsonl", 1)]
     with pytest.raises(ConfigError, match="weights has"):
         open_datasets(paths, weights=weights)
+
+
+def test_weights_that_leave_no_sample_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="less than one sample"):
+        open_datasets([write_set(tmp_path / "one.jsonl", 3)], weights=[0.1])
 
 
 class Counted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from pocketvlm.training.data.folders import find_sets
 from pocketvlm.training.data.layout import Layout
 from pocketvlm.training.data.records import Records, open_records
 from pocketvlm.training.data.sample import Sample, SampleError
+
+_LEAST, _MOST = 1e-6, 1e6  # weights: the order of samples knows millionths, and holds an epoch in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +179,17 @@ def open_datasets(
         listed = ", ".join(name for name, _ in sets)
         raise ConfigError(f"weights has {len(weights)} numbers for {len(sets)} sets", hint=f"The sets are {listed}.")
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ConfigError(f"weights has {show(weight)}, expected numbers above 0", hint="1 means once an epoch.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not _LEAST <= weight <= _MOST:
+            text = f"weights has {show(weight)}, expected numbers from {_LEAST:g} to {_MOST:g}"
+            raise ConfigError(text, hint="1 means once an epoch.")
     opened = [(name, tuple((_open(file, layout), layout) for file, layout in files)) for name, files in sets]
-    return Dataset(
+    dataset = Dataset(
         Source(name, float(weight), files)
         for (name, files), weight in zip(opened, weights or [1.0] * len(sets), strict=True)
     )
+    if sum(len(source) * source.weight for source in dataset.sources) < 1:
+        raise ConfigError("weights leave less than one sample for an epoch", hint="Give larger ones.")
+    return dataset
 
 
 def _open(path: Path, layout: Layout) -> Records:
