@@ -7,6 +7,8 @@ the `torchvision::` namespace that find no operator are left out during the impo
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,3 +40,20 @@ def lenient_registrations() -> Iterator[None]:
         yield
     finally:
         torch.library.register_fake = strict
+
+
+@contextmanager
+def no_kernels_of_the_hub() -> Iterator[None]:
+    """Within this block nothing finds the package `kernels`. On processors with bf16 instructions bitsandbytes asks it,
+    when it is imported, for compiled code from a hub, and warns where it is not installed."""
+    before, logger = sys.modules.get("kernels"), logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it fails
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        del sys.modules["kernels"]
+        if before is not None:
+            sys.modules["kernels"] = before

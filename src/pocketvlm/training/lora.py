@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import MissingExtraError
-from pocketvlm.lenient_imports import lenient_registrations
+from pocketvlm.lenient_imports import lenient_registrations, no_kernels_of_the_hub
 from pocketvlm.model.adapters.lora import Adapter, LowRankUpdate
 from pocketvlm.model.adapters.write import write_adapter
 from pocketvlm.model.vlm import MiniCPMV
@@ -23,7 +23,8 @@ _NAME = "default"  # what peft calls the adapter of a model that has one
 def import_peft() -> Any:
     """The package, or an error that says how to get it."""
     try:
-        with lenient_registrations():  # it imports transformers, and that torchvision where it is there
+        # It imports transformers, and that torchvision where it is there; and bitsandbytes.
+        with lenient_registrations(), no_kernels_of_the_hub():
             import peft
     except ImportError:
         raise MissingExtraError("peft", "tune") from None

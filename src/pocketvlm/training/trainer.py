@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Trainer:
             return
         count = max(0, schedule.steps - done.step)
         stream = self.feed.steps(done.step, count, settings.batch_size, self.processes.rank, self.processes.world)
-        with self.stop.listening():
+        with self.stop.listening(), _workers_live():
             self._evaluate_if_due(on_evaluation)  # a run that was stopped in the middle of it
             began = time.perf_counter()
             for found in stream:
@@ -262,6 +263,20 @@ class Trainer:
             raise PromptError("nothing of the model would learn from these samples", hint="Name other parts to tune.")
         if without:
             logger.warning("%d tensors have no gradient in the first step, such as %s", len(without), without[0])
+
+
+@contextmanager
+def _workers_live() -> Iterator[None]:
+    """One line where a process that reads samples ahead has ended, as by the system for want of memory. PyTorch raises
+    that wherever the main process is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        text = f"a process that reads samples has ended ({str(error).rstrip('. '):.120})"
+        hint = "The same command goes on from the last checkpoint; with fewer --workers less memory is needed."
+        raise TrainingError(f"{text}. {hint}") from None
 
 
 def _schedule(settings: TuneSettings, feed: Steps) -> Schedule:
