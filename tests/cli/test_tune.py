@@ -90,7 +90,7 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(data: Path, tmp_path
         errors = process.stderr.read()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    (checkpoint,) = (out / "checkpoints").iterdir()
+    (checkpoint,) = (out / "checkpoints").glob("step-*")
     assert json.loads((checkpoint / "state.json").read_text())["progress"]["step"] >= 1
 
 
@@ -204,6 +204,14 @@ def test_a_plan_leaves_nothing_to_a_run_in_the_same_process(
         (("--check", "--plan"), "are two things"),
         (("--split", "0.5", "--validation", "data.jsonl"), "both choose what to measure with"),
         (("--split", "1"), "--split=1"),
+        (("--epochs", "0"), "epochs=0"),
+        (("--minutes", "0"), "minutes=0"),
+        (("--clip", "0"), "clip=0"),
+        (("--alpha", "0"), "alpha=0"),
+        (("--learning-rate", "0"), "learning-rate=0"),
+        (("--epochs", "2", "--steps", "3"), "--epochs and --steps both say how long"),
+        (("--method", "full", "--rank", "4"), "--rank is of LoRA"),
+        (("--preset", "sft", "--alpha", "4"), "--alpha is of LoRA"),
         (("--steps", "two"), "--steps: invalid int value: 'two'"),
         (("--validation", "nothing.jsonl"), "nothing.jsonl"),
     ],
@@ -295,3 +303,18 @@ def test_a_run_with_workers_ends_in_one_line(data: Path, tmp_path: Path, who: st
     else:
         assert process.returncode == 1, errors
         assert "a process that reads samples ahead ended by itself" in errors
+
+
+@pytest.mark.parametrize("changed", ["data", "what is measured with"])
+def test_a_run_does_not_go_on_with_other_samples(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    held_out = data.with_name("held_out.jsonl")
+    held_out.write_bytes(data.read_bytes())
+    options = ("--steps", "1", "--validation", str(held_out), "--batch-size", "2", "--eval-count", "1", *SMALL)
+    assert run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)[0] == 0
+    file = data if changed == "data" else held_out
+    file.write_text(file.read_text(encoding="utf-8").replace("alpha", "omega"), encoding="utf-8")
+    status, _, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)
+    assert status == 2
+    assert f"contents of {'the ' * (changed == 'data')}{changed}" in err

@@ -1,73 +1,113 @@
-"""Checkpoints at the worst moments, and which device a process of several has."""
+"""Checkpoints: whole or not at all, whatever stops the writing; one that cannot be read is one line."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn, optim
+from torch import nn
 
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import CheckpointError, OutputError
+from pocketvlm.training.averaging import MovingAverage
 from pocketvlm.training.checkpoints import Checkpoints, Progress
-from pocketvlm.training.processes import device_of_process
+
+resource = pytest.importorskip("resource")  # Windows has none
 
 
-class KilledError(BaseException):
-    """The end of the process."""
+class Run:
+    """What a run has that checkpoints keep."""
+
+    def __init__(self, out: Path, value: float = 0.0) -> None:
+        self.model = nn.Linear(64, 64)
+        nn.init.constant_(self.model.weight, value)
+        self.learns = dict(self.model.named_parameters())
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=0.0)
+        self.model(torch.ones(64)).sum().backward()
+        self.optimiser.step()  # it has moments now
+        self.average = MovingAverage(self.model, 0.9)
+        self.checkpoints = Checkpoints(out, {"seed": 0})
+
+    def save(self, step: int) -> None:
+        self.checkpoints.save(self.learns, self.optimiser, Progress(step=step), self.average)
+
+    def restore(self) -> Progress:
+        self.checkpoints.tidy()
+        return self.checkpoints.restore(self.learns, self.optimiser, self.average)
 
 
-@pytest.mark.parametrize("renames", [0, 1])
-def test_a_checkpoint_that_is_written_again_is_not_lost_between_two_renames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may be larger, as on a disk that is full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [100, 20_000])  # within the weights, within the optimiser
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path: Path, size: int) -> None:
+    one = Run(tmp_path)
+    one.save(1)
+    with largest_file(size), pytest.raises(OutputError, match=r"step-00000002 could not be written \(.*Make room"):
+        one.save(2)
+    with largest_file(100), pytest.raises(OutputError, match="best could not be written"):
+        one.checkpoints.save_best(one.learns)
+    assert [path.name for path in one.checkpoints.folder.iterdir()] == ["step-00000001"]
+    assert one.restore().step == 1
+
+
+@pytest.mark.parametrize("name", ["step-00000003", "best"])
+def test_a_folder_that_had_only_been_moved_aside_comes_back(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimiser = optim.AdamW([weight])
-    one = Checkpoints(tmp_path, {})
-    one.save({"weight": weight}, optimiser, Progress(step=5))
-    one.save_best({"weight": weight})
-    replace, left = Path.replace, renames
+    one = Run(tmp_path, 7.0)
+    one.save(3)
+    one.checkpoints.save_best(one.learns)
+    replace, moved = Path.replace, []
 
-    def killed(path: Path, target: Path) -> Path:
-        nonlocal left
-        if not left:
-            raise KilledError
-        left -= 1
-        return replace(path, target)
+    def killed(self: Path, target: Any) -> Any:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        return replace(self, target)
 
+    nn.init.constant_(one.model.weight, 8.0)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
-        for save in (
-            lambda: one.save({"weight": weight}, optimiser, Progress(step=5)),
-            lambda: one.save_best({"weight": weight}),
-        ):
-            left = renames
-            with pytest.raises(KilledError):
-                save()
-    with torch.no_grad():
-        weight.zero_()
-    assert Checkpoints(tmp_path, {}).restore({"weight": weight}, optimiser).step == 5
-    assert weight.tolist() == [1, 1, 1]
-    with torch.no_grad():
-        weight.zero_()
-    one.restore_best({"weight": weight})
-    assert weight.tolist() == [1, 1, 1]
-    assert not list(tmp_path.glob("**/*.partial"))
+        with pytest.raises(KeyboardInterrupt):
+            one.save(3) if name != "best" else one.checkpoints.save_best(one.learns)
+    assert not (one.checkpoints.folder / name).exists()
+    again = Run(tmp_path)
+    assert again.restore().step == 3
+    again.checkpoints.restore_best(again.learns)
+    assert float(again.model.weight.detach().min()) == 7.0
+    assert sorted(path.name for path in again.checkpoints.folder.iterdir()) == ["best", "step-00000003"]
 
 
-def test_each_process_of_torchrun_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert device_of_process(cuda) == cuda
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert device_of_process(cpu) == cpu
-    assert device_of_process(torch.device("cuda:0")) == torch.device("cuda:0")
-    assert chosen == []
-    assert device_of_process(cuda) == torch.device("cuda:1")
-    assert chosen == [torch.device("cuda:1")]
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match="process 2 has no CUDA device: there are 2"):
-        device_of_process(cuda)
+@pytest.mark.parametrize("name", ["trainable.safetensors", "optimiser.pt", "average.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "other"])
+def test_a_checkpoint_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, damage: str) -> None:
+    one = Run(tmp_path)
+    one.save(1)
+    file = one.checkpoints.folder / "step-00000001" / name
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "other": b'{"a": [1]}'}[damage])
+    with pytest.raises(CheckpointError, match=r"step-00000001 cannot be read .*Remove it, and the same command goes"):
+        Run(tmp_path).restore()
+
+
+def test_a_best_checkpoint_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    one = Run(tmp_path)
+    with pytest.raises(CheckpointError, match="best cannot be read"):
+        one.checkpoints.restore_best(one.learns)

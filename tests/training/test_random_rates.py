@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from helpers.app import png
 from helpers.training import picture
 
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
+from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.sample import Sample
 from pocketvlm.training.examples import Example, ExampleEncoder
 from pocketvlm.training.feed import Feed
@@ -58,3 +63,11 @@ def test_both_answers_of_a_preference_see_the_same() -> None:
     for draw in range(4):
         better, worse = encoder("random").pair(pair, draw)
         assert rates(better) == rates(worse)
+
+
+def test_a_sample_may_ask_for_rates_at_random_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(900, 1300, 0))
+    row = {"query": "What?", "response": "Noise.", "image": "a.png", "downsample_mode": "random"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    one, sample = encoder("16x"), open_datasets([tmp_path / "a.jsonl"])[0]
+    assert {rate for draw in range(8) for rate in rates(one(sample, draw))} == {"16x", "4x"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.training.data.sample import Sample
+from pocketvlm.training.memory import quantize_base
+from pocketvlm.training.parts import linear_layers
 from pocketvlm.training.run import tune
 from pocketvlm.training.settings import PRESETS, TuneSettings
 
@@ -136,3 +141,22 @@ def test_what_there_is_nothing_to_measure_with_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_settings(name: str) -> None:
     assert TuneSettings(**PRESETS[name]).method == "full"
+
+
+def test_no_kernels_are_asked_of_a_hub(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text("raise SystemExit('kernels was imported')", encoding="utf-8")
+    code = (
+        "from pocketvlm.training.lora import import_peft; import_peft()\n"
+        "from pocketvlm.training.memory import import_bitsandbytes; import_bitsandbytes()"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_a_base_in_4_bits_is_packed_for_no_processor() -> None:
+    model = load_model(resolve("nano"))
+    name = next(iter(linear_layers(model, {"decoder"})))
+    quantize_base(model, [name])
+    layer = model.get_submodule(name)
+    assert not layer.support_avx512bf16_for_cpu

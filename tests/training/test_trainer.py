@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,20 @@ def test_a_loss_that_is_no_number_names_its_sample(nano: ModelDirectory, tmp_pat
     expected = next(one.feed.steps(0, 1, 4, 0, 1))[1][0].source
     with pytest.raises(TrainingError, match=f"step 1: the loss of {expected} is no number"):
         run(one)
+
+
+def test_a_worker_that_was_killed_is_one_line(nano: ModelDirectory, tmp_path: Path) -> None:
+    one = trainer(nano, tmp_path, steps=200)
+    one.feed.workers = 1  # type: ignore[attr-defined]
+
+    def kill(_report: Any) -> None:
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    with pytest.raises(TrainingError, match=r"a process that reads samples has ended .*The same command goes on"):
+        one.run(kill, lambda: None)
 
 
 def test_a_folder_of_another_run_is_refused(nano: ModelDirectory, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import Range
-from pocketvlm.training.interchange.programs import FILES
+from pocketvlm.training.interchange.programs import EMITTED, FILES
 from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
     check_ranges(args, RANGES)
     preset = {} if args.preset is None else PRESETS[args.preset]
+    _check_given(given, preset)
     job = job_of(args)
     settings = job.settings_with({**preset, **{name: value for name, value in given.items() if value is not None}})
     options = {**job.options, **options_of(args, PICTURES, VIDEO)}
@@ -154,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
     modes = [f"--{mode}" for mode in ("check", "plan", "emit") if getattr(args, mode)]
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
+    _check_data(args.out, EMITTED if args.emit else (LOG,), samples, validation)
     if args.emit:
         return emit_job(args, samples, validation, settings, options)
     if args.check or args.plan:
@@ -194,6 +196,8 @@ def run(args: argparse.Namespace) -> int:
             "media_dir": args.media_dir and str(args.media_dir),
             "options": options,
             "split": split,
+            "contents of the data": samples.fingerprint(),
+            "contents of what is measured with": None if validation is None else validation.fingerprint(),
         },
         measure=measure,
         on_step=shown,
@@ -221,6 +225,18 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
+def _check_given(given: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
+    """Refuse options that others make say nothing."""
+    if given["epochs"] is not None:
+        for name in ("steps", "minutes"):
+            if given[name] is not None:
+                raise ConfigError(f"--epochs and --{name} both say how long", hint="Give one of them.")
+    if (given["method"] or preset.get("method")) == "full":
+        for name in ("rank", "alpha", "dropout"):
+            if given[name] is not None:
+                raise ConfigError(f"--{name} is of LoRA, and method full has none", hint="Leave it out.")
+
+
 def _measure(settings: TuneSettings, options: Mapping[str, Any]) -> Callable[[VLM], Mapping[str, float]] | None:
     """What asks a model the tasks that the settings name, the same held-out examples each time, with the run's own
     options of pictures."""
@@ -242,6 +258,15 @@ def _measure(settings: TuneSettings, options: Mapping[str, Any]) -> Callable[[VL
         return {name: round(summarise(records).score, 4) for name, records in found.items()}
 
     return measure
+
+
+def _check_data(out: Path, names: Iterable[str], *datasets: Dataset | None) -> None:
+    """Refuse to write over the files that samples are read from."""
+    written = {(out / name).resolve() for name in names}
+    for dataset in filter(None, datasets):
+        for path in (records.path for source in dataset.sources for records, _ in source.files):
+            if path.resolve() in written:
+                raise ConfigError(f"{path} is data, and would be written over", hint="Name another folder by --out.")
 
 
 def _check_out(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pocketvlm.cli.common import directory_of, progress_bars
 from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.files import whole_file
 from pocketvlm.training.settings import TuneSettings
 
@@ -29,10 +30,18 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
         total = sum(len(samples) for samples in sets)
         every = itertools.chain.from_iterable(feed.all() for feed in feeds)
         found = check_samples(every, lambda done: bars("Reading samples", done, total) if bars else None)
-    args.out.mkdir(parents=True, exist_ok=True)
-    page = args.out / "check.html"
-    with whole_file(page) as file:
-        file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
+    page, is_new = args.out / "check.html", not args.out.exists()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{args.out} cannot be made ({error.strerror})", hint="Name another by --out.") from None
+    try:
+        with whole_file(page) as file:
+            file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
+    except PocketVLMError:
+        if is_new:
+            args.out.rmdir()
+        raise
     for text in found.bad.values():
         say(text)
     if args.json:

@@ -14,20 +14,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pocketvlm.errors import ConfigError, OutputError
+from pocketvlm.errors import CheckpointError, ConfigError, OutputError, PocketVLMError
 from pocketvlm.files import sync_directory
 from pocketvlm.training.averaging import MovingAverage
 from pocketvlm.training.optimisers import Optimiser
 
 KEPT = 2
+_OLD = ".old.partial"  # what was there before, until what takes its place has its name
 _WEIGHTS, _OPTIMISER, _STATE = "trainable.safetensors", "optimiser.pt", "state.json"
 _AVERAGE, _BEST = "average.safetensors", "best"
+# What the libraries raise for a file that is missing, cut off, or of other content.
+_UNREADABLE = (OSError, SafetensorError, RuntimeError, ValueError, LookupError, TypeError, EOFError, UnpicklingError)
 
 
 @dataclass
@@ -88,7 +93,7 @@ class Checkpoints:
             state = {"identity": self.identity, "progress": asdict(progress)}
             (partial / _STATE).write_text(json.dumps(state), encoding="utf-8")
         for old in self._all()[:-KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
 
     def save_best(self, learns: Mapping[str, nn.Parameter]) -> None:
         """Keep the weights as they are, instead of those that were the best before.
@@ -100,14 +105,19 @@ class Checkpoints:
             _save(learns, partial / _WEIGHTS)
 
     def restore_best(self, learns: Mapping[str, nn.Parameter]) -> None:
-        """Bring the weights of `save_best` back, in place."""
-        _load(learns, self.folder / _BEST / _WEIGHTS)
+        """Bring the weights of `save_best` back, in place.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        with _read_from(self.folder / _BEST):
+            _load(learns, self.folder / _BEST / _WEIGHTS)
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[Path]:
         """A folder to fill, which then gets its name and takes the place of one that had it."""
         final = self.folder / name
-        partial, before = self.folder / f"{name}.partial", self.folder / f"{name}.old.partial"
+        partial, before = self.folder / f"{name}.partial", self.folder / f"{name}{_OLD}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -120,8 +130,11 @@ class Checkpoints:
             partial.replace(final)
             sync_directory(self.folder)
             shutil.rmtree(before, ignore_errors=True)
-        except OSError as error:
-            raise OutputError(f"the checkpoint {final} could not be written ({error.strerror})") from None
+        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk, as each library says it
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            hint = "Make room; the same command then goes on from the checkpoint before."
+            raise OutputError(f"the checkpoint {final} could not be written ({reason:.200})", hint=hint) from None
 
     def restore(
         self, learns: Mapping[str, nn.Parameter], optimiser: Optimiser, average: MovingAverage | None = None
@@ -130,12 +143,8 @@ class Checkpoints:
 
         Raises:
             ConfigError: it is of another run.
+            CheckpointError: it cannot be read.
         """
-        for before in self.folder.glob("*.old.partial"):  # by a process that was killed between two renames
-            if not (final := self.folder / before.name.removesuffix(".old.partial")).exists():
-                before.replace(final)
-        for left in self.folder.glob("*.partial"):  # by a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
         state = self.last_state()
         if state is None:
             return Progress()
@@ -147,16 +156,37 @@ class Checkpoints:
                 f"{self.folder.parent} holds a run with {name}={state['identity'].get(name)!r}, not {now[name]!r}",
                 hint="Go on with the same settings, or name another folder.",
             )
-        _load(learns, last / _WEIGHTS)
-        if average is not None and average.values:
-            average.load(load_file(last / _AVERAGE))
-        optimiser.load_state_dict(torch.load(last / _OPTIMISER, weights_only=True, map_location="cpu"))
-        return Progress(**state["progress"])
+        with _read_from(last):
+            _load(learns, last / _WEIGHTS)
+            if average is not None and average.values:
+                average.load(load_file(last / _AVERAGE))
+            optimiser.load_state_dict(torch.load(last / _OPTIMISER, weights_only=True, map_location="cpu"))
+            return Progress(**state["progress"])
+
+    def tidy(self) -> None:
+        """Take away what a process that was killed while it wrote has left half done; what it had only moved aside
+        comes back. For one process alone, before the others read."""
+        for left in self.folder.glob(f"*{_OLD}"):
+            final = self.folder / left.name.removesuffix(_OLD)
+            if not final.exists():
+                left.replace(final)
+        for left in self.folder.glob("*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def last_state(self) -> dict[str, Any] | None:
-        """Identity and progress of the last checkpoint; None where there is none."""
+        """Identity and progress of the last checkpoint; None where there is none.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
         found = self._all()
-        return json.loads((found[-1] / _STATE).read_text(encoding="utf-8")) if found else None
+        if not found:
+            return None
+        with _read_from(found[-1]):
+            state: dict[str, Any] = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
+            if not isinstance(state["identity"], dict) or not isinstance(state["progress"], dict):
+                raise TypeError("no state")
+            return state
 
     def clear(self) -> None:
         """Remove all of them, once what they were for is done."""
@@ -164,6 +194,19 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".partial")
+
+
+@contextmanager
+def _read_from(folder: Path) -> Iterator[None]:
+    """One line for a checkpoint that is damaged, or of which a file is missing, in the words of any library."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        if isinstance(error, PocketVLMError):
+            raise
+        text = f"the checkpoint {folder} cannot be read ({type(error).__name__}: {error!s:.120})"
+        hint = "Remove it, and the same command goes on from the one before."
+        raise CheckpointError(text, hint=hint) from None
 
 
 def _load(learns: Mapping[str, nn.Parameter], file: Path) -> None:

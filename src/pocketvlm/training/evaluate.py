@@ -10,8 +10,7 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
-from pocketvlm.training.data.sample import Sample, SampleError
-from pocketvlm.training.random_rates import RANDOM
+from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
 
 MAX_TOKENS = 512
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import Piece, RenderedPrompt
-from pocketvlm.training.data.sample import Sample, SampleError
-from pocketvlm.training.random_rates import RANDOM, with_random_rates
+from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
+from pocketvlm.training.random_rates import with_random_rates
 from pocketvlm.views import View
 
 START, END, OPENING = "<|im_start|>", "<|im_end|>", "assistant\n"
@@ -122,7 +122,7 @@ class ExampleEncoder:
             raise SampleError(
                 sample.source,
                 f"it has {len(ids)} tokens, at most {self.max_tokens} are taken",
-                hint="Lower max_slice_nums or max_num_frames, or raise the limit.",
+                hint="Shorten it, lower max_slice_nums or max_num_frames, or cut long answers off by --truncate.",
             )
 
 

@@ -13,8 +13,6 @@ from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.expansion import Units
 
-RANDOM = "random"  # a `downsample_mode` of samples that are learnt
-
 
 def with_random_rates(processor: Processor, seed: Sequence[int]) -> Processor:
     """A processor as the one given, of which every second view on average is raised to 4x.

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pocketvlm
-from pocketvlm.files import whole_file
-from pocketvlm.training.settings import TuneSettings
+from pocketvlm.errors import ConfigError
+from pocketvlm.files import cannot_write, check_output, whole_file
+from pocketvlm.training.settings import LOG_BEGINS, TuneSettings
 from pocketvlm.training.trackers import open_trackers
 
 if TYPE_CHECKING:
@@ -59,17 +60,22 @@ class Log:
         step: that it goes on from.
         report_to: names of trackers.
         writes: whether this process does.
+
+    Raises:
+        ConfigError: the file is no log of a run.
+        OutputError: it cannot be written.
     """
 
     def __init__(
         self, path: Path, settings: Mapping[str, Any], step: int, report_to: Sequence[str] = (), *, writes: bool = True
     ) -> None:
         self._path, self._writes = path, writes
+        if writes and (found := read_log(path)):
+            lines = [line for line in found if _step_of(line) <= step]
+            if lines != found:
+                with whole_file(path) as file:
+                    file.write("".join(f"{line}\n" for line in lines).encode())
         self._trackers = open_trackers(report_to, path.parent, settings, step) if writes else []
-        if writes and path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            with whole_file(path) as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
         self.write({"settings": settings})
 
     def __enter__(self) -> Self:
@@ -81,9 +87,13 @@ class Log:
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """A line of the log alone."""
-        if self._writes:
+        if not self._writes:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time(), 1), **facts}) + "\n")
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
 
     def step(self, report: Report) -> None:
         """A step of training."""
@@ -120,11 +130,35 @@ class Log:
             tracker.log(step, figures)
 
 
+def read_log(path: Path) -> list[str]:
+    """The lines of a log; none where there is none.
+
+    Raises:
+        ConfigError: the file is none of a run, and is left as it is.
+    """
+    if not check_output(path):
+        return []
+    try:
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})", hint="Check its permissions.") from None
+    if lines and not lines[0].startswith(LOG_BEGINS[: len(lines[0])]):  # which may have been cut off
+        raise ConfigError(f"{path} is no log of a run", hint="Move it away, or name another folder.")
+    return lines
+
+
+def steps_in(log: Path) -> int:
+    """The last step that a log tells of; 0 where it tells of none."""
+    return max((step for line in read_log(log) if (step := _step_of(line)) < sys.maxsize), default=0)
+
+
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line).get("step", 0))
+        facts = json.loads(line)
     except ValueError:  # the last line of a process that was killed
         return sys.maxsize
+    step = facts.get("step", 0) if isinstance(facts, dict) else None
+    return step if isinstance(step, int) else sys.maxsize
 
 
 def draw_losses(log: Path, picture: Path) -> None:

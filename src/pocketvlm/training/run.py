@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from pocketvlm.api.loading import choose_device
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import whole_file
+from pocketvlm.files import lock, whole_file
 from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training import lora
-from pocketvlm.training.checkpoints import Progress
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.evaluate import exact_answers, measure_model
 from pocketvlm.training.examples import ExampleEncoder
@@ -31,10 +31,12 @@ from pocketvlm.training.memory import peak_memory, quantize_base, recompute_laye
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
 from pocketvlm.training.processes import Processes, device_of_process
-from pocketvlm.training.report import CURVE, Log, Result, draw_losses, write_card
+from pocketvlm.training.report import CURVE, Log, Result, draw_losses, read_log, steps_in, write_card
 from pocketvlm.training.settings import LOG, TuneSettings
 from pocketvlm.training.trackers import check_trackers
 from pocketvlm.training.trainer import Report, Trainer
+
+PATIENCE = 8.0  # seconds; workers look every five whether their main process is still there
 
 
 def tune(
@@ -88,25 +90,21 @@ def tune(
     torch.manual_seed(settings.seed)
     model = load_base(directory, settings, target)
     layers = prepare(model, settings)
-    if processes.rank == 0:
-        for left in out.glob("*.partial"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-    trainer = Trainer(
-        model,
-        feed,
-        _objective(settings, model),
-        settings,
-        out,
-        identity={"model": directory.fingerprint, **(identity or {})},
-        validation=measured,
-        processes=processes,
-    )
-    done = trainer.progress
     writes = processes.rank == 0
-    with (
-        _folder(out, done, writes=writes),
-        Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=writes) as log,
-    ):
+    with ExitStack() as folder:
+        folder.enter_context(_folder(out, writes=writes))
+        trainer = Trainer(
+            model,
+            feed,
+            _objective(settings, model),
+            settings,
+            out,
+            identity={"model": directory.fingerprint, **(identity or {})},
+            validation=measured,
+            processes=processes,
+        )
+        done = trainer.progress
+        log = folder.enter_context(Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=writes))
         log.write({"learn": count(model)[0], "parameters": count(model)[1]})
 
         def after_step(report: Report) -> None:
@@ -139,20 +137,20 @@ def tune(
             scores = measure_model(model, processor, measure)
         done.bad = processes.united(done.bad)
         log.end(done.step, figures, scores, done.bad)
-    result = Result(
-        out=str(out),
-        steps=done.step,
-        seconds=round(done.seconds, 3),
-        loss=done.loss,
-        validation=figures,
-        peak_memory_bytes=peak_memory(target),
-        bad=done.bad,
-        tasks=None if scores is None else dict(scores),
-    )
-    if processes.rank == 0:
-        write_result(model, layers, directory, out, base)
-        write_card(out, result, settings, base, len(samples))
-        draw_losses(out / LOG, out / CURVE)
+        result = Result(
+            out=str(out),
+            steps=done.step,
+            seconds=round(done.seconds, 3),
+            loss=done.loss,
+            validation=figures,
+            peak_memory_bytes=peak_memory(target),
+            bad=done.bad,
+            tasks=None if scores is None else dict(scores),
+        )
+        if writes:
+            write_result(model, layers, directory, out, base)
+            write_card(out, result, settings, base, len(samples))
+            draw_losses(out / LOG, out / CURVE)
     processes.wait()  # torchrun ends the others where one has ended with a status that is not 0
     return result
 
@@ -167,21 +165,45 @@ def load_base(directory: ModelDirectory, settings: TuneSettings, device: torch.d
 
 
 @contextmanager
-def _folder(out: Path, progress: Progress, *, writes: bool) -> Iterator[None]:
-    """Make the folder of a run, which is removed again where it is new and the run fails before its first step.
+def _folder(out: Path, *, writes: bool) -> Iterator[None]:
+    """Make the folder of a run, for this run alone. It is removed again where it is new and the run fails before its
+    first step.
 
     Args:
         writes: whether this process does.
+
+    Raises:
+        ConfigError: it cannot be made, another run writes into it, or its log is none.
     """
-    is_new = writes and not out.exists()
-    if writes:
-        out.mkdir(parents=True, exist_ok=True)
-    try:
+    if not writes:
         yield
+        return
+    is_new = not out.exists()
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        file = (out / "checkpoints" / "lock").open("ab")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written ({error.strerror})", hint="Name another folder.") from None
+    try:
+        with file:
+            _wait_for(file, out)
+            read_log(out / LOG)
+            for left in out.glob("*.partial"):  # by a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+            yield
     except Exception:  # an interrupt leaves a checkpoint to continue from
-        if is_new and not progress.step:
+        if is_new and not steps_in(out / LOG):
             shutil.rmtree(out, ignore_errors=True)
         raise
+
+
+def _wait_for(file: IO[bytes], out: Path) -> None:
+    """Until no other run has the lock; not for longer than the workers of one that was killed live on."""
+    end = time.monotonic() + PATIENCE
+    while not lock(file):
+        if time.monotonic() > end:
+            raise ConfigError(f"{out} is being written by another run", hint="Wait for it, or name another folder.")
+        time.sleep(0.1)
 
 
 def check_first(feed: Feed, most: int = 100) -> None:

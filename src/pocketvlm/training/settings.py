@@ -32,6 +32,7 @@ _FREE = (
     *("micro_tokens", "micro_patches", "gradient_checkpointing"),
 )
 LOG = "training.jsonl"  # of a run, in its folder
+LOG_BEGINS = '{"time":'  # by which it is told from a file of samples
 _WIDTH = 1024  # hidden size at which the default rates are what they say
 
 
@@ -59,7 +60,9 @@ class TuneSettings:
     )
     batch_size: int = _setting(8, "samples of one step, over all processes", Range(int, 1, 2**20))
     learning_rate: float | None = _setting(
-        None, "highest rate (default: by method and width of the model)", Range(float, 0.0, 10.0, nullable=True)
+        None,
+        "highest rate (default: by method and width of the model)",
+        Range(float, 0.0, 10.0, nullable=True, is_open=True),
     )
     warmup: float = _setting(0.03, "share of the steps in which the rate rises", Range(float, 0.0, 1.0), of="optimiser")
     optimiser: str = _setting(
@@ -72,15 +75,19 @@ class TuneSettings:
         Range(float, 0.0, 0.99999),
         of="optimiser",
     )
-    clip: float = _setting(1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6), of="optimiser")
+    clip: float = _setting(
+        1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6, is_open=True), of="optimiser"
+    )
     rank: int = _setting(16, "of LoRA", Range(int, 1, 1024), of="adapters")
     alpha: float = _setting(
-        32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5), of="adapters"
+        32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5, is_open=True), of="adapters"
     )
     dropout: float = _setting(0.0, "of LoRA's inputs", Range(float, 0.0, 0.99), of="adapters")
     dora: bool = _setting(False, "learn the size of each output apart from its direction (DoRA)", of="adapters")
     rslora: bool = _setting(False, "scale by alpha / √rank (rsLoRA)", of="adapters")
-    beta: float = _setting(0.1, "of DPO: how far the model may go from what it was", Range(float, 0.0, 100.0))
+    beta: float = _setting(
+        0.1, "of DPO: how far the model may go from what it was", Range(float, 0.0, 100.0, is_open=True)
+    )
     max_tokens: int | None = _setting(
         None, "longest sample (default: the model's context)", Range(int, 16, nullable=True), of="samples"
     )

@@ -104,6 +104,9 @@ class Trainer:
         self.average = MovingAverage(model, settings.ema)
         self.schedule = schedule or _schedule(settings, feed)
         self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
+        if self.processes.rank == 0:
+            self.checkpoints.tidy()
+        self.processes.wait()
         self.progress = self.checkpoints.restore(self.learns, self.optimiser, self.average)
         self.stop, self._empty = StopRequest(), 0  # samples since anything could be learnt from one
         self.dtype = autocast_dtype(model)

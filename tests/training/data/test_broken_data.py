@@ -202,6 +202,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "table without header": ("t.csv", content(b"a.png,What?,It.\n"), r"t.csv:1 is no header: .* 'a.png,What"),
     "table without rows": ("t.csv", content(b"image,question,answer\n\n"), "has a header and no rows"),
     "column twice": ("t.csv", content(b"image,answer,image\na,b,c\n"), "t.csv:1 names 'image' twice"),
+    "line ends of old Macs": ("t.csv", content(b"image,answer\ra,b\r"), "t.csv:1 is no row of a table"),
     "header that is not UTF-8": ("t.csv", content(b"image,\xfc\n"), "t.csv:1 is not UTF-8"),
     "no Parquet": ("t.parquet", content(b"PAR1 or not"), "is not a readable Parquet file"),
     "Parquet without rows": ("t.parquet", lambda path: pq.write_table(pa.table({"query": []}), path), "holds no rows"),

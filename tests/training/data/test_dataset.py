@@ -72,6 +72,11 @@ def test_weights_that_are_none_are_refused(tmp_path: Path, weight: float | None)
         open_datasets(paths, weights=[1] if weight is None else [1, weight])
 
 
+def test_weights_that_leave_no_sample_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="less than one sample"):
+        open_datasets([write_set(tmp_path / "one.jsonl", 3)], weights=[0.1])
+
+
 class Counted:
     """Records that nobody reads."""
 

@@ -105,8 +105,8 @@ def test_options_of_pictures_come_back_as_they_were() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_what_has_no_place_there_is_refused(program: Program) -> None:
-    for one in (TuneSettings(minutes=3), TuneSettings(alpha=1.5), TuneSettings(clip=0.0), TuneSettings(ema=0.9)):
-        with pytest.raises(ConfigError, match=r"minutes|alpha|clip|ema"):
+    for one in (TuneSettings(minutes=3), TuneSettings(alpha=1.5), TuneSettings(ema=0.9)):
+        with pytest.raises(ConfigError, match=r"minutes|alpha|ema"):
             written(program, one)
 
 

@@ -53,7 +53,11 @@ class CsvRecords:
             raise ConfigError(f"{self.path}:1 is not UTF-8", hint="Save it as UTF-8.") from None
         headers = []
         for delimiter in _DELIMITERS:
-            names = [name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])]
+            try:
+                names = [name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])]
+            except csv.Error:  # a carriage return and no line break
+                hint = "Save it with the line ends of Linux or Windows."
+                raise ConfigError(f"{self.path}:1 is no row of a table", hint=hint) from None
             headers.append((len(known_columns(names)), delimiter, names))
         found, delimiter, names = max(headers, key=lambda header: header[0])
         if not found:

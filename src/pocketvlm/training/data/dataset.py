@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from pocketvlm.training.data.layout import Layout
 from pocketvlm.training.data.records import Records, open_records
 from pocketvlm.training.data.sample import Sample, SampleError
 
+_END = 1 << 20  # bytes
 _WEIGHTS = Range(float, 1e-6, 1e6)  # `order` keeps them as fractions of a million
 
 
@@ -93,6 +96,19 @@ class Dataset(Sequence[Sample]):
             raise IndexError(f"sample {index} of {len(self)}")
         place = bisect_right(self._ends, number)
         return self.sources[place].sample(number - (self._ends[place - 1] if place else 0))
+
+    def fingerprint(self) -> str:
+        """Of the files of samples, for a run that goes on: of their sizes and of both ends of each, so that a set of any
+        size is known in a moment. Media are not looked at."""
+        digest = hashlib.blake2b(digest_size=16)
+        for records in (records for source in self.sources for records, _ in source.files):
+            with records.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                digest.update(size.to_bytes(8, "little"))
+                for place in (0, max(0, size - _END)):
+                    file.seek(place)
+                    digest.update(file.read(_END))
+        return digest.hexdigest()
 
     def errors(self) -> Iterator[SampleError]:
         """What is wrong with each sample that is bad, in order; reads all of them."""
@@ -182,10 +198,13 @@ def open_datasets(
     for weight in weights:
         _WEIGHTS.check("weights", weight)
     opened = [(name, tuple((_open(file, layout), layout) for file, layout in files)) for name, files in sets]
-    return Dataset(
+    dataset = Dataset(
         Source(name, float(weight), files)
         for (name, files), weight in zip(opened, weights or [1.0] * len(sets), strict=True)
     )
+    if sum(len(source) * source.weight for source in dataset.sources) < 1:
+        raise ConfigError("weights leave less than one sample for an epoch", hint="Give larger ones.")
+    return dataset
 
 
 def tell_apart(sources: Iterable[Source]) -> None:

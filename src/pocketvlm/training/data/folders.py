@@ -14,6 +14,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.training.data.dataset_info import FILE, described_sets, is_described
 from pocketvlm.training.data.layout import Layout
 from pocketvlm.training.data.records import JSON_SUFFIXES, SUFFIXES, TABLE_SUFFIXES
+from pocketvlm.training.settings import LOG, LOG_BEGINS
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # What `datasets` takes for the name of a split, in the name of a file or a folder.
@@ -81,11 +82,24 @@ def _files(folder: Path) -> list[Path]:
         if twins := [file for file in metadata if by_folder.count(file.parent) > 1]:
             raise ConfigError(f"{twins[0].parent} has {twins[0].name} and {twins[1].name}", hint="Keep one of them.")
         return metadata
+    # What runs have written whose folders lie among the data.
+    logs = {file for file in folder.rglob(LOG) if _is_log(file)}
+    runs = {file.parent for file in logs} - {folder}
     for places in (folder.glob, folder.rglob):
         for suffixes in _KINDS:
-            if found := sorted(file for suffix in suffixes for file in places(f"*{suffix}") if file.is_file()):
+            named = (file for suffix in suffixes for file in places(f"*{suffix}"))
+            good = (file for file in named if file not in logs and runs.isdisjoint(file.parents))
+            if found := sorted(file for file in good if file.is_file()):
                 return found
     raise ConfigError(f"{folder} holds no file of samples", hint=f"Put one of {', '.join(SUFFIXES)} into it.")
+
+
+def _is_log(file: Path) -> bool:
+    """Whether a run has written it."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(len(LOG_BEGINS)) == LOG_BEGINS.encode()
 
 
 def _split_of(path: Path) -> str:

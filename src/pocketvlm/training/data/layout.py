@@ -18,7 +18,7 @@ from pocketvlm.training.data.conversations import Tags, Turn, turns_of
 from pocketvlm.training.data.json_records import parse
 from pocketvlm.training.data.media import KINDS, locate, media_of, place_media
 from pocketvlm.training.data.reading import check_text
-from pocketvlm.training.data.sample import Sample, SampleError
+from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +134,6 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     PictureOptions(**given)
     modes = given.get("downsample_mode", [])
     for mode in [modes] if isinstance(modes, str) else modes:
-        check_downsample_mode(mode)
+        if modes != RANDOM:  # of the whole sample: 16x or 4x for each view
+            check_downsample_mode(mode)
     return given

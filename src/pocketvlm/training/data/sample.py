@@ -8,6 +8,8 @@ from typing import Any
 
 from pocketvlm.errors import PocketVLMError
 
+RANDOM = "random"  # a `downsample_mode` of samples that are learnt: 16x or 4x for each view
+
 
 class SampleError(PocketVLMError):
     """A sample that nothing can be learnt from; the message begins with its source."""

@@ -138,8 +138,6 @@ def write_schedule(
     Raises:
         ConfigError: a value means something else there.
     """
-    if not settings.clip:
-        raise ConfigError("clip is 0, which means no limit there, and nothing learns here", hint="Give another --clip.")
     if settings.warmup >= 1:
         raise ConfigError("warmup is 1, which means one step there", hint="Give a --warmup below 1.")
     length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs}
