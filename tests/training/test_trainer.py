@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from helpers.trainer import Samples, run, trainer, weights
 
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, EngineError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
@@ -163,8 +164,23 @@ def test_a_worker_that_was_killed_is_one_line(nano: ModelDirectory, tmp_path: Pa
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
 
-    with pytest.raises(TrainingError, match=r"a process that reads samples has ended .*The same command goes on"):
+    with pytest.raises(EngineError, match=r"ended by itself.*The same command goes on"):
         one.run(kill, lambda: None)
+
+
+@pytest.mark.parametrize(("text", "told"), [("DataLoader worker (pid 1) is killed", 0), ("another fault", 1)])
+def test_a_killed_worker_is_not_told_at_the_end_of_an_object(
+    monkeypatch: pytest.MonkeyPatch, text: str, told: int
+) -> None:
+    class Ends:
+        def __del__(self) -> None:
+            raise RuntimeError(text)
+
+    seen: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with watched_workers():
+        Ends()
+    assert len(seen) == told
 
 
 def test_a_folder_of_another_run_is_refused(nano: ModelDirectory, tmp_path: Path) -> None:

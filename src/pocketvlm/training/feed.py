@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import Example, ExampleEncoder
 
 Found = tuple[Example, ...] | SampleError  # an example, a pair of them (preferences), or what is wrong
-_ENDED = "a process that reads samples ahead ended by itself: was there enough memory?"
+_ENDED = "a process that reads samples ahead ended by itself: was there enough memory? The same command goes on."
 
 
 class Steps(Protocol):
@@ -101,14 +102,28 @@ def prepare_worker(_worker: int) -> None:
 
 @contextmanager
 def watched_workers() -> Iterator[None]:
-    """Say in one line that a worker was killed: PyTorch raises it in the middle of whatever is done here.
+    """Say in one line that a worker was killed: PyTorch raises it in the middle of whatever is done here. Where that is
+    the end of an object, nothing can be raised; the next sample that is waited for says it then.
 
     Raises:
         EngineError: one was.
     """
+    hook = sys.unraisablehook
+
+    def quiet(what: Any) -> None:
+        if not _is_of_worker(what.exc_value):
+            hook(what)
+
+    sys.unraisablehook = quiet
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not _is_of_worker(error):
             raise
         raise EngineError(_ENDED) from None
+    finally:
+        sys.unraisablehook = hook
+
+
+def _is_of_worker(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")

@@ -98,8 +98,8 @@ class Dataset(Sequence[Sample]):
         return self.sources[place].sample(number - (self._ends[place - 1] if place else 0))
 
     def fingerprint(self) -> str:
-        """Of the files of samples, for a run that goes on: of their sizes and of both ends of each, so that a set of any
-        size is known in a moment. Media are not looked at."""
+        """Of the files of samples, for a run that goes on: of their sizes and of both ends of each, so that a set of
+        any size is known in a moment. Media are not looked at."""
         digest = hashlib.blake2b(digest_size=16)
         for records in (records for source in self.sources for records, _ in source.files):
             with records.path.open("rb") as file:
