@@ -71,14 +71,25 @@ def emit_job(
     options: dict[str, Any],
 ) -> int:
     """Write the files, and say what runs them."""
+    from pocketvlm.api.loading import choose_device
     from pocketvlm.training.interchange.write import emit_job as emit
 
     model = None if args.model == _NANO or Path(args.model).exists() else args.model
     found = emit(
-        args.emit, args.out, samples, settings, directory_of(args), validation=validation, options=options, model=model
+        args.emit,
+        args.out,
+        samples,
+        settings,
+        directory_of(args),
+        validation=validation,
+        options=options,
+        model=model,
+        on_cpu=args.device == "cpu",
     )
     for note in found.notes:
         say(f"different there: {note}")
+    if args.device == "auto" and choose_device("auto").type == "cpu":
+        say("it is for a graphics card; --device cpu writes it for this machine")
     if args.json:
         put_json({"out": str(args.out), **asdict(found)})
     else:

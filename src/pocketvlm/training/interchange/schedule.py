@@ -125,11 +125,12 @@ def _warmup(keys: Keys, steps: int | None) -> float:
     return min(1.0, count / steps)
 
 
-def write_schedule(settings: TuneSettings, rate: float, has_validation: bool) -> dict[str, Any]:
+def write_schedule(settings: TuneSettings, rate: float, has_validation: bool, on_cpu: bool = False) -> dict[str, Any]:
     """Keys of a file, of one process: where there are more, `gradient_accumulation_steps` is to be divided by them.
 
     Args:
         rate: the highest learning rate.
+        on_cpu: for a processor, in float32; else for a graphics card, in bfloat16.
 
     Raises:
         ConfigError: a value means something else there.
@@ -153,7 +154,8 @@ def write_schedule(settings: TuneSettings, rate: float, has_validation: bool) ->
         "adam_epsilon": FIXED["adam_epsilon"],
         "optim": _OPTIMISERS[settings.optimiser][0],
         "seed": settings.seed,
-        "bf16": True,
+        "bf16": not on_cpu,
+        **({"use_cpu": True} if on_cpu else {}),
         "save_strategy": "steps",
         "save_steps": settings.save_every,
         "logging_steps": 10,

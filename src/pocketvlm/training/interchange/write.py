@@ -50,6 +50,7 @@ def emit_job(
     validation: Dataset | None = None,
     options: Mapping[str, Any] | None = None,
     model: str | None = None,
+    on_cpu: bool = False,
 ) -> Emitted:
     """Write data and settings into a folder.
 
@@ -58,6 +59,7 @@ def emit_job(
         directory: of the model.
         options: of pictures that are not as the model has them.
         model: its name in a hub; its directory when None.
+        on_cpu: for a processor, in float32; else for a graphics card.
 
     Raises:
         ConfigError: a setting or an option has no place in the other program.
@@ -77,7 +79,7 @@ def emit_job(
     if program == "swift":
         images = (directory.image_config, directory.configs.video)
         keys, notes = swift.write(
-            settings, images, options, own, named, str(folder), rate, has_validation=validation is not None
+            settings, images, options, own, named, str(folder), rate, validation is not None, on_cpu
         )
         command = f"swift {'rlhf' if settings.objective == 'dpo' else 'sft'}"
     else:
@@ -87,14 +89,18 @@ def emit_job(
                 hint = "Leave it out, or write it into preprocessor_config.json of the model."
                 raise ConfigError(f"LLaMA-Factory has no place for {flag} {value}", hint=hint)
         keys, notes = factory.write(
-            settings, directory.config, named, str(folder), rate, has_validation=validation is not None
+            settings, directory.config, named, str(folder), rate, validation is not None, on_cpu
         )
-        command = f"{'' if (mode or own) == '16x' else f'DOWNSAMPLE_MODE={mode or own} '}llamafactory-cli train"
+        rated = "" if (mode or own) == "16x" else f"DOWNSAMPLE_MODE={mode or own} "
+        # It asks for versions of transformers that do not know the model.
+        command = f"{rated}DISABLE_VERSION_CHECK=1 llamafactory-cli train"
     bad: dict[str, str] = {}
-    written = [0, 0]
+    written, videos = [0, 0], list[str]()
     for place, (name, dataset) in enumerate((("train", samples), ("validation", validation))):
         if dataset is not None:
-            emit(_good(dataset, settings, program, bad, written, place), folder, program, name=name)
+            emit(_good(dataset, settings, program, bad, written, place, videos), folder, program, name=name)
+    if program == "llamafactory" and videos:
+        notes.append(f"its template for this model ends with an error at a video (0.9.5), such as that of {videos[0]}")
     path = folder / FILES[program]
     command = f"{command} {shlex.quote(str(path))}"
     head = [f"Written by pocketvlm for {NAMES[program]}: {command}", *notes]
@@ -105,9 +111,16 @@ def emit_job(
 
 
 def _good(
-    dataset: Dataset, settings: TuneSettings, program: Program, bad: dict[str, str], written: list[int], place: int
+    dataset: Dataset,
+    settings: TuneSettings,
+    program: Program,
+    bad: dict[str, str],
+    written: list[int],
+    place: int,
+    videos: list[str],
 ) -> Iterator[Sample]:
-    """The samples that can be learnt from, each as often as an epoch sees it; the others are named."""
+    """The samples that can be learnt from, each as often as an epoch sees it; the others are named, and so are those
+    with videos."""
     for source in dataset.sources:
         times = int(source.weight)
         if times != source.weight:
@@ -124,7 +137,13 @@ def _good(
                 bad[error.source] = str(error)
                 continue
             written[place] += times
+            videos += [sample.source] if _has_video(sample) else []
             yield from [sample] * times
+
+
+def _has_video(sample: Sample) -> bool:
+    contents = [one["content"] for one in sample.messages if isinstance(one.get("content"), list)]
+    return any("video" in str(part.get("type")) for content in contents for part in content)
 
 
 class NoPlaceError(SampleError):
