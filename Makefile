@@ -36,8 +36,8 @@ javascript-client: ## the openai package for JavaScript, for the tests that use 
 	npm install --prefix tests/server/uses/javascript --no-audit --no-fund
 
 # Each in an environment of its own: they ask for other versions than we do, and one of the other.
-peers-env: ## ms-swift and LLaMA-Factory, for the tests in which they read what `tune --emit` writes: 6 GB
-	python3 -m venv .peers/swift && .peers/swift/bin/pip install "ms-swift>=4.6" torchvision
+peers-env: ## ms-swift and LLaMA-Factory, for the tests in which they run what `tune --emit` writes: 13 GB
+	python3 -m venv .peers/swift && .peers/swift/bin/pip install "ms-swift>=4.6" torchvision torchcodec
 	python3 -m venv .peers/factory && .peers/factory/bin/pip install "llamafactory>=0.9.5" torchvision
 	.peers/factory/bin/pip install "transformers>=5.9,<5.10"  # the first that knows the model is newer than it asks for
 

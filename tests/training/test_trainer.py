@@ -21,6 +21,7 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.training.data.order import endless_order
 from pocketvlm.training.data.sample import SampleError
+from pocketvlm.training.feed import watched_workers
 from pocketvlm.training.parts import linear_layers, part_of
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.settings import TuneSettings, factor

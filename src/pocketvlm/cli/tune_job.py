@@ -71,6 +71,7 @@ def emit_job(
     options: dict[str, Any],
 ) -> int:
     """Write the files, and say what runs them."""
+    from pocketvlm.api.loading import choose_device
     from pocketvlm.training.interchange.write import emit_job as emit
 
     model = None if args.model == _NANO or Path(args.model).exists() else args.model
@@ -87,6 +88,8 @@ def emit_job(
     )
     for note in found.notes:
         say(f"different there: {note}")
+    if args.device == "auto" and choose_device("auto").type == "cpu":
+        say("it is for a graphics card; --device cpu writes it for this machine")
     if args.json:
         put_json({"out": str(args.out), **asdict(found)})
     else:

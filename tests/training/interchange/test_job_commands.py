@@ -11,6 +11,7 @@ import yaml
 from helpers.app import png
 from helpers.command import run
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 SMALL = ("--max-slice-nums", "1", "--downsample-mode", "16x")
 
 
@@ -230,8 +231,9 @@ def test_the_rate_is_told_to_llamafactory_by_the_environment(sets: Path, capsys:
     for mode in ("16x", "4x"):
         options = ("--emit", "llamafactory", "--downsample-mode", mode, "--json", "--out", str(sets / mode))
         _, out, _ = run(capsys, "tune", "data/self.json", *options)
-        commands.append(json.loads(out)["command"].split()[0])
-    assert commands == ["llamafactory-cli", "DOWNSAMPLE_MODE=4x"]
+        commands.append(json.loads(out)["command"].partition(" llamafactory-cli")[0])
+    always = "DISABLE_VERSION_CHECK=1"
+    assert commands == [always, f"DOWNSAMPLE_MODE=4x {always}"]
 
 
 @pytest.mark.parametrize(
@@ -283,3 +285,26 @@ def test_a_job_for_a_cpu_asks_for_no_bfloat16(sets: Path, capsys: pytest.Capture
         assert (keys["bf16"], keys.get("use_cpu", False)) == (not is_cpu, is_cpu)
         if program == "swift":
             assert keys["torch_dtype"] == ("float32" if is_cpu else "bfloat16")
+
+
+def test_videos_are_told_of_where_llamafactory_cannot_learn_them(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"messages": [{"role": "user", "content": "<video>A?"}, {"role": "assistant", "content": "B."}]}
+    (sets / "clip.mp4").write_bytes(EXAMPLES.joinpath("clip.mp4").read_bytes())
+    (sets / "clips.jsonl").write_text(json.dumps({**row, "videos": ["clip.mp4"]}) + "\n", encoding="utf-8")
+    for source, count in (("clips.jsonl", 1), ("data/shelf.json", 0)):
+        options = ("--emit", "llamafactory", "--json", "--out", str(sets / f"out{count}"))
+        _, out, _ = run(capsys, "tune", source, *options)
+        notes = [note for note in json.loads(out)["notes"] if "video" in note]
+        assert len(notes) == count
+    assert run(capsys, "tune", "clips.jsonl", "--emit", "swift", "--out", str(sets / "swift"))[0] == 0
+
+
+def test_a_job_is_for_a_card_unless_it_is_asked_for_a_cpu(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for program in ("swift", "llamafactory"):
+        options = ("--emit", program, "--out", str(sets / program))
+        _, _, err = run(capsys, "tune", "data/self.json", *options, "--device", "cpu")
+        keys = yaml.safe_load((sets / program / f"{program}.yaml").read_text(encoding="utf-8"))
+        assert (keys["use_cpu"], keys["bf16"]) == (True, False)
+        assert "graphics card" not in err

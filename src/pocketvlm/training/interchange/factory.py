@@ -17,6 +17,7 @@ TEMPLATE = "minicpm_v_4_6"
 _TEMPLATE_SYSTEM = "You are a helpful assistant."  # what that template puts in front of a conversation without one
 _DEFAULTS = schedule.Defaults(8, 8, 0.0, 5e-5, "linear", True, 0.999)
 _CUTOFF = 2048
+_RATE = "16x"  # of its processor, whatever the checkpoint's config.json says
 _HARMLESS = (
     f"{schedule.HARMLESS} template plot_loss overwrite_cache preprocessing_* trust_remote_code pure_bf16 image_* "
     "crop_to_patches video_* compute_accuracy enable_thinking preserve_thinking flash_attn use_unsloth_gc "
@@ -79,7 +80,8 @@ def read(keys: Keys, config: ModelConfig) -> Job:
     split = None if not share else (share if share < 1 else int(share))
     workers = keys.whole("dataloader_num_workers", 0) or 0
     notes += keys.close(_HARMLESS, _OFF, _FIXED)
-    return Job(found, model, data, validation, split, workers, {}, tuple(notes))
+    notes.append(f"{keys.name}: pictures are encoded at {_RATE}, as there where DOWNSAMPLE_MODE is not set")
+    return Job(found, model, data, validation, split, workers, {"downsample_mode": _RATE}, tuple(notes))
 
 
 def _parts(keys: Keys, config: ModelConfig, method: str, notes: list[str]) -> tuple[str, ...]:
@@ -180,6 +182,8 @@ def write(
     keys |= {"disable_gradient_checkpointing": not settings.gradient_checkpointing, "plot_loss": True}
     keys["output_dir"] = f"{folder}/output"
     notes = ["its template sets no empty block of reasoning in front of answers, as the checkpoint's own does"]
+    if settings.batch_size > 1 and settings.objective == "sft":
+        notes.append("the samples of a step weigh the same there, and their learnt tokens here")
     if not settings.truncate:
         notes.append("samples that are longer than cutoff_len are cut there, and refused here")
     if settings.method == "qlora":

@@ -65,6 +65,8 @@ _FIXED = {
 # Variables of the environment that the template reads, and our options of pictures.
 _OPTIONS = {"DOWNSAMPLE_MODE": "downsample_mode", "MAX_SLICE_NUMS": "max_slice_nums"}
 _OPTIONS |= {"MAX_NUM_FRAMES": "max_num_frames", "STACK_FRAMES": "stack_frames"}
+# What it takes where the environment is silent, whatever the checkpoint says.
+_OPTION_DEFAULTS = {"DOWNSAMPLE_MODE": "16x", "MAX_SLICE_NUMS": 9, "MAX_NUM_FRAMES": 128, "STACK_FRAMES": 1}
 
 
 def read(values: Mapping[str, Any], name: str, config: ModelConfig) -> Job:
@@ -111,7 +113,7 @@ def read(values: Mapping[str, Any], name: str, config: ModelConfig) -> Job:
     data, validation = (tuple(_sets(keys, one, system) for one in _listed(keys, key)) for key in _SETS)
     share = keys.number("split_dataset_ratio", 0.0)
     model, workers = keys.text("model"), keys.whole("dataloader_num_workers", 0) or 0
-    options = _options(keys, environment)
+    options = _options(keys, environment, notes)
     notes += keys.close(_HARMLESS, _OFF, _FIXED)
     return Job(found, model, data, validation, share or None, workers, options, tuple(notes))
 
@@ -198,16 +200,20 @@ def _sets(keys: Keys, text: str, system: str) -> Sets:
     return Sets((path,), tuple(filter(None, names.split("/"))), drawn=drawn, system=system)
 
 
-def _options(keys: Keys, environment: dict[str, Any]) -> dict[str, Any]:
+def _options(keys: Keys, environment: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     if str(environment.pop("VIDEO_MAX_SLICE_NUMS", "1")) != "1":
         raise ConfigError(f"{keys.name}: frames of videos are not cut here, so that VIDEO_MAX_SLICE_NUMS can be 1 only")
+    if silent := [name for name in _OPTION_DEFAULTS if name not in environment]:
+        values = ", ".join(f"{name}={_OPTION_DEFAULTS[name]}" for name in silent)
+        notes.append(
+            f"{keys.name}: taken as by default there, since it does not say what its environment was: {values}"
+        )
     found: dict[str, Any] = {}
     for variable, option in _OPTIONS.items():
-        if variable in environment:
-            value = str(environment[variable])
-            if option != "downsample_mode" and not value.isdecimal():
-                keys.refuse(variable, value, "expected a whole number")
-            found[option] = value if option == "downsample_mode" else int(value)
+        value = str(environment.get(variable, _OPTION_DEFAULTS[variable]))
+        if option != "downsample_mode" and not value.isdecimal():
+            keys.refuse(variable, value, "expected a whole number")
+        found[option] = value if option == "downsample_mode" else int(value)
     return found
 
 
@@ -254,7 +260,7 @@ def write(
         "template": NAME,
         "use_hf": True,
         "check_model": False,
-        # Weights that learn are float32 and products bfloat16, as here.
+        # Weights that learn are float32 and products bfloat16, as here; on a CPU all of it is float32.
         "torch_dtype": "float32" if is_full or on_cpu else "bfloat16",
         "tuner_type": "full" if is_full else "lora",
         **_freeze(settings),

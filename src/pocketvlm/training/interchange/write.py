@@ -99,12 +99,16 @@ def emit_job(
         keys, notes = factory.write(
             settings, directory.config, named, str(folder), rate, has_validation=validation is not None, on_cpu=on_cpu
         )
-        command = f"{'' if (mode or own) == '16x' else f'DOWNSAMPLE_MODE={mode or own} '}llamafactory-cli train"
+        rated = "" if (mode or own) == "16x" else f"DOWNSAMPLE_MODE={mode or own} "
+        # It asks for versions of transformers that do not know the model.
+        command = f"{rated}DISABLE_VERSION_CHECK=1 llamafactory-cli train"
     bad: dict[str, str] = {}
-    written = [0, 0]
+    written, videos = [0, 0], list[str]()
     for place, (name, dataset) in enumerate((("train", samples), ("validation", validation))):
         if dataset is not None:
-            emit(_good(dataset, settings, program, bad, written, place), folder, program, name=name)
+            emit(_good(dataset, settings, program, bad, written, place, videos), folder, program, name=name)
+    if program == "llamafactory" and videos:
+        notes.append(f"its template for this model ends with an error at a video (0.9.5), such as that of {videos[0]}")
     path = folder / FILES[program]
     command = f"{command} {shlex.quote(str(path))}"
     head = [f"Written by pocketvlm for {NAMES[program]}: {command}", *notes]
@@ -115,9 +119,16 @@ def emit_job(
 
 
 def _good(
-    dataset: Dataset, settings: TuneSettings, program: Program, bad: dict[str, str], written: list[int], place: int
+    dataset: Dataset,
+    settings: TuneSettings,
+    program: Program,
+    bad: dict[str, str],
+    written: list[int],
+    place: int,
+    videos: list[str],
 ) -> Iterator[Sample]:
-    """The samples that can be learnt from, each as often as an epoch sees it; the others are named."""
+    """The samples that can be learnt from, each as often as an epoch sees it; the others are named, and so are those
+    with videos."""
     for source in dataset.sources:
         times = int(source.weight)
         if times != source.weight:
@@ -134,7 +145,13 @@ def _good(
                 bad[error.source] = str(error)
                 continue
             written[place] += times
+            videos += [sample.source] if _has_video(sample) else []
             yield from [sample] * times
+
+
+def _has_video(sample: Sample) -> bool:
+    contents = [one["content"] for one in sample.messages if isinstance(one.get("content"), list)]
+    return any("video" in str(part.get("type")) for content in contents for part in content)
 
 
 class NoPlaceError(SampleError):
