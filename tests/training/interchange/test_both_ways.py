@@ -26,9 +26,9 @@ def written(program: Program, one: TuneSettings, on_cpu: bool = False, **options
     """The keys of a file, through YAML."""
     if program == "swift":
         images = (NANO.image_config, NANO.configs.video)
-        keys, _ = swift.write(one, images, options, "16x", "model", "/data", WIDTH_RATE, True, on_cpu)
+        keys, _ = swift.write(one, images, options, "16x", "model", "/data", WIDTH_RATE, True, on_cpu=on_cpu)
     else:
-        keys, _ = factory.write(one, NANO.config, "model", "/data", WIDTH_RATE, True, on_cpu)
+        keys, _ = factory.write(one, NANO.config, "model", "/data", WIDTH_RATE, True, on_cpu=on_cpu)
     again = yaml.safe_load(yaml.safe_dump(keys, sort_keys=False))
     assert again == keys
     return again
