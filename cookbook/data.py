@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from cookbook.draw import DRAWS, Drawn, write_media
-from pocketvlm.synthetic import NOT_THERE, Sample, make_sample
+from pocketvlm.synthetic import NOT_THERE, REGISTRY, Sample, make_sample
 
-OWN = ("words", "receipt", "shapes", "chart")  # of one small picture each
+OWN = ("words", "receipt", "invoice", "table", "form", "chart", "shapes", "screen")  # of one small picture each
 WITH_ABSENT = ("receipt", "table", "form")
 KINDS = (*DRAWS, "own", "absent")
 _ATTEMPTS = 100  # samples drawn for one question; about a quarter of them ask for what is not there
@@ -33,7 +33,9 @@ def draw(kind: str, seed: Sequence[int]) -> Drawn:
 
 
 def _own(rng: np.random.Generator, seed: Sequence[int]) -> Drawn:
-    sample = make_sample(OWN[int(rng.integers(len(OWN)))], tuple(seed), "train", 0)
+    task = OWN[int(rng.integers(len(OWN)))]
+    level = int(rng.integers(len(REGISTRY[task].levels)))
+    sample = make_sample(task, tuple(seed), "train", level)
     question = sample.questions[int(rng.integers(len(sample.questions)))]
     return Drawn((_picture(sample),), question.text, question.answer)
 

@@ -29,7 +29,7 @@ GLYPHS = (
     ((0, 2), (6, 8), (1, 7)),
 )
 FIELDS = ("name", "date", "city", "phone", "mail", "code")
-SECONDS = 4  # of a clip, one frame each
+SECONDS = 8  # of a clip, one frame each
 
 
 class Drawn(NamedTuple):
@@ -63,8 +63,8 @@ def draw_script(rng: np.random.Generator) -> Drawn:
 
 
 def draw_dots(rng: np.random.Generator) -> Drawn:
-    """One to six dots that do not touch."""
-    picture, count = Image.new("RGB", (224, 224), _paper(rng)), int(rng.integers(1, 7))
+    """One to nine dots that do not touch."""
+    picture, count = Image.new("RGB", (224, 224), _paper(rng)), int(rng.integers(1, 10))
     pen = ImageDraw.Draw(picture)
     for cell in rng.permutation(9)[:count].tolist():
         x, y = (int(74 * at + 37 + rng.integers(-14, 15)) for at in (cell % 3, cell // 3))
@@ -88,7 +88,7 @@ def draw_form(rng: np.random.Generator) -> Drawn:
 
 
 def draw_clip(rng: np.random.Generator) -> Drawn:
-    """Four seconds of a lamp that is on in some of them."""
+    """Eight seconds of a lamp that is on in some of them."""
     paper, ink = _paper(rng), _ink(rng)
     lit = (*rng.integers(120, 256, size=2).tolist(), 0)
     x, y, radius = int(rng.integers(30, 83)), int(rng.integers(30, 83)), int(rng.integers(16, 27))
