@@ -33,13 +33,15 @@ def import_bitsandbytes() -> Any:
 
 def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
     """Keep the weights of some linear layers in 4 bits (NF4 with quantised scales, Dettmers et al., arXiv 2305.14314),
-    in place. They do not learn any more; adapters beside them can."""
+    in place. They do not learn any more; adapters beside them can. What is in 4 bits already stays as it is."""
     nf4 = import_bitsandbytes().nn
     compute = torch.bfloat16 if model.device.type == "cuda" else torch.float32
     for name in layers:
         parent_name, _, child = name.rpartition(".")
         parent, plain = model.get_submodule(parent_name), model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
+        if isinstance(plain, nf4.Linear4bit):
+            continue
         made = nf4.Linear4bit(
             plain.in_features,
             plain.out_features,
@@ -50,7 +52,7 @@ def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
         )
         made.weight = nf4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
         made.bias = plain.bias
-        setattr(parent, child, made.to(model.device))
+        setattr(parent, child, made.to(plain.weight.device))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as peft looks for it
 
 
