@@ -85,6 +85,17 @@ def memory_bytes(device: torch.device) -> int:
     return _memory_of_windows()
 
 
+def resident_bytes() -> int:
+    """What this process has in memory now."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        import psutil  # comes with accelerate, which a run needs
+
+        return int(psutil.Process().memory_info().rss)
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _memory_of_windows() -> int:
     """Bytes of this machine, from GlobalMemoryStatusEx."""
     status = (ctypes.c_uint64 * 8)()  # MEMORYSTATUSEX: its size and the load in 32 bits each, then all memory, …

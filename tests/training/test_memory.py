@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,11 +16,9 @@ from pocketvlm.lenient_imports import without_hub_kernels
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
-from pocketvlm.training import plan
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.examples import ExampleEncoder
 from pocketvlm.training.losses import answer_losses
-from pocketvlm.training.plan import MemoryPlan, plan_memory
 from pocketvlm.training.run import prepare
 from pocketvlm.training.settings import TuneSettings
 
@@ -42,20 +39,6 @@ def test_a_base_in_4_bits_is_measured_and_goes_on_to_learn_on_a_cpu_with_bfloat1
     again = answer_losses(model.train(), batch)
     assert torch.allclose(measured, learnt, rtol=1e-3)
     assert torch.equal(again, learnt)
-
-
-def test_a_plan_counts_the_copy_of_preferences_and_the_type_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    nano, cpu = resolve("nano"), torch.device("cpu")
-    encoder = ExampleEncoder(Processor.from_directory(nano.path), options={"max_slice_nums": 1})
-    batch = Batch.of(encoder.pair(sample(rejected="No.")))
-
-    def planned(**settings: Any) -> MemoryPlan:
-        return plan_memory(nano.config, nano.image_config, TuneSettings(**settings), batch, cpu, 0)
-
-    answers, preferences = planned(method="full"), planned(method="full", objective="dpo")
-    assert preferences.weights == 2 * answers.weights
-    monkeypatch.setattr(plan, "autocast_dtype", lambda _model: torch.bfloat16)
-    assert planned(method="full").activations < 0.95 * answers.activations
 
 
 def test_bitsandbytes_downloads_nothing_when_it_is_imported(tmp_path: Path) -> None:

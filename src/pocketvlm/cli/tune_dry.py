@@ -66,18 +66,32 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
 
     directory, device = directory_of(args), choose_device(args.device)
     feed, _ = _feed(args, samples, settings, options)
-    batch = largest_batch(feed.all(), settings)
-    plan = plan_memory(directory.config, directory.image_config, settings, batch, device, process_bytes(device))
-    memory, count = memory_bytes(device), len(batch.lengths)
+    largest = largest_batch(feed.all(), settings)
+    process = process_bytes(device, settings)
+    plan = plan_memory(directory.config, directory.image_config, settings, largest, device, process)
+    batch, memory = largest.batch, memory_bytes(device)
+    count, tokens, patches = len(batch.lengths), len(batch.input_ids), len(batch.patches)
     fits = plan.samples_in(memory, count)
+    limits = {"micro_tokens": fits * -(-tokens // count), "micro_patches": fits * -(-patches // count)}
     if args.json:
-        sizes = {"samples": count, "tokens": len(batch.input_ids), "patches": len(batch.patches)}
-        put_json({"bytes": {**vars(plan), "total": plan.total}, **sizes, "memory": memory, "samples_that_fit": fits})
+        sizes = {"samples": count, "tokens": tokens, "patches": patches}
+        put_json(
+            {
+                "bytes": {**vars(plan), "total": plan.total},
+                **sizes,
+                "memory": memory,
+                "samples_that_fit": fits,
+                **limits,
+            }
+        )
         return 0
     for name, size in {**vars(plan), "total": plan.total}.items():
         put(f"{name:12} {size / 2**20:10,.0f} MiB")
-    put(f"with {count} samples in a forward: {len(batch.input_ids)} tokens, {len(batch.patches)} patches")
-    put(f"{memory / 2**30:.1f} GiB are there: up to {fits} such samples in a forward")
+    put(f"with {count} samples in a forward: {tokens} tokens, {patches} patches")
+    put(
+        f"{memory / 2**30:.1f} GiB are there: up to {fits} such samples in a forward (--micro-tokens "
+        f"{limits['micro_tokens']} --micro-patches {limits['micro_patches']})"
+    )
     return 0
 
 

@@ -129,6 +129,7 @@ def load_model(
     cpu_kernels: bool = False,
     merged_dtype: torch.dtype | None = None,
     without: str = "",
+    on_linear: Callable[[MiniCPMV, str], None] | None = None,
     progress: Progress | None = None,
 ) -> MiniCPMV:
     """Load a checkpoint directory for inference (evaluation mode).
@@ -138,6 +139,8 @@ def load_model(
         cpu_kernels: `MiniCPMV.use_cpu_kernels` at once, in less memory than afterwards; nothing off the CPU.
         merged_dtype: of the weights that the directory's adapter changes; None is `dtype`.
         without: prefix of our names of the parameters that the checkpoint may lack, which are zero then; "" for none.
+        on_linear: called with the name of a linear layer once its values are there, which it may replace; not with an
+            adapter in the directory, whose merge needs the weights.
         progress: called with (done, in all), in bytes read and packed, after every tensor.
 
     Raises:
@@ -182,8 +185,12 @@ def load_model(
                 target = tensor.dtype  # `use_cpu_kernels` never needs these in fp32
             value = torch.empty(shape, dtype=target, device=device).copy_(import_tensor(ours, tensor))
             owner, _, leaf = ours.rpartition(".")
-            model.get_submodule(owner).register_parameter(leaf, nn.Parameter(value))
-            del tensor
+            layer = model.get_submodule(owner)
+            layer.register_parameter(leaf, nn.Parameter(value))
+            del tensor, value
+            if on_linear and isinstance(layer, nn.Linear) and not any(p.is_meta for p in layer.parameters()):
+                on_linear(model, owner)
+            del layer
             if progress is not None:
                 progress(done, total)
     if unused:

@@ -35,13 +35,15 @@ def import_bitsandbytes() -> Any:
 
 def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
     """Keep the weights of some linear layers in 4 bits (NF4 with quantised scales, Dettmers et al., arXiv 2305.14314),
-    in place. They do not learn any more; adapters beside them can."""
+    in place. They do not learn any more; adapters beside them can. What is in 4 bits already stays as it is."""
     nf4 = import_bitsandbytes().nn
     compute = torch.bfloat16 if model.device.type == "cuda" else torch.float32
     for name in layers:
         parent_name, _, child = name.rpartition(".")
         parent, plain = model.get_submodule(parent_name), model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
+        if isinstance(plain, nf4.Linear4bit):
+            continue
         made = nf4.Linear4bit(
             plain.in_features,
             plain.out_features,
@@ -55,7 +57,7 @@ def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
         # On CPUs with bfloat16 it would pack its weights anew in an evaluation: that fails for layers whose outputs are
         # no multiple of 32 (`in_proj_a` has one for each head), and the packed ones would be learnt with.
         made.support_avx512bf16_for_cpu = False
-        setattr(parent, child, made.to(model.device))
+        setattr(parent, child, made.to(plain.weight.device))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as peft looks for it
 
 

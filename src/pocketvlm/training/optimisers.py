@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import nn, optim
 
 from pocketvlm.training.memory import import_bitsandbytes
@@ -49,9 +50,17 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: TuneSettings, r
     return optim.AdamW(parameters, rate, weight_decay=settings.weight_decay)
 
 
-def state_bytes(model: nn.Module, settings: TuneSettings) -> int:
+def step_bytes(learns: Sequence[nn.Parameter], settings: TuneSettings, device: torch.device) -> int:
+    """What a step of the optimiser needs beside moments and gradients: the largest tensor once more; on a GPU, where
+    torch takes all of them together, each of them; nothing with moments in 8 bits, whose kernels work in place."""
+    if settings.optimiser == "adamw8bit":
+        return 0
+    sizes = [p.numel() * p.element_size() for p in learns]
+    return sum(sizes) if device.type == "cuda" else max(sizes, default=0)
+
+
+def state_bytes(learns: Sequence[nn.Parameter], settings: TuneSettings) -> int:
     """What is kept beside the weights that learn from step to step: moments, and the moving average."""
-    learns = [p for p in model.parameters() if p.requires_grad]
     averages = sum(p.numel() * p.element_size() for p in learns) if settings.ema else 0
     if settings.optimiser == "adamw":
         return averages + 2 * sum(p.numel() * p.element_size() for p in learns)

@@ -1,72 +1,95 @@
 """How much memory a run needs, by part, without running it.
 
-One step is traced with tensors that have shapes and no memory (`FakeTensorMode`), on the device it would run on, so
-that the operators are those that would run. What is alive at a time is counted from what each operator makes and
-frees; what the backward pass keeps, from what autograd saves.
+One step is traced with tensors that have shapes and no memory (`FakeTensorMode`), on the device it would run on and in
+the dtype of its products, so that the operators are those that would run. `training.traced` counts what is alive at a
+time, what the backward pass keeps, and what the C library's heap loses between blocks.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import checkpoint
 
 from pocketvlm.config import ImageConfig, ModelConfig
-from pocketvlm.errors import ConfigError, PromptError
+from pocketvlm.errors import PromptError
+from pocketvlm.machine import resident_bytes
 from pocketvlm.model.vlm import MiniCPMV, forget_constants
 from pocketvlm.training.batches import Batch, micro_batches
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.feed import Found
 from pocketvlm.training.lora import import_peft
-from pocketvlm.training.losses import answer_losses
-from pocketvlm.training.optimisers import state_bytes
-from pocketvlm.training.run import prepare
+from pocketvlm.training.memory import import_bitsandbytes
+from pocketvlm.training.objectives import Objective, Preferences
+from pocketvlm.training.optimisers import make_optimiser, state_bytes, step_bytes
+from pocketvlm.training.run import objective_of, prepare
 from pocketvlm.training.settings import TuneSettings
+from pocketvlm.training.traced import Alive, Heap, Saved, nf4_bytes, stand_in_for_4bit
 from pocketvlm.training.trainer import autocast_dtype
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes, at the moment of most memory.
+    """Bytes, at the moment of most memory: in the backward pass, in the optimiser's step, or while weights are read.
 
     Attributes:
-        weights: of the model, without what was put beside it, and of the copy of it that full fine-tuning on
-            preferences compares with.
+        weights: of the model, without what was put beside it; in 4 bits with their scales where the method says so.
         adapters: of low-rank adapters.
-        gradients: of what learns.
+        reference: of the model before, which preferences with full fine-tuning keep.
+        gradients: of what learns, as far as they are there at that moment.
         optimiser: AdamW's two moments of what learns, and its moving average.
-        activations: what one forward keeps for its backward.
-        temporary: what operators need beside, such as the scores of the head.
+        views: what the forward of tower and merger keeps for its backward.
+        tokens: what the forward of the decoder and the losses keep.
+        temporary: what operators need beside, such as the scores of the head, or a layer of 4 bits in full.
+        lost: between the blocks of the C library's heap, which are too small for what is asked; on a CPU alone.
         process: of Python and its libraries; on a CPU alone.
     """
 
     weights: int
     adapters: int
+    reference: int
     gradients: int
     optimiser: int
-    activations: int
+    views: int
+    tokens: int
     temporary: int
+    lost: int
     process: int
 
     @property
     def total(self) -> int:
         return sum(vars(self).values())
 
+    @property
+    def by_batch(self) -> int:
+        """Those that grow with what one forward works on."""
+        return self.views + self.tokens + self.temporary + self.lost
+
     def samples_in(self, memory: int, samples: int) -> int:
-        """How many samples of this size one forward can have in so many bytes; the plan is for `samples` of them."""
-        fixed = self.total - self.activations - self.temporary
-        return max(0, int((memory - fixed) * samples / max(1, self.activations + self.temporary)))
+        """How many samples of this size one forward can have in so many bytes; the plan is for `samples` of them.
+        Rather too few: some of what is temporary does not grow."""
+        return max(0, int((memory - self.total + self.by_batch) * samples / max(1, self.by_batch)))
 
 
-def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64) -> Batch:
+@dataclass(frozen=True)
+class Largest:
+    """Attributes:
+    batch: the largest that one forward works on.
+    is_alone: it is all that a step works on, so that no gradients of an earlier batch are there.
+    """
+
+    batch: Batch
+    is_alone: bool
+
+
+def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64) -> Largest:
     """The batch of the longest among the first samples, filled as far as the settings let it be.
 
     Raises:
@@ -76,114 +99,134 @@ def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64
     if not good:
         raise PromptError("none of the first samples can be learnt from", hint="See --check.")
     longest = max(good, key=lambda item: sum(len(one.input_ids) + len(one.patches) for one in item))
-    return next(micro_batches([longest] * settings.batch_size, settings.micro_tokens, settings.micro_patches))
+    first, *others = micro_batches([longest] * settings.batch_size, settings.micro_tokens, settings.micro_patches)
+    return Largest(first, not others)
 
 
 def plan_memory(
-    config: ModelConfig, image: ImageConfig, settings: TuneSettings, batch: Batch, device: torch.device, process: int
+    config: ModelConfig,
+    image: ImageConfig,
+    settings: TuneSettings,
+    largest: Largest,
+    device: torch.device,
+    process: int,
 ) -> MemoryPlan:
-    """The memory of a step on batches such as this one.
+    """The memory of a run whose steps are on batches such as this one, from its second step on.
+
+    Nothing of the model is read or computed, and the device need not be there; the trace takes some seconds. What it
+    cannot see: what kernels take inside an operator, and on a GPU what the allocator rounds up (less than 1 %).
 
     Args:
-        batch: the largest that one forward works on.
-        process: bytes that the process has without a model.
-
-    Raises:
-        ConfigError: for the base in 4 bits, whose operators have no shapes to trace.
+        config, image: of the model.
+        largest: the largest batch that one forward works on.
+        process: bytes that the process has without a model, see `process_bytes`.
     """
-    if settings.method == "qlora":
-        raise ConfigError(
-            "the memory of qlora cannot be traced", hint="Plan lora, and take three quarters of its weights."
-        )
+    in_4bit: list[str] = []
+
+    def as_4bit(model: MiniCPMV, layers: Iterable[str]) -> None:
+        in_4bit.extend(layers)
+        stand_in_for_4bit(model, in_4bit)
+
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
-        weights = _bytes(model.parameters())
-        prepare(model, settings)
+        sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
+        prepare(model, settings, quantize=as_4bit)
+    weights = sum(sizes.values())
+    for name in in_4bit:
+        in_full = sizes[f"{name}.weight"]
+        weights += nf4_bytes(in_full // 4) - in_full
+    learns = [p for p in model.parameters() if p.requires_grad]
+    adapters = 0 if settings.method == "full" else _bytes(learns)
+    trace = _trace(model, settings, largest, device)
+    backward, gradients = trace.peak, trace.gradients
+    fixed = _bytes(learns)
+    if not largest.is_alone:  # those of the batches before this one are there from the start
+        gradients = fixed
+        backward += fixed
+    step = fixed + step_bytes(learns, settings, device)
+    temporary = max(0, backward - trace.views - trace.tokens - gradients)
+    common = {
+        "weights": weights,
+        "adapters": adapters,
+        "reference": weights if settings.method == "full" and settings.objective == "dpo" else 0,
+        "optimiser": state_bytes(learns, settings),
+        "process": process,
+    }
+    if step > backward + trace.lost:
+        return MemoryPlan(**common, gradients=fixed, views=0, tokens=0, temporary=step - fixed, lost=0)
+    return MemoryPlan(
+        **common, gradients=gradients, views=trace.views, tokens=trace.tokens, temporary=temporary, lost=trace.lost
+    )
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Bytes of one forward and backward: most at a time, the gradients among them, and what the forward keeps."""
+
+    peak: int
+    gradients: int
+    views: int
+    tokens: int
+    lost: int
+
+
+def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: torch.device) -> _Trace:
+    """Run a model of the meta device on a batch, with tensors of no values."""
+    dtype = autocast_dtype(device)
     # Values of the batch are looked at on the host, so they stay real. The device need not be there.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for name, one in module.named_parameters(recurse=False):
                 made = torch.empty(one.shape, dtype=one.dtype, device=device)
                 setattr(module, name, nn.Parameter(made, requires_grad=one.requires_grad))
-        saved = _Saved(model)
+        learns = [p for p in model.parameters() if p.requires_grad]
+        objective = _objective(settings, model)
+        if not largest.is_alone:
+            for p in learns:
+                p.grad = torch.empty_like(p)
+        model.train()
+        saved = Saved(model.parameters())
+        model.vision_tower.register_forward_pre_hook(lambda *_: saved.of("views"))
+        model.language_model.register_forward_pre_hook(lambda *_: saved.of("tokens"))
         try:
-            with _Alive() as alive, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
-                dtype = autocast_dtype(model)
+            with (
+                Alive(learns, Heap.of(device)) as alive,
+                torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor),
+            ):
                 is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
                 with torch.autocast(device.type, dtype, enabled=is_there and dtype != torch.float32):
-                    losses = answer_losses(model, batch)
+                    losses = objective.losses(model, largest.batch)
                 losses.sum().backward()
         finally:
             forget_constants()  # a model that runs in this process later needs values
-    copies = 2 if settings.method == "full" and settings.objective == "dpo" else 1
-    gradients = _bytes(p for p in model.parameters() if p.requires_grad)
-    return MemoryPlan(
-        weights=copies * weights,
-        adapters=_bytes(model.parameters()) - weights,
-        gradients=gradients,  # of the batches before this one: all are there at its peak
-        optimiser=state_bytes(model, settings),
-        activations=saved.bytes,
-        temporary=max(0, alive.peak - saved.bytes),
-        process=process,
-    )
+    return _Trace(alive.peak, alive.gradients_at_peak, saved.bytes["views"], saved.bytes["tokens"], alive.lost)
+
+
+def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
+    """That of the run; the copy of the model before, which is counted apart, takes the same as the model itself."""
+    if settings.objective == "dpo" and settings.method == "full":
+        return Preferences(settings.beta, nullcontext)
+    return objective_of(settings, model)
 
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _Saved:
-    """Bytes that autograd keeps, each storage once, without the weights."""
+def process_bytes(device: torch.device, settings: TuneSettings) -> int:
+    """What this process takes before a model is loaded, with what a run imports on its way; nothing of a GPU's memory.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._seen = {id(p.untyped_storage()): None for p in model.parameters()}
-        self._kept: list[Any] = []
-        self.bytes = 0
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in self._seen:
-            self._seen[id(storage)] = None
-            self._kept.append(storage)  # an id is another's once it is gone
-            self.bytes += storage.nbytes()
-        return tensor
-
-
-class _Alive(TorchDispatchMode):
-    """Most bytes at a time of what operators made within the block."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._seen: set[int] = set()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        inputs = {id(t.untyped_storage()) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if id(storage) not in self._seen and id(storage) not in inputs:
-                    self._add(storage)
-        return result
-
-    def _add(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
-        self._seen.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.now -= size
-
-
-def process_bytes(device: torch.device) -> int:
-    """What this process takes before a model is loaded, with what a run imports; nothing of a GPU's memory."""
+    One step of a very small model is taken, as parts of torch are imported by their first use.
+    """
     if device.type != "cpu":
         return 0
-    import_peft()
-    import psutil  # comes with accelerate
-
-    return int(psutil.Process().memory_info().rss)
+    if settings.method != "full":
+        import_peft()
+    if settings.method == "qlora":
+        import_bitsandbytes()
+    layer = nn.Linear(64, 64)
+    optimiser = make_optimiser(layer.parameters(), settings, 0.0)
+    checkpoint(layer, torch.zeros(64, 64), use_reentrant=False).sum().backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return resident_bytes()

@@ -96,7 +96,7 @@ def tune(
         trainer = Trainer(
             model,
             feed,
-            _objective(settings, model),
+            objective_of(settings, model),
             settings,
             out,
             identity={"model": directory.fingerprint, **(identity or {})},
@@ -157,6 +157,16 @@ def tune(
 
 def load_base(directory: ModelDirectory, settings: TuneSettings, device: torch.device) -> MiniCPMV:
     """The model that the run begins with."""
+    if settings.method == "qlora" and directory.adapter is None:
+        wanted: set[str] = set()  # layer by layer, or the whole base in fp32 would be the most that the run ever needs
+
+        def quantize(model: MiniCPMV, name: str) -> None:
+            if not wanted:
+                wanted.update(layers_in_4bit(model, settings))
+            if name in wanted:
+                quantize_base(model, [name])
+
+        return load_model(directory, device=device, on_linear=quantize)
     if settings.from_scratch_compression is None:
         return load_model(directory, device=device)
     model = load_model(directory, device=device, without="vision_tower.vit_merger.")
@@ -221,19 +231,31 @@ def check_first(feed: Feed, most: int = 100) -> None:
     raise first or ConfigError("there are no samples to learn from", hint="Check the files.")
 
 
-def prepare(model: MiniCPMV, settings: TuneSettings) -> list[str]:
-    """Mark what learns, in place; returns the layers with adapters, none with full fine-tuning."""
+def prepare(
+    model: MiniCPMV, settings: TuneSettings, quantize: Callable[[MiniCPMV, Sequence[str]], None] = quantize_base
+) -> list[str]:
+    """Mark what learns, in place; returns the layers with adapters, none with full fine-tuning.
+
+    Args:
+        quantize: brings the layers that it is given into 4 bits.
+    """
     if settings.gradient_checkpointing:
         recompute_layers(model)
     if settings.method == "full":
         freeze_all_but(model, settings.tune)
         return []
     if settings.method == "qlora":
-        quantize_base(model, list(linear_layers(model, {"decoder", *settings.tune})))
+        quantize(model, list(layers_in_4bit(model, settings)))
     return lora.add_lora(model, settings)
 
 
-def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
+def layers_in_4bit(model: MiniCPMV, settings: TuneSettings) -> Iterator[str]:
+    """Names of the layers whose weights qlora keeps in 4 bits."""
+    return linear_layers(model, {"decoder", *settings.tune})
+
+
+def objective_of(settings: TuneSettings, model: MiniCPMV) -> Objective:
+    """What a run minimises."""
     if settings.objective == "sft":
         return Answers()
     from pocketvlm.training.reference_policy import reference_policy

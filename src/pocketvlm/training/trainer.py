@@ -109,7 +109,7 @@ class Trainer:
         self.processes.wait()
         self.progress = self.checkpoints.restore(self.learns, self.optimiser, self.average)
         self.stop, self._empty = StopRequest(), 0  # samples since anything could be learnt from one
-        self.dtype = autocast_dtype(model)
+        self.dtype = autocast_dtype(model.device)
 
     def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[], None]) -> None:
         """Train to the end. Where it is interrupted it ends after a step, with a checkpoint.
@@ -293,8 +293,8 @@ def _schedule(settings: TuneSettings, feed: Steps) -> Schedule:
     return HalfCosine(steps, settings.minutes, settings.warmup)
 
 
-def autocast_dtype(model: MiniCPMV) -> torch.dtype:
+def autocast_dtype(device: torch.device) -> torch.dtype:
     """What products are computed in: bfloat16 on CUDA, and where a CPU has units for it; else float32."""
-    if model.device.type == "cuda":
+    if device.type == "cuda":
         return torch.bfloat16
-    return torch.bfloat16 if model.device.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32

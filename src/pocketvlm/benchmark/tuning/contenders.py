@@ -129,7 +129,7 @@ class PeftLoop:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.rate = self.settings.rate(directory.config.text)
         self.optimiser = make_optimiser(self.parameters, self.settings, self.rate)
-        self.dtype = autocast_dtype(self.model)
+        self.dtype = autocast_dtype(self.model.device)
 
     def step(self, number: int) -> float:
         batch = {name: one.to(self.device) for name, one in self._collate(self.examples[number]).items()}
