@@ -143,7 +143,11 @@ MUTANTS = [
     *of(
         "training/optimisers.py",
         "training/test_averaging.py",
-        ('settings.optimiser == "adamw8bit"', "False", "test_moments_in_8_bits_learn_alike_in_a_quarter_of_the_memory"),
+        (
+            'settings.optimiser == "adamw8bit":\n        made',
+            "False",
+            "test_moments_in_8_bits_learn_alike_in_a_quarter_of_the_memory",
+        ),
     ),
     *of(
         "training/random_rates.py",
