@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mutants.mutant import of
 
+PEFT = "test_a_merged_adapter_of_peft_has_the_logits_of_peft"
+MIXED = "test_base_and_adapters_in_one_batch_answer_as_alone_and_as_merged"
+
 MUTANTS = [
     *of(
         "model/adapters/settings.py",
@@ -21,6 +24,42 @@ MUTANTS = [
         "model/adapters/lora.py",
         "model/adapters/test_merge.py",
         ("(magnitude / weight.norm(dim=1))", "(magnitude / weight_NK.norm(dim=1))"),
+    ),
+    *of(
+        "model/adapters/lora.py",
+        "parity/test_adapter_parity.py",
+        ("+ self.scale * (", "+ (", PEFT),
+    ),
+    *of(
+        "model/adapters/settings.py",
+        "parity/test_adapter_parity.py",
+        ("        rank = self.rank_of(layer)\n", "        rank = self.rank\n", PEFT),
+        (
+            "for key, alpha in self.alpha_pattern.items() if",
+            "for key, alpha in self.alpha_pattern.items() if False and",
+            PEFT,
+        ),
+    ),
+    *of(
+        "model/adapters/write.py",
+        "model/adapters/test_peft_folder.py",
+        ("update.scale * ranks[ours]", "update.scale", "test_what_is_written_is_read_back"),
+        ('"use_rslora": False', '"use_rslora": True', "test_what_is_written_is_read_back"),
+    ),
+    *of(
+        "model/adapters/peft_folder.py",
+        "model/adapters/test_peft_folder.py",
+        (
+            "digest = fingerprint(folder, ADAPTER_FILES)",
+            "digest = fingerprint(folder, (WEIGHTS,))",
+            "test_the_digest_tells_adapters_apart_by_weights_and_by_settings",
+        ),
+    ),
+    *of(
+        "model/adapters/layers.py",
+        "engine/test_engine_adapters.py",
+        ("update.scale * update.b_NR.to(device)", "update.b_NR.to(device)", MIXED),
+        ("delta = F.linear(F.linear(x[rows],", "delta = F.linear(F.linear(x,", MIXED),
     ),
     *of(
         "model/adapters/merge.py",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from mutants import adapters, computing, serving, training
+from mutants import adapters, computing, interchange, serving, steps, training
 from mutants.mutant import of
 
 MUTANTS = [
     *adapters.MUTANTS,
     *computing.MUTANTS,
+    *interchange.MUTANTS,
     *serving.MUTANTS,
+    *steps.MUTANTS,
     *training.MUTANTS,
     # Pictures and videos.
     *of(

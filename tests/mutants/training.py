@@ -30,9 +30,17 @@ MUTANTS = [
     *of(
         "training/trainer.py",
         "training/test_trainer.py",
-        ("loss = losses.sum() / weight", "loss = losses.mean()"),
-        ("if not isinstance(one, SampleError):\n                good", "if True:\n                good"),
-        ("        if bool(torch.isfinite(losses).all()):", "        if True:"),
+        ("loss = losses.sum() / weight", "loss = losses.mean()", "test_a_step_is_the_same_in_one_batch_and_in_many"),
+        (
+            "if not isinstance(one, SampleError):\n                good",
+            "if True:\n                good",
+            "test_bad_samples_are_named_and_counted_or_stop_the_run",
+        ),
+        (
+            "        if bool(torch.isfinite(losses).all()):",
+            "        if True:",
+            "test_a_loss_that_is_no_number_names_its_sample",
+        ),
     ),
     *of(
         "training/trainer.py",
@@ -59,18 +67,26 @@ MUTANTS = [
     *of(
         "training/feed.py",
         "training/test_trainer.py",
-        ("begin = first * batch_size", "begin = 0"),
-        ("[rank::world]", ""),
+        (
+            "begin = first * batch_size",
+            "begin = 0",
+            "test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_by_bit",
+        ),
+        ("[rank::world]", "", "test_processes_share_the_samples_of_a_step"),
     ),
     *of(
         "training/checkpoints.py",
         "training/test_trainer.py",
-        ("        optimiser.load_state_dict(", "        len("),
+        (
+            "        optimiser.load_state_dict(",
+            "        len(",
+            "test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_by_bit",
+        ),
     ),
     *of(
         "training/reference_policy.py",
         "training/test_trainer.py",
-        ("before = copy.deepcopy(model)", "before = model"),
+        ("before = copy.deepcopy(model)", "before = model", "test_preferences_widen"),
     ),
     *of(
         "training/batches.py",
@@ -81,29 +97,57 @@ MUTANTS = [
     *of(
         "training/averaging.py",
         "training/test_averaging.py",
-        ("(1 + step) / (10 + step)", "1.0"),
-        ("average.copy_(values[name])", "pass"),
-        ("weights.data, self.values[name] = average, weights.data", "weights.data = average"),
+        ("(1 + step) / (10 + step)", "1.0", "test_an_average_weighs_older_weights_less_and_less"),
+        ("average.copy_(values[name])", "pass", "test_a_run_that_was_killed_goes_on_with_its_average_and_its_moments"),
+        (
+            "weights.data, self.values[name] = average, weights.data",
+            "weights.data = average",
+            "test_an_average_weighs_older_weights_less_and_less",
+        ),
     ),
     *of(
         "training/trainer.py",
         "training/test_averaging.py",
-        ("self.average.update(done.step)", "pass"),
-        ("torch.no_grad(), self.average.applied():", "torch.no_grad():"),
-        ("and done.evaluated != done.step", "and not done.evaluated"),
-        ('self.settings.result == "best"', "False"),
-        ("            self._evaluate_if_due(on_evaluation)  # a", "            # a"),
+        ("self.average.update(done.step)", "pass", "test_an_average_is_measured_and_is_the_result"),
+        (
+            "torch.no_grad(), self.average.applied():",
+            "torch.no_grad():",
+            "test_an_average_is_measured_and_is_the_result",
+        ),
+        (
+            "and done.evaluated != done.step",
+            "and not done.evaluated",
+            "test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on",
+        ),
+        ('self.settings.result == "best"', "False", "test_the_best_weights_are_kept_and_can_be_the_result"),
+        (
+            "            self._evaluate_if_due(on_evaluation)  # a",
+            "            # a",
+            "test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on",
+        ),
     ),
     *of(
         "training/interrupts.py",
         "training/test_averaging.py",
-        ("        if self.is_set:\n            raise KeyboardInterrupt", "        raise KeyboardInterrupt"),
-        ("        if self.is_set:\n            raise KeyboardInterrupt\n", ""),
+        (
+            "        if self.is_set:\n            raise KeyboardInterrupt",
+            "        raise KeyboardInterrupt",
+            "test_a_signal_in_a_step_stops_behind_it_and_a_second_one_at_once",
+        ),
+        (
+            "        if self.is_set:\n            raise KeyboardInterrupt\n",
+            "",
+            "test_a_signal_in_a_step_stops_behind_it_and_a_second_one_at_once",
+        ),
     ),
     *of(
         "training/optimisers.py",
         "training/test_averaging.py",
-        ('settings.optimiser == "adamw8bit"', "False"),
+        (
+            'settings.optimiser == "adamw8bit":\n        made',
+            "False",
+            "test_moments_in_8_bits_learn_alike_in_a_quarter_of_the_memory",
+        ),
     ),
     *of(
         "training/random_rates.py",
@@ -113,7 +157,11 @@ MUTANTS = [
     *of(
         "training/feed.py",
         "training/test_random_rates.py",
-        ("self.encoder(sample, position)", "self.encoder(sample, 0)"),
+        (
+            "self.encoder(sample, position)",
+            "self.encoder(sample, 0)",
+            "test_a_feed_draws_anew_every_time_that_it_shows_a_sample",
+        ),
     ),
     *of(
         "training/trackers.py",

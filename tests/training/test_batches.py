@@ -34,6 +34,7 @@ def test_every_sample_is_in_one_batch_pairs_together_and_none_is_over_the_limits
         numbers = [name.partition(".")[0] for name in batch.sources]
         is_alone = len(set(numbers)) == 1
         assert is_alone or (len(batch.input_ids) <= tokens and len(batch.patches) <= patches)
+        assert torch.bincount(batch.samples).tolist() == batch.lengths  # all tokens are learnt here
     for i in range(len(given_items)):
         if len(given_items[i]) == 2:
             place = names.index(f"{i}.0")

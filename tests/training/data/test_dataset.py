@@ -102,6 +102,9 @@ def test_an_epoch_goes_through_each_set_as_often_as_its_weight_says() -> None:
     assert all(two[i] == 1 for i in range(15, 23))
     assert order(dataset, 7, 0).tolist() != order(dataset, 7, 1).tolist()
     assert order(dataset, 7, 0).tolist() != order(dataset, 8, 0).tolist()
+    part = counted((5, 0.3))  # one or two in each epoch
+    ten = Counter(i for epoch in range(10) for i in order(part, 7, epoch).tolist())
+    assert ten == dict.fromkeys(range(5), 3)
     single = counted(*[(1, 1.0)] * 6)
     assert order(single, 7, 0).tolist() != order(single, 7, 1).tolist()
 

@@ -143,6 +143,52 @@ def test_defaults_are_those_of_the_program() -> None:
     assert found.tune == ("decoder",)
 
 
+DPO8 = {"optim": "adamw_bnb_8bit", "rlhf_type": "dpo"}
+CHOSEN = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "value"),
+    [
+        ({**FACTORY, "gradient_accumulation_steps": 2}, "batch_size", 16),
+        ({**FACTORY, "lora_rank": 4}, "alpha", 8.0),
+        ({**FACTORY, "stage": "dpo"}, "beta", 0.1),
+        ({**FACTORY, "finetuning_type": "full"}, "tune", ("decoder",)),
+        ({**FACTORY, "freeze_multi_modal_projector": False}, "tune", ("decoder",)),
+        ({**FACTORY, "freeze_vision_tower": False}, "tune", ("decoder", "compression", "tower")),
+        ({**FACTORY, "use_dora": "no"}, "dora", False),
+        (FACTORY, "weight_decay", 0.0),
+        (FACTORY, "gradient_checkpointing", True),
+        ({**SWIFT, "rlhf_type": "dpo"}, "beta", 0.1),
+        ({**SWIFT, "strict": True}, "bad_samples", "stop"),
+        (SWIFT, "bad_samples", "skip"),
+        (SWIFT, "gradient_checkpointing", True),
+        (SWIFT, "clip", 1.0),
+        ({**SWIFT, "max_grad_norm": 0}, "clip", 1e6),
+        (SWIFT, "seed", 42),
+        (SWIFT, "save_every", 500),
+        ({**SWIFT, "warmup_steps": 0.1}, "warmup", 0.1),
+        ({**SWIFT, "eval_strategy": "epoch", "eval_steps": 50}, "eval_every", None),
+        ({**SWIFT, **CHOSEN, "metric_for_best_model": "eval_loss"}, "result", "best"),
+        ({**SWIFT, **CHOSEN}, "result", "best"),
+        ({**SWIFT, **DPO8}, "optimiser", "adamw8bit"),
+    ],
+)
+def test_switches_and_lengths_say_what_they_say_there(keys: dict[str, Any], name: str, value: Any) -> None:
+    assert getattr(read(keys).settings_with({}), name) == value
+
+
+def test_data_is_as_much_as_they_say() -> None:
+    assert read({**FACTORY, "val_size": 0.2}).split == 0.2
+    count = read({**FACTORY, "val_size": 5}).split
+    assert count == 5
+    assert isinstance(count, int)
+    (sets,) = read_job({**FACTORY, "dataset": "a,b", "max_samples": 3}, "file.yaml", NANO.config).data
+    assert (sets.names, sets.first, sets.drawn) == (("a", "b"), 3, None)
+    (sets,) = read_job({**SWIFT, "dataset": f"{__file__}#2"}, "file.yaml", NANO.config).data
+    assert (sets.sources, sets.first, sets.drawn) == ((__file__,), None, 2)
+
+
 def test_numbers_may_be_text_and_batches_are_of_all_processes() -> None:
     keys = {"per_device_train_batch_size": "2", "gradient_accumulation_steps": 3, "learning_rate": "1e-4"}
     assert read({**FACTORY, **keys}).settings["batch_size"] == 6
@@ -177,6 +223,7 @@ def test_numbers_may_be_text_and_batches_are_of_all_processes() -> None:
         ({**SWIFT, "truncation_strategy": "left"}, "truncation_strategy"),
         ({**SWIFT, "vit_lr": 1e-5}, "vit_lr"),
         ({**SWIFT, "adam_beta2": 0.95}, "adam_beta2"),
+        ({**SWIFT, "adam_epsilon": 1e-6}, "adam_epsilon"),
         ({**SWIFT, "ENV": {"VIDEO_MAX_SLICE_NUMS": "4"}}, "VIDEO_MAX_SLICE_NUMS"),
         ({**SWIFT, "model_kwargs": "no json"}, "model_kwargs"),
         ({**SWIFT, "stage": "sft"}, "keys of ms-swift and of LLaMA-Factory"),
@@ -220,6 +267,7 @@ def test_what_swift_writes_beside_a_run_is_read() -> None:
 
 def test_options_of_the_command_win() -> None:
     job = read({**SWIFT, "max_steps": 50, "lora_rank": 4})
-    assert job.settings_with({"rank": 2, "epochs": None}).steps == 50
+    found = job.settings_with({"rank": 2, "epochs": None})
+    assert (found.steps, found.rank) == (50, 2)
     found = job.settings_with({"epochs": 2.0})
     assert (found.steps, found.epochs, found.rank) == (None, 2.0, 4)
