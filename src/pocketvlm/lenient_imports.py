@@ -1,12 +1,17 @@
-"""Imports of packages that bring torchvision, beside any CPU build of torch.
+"""Imports of packages that do more than we ask for while they are imported.
 
-torchvision registers shape functions for its compiled operators when it is imported, and fails if those operators did
-not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators. So registrations for
-the `torchvision::` namespace that find no operator are left out during the import.
+torchvision registers shape functions for its compiled operators, and fails if those operators did not load (a wheel of
+it beside a torch of another build). Nothing here needs the operators. So registrations for the `torchvision::`
+namespace that find no operator are left out during the import.
+
+bitsandbytes, on a processor with bf16, downloads a kernel from the hub where the package `kernels` is installed, and
+warns where it is not. Nothing is to leave the machine, so it does not see that package during the import.
 """
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,3 +43,20 @@ def lenient_registrations() -> Iterator[None]:
         yield
     finally:
         torch.library.register_fake = strict
+
+
+@contextmanager
+def without_hub_kernels() -> Iterator[None]:
+    """Within this block bitsandbytes can be imported without a download and without its warning."""
+    modules: dict[str, Any] = sys.modules
+    log, absent = logging.getLogger("bitsandbytes.backends.cpu.ops"), object()
+    level, before = log.level, modules.get("kernels", absent)
+    modules["kernels"] = None  # an import of it is an ImportError
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        del modules["kernels"]
+        if before is not absent:
+            modules["kernels"] = before

@@ -6,6 +6,7 @@ Papers: LoRA (Hu et al., arXiv 2106.09685), DoRA (arXiv 2402.09353), rsLoRA (arX
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pocketvlm.lenient_imports import lenient_registrations
 from pocketvlm.model.adapters.lora import Adapter, LowRankUpdate
 from pocketvlm.model.adapters.write import write_adapter
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.training.memory import import_bitsandbytes
 from pocketvlm.training.parts import linear_layers
 from pocketvlm.training.settings import TuneSettings
 
@@ -22,6 +24,8 @@ _NAME = "default"  # what peft calls the adapter of a model that has one
 
 def import_peft() -> Any:
     """The package, or an error that says how to get it."""
+    with suppress(MissingExtraError):
+        import_bitsandbytes()  # peft would, and let it ask the hub
     try:
         with lenient_registrations():  # it imports transformers, and that torchvision where it is there
             import peft

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pocketvlm.errors import MissingExtraError
+from pocketvlm.lenient_imports import without_hub_kernels
 from pocketvlm.model.vlm import MiniCPMV
 
 
@@ -25,7 +26,8 @@ def recompute_layers(model: MiniCPMV) -> None:
 def import_bitsandbytes() -> Any:
     """The package, or an error that says how to get it."""
     try:
-        import bitsandbytes
+        with without_hub_kernels():
+            import bitsandbytes
     except ImportError:
         raise MissingExtraError("bitsandbytes", "qlora") from None
     return bitsandbytes
@@ -50,6 +52,9 @@ def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
         )
         made.weight = nf4.Params4bit(plain.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
         made.bias = plain.bias
+        # On a processor with bf16 it would reorder its weights at the first forward without gradients, and ends there
+        # where they have no multiple of 32 rows, as those of linear attention.
+        made.support_avx512bf16_for_cpu = False
         setattr(parent, child, made.to(model.device))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as peft looks for it
 
