@@ -27,6 +27,8 @@ def check(args: argparse.Namespace, samples: Any, settings: TuneSettings, option
         file.write(check_page(found, processor.tokenizer, " ".join(args.data) or str(args.config)).encode())
     for text in found.bad.values():
         say(text)
+    for file, names in samples.unused_columns().items():
+        say(f"{file}: nothing is read from the columns {', '.join(names)}")
     if args.json:
         rows = found.statistics()
         put_json({"samples": found.good, "bad": found.bad, "statistics": rows, "page": str(page)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from pocketvlm.training.settings import LOG, TuneSettings
 from pocketvlm.training.trackers import check_trackers
 from pocketvlm.training.trainer import Report, Trainer
 
+logger = logging.getLogger(__name__)
+
 
 def tune(
     directory: ModelDirectory,
@@ -50,6 +53,7 @@ def tune(
     identity: Mapping[str, Any] | None = None,
     measure: Callable[[VLM], Mapping[str, float]] | None = None,
     on_step: Callable[[Report], None] = lambda _report: None,
+    data: Sequence[str] = (),
 ) -> Result:
     """Train; the same call goes on with a run that was stopped.
 
@@ -62,7 +66,8 @@ def tune(
         workers: processes that encode samples ahead.
         identity: of the data, beside their number, for a run that goes on.
         measure: asked for the scores of the model at each evaluation and at the end, by the names of tasks.
-        on_step: called after every step.
+        on_step: called after every step, in one process.
+        data: names of the data, for the card.
 
     Raises:
         ConfigError: the folder holds another run; an option cannot be honoured.
@@ -99,6 +104,8 @@ def tune(
         processes=processes,
     )
     done = trainer.progress
+    if done.step and processes.rank == 0:
+        logger.warning("going on after step %d of the run in %s", done.step, out)
     writes = processes.rank == 0
     with (
         _folder(out, done, writes=writes),
@@ -108,7 +115,8 @@ def tune(
 
         def after_step(report: Report) -> None:
             log.step(report)
-            on_step(report)
+            if writes:  # one of several processes is enough to tell it
+                on_step(report)
 
         def evaluate() -> None:
             loss = trainer.evaluate()
@@ -138,7 +146,9 @@ def tune(
     )
     if processes.rank == 0:
         write_result(model, layers, directory, out, base)
-        write_card(out, result, settings, base, len(samples))
+        learn, total = count(model)
+        facts = {"data": ", ".join(data), "samples": len(samples), "weights that learn": f"{learn:,} of {total:,}"}
+        write_card(out, result, settings, base, facts, settings.rate(directory.config.text))
         draw_losses(out / LOG, out / CURVE)
     return result
 
