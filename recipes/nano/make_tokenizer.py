@@ -158,6 +158,7 @@ def write(out: Path) -> dict[str, int]:
         "patch_size": 14,
         "use_image_id": True,
         "slice_mode": True,
+        "downsample_mode": "4x",  # as in config.json: the processor of transformers does not look there
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }

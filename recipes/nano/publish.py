@@ -11,7 +11,6 @@ Weights (bfloat16) and configuration go to `src/pocketvlm/assets/nano`, reports 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -26,8 +25,6 @@ def main() -> None:
     cli.add_argument("--append", action="store_true", help="keep the log that is there, and let this run's follow it")
     args = cli.parse_args()
     model = load_model(args.run / "model")
-    # Nano is small enough that four times the visual tokens cost little, and it reads far better with them.
-    model.config = dataclasses.replace(model.config, downsample_mode="4x")
     save_model(model, ASSETS)
     with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w", encoding="utf-8") as log:
         log.writelines(json.dumps(report) + "\n" for report in read_run(args.run))

@@ -54,6 +54,8 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
         image_token_id=image_token_id,
         video_token_id=video_token_id,
         eos_token_id=eos_token_id,
+        # Nano is small enough that four times the visual tokens cost little, and it reads far better with them.
+        downsample_mode="4x",
     )
 
 

@@ -1,9 +1,11 @@
-"""Imports of packages that bring torchvision, beside any CPU build of torch.
+"""Imports of packages that do more than we ask for while they are imported.
 
-torchvision registers shape functions for its compiled operators when it is imported, and fails if those operators did
-not load (a torchvision wheel beside a torch of another build). Nothing here needs the operators. So registrations for
-the `torchvision::` namespace that find no operator are left out during the import.
-And bitsandbytes is imported without its downloads.
+torchvision registers shape functions for its compiled operators, and fails if those operators did not load (a wheel of
+it beside a torch of another build). Nothing here needs the operators. So registrations for the `torchvision::`
+namespace that find no operator are left out during the import.
+
+bitsandbytes, on a processor with bf16, downloads a kernel from the hub where the package `kernels` is installed, and
+warns where it is not. Nothing is to leave the machine, so it does not see that package during the import.
 """
 
 from __future__ import annotations
@@ -45,18 +47,16 @@ def lenient_registrations() -> Iterator[None]:
 
 @contextmanager
 def without_hub_kernels() -> Iterator[None]:
-    """Within this block there is no package `kernels`: on a CPU with bfloat16 bitsandbytes has it download a product
-    of 4-bit layers when it is imported, and warns where it cannot. Its own product is used instead."""
-    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    level, there = log.level, "kernels" in sys.modules
-    before = sys.modules.get("kernels")
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # what makes an import fail
+    """Within this block bitsandbytes can be imported without a download and without its warning."""
+    modules: dict[str, Any] = sys.modules
+    log, absent = logging.getLogger("bitsandbytes.backends.cpu.ops"), object()
+    level, before = log.level, modules.get("kernels", absent)
+    modules["kernels"] = None  # an import of it is an ImportError
     log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         log.setLevel(level)
-        if there:
-            sys.modules["kernels"] = before  # type: ignore[assignment]
-        else:
-            del sys.modules["kernels"]
+        del modules["kernels"]
+        if before is not absent:
+            modules["kernels"] = before

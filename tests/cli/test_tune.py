@@ -19,7 +19,10 @@ from helpers.command import run
 from safetensors.torch import load_file
 
 from pocketvlm import cli
+from pocketvlm.cli.tune import ELSEWHERE
+from pocketvlm.errors import CheckpointError
 from pocketvlm.evaluation.answerers import LocalModel
+from pocketvlm.model.adapters.settings import adapter_folder
 from pocketvlm.model.vlm import forget_constants
 from pocketvlm.training.trainer import TrainingError
 
@@ -90,8 +93,43 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_goes_on(data: Path, tmp_path
         errors = process.stderr.read()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert errors.endswith(
+        f"pocketvlm tune: stopped; {out} keeps its last checkpoint; the same command goes on from there\n"
+    )
+    with pytest.raises(CheckpointError, match="Its run has not come to its end"):
+        adapter_folder(out)
     (checkpoint,) = (out / "checkpoints").glob("step-*")
     assert json.loads((checkpoint / "state.json").read_text())["progress"]["step"] >= 1
+
+
+def test_a_run_that_goes_on_says_so_and_its_end_names_the_data_and_what_asks_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    out, options = tmp_path / "my run", ("--steps", "2", "--batch-size", "4", *SMALL)
+    for expected in ([], [f"going on after step 2 of the run in {out}"]):
+        caplog.clear()
+        status, said, err = run(capsys, "tune", str(data), "--out", str(out), *options)
+        assert status == 0, err
+        assert caplog.messages == expected
+        assert f"pocketvlm ask --adapter '{out}' --downsample-mode 16x --max-slice-nums 1 FILE QUESTION\n" in said
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| data | data.jsonl |\n" in card
+    assert str(tmp_path) not in card
+
+
+def test_rejected_answers_that_are_not_learnt_from_are_told_and_shown_where_they_are(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    data.write_text("".join(json.dumps({**line, "rejected_response": "no", "odd": 1}) + "\n" for line in lines))
+    options = ("tune", str(data), "--check", "--out", str(tmp_path / "out"), *SMALL)
+    _, said, err = run(capsys, *options)
+    assert "--objective dpo learns from both" in err
+    assert f"{data}: nothing is read from the columns odd" in err
+    assert "[[no<|im_end|>]]" not in said
+    _, said, err = run(capsys, *options, "--objective", "dpo")
+    assert "--objective" not in err
+    assert said.count("[[no<|im_end|>]]") == said.count("[[alpha<|im_end|>]]") + said.count("[[beta 2<|im_end|>]]") == 3
 
 
 def test_a_dry_run_names_every_bad_line_and_shows_what_is_learnt(
@@ -215,6 +253,10 @@ def test_a_plan_leaves_nothing_to_a_run_in_the_same_process(
         (("--preset", "sft", "--alpha", "4"), "--alpha is of LoRA"),
         (("--steps", "two"), "--steps: invalid int value: 'two'"),
         (("--validation", "nothing.jsonl"), "nothing.jsonl"),
+        (("--lr", "1e-4"), "unrecognized arguments: --lr 1e-4 (did you mean --learning-rate?"),
+        (("--lora_rank", "8", "--x", "y"), "did you mean --rank?"),
+        (("--batch_size", "8"), "did you mean --batch-size?"),
+        (("--optimizer", "adamw"), "did you mean --optimiser?"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(
@@ -225,6 +267,13 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_options_elsewhere_stand_for_options_here() -> None:
+    parser = cli.command_parser("tune")
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert {f"--{name}" for name in ELSEWHERE.values()} <= known
+    assert not {f"--{name}" for name in ELSEWHERE} & known
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("16x", {"downsample_mode": "16x"}), ("random", {})])

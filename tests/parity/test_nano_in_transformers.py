@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +113,11 @@ def test_merged_it_says_the_same_here_and_in_transformers(tuned: Tuned, tmp_path
     merged = resolve(tuned.base).with_adapter(tuned.adapter)
     write_huggingface(merged, tmp_path / "exact", "f32")
     write_huggingface(merged, tmp_path / "rounded", "bf16")
+    front, _, body = (
+        (tmp_path / "exact" / "README.md").read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
+    )
+    assert "license: apache-2.0" in front
+    assert body.startswith("> These weights hold the adapter `adapter` too.")
     exact = reference.transformers.MiniCPMV4_6ForConditionalGeneration.from_pretrained(
         tmp_path / "exact", dtype=torch.float32
     )
@@ -121,3 +127,14 @@ def test_merged_it_says_the_same_here_and_in_transformers(tuned: Tuned, tmp_path
     # In bfloat16 each weight is off by up to 0.4 %: a close call may fall otherwise.
     rounded = load_model(resolve(tmp_path / "rounded"))
     assert sum(says(ours(rounded, example), example) for example in tuned.examples) >= PICTURES - 4
+
+
+def test_its_processor_in_transformers_has_the_rate_of_the_model(tuned: Tuned) -> None:
+    """Else it would write fewer places for visual tokens than the model fills."""
+    config = json.loads((tuned.base / "config.json").read_text(encoding="utf-8"))
+    for name, file in (("image_processor", "preprocessor_config"), ("video_processor", "video_preprocessor_config")):
+        given = json.loads((tuned.base / f"{file}.json").read_text(encoding="utf-8"))
+        nested = json.loads((tuned.base / "processor_config.json").read_text(encoding="utf-8"))[name]
+        assert given["downsample_mode"] == nested["downsample_mode"] == config["downsample_mode"] == "4x"
+    processor = reference.transformers.AutoProcessor.from_pretrained(tuned.base)
+    assert (processor.image_token_divisor, processor.video_token_divisor) == (4, 4)

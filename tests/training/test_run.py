@@ -59,7 +59,11 @@ def test_a_run_learns_and_leaves_what_others_load(tmp_path: Path, method: str) -
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, steps + 1))
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     card = (out / "README.md").read_text()
-    assert f"- `method`: {method}" in card or method == "lora"
+    assert f"- `method`: {method}\n" in card
+    assert "- `tune`: decoder\n" in card
+    assert f"- `learning_rate`: {rate}\n" in card
+    assert ("- `rank`: 16\n" in card) == (method != "full")
+    assert "| samples | 8 |" in card
     assert "validation: exact | 1.0000" in card
     if method == "full":
         with pocketvlm.load(str(out)) as vlm:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,17 +37,34 @@ VARIANTS = {("bench", "serving"): "bench_serving", ("bench", "tuning"): "bench_t
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are one line.
+
+    Attributes:
+        elsewhere: the name of an option in other programs → its name here.
+    """
+
+    elsewhere: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}{self._meant(message)}; see {self.prog} --help\n")
+
+    def _meant(self, message: str) -> str:
+        """Which option may be meant by one that is unknown, if any is near."""
+        found = re.match(r"unrecognized arguments: (?:.*? )??--([\w-]+)", message)
+        if found is None:
+            return ""
+        name, known = found[1].lower().replace("_", "-"), [option[2:] for option in self._option_string_actions]
+        near = [self.elsewhere[name]] if name in self.elsewhere else get_close_matches(name, known, 1, 0.85)
+        return f" (did you mean --{near[0]}?)" if near else ""
 
 
 def command_parser(command: str, module: str | None = None) -> argparse.ArgumentParser:
     """Make the parser of one command, or of the variant of it that is in another module."""
     text = COMMANDS[command]
     parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
-    import_module(f"pocketvlm.cli.{module or command}").add_arguments(parser)
+    known = import_module(f"pocketvlm.cli.{module or command}")
+    parser.elsewhere = getattr(known, "ELSEWHERE", {})
+    known.add_arguments(parser)
     return parser
 
 

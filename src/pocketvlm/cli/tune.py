@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import Range
+from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.interchange.programs import EMITTED, FILES
 from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
@@ -41,6 +44,38 @@ _GROUPS = {
 _LEFT = ("checkpoints", LOG, "check.html", *FILES.values())  # some of it is in a folder that is ours
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
+# Names that the same option has in ms-swift, LLaMA-Factory or transformers, for those who expect it under these.
+ELSEWHERE = {
+    "lr": "learning-rate",
+    "lora-r": "rank",
+    "lora-rank": "rank",
+    "lora-alpha": "alpha",
+    "lora-dropout": "dropout",
+    "use-dora": "dora",
+    "use-rslora": "rslora",
+    "num-train-epochs": "epochs",
+    "max-steps": "steps",
+    "output": "out",
+    "output-dir": "out",
+    "tuner-type": "method",
+    "train-type": "method",
+    "finetuning-type": "method",
+    "rlhf-type": "objective",
+    "stage": "objective",
+    "optim": "optimiser",
+    "val-dataset": "validation",
+    "eval-dataset": "validation",
+    "val-size": "split",
+    "split-dataset-ratio": "split",
+    "max-length": "max-tokens",
+    "cutoff-len": "max-tokens",
+    "warmup-ratio": "warmup",
+    "max-grad-norm": "clip",
+    "gradient-accumulation-steps": "batch-size",
+    "per-device-train-batch-size": "batch-size",
+    "save-steps": "save-every",
+    "eval-steps": "eval-every",
+}
 _EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for
 RANGES = {"workers": Range(int, 0, 256), "split": Range(float, 0.0, 0.9, nullable=True, is_open=True)} | {
     name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)
@@ -156,6 +191,8 @@ def run(args: argparse.Namespace) -> int:
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
     _check_data(args.out, EMITTED if args.emit else (LOG,), samples, validation)
+    if settings.objective == "sft" and _has_rejected(samples):
+        say("the samples have rejected answers, which are left out: --objective dpo learns from both")
     if args.emit:
         return emit_job(args, samples, validation, settings, options)
     if args.check or args.plan:
@@ -179,7 +216,8 @@ def run(args: argparse.Namespace) -> int:
                 f"tokens/s, {report.memory / 2**30:.1f} GiB, {report.seconds:.0f} s, {report.left:.0f} s left"
             )
 
-    result = tune(
+    train = partial(
+        tune,
         directory,
         samples,
         args.out,
@@ -201,7 +239,14 @@ def run(args: argparse.Namespace) -> int:
         },
         measure=measure,
         on_step=shown,
+        data=[Path(source).name for source in args.data or [str(args.config)]],  # folders above are nobody's business
     )
+    try:
+        result = train()
+    except KeyboardInterrupt:
+        if not (args.out / "checkpoints").is_dir():
+            raise
+        raise KeyboardInterrupt(f"{args.out} keeps its last checkpoint; the same command goes on from there") from None
     if not is_first:
         return 0
     found = asdict(result)
@@ -211,15 +256,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         put_json(found)
     else:
-        put(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.4f}")
+        put(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss of the last ones {result.loss:.4f}")
         if result.validation:
             exact = result.validation["exact"]
             share = "" if exact is None else f", {exact:.1%} of the answers exact"
             put(f"validation: loss {result.validation['loss']:.4f}{share}")
         for name, score in (result.tasks or {}).items():
             put(f"{name}: {score:.1%}")
-        if settings.method != "full":
-            put(f"Try it: pocketvlm ask --adapter {result.out} IMAGE QUESTION")
+        put(f"Try it: {_try(args, settings, options)}")
     if bad:
         say(f"{len(bad)} samples were skipped; the log names them: {result.out}/training.jsonl")
     return int(bool(bad))
@@ -235,6 +279,27 @@ def _check_given(given: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
         for name in ("rank", "alpha", "dropout"):
             if given[name] is not None:
                 raise ConfigError(f"--{name} is of LoRA, and method full has none", hint="Leave it out.")
+
+
+def _try(args: argparse.Namespace, settings: TuneSettings, options: Mapping[str, Any]) -> str:
+    """A command that asks what was made, with the run's own options of pictures."""
+    words = ["pocketvlm ask", "--model" if settings.method == "full" else "--adapter", shlex.quote(str(args.out))]
+    if settings.method != "full" and args.model != "nano":
+        words += ["--model", shlex.quote(args.model)]
+    for name, value in options.items():
+        if value != "random":
+            words += [f"--{name.replace('_', '-')}", f"{value}"]
+    return " ".join((*words, "FILE", "QUESTION"))
+
+
+def _has_rejected(samples: Dataset) -> bool:
+    """Whether the first sample that can be read has a rejected answer."""
+    for index in range(min(len(samples), 100)):
+        try:
+            return samples[index].rejected is not None
+        except SampleError:
+            continue
+    return False
 
 
 def _measure(settings: TuneSettings, options: Mapping[str, Any]) -> Callable[[VLM], Mapping[str, float]] | None:

@@ -47,4 +47,18 @@ def write_huggingface(
         model = load_model(directory, dtype=stored, merged_dtype=torch.float32, progress=progress)
         save_model(model, partial, dtype=kind)
         copy_text_files(directory, partial, model.config)
+        if directory.adapter is not None:
+            _say_in_card(partial / "README.md", directory.adapter)
         return {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+
+
+def _say_in_card(card: Path, adapter: Path) -> None:
+    """Say in the card, which is that of the model before, what its weights hold now."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    front, body = "", text
+    if text.startswith("---\n") and (end := text.find("\n---\n", 3)) > 0:
+        front, body = text[: end + 5], text[end + 5 :]
+    said = (
+        f"> These weights hold the adapter `{adapter.name}` too. What follows was written of the model before it.\n\n"
+    )
+    card.write_text(front + said + body, encoding="utf-8")

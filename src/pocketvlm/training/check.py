@@ -22,7 +22,7 @@ class Check:
         tokens, visual, learnt: of each good sample: all tokens, those of pictures, those that are learnt.
         views: of each good sample.
         bad: source → what is wrong.
-        shown: the first examples, for people to look at.
+        shown: the examples of the first samples, for people to look at; of a pair the chosen answer, then the rejected.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Check:
 
 def check(found: Iterable[Found], on_sample: Callable[[int], None] = lambda _done: None) -> Check:
     """Go through all samples; `on_sample` hears how many are done."""
-    result = Check()
+    result, number_shown = Check(), 0
     for number, one in enumerate(found, 1):
         if isinstance(one, SampleError):
             result.bad[one.source] = str(one)
@@ -54,8 +54,9 @@ def check(found: Iterable[Found], on_sample: Callable[[int], None] = lambda _don
             result.visual.append(sum(view.visual_tokens for view in example.views))
             result.learnt.append(sum(part.learnt for part in one))
             result.views.append(len(example.views))
-            if len(result.shown) < SHOWN:
-                result.shown.append(one[0])
+            if number_shown < SHOWN:
+                number_shown += 1
+                result.shown += one
         on_sample(number)
     return result
 

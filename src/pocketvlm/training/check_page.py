@@ -19,6 +19,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 table { border-collapse: collapse } td, th { border: 1px solid #bbb; padding: .2rem .6rem; text-align: right }
 th:first-child, td:first-child { text-align: left }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f5f4f1; padding: .8rem }
+img { outline: 1px solid #bbb }
 mark { background: #b9e4c9 } figure { display: inline-block; margin: .3rem } figcaption { font-size: .8rem }
 """
 

@@ -199,15 +199,24 @@ def _environment(**defaults: str) -> Iterator[None]:
 
 def _smooth(values: list[float]) -> list[float]:
     found: list[float] = []
-    for value in values:
-        found.append(0.9 * found[-1] + 0.1 * value if found else value)
+    for number, value in enumerate(values, 1):
+        new = max(0.1, 1 / number)  # at first the mean of all
+        found.append((1 - new) * found[-1] + new * value if found else value)
     return found
 
 
-def write_card(out: Path, result: Result, settings: TuneSettings, base: str, samples: int) -> None:
-    """README.md with what was trained, on what and how well, in the form that model hubs read."""
+def write_card(
+    out: Path, result: Result, settings: TuneSettings, base: str, facts: Mapping[str, Any], rate: float
+) -> None:
+    """README.md with what was trained, on what and how well, in the form that model hubs read.
+
+    Args:
+        facts: of the data and the model, by name.
+        rate: the highest learning rate, of which the settings may say nothing.
+    """
     is_adapter = settings.method != "full"
-    figures = [("steps", f"{result.steps}"), ("seconds", f"{result.seconds:.0f}"), ("samples", f"{samples}")]
+    figures = [(name, f"{value}") for name, value in facts.items() if value != ""]
+    figures += [("steps", f"{result.steps}"), ("seconds", f"{result.seconds:.0f}")]
     figures += [("samples skipped", f"{len(result.bad)}")] if result.bad else []
     figures += [("loss of the last steps", f"{result.loss:.4f}")] if result.loss is not None else []
     for name, value in (result.validation or {}).items():
@@ -220,7 +229,10 @@ def write_card(out: Path, result: Result, settings: TuneSettings, base: str, sam
     load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR picture.png "What is it?"'
     text = [f"# {out.resolve().name}", "", f"{what}, made by pocketvlm {pocketvlm.__version__}.", "", f"    {load}", ""]
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in figures), ""]
-    given = {name: value for name, value in asdict(settings).items() if value != getattr(TuneSettings(), name)}
-    changed = ["Settings other than the defaults:", "", *(f"- `{name}`: {value}" for name, value in given.items()), ""]
+    told = ("method", "objective", "tune", "batch_size", *(("rank", "alpha") if is_adapter else ()))
+    used = {**asdict(settings), "learning_rate": float(f"{rate:.4g}")}
+    given = {name: value for name, value in used.items() if name in told or value != getattr(TuneSettings(), name)}
+    listed = [f"- `{name}`: {', '.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
+    changed = ["Settings; the others are the defaults:", "", *listed, ""]
     with whole_file(out / CARD) as file:
         file.write("\n".join([*front, *text, *table, *changed]).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from pocketvlm.training.trackers import check_trackers
 from pocketvlm.training.trainer import Report, Trainer
 
 PATIENCE = 8.0  # seconds; workers look every five whether their main process is still there
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -53,6 +55,7 @@ def tune(
     identity: Mapping[str, Any] | None = None,
     measure: Callable[[VLM], Mapping[str, float]] | None = None,
     on_step: Callable[[Report], None] = lambda _report: None,
+    data: Sequence[str] = (),
 ) -> Result:
     """Train; the same call goes on with a run that was stopped.
 
@@ -65,7 +68,8 @@ def tune(
         workers: processes that encode samples ahead.
         identity: of the data, beside their number, for a run that goes on.
         measure: asked for the scores of the model at each evaluation and at the end, by the names of tasks.
-        on_step: called after every step.
+        on_step: called after every step, in one process.
+        data: names of the data, for the card.
 
     Raises:
         ConfigError: the folder holds another run; an option cannot be honoured.
@@ -104,12 +108,15 @@ def tune(
             processes=processes,
         )
         done = trainer.progress
+        if done.step and writes:
+            logger.warning("going on after step %d of the run in %s", done.step, out)
         log = folder.enter_context(Log(out / LOG, asdict(settings), done.step, settings.report_to, writes=writes))
         log.write({"learn": count(model)[0], "parameters": count(model)[1]})
 
         def after_step(report: Report) -> None:
             log.step(report)
-            on_step(report)
+            if writes:  # one of several processes is enough to tell it
+                on_step(report)
 
         known: tuple[int, float | None, Mapping[str, float] | None] = (0, None, None)
 
@@ -149,7 +156,9 @@ def tune(
         )
         if writes:
             write_result(model, layers, directory, out, base)
-            write_card(out, result, settings, base, len(samples))
+            learn, total = count(model)
+            facts = {"data": ", ".join(data), "samples": len(samples), "weights that learn": f"{learn:,} of {total:,}"}
+            write_card(out, result, settings, base, facts, settings.rate(directory.config.text))
             draw_losses(out / LOG, out / CURVE)
     processes.wait()  # torchrun ends the others where one has ended with a status that is not 0
     return result

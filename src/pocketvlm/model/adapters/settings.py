@@ -111,7 +111,9 @@ def adapter_folder(given: object) -> Path:
         hint = f"An adapter is a folder with {CONFIG} and {WEIGHTS}."
         raise CheckpointError(f"the adapter {show(str(given), 200)} {what}", hint=hint)
     if not is_there(folder / CONFIG):
-        hint = "Give the folder that PEFT's save_pretrained wrote."
+        hint = "Give the folder that PEFT's save_pretrained or `pocketvlm tune` wrote."
+        if (folder / "checkpoints").is_dir():  # of a run of ours, which writes the adapter at its end
+            hint = "Its run has not come to its end: give the same `pocketvlm tune` command again."
         raise CheckpointError(f"the adapter {folder} has no {CONFIG}", hint=hint)
     if not is_there(folder / WEIGHTS):
         if (folder / _PICKLED).exists():
