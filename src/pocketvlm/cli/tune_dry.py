@@ -44,8 +44,9 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
         raise
     for text in found.bad.values():
         say(text)
-    for file, names in samples.unused_columns().items():
-        say(f"{file}: nothing is read from the columns {', '.join(names)}")
+    for samples in sets:
+        for file, names in samples.unused_columns().items():
+            say(f"{file}: nothing is read from the columns {', '.join(names)}")
     if args.json:
         rows = found.statistics()
         put_json({"samples": found.good, "bad": found.bad, "statistics": rows, "page": str(page)})
