@@ -69,12 +69,13 @@ def test_more_is_planned_for_more_samples_and_larger_pictures(nano: ModelDirecto
     sizes = [plan(nano, batch_size=count, tune=PARTS) for count in (1, 2, 4)]
     assert sizes[0].views < sizes[1].views < sizes[2].views
     assert sizes[0].tokens < sizes[1].tokens < sizes[2].tokens
-    assert sizes[0].by_batch < sizes[1].by_batch < sizes[2].by_batch
+    assert sizes[0].total - sizes[0].lost < sizes[1].total - sizes[1].lost < sizes[2].total - sizes[2].lost
 
 
 def test_a_base_in_4_bits_needs_less_than_one_in_32_and_all_weights_most(nano: ModelDirectory) -> None:
     qlora, lora, full = (plan(nano, wide=32, method=method) for method in ("qlora", "lora", "full"))
-    assert qlora.total < lora.total < full.total
+    # Without what the heap loses: it has room left from the plan before, in the same process.
+    assert qlora.total - qlora.lost < lora.total - lora.lost < full.total - full.lost
     assert qlora.weights < lora.weights == full.weights
     assert qlora.tokens == lora.tokens  # what is kept for the backward pass is the same
     assert full.adapters == 0 < full.gradients <= full.optimiser / 2  # some gradients come behind the peak
@@ -95,7 +96,7 @@ def test_preferences_with_all_weights_keep_the_model_before(nano: ModelDirectory
 
 def test_the_gradients_of_earlier_forwards_are_there_in_later_ones(nano: ModelDirectory) -> None:
     one, several = plan(nano, batch_size=1, method="full"), plan(nano, batch_size=2, method="full", micro_tokens=16)
-    assert several.total > one.total
+    assert several.total - several.lost > one.total - one.lost
 
 
 def test_a_layer_in_4_bits_has_the_bytes_that_are_planned(nano: ModelDirectory) -> None:

@@ -8,7 +8,7 @@ time, what the backward pass keeps, and what the C library's heap loses between 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,8 @@ from pocketvlm.training.settings import TuneSettings
 from pocketvlm.training.traced import Alive, Heap, Saved, nf4_bytes, stand_in_for_4bit
 from pocketvlm.training.trainer import autocast_dtype
 
+_BEFORE = 2  # batches that are traced before the largest one; each takes its time, and more change little
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -48,7 +50,7 @@ class MemoryPlan:
         views: what the forward of tower and merger keeps for its backward.
         tokens: what the forward of the decoder and the losses keep.
         temporary: what operators need beside, such as the scores of the head, or a layer of 4 bits in full.
-        lost: between the blocks of the C library's heap, which are too small for what is asked; on a CPU alone.
+        lost: between the blocks of the C library's heap, too small for what is asked; on a CPU with glibc alone.
         process: of Python and its libraries; on a CPU alone.
     """
 
@@ -83,10 +85,12 @@ class Largest:
     """Attributes:
     batch: the largest that one forward works on.
     is_alone: it is all that a step works on, so that no gradients of an earlier batch are there.
+    before: some that come before it: where sizes differ, blocks that were freed fit less often.
     """
 
     batch: Batch
     is_alone: bool
+    before: Sequence[Batch] = ()
 
 
 def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64) -> Largest:
@@ -100,7 +104,8 @@ def largest_batch(found: Iterable[Found], settings: TuneSettings, most: int = 64
         raise PromptError("none of the first samples can be learnt from", hint="See --check.")
     longest = max(good, key=lambda item: sum(len(one.input_ids) + len(one.patches) for one in item))
     first, *others = micro_batches([longest] * settings.batch_size, settings.micro_tokens, settings.micro_patches)
-    return Largest(first, not others)
+    before = micro_batches(good[: settings.batch_size], settings.micro_tokens, settings.micro_patches)
+    return Largest(first, not others, tuple(itertools.islice(before, _BEFORE)))
 
 
 def plan_memory(
@@ -113,8 +118,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """The memory of a run whose steps are on batches such as this one, from its second step on.
 
-    Nothing of the model is read or computed, and the device need not be there; the trace takes some seconds. What it
-    cannot see: what kernels take inside an operator, and on a GPU what the allocator rounds up (less than 1 %).
+    Nothing of the model is read or computed; the trace takes some seconds. What it cannot see: what kernels take inside
+    an operator, what a GPU's allocator rounds up, and what the heap goes on to lose over many forwards.
+    The first plan of a process is the right one: its heap keeps room for the next, which then seems to lose less.
 
     Args:
         config, image: of the model.
@@ -194,9 +200,15 @@ def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: to
                 torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor),
             ):
                 is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
-                with torch.autocast(device.type, dtype, enabled=is_there and dtype != torch.float32):
-                    losses = objective.losses(model, largest.batch)
-                losses.sum().backward()
+                for batch in (*largest.before, largest.batch):
+                    saved.begin()
+                    if largest.is_alone:
+                        alive.begin()
+                        model.zero_grad(set_to_none=True)
+                    with torch.autocast(device.type, dtype, enabled=is_there and dtype != torch.float32):
+                        losses = objective.losses(model, batch)
+                    losses.sum().backward()
+                    del losses
         finally:
             forget_constants()  # a model that runs in this process later needs values
     return _Trace(alive.peak, alive.gradients_at_peak, saved.bytes["views"], saved.bytes["tokens"], alive.lost)

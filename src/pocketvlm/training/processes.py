@@ -86,5 +86,5 @@ class Processes:
 
     def wait(self) -> None:
         """Until all are here."""
-        if self.world > 1:
+        if self.world > 1 and dist.is_initialized():
             dist.barrier()

@@ -28,9 +28,12 @@ class Saved:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._seen = {id(p.untyped_storage()) for p in parameters}
-        self._kept: list[Any] = []
         self._part: Part = "views"
         self.bytes: dict[Part, int] = {"views": 0, "tokens": 0}
+
+    def begin(self) -> None:
+        """Count from here."""
+        self.bytes = {"views": 0, "tokens": 0}
 
     def of(self, part: Part) -> None:
         """What is kept from here on is of that part."""
@@ -40,7 +43,7 @@ class Saved:
         storage = tensor.untyped_storage()
         if id(storage) not in self._seen:
             self._seen.add(id(storage))
-            self._kept.append(storage)  # an id is another's once it is gone
+            weakref.finalize(storage, self._seen.discard, id(storage))  # an id is another's once it is gone
             self.bytes[self._part] += storage.nbytes()
         return tensor
 
@@ -51,7 +54,7 @@ class Alive(TorchDispatchMode):
     Attributes:
         peak: those bytes.
         gradients_at_peak: the gradients among them.
-        lost: bytes that the heap held free when it was largest; 0 without one.
+        lost: bytes by which the heap grew beyond them; 0 without one.
     """
 
     def __init__(self, learns: Iterable[nn.Parameter], heap: Heap | None) -> None:
@@ -63,9 +66,13 @@ class Alive(TorchDispatchMode):
             if p.grad is None:
                 p.register_post_accumulate_grad_hook(self._count_gradient)
 
+    def begin(self) -> None:
+        """No gradients are there, as behind a step."""
+        self._gradients = 0
+
     @property
     def lost(self) -> int:
-        return 0 if self._heap is None else self._heap.lost
+        return 0 if self._heap is None else max(0, self._heap.growth - self.peak)
 
     def _count_gradient(self, parameter: Tensor) -> None:
         self._gradients += parameter.numel() * parameter.element_size()
@@ -110,8 +117,7 @@ class Heap:
         libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
         # As after a first step: a large block that was freed has taught it to keep blocks of up to this size.
         libc.free(libc.malloc(_LARGEST_KEPT - 4096))
-        self._start = self._figures().fordblks
-        self._most = self.lost = 0
+        self._start = self._most = self._size()
 
     @classmethod
     def of(cls, device: torch.device) -> Heap | None:
@@ -121,13 +127,19 @@ class Heap:
         libc = ctypes.CDLL(None)
         return cls(libc) if hasattr(libc, "mallinfo2") else None
 
-    def _figures(self) -> Any:
-        return self._libc.mallinfo2()
+    def _size(self) -> int:
+        found = self._libc.mallinfo2()
+        return int(found.arena + found.hblkhd)
+
+    @property
+    def growth(self) -> int:
+        """Bytes by which it was larger than at first, at the most."""
+        return self._most - self._start
 
     @property
     def used(self) -> int:
         """Bytes of all blocks that are taken, by whomever."""
-        found = self._figures()
+        found = self._libc.mallinfo2()
         return int(found.uordblks + found.hblkhd)
 
     def take(self, size: int) -> Any:
@@ -137,10 +149,7 @@ class Heap:
             ctypes.byref(block), ctypes.c_size_t(_ALIGNMENT), ctypes.c_size_t(size)
         ):
             return None
-        found = self._figures()
-        if found.arena + found.hblkhd > self._most:
-            self._most = found.arena + found.hblkhd
-            self.lost = max(0, found.fordblks - self._start)
+        self._most = max(self._most, self._size())
         return block
 
     def give(self, block: Any) -> None:
