@@ -39,9 +39,9 @@ from pocketvlm.training.losses import answer_losses
 
 STEPS = 3
 RUNS: dict[str, tuple[str, ...]] = {
-    "lora": ("--rank", "4", "--downsample-mode", "4x"),
-    "everywhere": ("--rank", "2", "--rslora", "--dora", "--tune", "decoder,merger,compression,tower"),
-    "parts": ("--rank", "2", "--tune", "merger,compression"),
+    "lora": ("--rank", "4", "--dropout", "0", "--downsample-mode", "4x"),
+    "everywhere": ("--rank", "2", "--dropout", "0", "--rslora", "--dora", "--tune", "decoder,merger,compression,tower"),
+    "parts": ("--rank", "2", "--dropout", "0", "--tune", "merger,compression"),
     "full": ("--method", "full", "--tune", "decoder,merger,compression,tower"),
 }
 
@@ -103,7 +103,7 @@ def job(
     # Where parts of the tower alone learn, ms-swift ends with an error at a sample without a picture.
     data, out = write_data(folder, mode, has_text=name != "parts"), folder / "job"
     options = ["--model", str(base.path), "--emit", program, "--device", "cpu", "--out", str(out), "--json"]
-    options += ["--steps", str(STEPS), "--batch-size", "4", "--learning-rate", "1e-3", "--dropout", "0", "--save-every"]
+    options += ["--steps", str(STEPS), "--batch-size", "4", "--learning-rate", "1e-3", "--save-every"]
     options += [str(STEPS), "--downsample-mode", mode, *RUNS[name]]
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
