@@ -179,6 +179,7 @@ class _Trace:
 def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: torch.device) -> _Trace:
     """Run a model of the meta device on a batch, with tensors of no values."""
     dtype = autocast_dtype(device)
+    is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
     # Values of the batch are looked at on the host, so they stay real. The device need not be there.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
