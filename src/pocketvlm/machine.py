@@ -96,6 +96,24 @@ def resident_bytes() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_resident_bytes() -> int:
+    """The most that this process has had in memory so far.
+
+    On Linux not from getrusage: there a new process starts with the peak of the one that started it.
+    """
+    try:
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _memory_of_windows() -> int:
     """Bytes of this machine, from GlobalMemoryStatusEx."""
     status = (ctypes.c_uint64 * 8)()  # MEMORYSTATUSEX: its size and the load in 32 bits each, then all memory, …

@@ -13,6 +13,7 @@ import torch
 from helpers.training import sample
 
 from pocketvlm.lenient_imports import without_hub_kernels
+from pocketvlm.machine import peak_resident_bytes
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
@@ -57,3 +58,11 @@ def test_a_package_that_is_hidden_comes_back() -> None:
     with pytest.raises(ModuleNotFoundError), without_hub_kernels():
         __import__("kernels")
     assert (log.level, sys.modules.get("kernels")) == (level, there)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such peak to inherit")
+def test_a_new_process_does_not_begin_with_the_peak_of_the_one_that_started_it() -> None:
+    program = "from pocketvlm.machine import peak_resident_bytes; print(peak_resident_bytes())"
+    large = torch.ones(300 * 2**20, dtype=torch.uint8)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200 * 2**20 < large.nbytes < peak_resident_bytes()

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from pocketvlm.benchmark.lines import Contender, Timed, Work, line_of
 from pocketvlm.errors import ConfigError, PocketVLMError
+from pocketvlm.machine import peak_resident_bytes
 
 Spec = tuple[str, tuple[Any, ...]]  # kind of contender, its arguments
 Progress = Callable[[str, int, int], None]
@@ -60,20 +60,13 @@ def make(spec: Spec) -> Contender:
 
 
 def peak_bytes() -> int:
-    """Return the largest memory of this process so far, or of a program it ran; 0 where the system does not say.
-
-    On Linux not from getrusage for itself: there a new process starts with the peak of the one that started it.
-    """
+    """Return the largest memory of this process so far, or of a program it ran; 0 where the system does not say."""
     try:
         import resource
     except ImportError:  # on Windows
         return 0
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    try:
-        own = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (1 if sys.platform == "darwin" else 1024) * max(own, children)
+    return max(peak_resident_bytes(), (1 if sys.platform == "darwin" else 1024) * children)
 
 
 def _work(pipe: Connection, spec: Spec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pocketvlm.errors import MissingExtraError
 from pocketvlm.lenient_imports import without_hub_kernels
+from pocketvlm.machine import peak_resident_bytes
 from pocketvlm.model.vlm import MiniCPMV
 
 
@@ -65,11 +65,4 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes at a time so far: of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # on Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident_bytes()
