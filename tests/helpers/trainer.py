@@ -15,9 +15,7 @@ from pocketvlm.processing.processor import Processor
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.examples import ExampleEncoder
 from pocketvlm.training.feed import Feed
-from pocketvlm.training.objectives import Answers, Preferences
-from pocketvlm.training.reference_policy import reference_policy
-from pocketvlm.training.run import prepare
+from pocketvlm.training.run import objective_of, prepare
 from pocketvlm.training.settings import TuneSettings
 from pocketvlm.training.trainer import Trainer
 
@@ -54,10 +52,7 @@ def trainer(nano: ModelDirectory, out: Path, samples: Sequence[Sample] | None = 
         Processor.from_directory(nano.path), options={"max_slice_nums": 1, "downsample_mode": "16x"}
     )
     feed = Feed(samples or Samples(), encoder, pairs=settings.objective == "dpo", seed=settings.seed)
-    objective: Any = Answers()
-    if settings.objective == "dpo":
-        objective = Preferences(settings.beta, reference_policy(model, settings))
-    return Trainer(model, feed, objective, settings, out)
+    return Trainer(model, feed, objective_of(settings, model), settings, out)
 
 
 def weights(one: Trainer) -> torch.Tensor:

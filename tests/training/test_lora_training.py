@@ -153,3 +153,17 @@ def test_the_best_weights_are_still_known_to_a_run_that_goes_on(nano: ModelDirec
     again.run(lambda _report: None, evaluate_again)
     again.take_result()
     assert weights(again).equal(kept[best - 1])
+
+
+def test_preferred_answers_can_be_learnt_beside_the_comparison(nano: ModelDirectory, tmp_path: Path) -> None:
+    """Each pair's loss grows by the mean loss of its own chosen answer, however many pairs share a batch."""
+    plain = trainer(nano, tmp_path / "a", **LORA, objective="dpo")
+    beside = trainer(nano, tmp_path / "b", **LORA, objective="dpo", rpo_alpha=0.7)
+    items = [found for found in next(iter(plain.feed.steps(0, 1, 3, 0, 1))) if isinstance(found, tuple)]
+    (batch,) = plain.objective.batches(items, 10**6, 10**6)
+    with torch.no_grad():
+        each = answer_losses(plain.model, batch)
+        means = torch.stack([each[batch.samples == 2 * pair].mean() for pair in range(len(items))])
+        expected = plain.objective.losses(plain.model, batch) + 0.7 * means
+        assert_close(beside.objective.losses(beside.model, batch), expected, 1e-5)
+    assert len(items) > 1

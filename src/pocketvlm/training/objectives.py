@@ -60,10 +60,14 @@ class Preferences(Objective):
 
     Args:
         reference: within it, the model is the one that the run began with.
+        rpo_alpha: weight of the mean loss of the chosen answer's tokens, which is added to that of its pair. Without it
+            both answers may become less probable, the rejected one only more so (RPO, arXiv 2404.19733, equation 4).
     """
 
-    def __init__(self, beta: float, reference: Callable[[MiniCPMV], AbstractContextManager[MiniCPMV]]) -> None:
-        self.beta, self.reference = beta, reference
+    def __init__(
+        self, beta: float, reference: Callable[[MiniCPMV], AbstractContextManager[MiniCPMV]], rpo_alpha: float = 0.0
+    ) -> None:
+        self.beta, self.reference, self.rpo_alpha = beta, reference, rpo_alpha
 
     def weight(self, item: Item) -> int:  # noqa: ARG002
         return 1
@@ -72,7 +76,11 @@ class Preferences(Objective):
         with torch.no_grad(), self.reference(model) as before:
             old = sequence_log_probs(answer_losses(before, batch), batch)
         new = sequence_log_probs(answer_losses(model, batch), batch)
-        return dpo_losses(new[0::2], new[1::2], old[0::2] - old[1::2], self.beta)
+        losses = dpo_losses(new[0::2], new[1::2], old[0::2] - old[1::2], self.beta)
+        if not self.rpo_alpha:
+            return losses
+        lengths = torch.bincount(batch.samples, minlength=len(batch.lengths)).to(new.device)
+        return losses - self.rpo_alpha * new[0::2] / lengths[0::2]
 
     def source_of(self, batch: Batch, loss: int) -> str:
         return batch.sources[2 * loss]

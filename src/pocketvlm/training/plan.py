@@ -218,7 +218,7 @@ def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: to
 def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
     """That of the run; the copy of the model before, which is counted apart, takes the same as the model itself."""
     if settings.objective == "dpo" and settings.method == "full":
-        return Preferences(settings.beta, nullcontext)
+        return Preferences(settings.beta, nullcontext, settings.rpo_alpha)
     return objective_of(settings, model)
 
 

@@ -269,7 +269,7 @@ def objective_of(settings: TuneSettings, model: MiniCPMV) -> Objective:
         return Answers()
     from pocketvlm.training.reference_policy import reference_policy
 
-    return Preferences(settings.beta, reference_policy(model, settings))
+    return Preferences(settings.beta, reference_policy(model, settings), settings.rpo_alpha)
 
 
 def write_result(model: MiniCPMV, layers: Sequence[str], directory: ModelDirectory, out: Path, base: str) -> None:

@@ -88,6 +88,9 @@ class TuneSettings:
     beta: float = _setting(
         0.1, "of DPO: how far the model may go from what it was", Range(float, 0.0, 100.0, is_open=True)
     )
+    rpo_alpha: float = _setting(
+        0.0, "of DPO: weight of the loss of the preferred answers themselves (RPO)", Range(float, 0.0, 100.0)
+    )
     max_tokens: int | None = _setting(
         None, "longest sample (default: the model's context)", Range(int, 16, nullable=True), of="samples"
     )
