@@ -12,7 +12,7 @@
 | random | the same place, started at random |
 | pool | the same place, the mean of the four, nothing to learn |
 
-Each variant is a run that resumes and sees the same samples, in the stages "alignment" and "joint" of the curriculum,
+Each variant is a run that resumes and sees the same samples, in two stages,
 here on strips of 56 x 112 pixels with one word or number: two tokens of 16x each, which a tower learns to read within
 minutes. The report asks all of them the same held-out questions about strips, and prints FLOPs and measured seconds of
 the vision side for a view of 224 x 224, taken in turns.
@@ -49,7 +49,7 @@ from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.processes import Processes
 from pocketvlm.views import Size, View
-from recipes.nano.curriculum import CURRICULUM, Share, Stage, stage_number
+from recipes.nano.curriculum import COMPRESSED, COMPRESSION, Share, Stage
 from recipes.nano.initialise import initialise, start_from
 from recipes.nano.objective import Learner
 from recipes.nano.run import Run, new_learner
@@ -97,10 +97,10 @@ def insert(model: MiniCPMV, variant: str) -> None:
 
 
 def stages(align: int, joint: int, patches: int) -> tuple[Stage, ...]:
-    first, second = CURRICULUM[stage_number("alignment")], CURRICULUM[stage_number("joint")]
+    """As LLaVA-UHD v4 inserts its compression: first that and the merger learn, then everything."""
     return (
-        dataclasses.replace(first, tasks=TASKS, patches=patches, steps=align, inserts=False, as_is=1.0),
-        dataclasses.replace(second, tasks=TASKS, patches=patches, steps=joint, mark=0.0, as_is=1.0),
+        Stage("alignment", TASKS, patches, rates=COMPRESSED, learns=COMPRESSION, steps=align, as_is=1.0),
+        Stage("joint", TASKS, patches, rates=COMPRESSED, steps=joint, as_is=1.0),
     )
 
 

@@ -1,8 +1,8 @@
-"""What nano sees while it learns, in the order of LLaVA-UHD v4: an uncompressed tower with its decoder, the compression
-inserted and aligned, everything together at 16x, rates drawn view by view, then several pictures and clips.
+"""What nano sees while it learns: the tower first, at both rates from the first step on, from one word to pages full of
+print; then the decoder, which reads aloud, then looks up, then does all that is asked of it.
 
 Full difficulty from the first step learns nothing: each stage starts where the one before it can already read, and a
-stage ends on the loss, never on the clock (but for the alignment, whose loss has no natural mark).
+stage ends on the loss, never on the clock.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class Share(NamedTuple):
 
 UNCOMPRESSED, COMPRESSED = Rates(all_4x=1.0), Rates(all_4x=0.0, all_16x=1.0)
 HYBRID = Rates(all_4x=0.5, all_16x=0.25)  # and a quarter view by view
-TOWER, NO_COMPRESSION = ("tower", "merger"), ("tower", "merger", "decoder")
-COMPRESSION = ("compression", "merger")
+SEES, COMPRESSION = ("tower", "compression", "merger"), ("compression", "merger")
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,9 @@ class Stage:
         tasks: what the samples of a step are drawn from.
         patches: samples are added to a step until they have this many patches, in each process.
         mark: the stage ends when the moving average of the loss falls under this; 0 never ends.
-        steps: the stage ends after this many steps; 0 is no limit.
         rates: how views are compressed.
         learns: parts of the model, by the names of `pocketvlm tune --tune`.
-        inserts: the compression starts warm, from the layer before it, when the stage begins.
+        steps: the stage ends after this many steps; 0 is no limit.
         language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
             from what its cells show: reading is what takes longest, and costs a quarter then.
         between: what the tower sees in those steps; `tasks` when empty.
@@ -57,10 +55,9 @@ class Stage:
     tasks: tuple[Share, ...]
     patches: int
     mark: float = 0.0
-    steps: int = 0
     rates: Rates = UNCOMPRESSED
     learns: tuple[str, ...] = PARTS
-    inserts: bool = False
+    steps: int = 0
     language: int = 1
     between: tuple[Share, ...] = ()
     cells: float = 0.5
@@ -85,14 +82,6 @@ SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 16
 FULL = dataclasses.replace(LEVELS[3], lines=(6, 9), font_pixels=(14, 40), sizes=((224, 224),))
 
 STRIPS = (Share("words", 1, 0.8), Share("words", 0, 0.2))
-SMALL = (Share("words", 2, 0.7), Share("words", 1, 0.3))
-PAGES = (
-    Share("words", SNIPPET, 0.5),
-    Share("words", ONE_LINE, 0.3),
-    Share("words", 3, 0.05),
-    Share("receipt", 0, 0.1),
-    Share("receipt", 1, 0.05),
-)
 # Where things are is learnt late: two more boxes are asked for, in a picture that is looked at anyway.
 SHAPES = dataclasses.replace(SHAPE_LEVELS[0], boxes=2)
 SCREENS = dataclasses.replace(SCREEN_LEVELS[0], boxes=2)
@@ -140,15 +129,34 @@ CELLS = (
     Share("chart", 0, 0.04),
 )
 
+# Where the decoder learns to read aloud: whole texts, then lines by their number, from large print to small.
+ALOUD = (
+    Share("words", SNIPPET, 0.30),
+    Share("words", ONE_LINE, 0.15),
+    Share("words", 3, 0.20),
+    Share("words", 1, 0.05),
+    Share("paragraph", 0, 0.20),
+    Share("paragraph", 1, 0.10),
+)
+# Where it learns to look up a value by its name: two or three pairs, a table of two columns, then receipts.
+LOOKED_UP = (
+    Share("form", 0, 0.22),
+    Share("table", 0, 0.22),
+    Share("receipt", 0, 0.14),
+    Share("invoice", 0, 0.10),
+    Share("page", 0, 0.06),
+    Share("screen", SCREENS, 0.06),
+    Share("words", SNIPPET, 0.10),
+    Share("paragraph", 0, 0.10),
+)
+
 CURRICULUM: tuple[Stage, ...] = (
-    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, learns=TOWER, language=0, cells=1.0, as_is=1.0),
-    Stage("first words", (Share("words", 0, 1.0),), 1152, 0.50, learns=NO_COMPRESSION, as_is=1.0),
-    Stage("strips", STRIPS, 1536, 1.00, learns=NO_COMPRESSION, language=3, as_is=1.0),
-    Stage("small pictures", SMALL, 2048, 1.25, learns=NO_COMPRESSION, language=3, as_is=0.7),
-    Stage("pages", PAGES, 4096, 0.70, learns=NO_COMPRESSION),
-    Stage("alignment", PAGES, 4096, steps=300, rates=COMPRESSED, learns=COMPRESSION, inserts=True),
-    Stage("joint", PAGES, 4096, 0.90, rates=COMPRESSED),
-    Stage("hybrid", ONE_PICTURE, 4096, 0.70, rates=HYBRID),
+    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 1.00, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("print", CELLS, 2048, 0.25, HYBRID, SEES, language=0, cells=1.0),
+    Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS),
+    Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS),
+    Stage("one picture", ONE_PICTURE, 4096, 0.35, HYBRID, language=2, between=CELLS),
     Stage("several pictures", SEVERAL_PICTURES, 4096, rates=HYBRID, language=2, between=CELLS, questions=6),
 )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.training.batches import Batch
 from recipes.nano.cells import CellTargets, cell_targets
 from recipes.nano.curriculum import Stage
+from recipes.nano.places import places
 from recipes.nano.views import EncodedPicture, encode_picture
 
 # Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
@@ -29,11 +31,13 @@ class TrainingBatch(Batch):
 
     Attributes:
         cells: of the N visual tokens, for the dense losses, which are multiplied by `cells_weight`.
+        places: int64 [2, K], which of the `rows` is shown by which of the N visual tokens, where that is known.
         tasks: of each sample.
         language: whether the decoder takes part.
     """
 
     cells: CellTargets
+    places: Tensor
     tasks: list[str]
     language: bool
     cells_weight: float
@@ -113,6 +117,8 @@ class Collator:
         rows: list[int] = []
         targets: list[int] = []
         lengths, cells = [], []
+        shown: list[tuple[int, int]] = []
+        visual = 0
         for sample, pictures, questions in drawn:
             began = len(ids)
             text = self.opening(sample, pictures)
@@ -120,6 +126,8 @@ class Collator:
                 prompt = self.tokenizer.encode_trusted(text + self.turn(question.text, number == 0))
                 reply = [*self.tokenizer.encode_trusted(question.answer), self.end]
                 # The end of an answer is only an input when another turn follows it.
+                if language:
+                    shown += self.shown(sample, pictures, reply[:-1], len(rows), visual)
                 rows += range(len(ids) + len(prompt) - 1, len(ids) + len(prompt) + len(reply) - 1)
                 targets += reply
                 ids += prompt + reply[:-1]
@@ -130,6 +138,7 @@ class Collator:
             objects = sample.objects or ((),) * len(pictures)
             for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
                 cells.append(cell_targets(print_, things, picture.plan, self.config.patch_size))
+                visual += sum(view.visual_tokens for view in picture.views)
         pictures_of_all = [picture for _, pictures, _ in drawn for picture in pictures]
         tasks = [sample.task for sample, *_ in drawn]
         return TrainingBatch(
@@ -141,7 +150,24 @@ class Collator:
             lengths=lengths,
             sources=[f"{task} of seed {(*seed, number)}" for number, task in enumerate(tasks)],
             cells=CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
+            places=torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T,
             tasks=tasks,
             language=language,
             cells_weight=cells_weight,
         )
+
+    def shown(
+        self, sample: Sample, pictures: Sequence[EncodedPicture], reply: Sequence[int], row: int, visual: int
+    ) -> list[tuple[int, int]]:
+        """Pairs of `TrainingBatch.places` for an answer, whose rows begin at `row`, and the visual tokens of whose
+        pictures begin at `visual`; none where the answer stands in several pictures."""
+        tokens = [self.tokenizer.decode([token]) for token in reply]
+        objects = sample.objects or ((),) * len(pictures)
+        found: list[tuple[int, int]] = []
+        for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
+            where = places(tokens, print_, things, picture.plan, self.config.patch_size)
+            if where is not None and found:
+                return []
+            found += [(row + i, visual + cell) for i, cells in enumerate(where or ()) for cell in cells]
+            visual += sum(view.visual_tokens for view in picture.views)
+        return found

@@ -16,14 +16,26 @@ from pocketvlm.training.objectives import Objective
 from pocketvlm.training.processes import Processes
 from recipes.nano.cells import CellReader
 from recipes.nano.data import TrainingBatch
+from recipes.nano.places import Pointer
+
+PLACES_WEIGHT = 0.3
+
+
+class Heads(nn.Module):
+    """What is learnt beside the model: the heads on the visual tokens and the one on the decoder."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.cells, self.pointer = CellReader(hidden), Pointer(hidden)
 
 
 class Learner(nn.Module):
-    """The model, and the heads that ask its tower for what it sees, which are not published."""
+    """The model, and the heads that ask it for what it sees and where, which are not published."""
 
     def __init__(self, model: MiniCPMV) -> None:
         super().__init__()
-        self.model, self.reader = model, CellReader(model.config.text.hidden_size)
+        hidden = model.config.text.hidden_size
+        self.model, self.reader = model, Heads(hidden)
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +80,7 @@ class CellsAndAnswers(Objective):
         dense = batch.cells_weight * (cells["characters"] + cells["objects"])
         if answers is None or right is None:
             return dense[None]
+        dense = dense + PLACES_WEIGHT * cells["places"]
         self._seen |= {"answers": answers.detach().mean(), "right": right.float().mean()}
         of_task = defaultdict(list)
         for sample, loss in zip(batch.samples.tolist(), answers.tolist(), strict=True):
@@ -81,10 +94,17 @@ class CellsAndAnswers(Objective):
         one, [R], None without the decoder."""
         model, device = learner.model, learner.device
         features = model.encode_views(batch.patches.to(device), batch.views)
-        cells = learner.reader(features, batch.cells.to(device))
+        cells = learner.reader.cells(features, batch.cells.to(device))
         if not batch.language:
             return cells, None, None
-        hidden = model(batch.input_ids.to(device), batch.packed(device), features)
+        states: list[Tensor] = []
+        layers = model.language_model.layers
+        hook = layers[len(layers) // 2].register_forward_hook(lambda _layer, _args, out: states.append(out))
+        try:
+            hidden = model(batch.input_ids.to(device), batch.packed(device), features)
+        finally:
+            hook.remove()
+        cells["places"] = learner.reader.pointer(states[0], *_places(batch, model.config, device))
         logits, targets = model.logits(hidden.index_select(0, batch.rows.to(device))).float(), batch.targets.to(device)
         right = logits.detach().argmax(-1) == targets
         return cells, F.cross_entropy(logits, targets, reduction="none"), right
@@ -97,3 +117,13 @@ class CellsAndAnswers(Objective):
         self.processes.add(means)
         tasks = {f"tasks/{task}": loss for task, loss in self._tasks.items()}
         return {**dict(zip(self._seen, means.tolist(), strict=True)), "samples": self._samples * world, **tasks}
+
+
+def _places(batch: TrainingBatch, config: ModelConfig, device: torch.device) -> tuple[Tensor, ...]:
+    """What a `Pointer` asks for of a batch."""
+    pads = torch.tensor([config.image_token_id, config.video_token_id])
+    visual = torch.isin(batch.input_ids, pads).nonzero().squeeze(1)
+    ends = torch.tensor(batch.lengths).cumsum(0)
+    visual_samples = torch.bucketize(visual, ends, right=True)
+    parts = (batch.rows, visual, batch.samples, visual_samples, batch.places)
+    return tuple(part.to(device) for part in parts)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from recipes.nano.muon import Muon
 from recipes.nano.objective import Learner
@@ -38,15 +36,9 @@ class Together:
         for one, state in zip(self.optimisers, state_dict["optimisers"], strict=True):
             one.load_state_dict(state)
 
-    def forget(self, parameters: Iterable[Tensor]) -> None:
-        """Begin anew with parameters that have been set to something else."""
-        for p in parameters:
-            for one in self.optimisers:
-                one.state.pop(p, None)
 
-
-def make_optimiser(learner: Learner, settings: Optimiser) -> Together:
-    """The optimiser of all parameters of a learner."""
+def make_optimiser(learner: Learner, settings: Optimiser, dtype: torch.dtype = torch.float32) -> Together:
+    """The optimiser of all parameters of a learner; `dtype` is that of Muon's products."""
     named = list(learner.model.named_parameters())
     # The wide linear_1 of the compression would cost Muon as much as all other matrices together.
     matrices = [p for name, p in named if p.dim() == 2 and ".layers." in name]
@@ -54,6 +46,6 @@ def make_optimiser(learner: Learner, settings: Optimiser) -> Together:
     rest = [p for _, p in named if id(p) not in chosen] + list(learner.reader.parameters())
     rate, decay = settings.learning_rate, settings.weight_decay
     return Together(
-        Muon(matrices, rate, settings.momentum, decay),
+        Muon(matrices, rate, settings.momentum, decay, dtype),
         torch.optim.AdamW(rest, rate, betas=(0.9, 0.98), weight_decay=decay),
     )

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from pocketvlm.model.checkpoint import save_model
-from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.parts import freeze_all_but
@@ -53,6 +52,7 @@ class Run:
         device: where it learns.
         workers: processes that draw samples ahead; 0 draws them here.
         save_every: steps from one checkpoint to the next.
+        dtype: of the products, see `machine.fastest_dtype`; the weights are fp32.
 
     Raises:
         ConfigError: the folder holds a run that was begun otherwise.
@@ -70,10 +70,11 @@ class Run:
         device: torch.device | str = "cpu",
         workers: int = 0,
         save_every: int = SAVE_EVERY,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.out, self.processes = out, processes or Processes()
         self.learner = learner.to(device)
-        self.optimiser = make_optimiser(learner, optimiser)
+        self.optimiser = make_optimiser(learner, optimiser, dtype)
         self.course = Course(stages)
         self.length = Length(self.course, optimiser.warmup)
         collate = Collator(Tokenizer.from_directory(ASSETS), IMAGE)
@@ -98,10 +99,7 @@ class Run:
             optimiser=self.optimiser,
             schedule=self.length,
         )
-        # Products in bfloat16 where the machine has units for it (on a CPU a step then takes three quarters of the
-        # time); elsewhere they would be several times slower than fp32.
-        has_units = learner.device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-        self.trainer.dtype = torch.bfloat16 if has_units else torch.float32
+        self.trainer.dtype = dtype
         if place := self.trainer.progress.place:
             self.course.restore(place["course"])
             self.length.restore(place["length"])
@@ -141,17 +139,9 @@ class Run:
 
     def begin(self, stage: Stage, step: int) -> None:
         """What changes with the first step of a stage."""
-        if stage.inserts:
-            self.insert_compression()
         self._choose_parts(stage)
         if self._log is not None:
             self._log.write({"step": step + 1, "stage": stage.name})
-
-    def insert_compression(self) -> None:
-        """Start the compression warm, with fresh moments."""
-        tower = self.learner.model.vision_tower
-        warm_start_compression(tower)
-        self.optimiser.forget(tower.vit_merger.parameters())
 
     def _choose_parts(self, stage: Stage) -> None:
         freeze_all_but(self.learner.model, stage.learns)

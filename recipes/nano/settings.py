@@ -32,11 +32,11 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
     """
     return ModelConfig(
         vision=VisionConfig(
-            hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=4, image_size=448
+            hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=3, image_size=980
         ),
         text=TextConfig(
-            hidden_size=192,
-            intermediate_size=512,
+            hidden_size=256,
+            intermediate_size=704,
             num_hidden_layers=4,
             layer_types=("linear_attention", "full_attention") * 2,
             vocab_size=vocab_size,
@@ -47,8 +47,8 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
             rope_theta=10_000,
             linear_num_key_heads=4,
             linear_num_value_heads=4,
-            linear_key_head_dim=48,
-            linear_value_head_dim=48,
+            linear_key_head_dim=64,
+            linear_value_head_dim=64,
         ),
         insert_layer_id=1,
         image_token_id=image_token_id,

@@ -27,6 +27,7 @@ from pocketvlm.training.trainer import Report
 from recipes.nano import curriculum
 from recipes.nano.initialise import start_from
 from recipes.nano.logs import Reports
+from recipes.nano.machine import fastest_dtype
 from recipes.nano.run import SAVE_EVERY, Run, new_learner
 from recipes.nano.settings import ASSETS, PRESETS
 
@@ -65,10 +66,11 @@ def _run(rank: int, args: argparse.Namespace) -> None:
         device=preset.device,
         workers=args.workers,
         save_every=args.save_every,
+        dtype=getattr(torch, args.dtype),
     )
     if args.init is not None and made.step == 0:
         refuse_samples_again(args.init, args.seed)
-        made.course.next = (0, curriculum.stage_number(args.stage))  # arrives with step 0, insertion and all
+        made.course.next = (0, curriculum.stage_number(args.stage))  # arrives with step 0
     choose_length(made, args)
     reports = Reports()
     reports.stage, reports.highest_rate = made.stage.name, made.trainer.highest_rate
@@ -127,6 +129,9 @@ def main() -> None:
     cli.add_argument("--learning-rate", type=float, help="the highest (default: the preset's)")
     cli.add_argument("--processes", type=int, help="processes that train (default: one a core; one on a GPU)")
     cli.add_argument("--workers", type=int, help="processes that draw samples ahead (default: the preset's)")
+    cli.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of products (default: what this machine multiplies fastest)"
+    )
     cli.add_argument("--save-every", type=int, default=SAVE_EVERY, help="steps from one checkpoint to the next")
     args = cli.parse_args()
     if args.stage and args.init is None:
@@ -139,6 +144,7 @@ def main() -> None:
     preset = PRESETS[args.preset]
     args.processes = args.processes or (os.cpu_count() or 1 if preset.device == "cpu" else 1)
     args.workers = preset.workers if args.workers is None else args.workers
+    args.dtype = args.dtype or str(fastest_dtype(preset.device)).removeprefix("torch.")  # once, for all processes
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "rendezvous").unlink(missing_ok=True)
     try:

@@ -11,12 +11,15 @@ import torch
 from pocketvlm.evaluation.results import Record
 from pocketvlm.model.vision.early_compression import WINDOW
 from recipes.nano.ablation import SIDE, VARIANTS, VIEW, MeanPool, flops_of, make, score_of, seconds_of, variant_config
-from recipes.nano.run import Run
-from recipes.nano.settings import ASSETS
+from recipes.nano.run import Run, new_learner
+from recipes.nano.settings import Optimiser
 
 
 def made(out: Path, variant: str) -> Run:
-    args = argparse.Namespace(base=ASSETS, out=out, align=1, joint=1, patches=300, processes=1)
+    base = out / "base"
+    if not base.exists():
+        Run(base, new_learner(1), 1, Optimiser()).write_model()
+    args = argparse.Namespace(base=base, out=out, align=1, joint=1, patches=300, processes=1)
     return make(args, variant)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.checkpoints import Progress
 from recipes.nano.course import LAG, Course, Length
-from recipes.nano.curriculum import COMPRESSION, CURRICULUM, Share, Stage, scaled, stage_number
+from recipes.nano.curriculum import CURRICULUM, HYBRID, SEES, Share, Stage, scaled, stage_number
 from recipes.nano.data import Collator
 from recipes.nano.feed import GeneratedFeed
 from recipes.nano.muon import orthogonalise
@@ -83,12 +83,11 @@ def test_muon_makes_singular_values_nearly_equal() -> None:
         assert 0.3 < values.min() <= values.max() < 1.3
 
 
-def test_the_curriculum_goes_from_uncompressed_to_hybrid() -> None:
-    kinds = [(s.rates.all_4x, s.rates.all_16x) for s in CURRICULUM]
-    assert kinds == sorted(
-        kinds, key=lambda k: ((1.0, 0.0), (0.0, 1.0)).index(k) if k in ((1.0, 0.0), (0.0, 1.0)) else 2
-    )
-    assert [s.name for s in CURRICULUM if s.inserts] == ["alignment"]
-    assert CURRICULUM[stage_number("alignment")].learns == COMPRESSION
+def test_the_tower_learns_first_and_at_both_rates() -> None:
+    assert all(s.rates == HYBRID for s in CURRICULUM)
+    alone = [s.language == 0 for s in CURRICULUM]
+    assert alone == sorted(alone, reverse=True)
+    assert all(("decoder" in s.learns) is (s.language > 0) for s in CURRICULUM)
+    assert CURRICULUM[stage_number("print")].learns == SEES
     assert [s.patches * 2 for s in CURRICULUM] == [s.patches for s in scaled(CURRICULUM, 2)]
     assert not CURRICULUM[-1].mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from helpers.invariants import assert_close
@@ -12,21 +13,27 @@ from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from recipes.nano.curriculum import CURRICULUM
 from recipes.nano.data import Collator
 from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
-from recipes.nano.run import new_learner
-from recipes.nano.settings import ASSETS, IMAGE
+from recipes.nano.run import Run, new_learner
+from recipes.nano.settings import ASSETS, IMAGE, Optimiser
 
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
 
 
-def test_training_can_begin_with_a_published_model() -> None:
-    learner = new_learner(0)
-    start_from(learner.model, learner.reader, ASSETS, TOKENIZER)
-    published = dict(load_model(ASSETS).named_parameters())
+def published(folder: Path) -> Path:
+    """A checkpoint of a model of the recipe."""
+    Run(folder, new_learner(1), 1, Optimiser()).write_model()
+    return folder / "model"
+
+
+def test_training_can_begin_with_a_published_model(tmp_path: Path) -> None:
+    learner, folder = new_learner(0), published(tmp_path)
+    start_from(learner.model, learner.reader, folder, TOKENIZER)
+    published_weights = dict(load_model(folder).named_parameters())
     rows = "language_model.embed_tokens.weight"
     for name, p in learner.model.named_parameters():
-        if name in published and name != rows:
-            assert torch.equal(p, published[name]), name
+        if name != rows:
+            assert torch.equal(p, published_weights[name]), name
 
 
 def test_added_layers_change_nothing_at_first() -> None:
@@ -49,18 +56,18 @@ def test_added_layers_change_nothing_at_first() -> None:
     assert_close(a, b)
 
 
-def test_tokens_keep_their_embeddings_by_their_text() -> None:
-    learner = new_learner(0)
-    start_from(learner.model, learner.reader, ASSETS, TOKENIZER)
-    known = dict(load_model(ASSETS).named_parameters())["language_model.embed_tokens.weight"]
+def test_tokens_keep_their_embeddings_by_their_text(tmp_path: Path) -> None:
+    learner, folder = new_learner(0), published(tmp_path)
+    start_from(learner.model, learner.reader, folder, TOKENIZER)
+    known = dict(load_model(folder).named_parameters())["language_model.embed_tokens.weight"]
     rows, vocabulary = learner.model.language_model.embed_tokens.weight, TOKENIZER.vocabulary()
     assert len(rows) == TOKENIZER.vocab_size
     for token, row in vocabulary.items():
         assert torch.equal(rows[row], known[row]), token
 
 
-def test_position_waves_tell_every_place_and_can_be_added() -> None:
-    learner = new_learner(0)
+def test_position_waves_tell_every_place_and_can_be_added(tmp_path: Path) -> None:
+    learner, folder = new_learner(0), published(tmp_path)
     model = learner.model
     waves = position_waves(model)
     side = model.config.vision.positions_per_side
@@ -71,7 +78,7 @@ def test_position_waves_tell_every_place_and_can_be_added() -> None:
     assert (table[1:] - table[:-1]).norm(dim=-1).mean() < 0.3 * apart.mean()
     rows, columns = table.mean(1).norm(), table.mean(0).norm()
     assert 0.9 < rows / columns < 1.1
-    start_from(model, learner.reader, ASSETS, TOKENIZER)
+    start_from(model, learner.reader, folder, TOKENIZER)
     before = model.vision_tower.position_embedding.weight.clone()
-    start_from(model, learner.reader, ASSETS, TOKENIZER, add_positions=True)
+    start_from(model, learner.reader, folder, TOKENIZER, add_positions=True)
     torch.testing.assert_close(model.vision_tower.position_embedding.weight - before, waves)

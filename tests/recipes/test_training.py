@@ -15,13 +15,11 @@ import torch
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.settings import LOG
 from pocketvlm.training.trainer import Report
 from recipes.nano import publish, train
-from recipes.nano import run as run_module
 from recipes.nano.curriculum import COMPRESSED, COMPRESSION, Share, Stage
 from recipes.nano.data import Collator
 from recipes.nano.initialise import start_from
@@ -89,7 +87,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path: Path) 
 
 def test_a_change_of_stage_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.nano.course.LAG", 2)
-    stages = (Stage("a", WORDS, 60, steps=1), Stage("b", WORDS, 90, inserts=True, rates=COMPRESSED))
+    stages = (Stage("a", WORDS, 60, steps=1), Stage("b", WORDS, 90, rates=COMPRESSED))
     straight, stopped = made(tmp_path / "a", stages), made(tmp_path / "b", stages)
     train_steps(straight, 5)
     train_steps(stopped, 2)
@@ -135,7 +133,7 @@ def test_a_run_can_begin_with_another_one_and_its_heads(tmp_path: Path) -> None:
     one, learner = made(tmp_path / "run"), new_learner(1)
     one.save()
     start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
-    assert learner.reader.characters.weight.equal(one.learner.reader.characters.weight)
+    assert learner.reader.cells.characters.weight.equal(one.learner.reader.cells.characters.weight)
 
 
 def test_a_trained_run_goes_into_the_package_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,19 +171,8 @@ def test_the_alignment_moves_the_compression_and_nothing_else(tmp_path: Path) ->
     assert all("vit_merger" in name or name.startswith("model.merger.") for name in moved)
 
 
-def test_a_stage_that_inserts_the_compression_starts_it_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[int] = []
-    one = made(tmp_path / "run", (Stage("a", WORDS, 60), Stage("b", WORDS, 60, inserts=True)))
-    monkeypatch.setattr(
-        run_module, "warm_start_compression", lambda tower: started.append(one.step) or warm_start_compression(tower)
-    )
-    one.course.next = (1, 1)
-    train_steps(one, 3)
-    assert started == [1]
-
-
 def test_a_run_can_stop_where_a_stage_would_begin(tmp_path: Path) -> None:
-    one = made(tmp_path / "run", (Stage("a", WORDS, 60), Stage("b", WORDS, 60, inserts=True)))
+    one = made(tmp_path / "run", (Stage("a", WORDS, 60), Stage("b", WORDS, 60)))
     one.course.next, one.length.until_stage = (2, 1), "b"
     train_steps(one, 9)
     assert one.step == 2
@@ -201,43 +188,27 @@ def test_a_stage_of_so_many_steps_lasts_so_many(tmp_path: Path, monkeypatch: pyt
     assert names == ["a"] * 5 + ["b"] * 3
 
 
-def test_insertion_forgets_moments_that_have_aged(tmp_path: Path) -> None:
-    one = made(tmp_path)
-    compression = list(one.learner.model.vision_tower.vit_merger.parameters())
-    for p in one.learner.parameters():
-        p.grad = torch.ones_like(p)
-    one.optimiser.step()
-    assert any(p in o.state for o in one.optimiser.optimisers for p in compression)
-    one.insert_compression()
-    assert not any(p in o.state for o in one.optimiser.optimisers for p in compression)
-    others = list(one.learner.model.language_model.parameters())
-    assert any(p in o.state for o in one.optimiser.optimisers for p in others)
-
-
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "recipes.nano.train", "--processes", "1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_a_run_that_begins_at_the_alignment_inserts_the_compression(tmp_path: Path) -> None:
+def test_a_run_begins_with_another_one_at_a_stage(tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "out"
-    one = made(base)
-    torch.nn.init.zeros_(one.learner.model.vision_tower.vit_merger.linear_1.weight)
-    one.save()
-    again = run_command("--out", str(out), "--init", str(base), "--stage", "alignment", "--steps", "1")
+    made(base).save()
+    again = run_command("--out", str(out), "--init", str(base), "--stage", "strips", "--steps", "1")
     assert again.returncode == 1
     assert "give another one" in again.stderr
-    done = run_command("--out", str(out), "--init", str(base), "--stage", "alignment", "--steps", "1", "--seed", "1")
+    done = run_command("--out", str(out), "--init", str(base), "--stage", "strips", "--steps", "1", "--seed", "1")
     assert done.returncode == 0, done.stderr
-    tower = load_model(out / "model").vision_tower
-    assert tower.vit_merger.linear_1.weight.abs().max() > 0
+    assert [line["stage"] for line in map(json.loads, (out / LOG).open()) if "stage" in line] == ["strips"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--minutes", "1", "--cooldown", "9"), "not allowed with"),
-        (("--stage", "joint"), "--init"),
+        (("--stage", "strips"), "--init"),
         (("--until", "9", "--steps", "1"), "none is"),
     ],
 )
