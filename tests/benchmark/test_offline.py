@@ -39,7 +39,7 @@ def test_runtimes_take_turns_on_every_line(seeded_checkpoint: Callable[[int], Pa
 
 def test_the_peak_of_memory_is_known_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = offline.peak_bytes()
-    monkeypatch.setattr(offline, "Path", lambda _name: tmp_path / "status")
+    monkeypatch.setattr("pocketvlm.machine.Path", lambda _name: tmp_path / "status")
     assert shown / 2 < offline.peak_bytes() < 100e9
 
 
