@@ -201,7 +201,8 @@ def test_a_run_begins_with_another_one_at_a_stage(tmp_path: Path) -> None:
     assert "give another one" in again.stderr
     done = run_command("--out", str(out), "--init", str(base), "--stage", "strips", "--steps", "1", "--seed", "1")
     assert done.returncode == 0, done.stderr
-    assert [line["stage"] for line in map(json.loads, (out / LOG).open()) if "stage" in line] == ["strips"]
+    lines = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
+    assert [line["stage"] for line in lines if "stage" in line] == ["strips"]
 
 
 @pytest.mark.parametrize(
