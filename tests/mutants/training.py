@@ -145,7 +145,7 @@ MUTANTS = [
         "training/test_averaging.py",
         (
             'settings.optimiser == "adamw8bit":\n        made',
-            "False",
+            "False:\n        made",
             "test_moments_in_8_bits_learn_alike_in_a_quarter_of_the_memory",
         ),
     ),
