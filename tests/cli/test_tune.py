@@ -250,6 +250,8 @@ def test_a_plan_leaves_nothing_to_a_run_in_the_same_process(
         (("--learning-rate", "0"), "learning-rate=0"),
         (("--epochs", "2", "--steps", "3"), "--epochs and --steps both say how long"),
         (("--method", "full", "--rank", "4"), "--rank is of LoRA"),
+        (("--rpo-alpha", "1"), "--rpo-alpha is of DPO"),
+        (("--beta", "0.2"), "--beta is of DPO"),
         (("--preset", "sft", "--alpha", "4"), "--alpha is of LoRA"),
         (("--steps", "two"), "--steps: invalid int value: 'two'"),
         (("--validation", "nothing.jsonl"), "nothing.jsonl"),

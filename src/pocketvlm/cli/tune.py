@@ -159,6 +159,9 @@ def run(args: argparse.Namespace) -> int:
     _check_given(given, preset)
     job = job_of(args)
     settings = job.settings_with({**preset, **{name: value for name, value in given.items() if value is not None}})
+    for name in ("beta", "rpo_alpha"):
+        if given[name] is not None and settings.objective != "dpo":
+            raise ConfigError(f"--{name.replace('_', '-')} is of DPO", hint="Give --objective dpo, or leave it out.")
     options = {**job.options, **options_of(args, PICTURES, VIDEO)}
     directory = directory_of(args)
     mode = options.get("downsample_mode", directory.config.downsample_mode)

@@ -229,9 +229,9 @@ def write_card(
     load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR picture.png "What is it?"'
     text = [f"# {out.resolve().name}", "", f"{what}, made by pocketvlm {pocketvlm.__version__}.", "", f"    {load}", ""]
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in figures), ""]
-    told = ("method", "objective", "tune", "batch_size", *(("rank", "alpha") if is_adapter else ()))
+    always = ("method", "objective", "tune", "batch_size", *(("rank", "alpha") if is_adapter else ()))
     used = {**asdict(settings), "learning_rate": float(f"{rate:.4g}")}
-    given = {name: value for name, value in used.items() if name in told or value != getattr(TuneSettings(), name)}
+    given = {name: value for name, value in used.items() if name in always or value != getattr(TuneSettings(), name)}
     listed = [f"- `{name}`: {', '.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
     changed = ["Settings; the others are the defaults:", "", *listed, ""]
     with whole_file(out / CARD) as file:
