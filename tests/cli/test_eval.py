@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.app import png
 from helpers.endpoint_server import Server, completion, serving
 from helpers.public_layouts import docvqa_published
 
+from pocketvlm import load
 from pocketvlm.cli import main
 
 QUICK = ("--count", "3", "--downsample-mode", "4x", "--max-slice-nums", "1")
@@ -300,3 +302,92 @@ def test_a_task_whose_examples_all_failed_is_status_1(capsys: pytest.CaptureFixt
         asked = ("--count", "2", "--endpoint", wavering.url, "--endpoint-model", "m", "--json")
         status, text, err = run(capsys, "one-word", *asked)
     assert (status, json.loads(text)["tasks"]["one-word"]["failed"], err) == (0, 1, "")
+
+
+def write_samples(folder: Path, *lines: dict[str, Any] | str) -> str:
+    path = folder / "mine.jsonl"
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    return str(path)
+
+
+def turns(*texts: str, **columns: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)], **columns}
+
+
+def test_samples_of_ones_own_are_measured_as_they_would_be_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What nano says to a picture is right where the file expects that; several turns and options of a sample count."""
+    (tmp_path / "a.png").write_bytes(png(112, 112, 3))
+    conversation = [{"role": "user", "content": [{"type": "image", "image": str(tmp_path / "a.png")}]}]
+    conversation[0]["content"].append({"type": "text", "text": "What?"})
+    with load() as vlm:
+        options = {"temperature": 0.0, "max_tokens": 8}
+        said = vlm.chat(conversation, downsample_mode="16x", **options).text
+        before = [*conversation, {"role": "assistant", "content": "Oak"}, {"role": "user", "content": "And now?"}]
+        later = vlm.chat(before, downsample_mode="4x", **options).text
+    data = write_samples(
+        tmp_path,
+        turns("<image>What?", said, images=["a.png"]),
+        turns("<image>What?", "Oak", "And now?", later, images=["a.png"], downsample_mode="4x"),
+        turns("<image>What?", "Something else", images=["a.png"]),
+        "{",
+        turns("<image>What?", "Gone", images=["gone.png"]),
+    )
+    options = ("--data", data, "--downsample-mode", "16x", "--max-tokens", "8", "--json", "--show-errors", "9")
+    status, text, _ = run(capsys, *options)
+    task = json.loads(text)["tasks"][data]
+    assert (status, task["count"], task["failed"], task["score"]) == (0, 5, 2, 0.4)
+    wrong = {one["index"]: one for one in task["wrong"]}
+    assert wrong[2]["answer"] == said
+    assert "mine.jsonl:4" in wrong[3]["error"]
+    assert "gone.png" in wrong[4]["error"]
+    kept = ("--out", str(tmp_path / "out.jsonl"))
+    again = json.loads(run(capsys, *options, *kept, "--metric", "contains")[1])
+    assert "contains" in again["tasks"][data]["metrics"]
+    status, _, err = run(capsys, *options, *kept, "--metric", "cer")
+    assert (status, "was measured with metric" in err) == (2, True)
+
+
+def test_an_endpoint_is_asked_a_whole_conversation(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(30, 30, 3))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    line = turns("<image>What?", "No", "And now?", "Oak", images=["a.png"], downsample_mode="4x", tools=tools)
+    who = ("--endpoint", server.url, "--endpoint-model", "m")
+    status, text, _ = run(capsys, "--data", write_samples(tmp_path, line), *who, "--json")
+    assert (status, json.loads(text)["macro_average"]) == (0, 1.0)
+    [request] = server.requests
+    assert [message["role"] for message in request["messages"]] == ["user", "assistant", "user"]
+    picture, question = request["messages"][0]["content"]
+    assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+    assert question["text"].strip() == "What?"
+    assert request["mm_processor_kwargs"] == {"downsample_mode": "4x"}
+    assert request["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--metric", "cer"), "--metric means nothing without --data"),
+        (("--data", "gone.jsonl"), "gone.jsonl"),
+        (("words", "--data", "words"), "'words' is a task of the suite too"),
+        (("--data", "mine.jsonl", "--published"), "--published is for the public sets"),
+    ],
+)
+def test_data_that_cannot_be_measured_is_one_line(
+    options: tuple[str, ...],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words").mkdir()
+    write_samples(tmp_path / "words", turns("How?", "So."))
+    write_samples(tmp_path, turns("How?", "So."))
+    status, text, err = run(capsys, *options)
+    assert (status, text, err.count("\n")) == (2, "", 1)
+    assert words in err

@@ -8,6 +8,7 @@ begin with our loss and our gradients, and what they write is read here with the
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -38,11 +39,13 @@ from pocketvlm.training.interchange.programs import Program
 from pocketvlm.training.losses import answer_losses
 
 STEPS = 3
+ALPHA = 0.5
 RUNS: dict[str, tuple[str, ...]] = {
     "lora": ("--rank", "4", "--dropout", "0", "--downsample-mode", "4x"),
     "everywhere": ("--rank", "2", "--dropout", "0", "--rslora", "--dora", "--tune", "decoder,merger,compression,tower"),
     "parts": ("--rank", "2", "--dropout", "0", "--tune", "merger,compression"),
     "full": ("--method", "full", "--tune", "decoder,merger,compression,tower"),
+    "preferences": ("--objective", "dpo", "--rpo-alpha", str(ALPHA), "--rank", "4", "--dropout", "0"),
 }
 
 
@@ -57,8 +60,9 @@ class Run:
     mode: str
 
 
-def write_data(folder: Path, mode: str, *, has_text: bool) -> Path:
-    """Four samples: with no picture, one that is cut, one that is not, and two in two turns behind a system message."""
+def write_data(folder: Path, mode: str, *, has_text: bool, has_pairs: bool) -> Path:
+    """Four samples: with no picture, one that is cut, one that is not, and two in two turns behind a system message;
+    with a rejected answer each, if that is asked for."""
     sizes = {"small": (90, 130), "other": (150, 70), "cut": (300, 470)}
     if mode == "4x":  # sides that are rounded there as here: to 56 pixels before transformers 5.23, to 28 since then
         sizes = {"small": (112, 112), "other": (112, 168), "cut": (168, 112)}
@@ -68,7 +72,8 @@ def write_data(folder: Path, mode: str, *, has_text: bool) -> Path:
     def row(*texts: str, images: tuple[str, ...] = (), system: str = "") -> dict[str, Any]:
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-        return {"messages": messages, "images": [f"{name}.png" for name in images]}
+        found = {"messages": messages, "images": [f"{name}.png" for name in images]}
+        return {**found, "rejected_response": "Something else."} if has_pairs else found
 
     rows = [
         row("How many?", "Three\nlines of text."),
@@ -101,7 +106,7 @@ def job(
     folder = tmp_path_factory.mktemp(f"{program}_{name}")
     mode = "4x" if "4x" in RUNS[name] else "16x"
     # Where parts of the tower alone learn, ms-swift ends with an error at a sample without a picture.
-    data, out = write_data(folder, mode, has_text=name != "parts"), folder / "job"
+    data, out = write_data(folder, mode, has_text=name != "parts", has_pairs=name == "preferences"), folder / "job"
     options = ["--model", str(base.path), "--emit", program, "--device", "cpu", "--out", str(out), "--json"]
     options += ["--steps", str(STEPS), "--batch-size", "4", "--learning-rate", "1e-3", "--save-every"]
     options += [str(STEPS), "--downsample-mode", mode, *RUNS[name]]
@@ -132,9 +137,10 @@ def job(
 
 
 def examples(base: ModelDirectory, run: Run) -> list[Example]:
+    """What is learnt; of two answers the one that is preferred."""
     processor = Processor.from_directory(base.path)
     encoder = ExampleEncoder(processor, options={"downsample_mode": run.mode})
-    return [encoder(one) for one in open_datasets([run.data])]
+    return [encoder(one) if one.rejected is None else encoder.pair(one)[0] for one in open_datasets([run.data])]
 
 
 def as_there(example: Example, processor: Processor, program: Program) -> Example:
@@ -156,16 +162,23 @@ def as_there(example: Example, processor: Processor, program: Program) -> Exampl
     return Example(torch.tensor(ids[:-1]), torch.tensor(targets[1:]), example.patches, example.views, example.source)
 
 
+def of_step(losses: list[torch.Tensor], program: Program, name: str) -> torch.Tensor:
+    """ms-swift weighs learnt tokens as we do; LLaMA-Factory takes the mean of each sample, and the mean of those. Where
+    answers are preferred, the policy is its own reference at first, so that DPO's part is the logarithm of 2."""
+    means = torch.stack([one.mean() for one in losses]).mean()
+    if name == "preferences":
+        return math.log(2) + ALPHA * means
+    return torch.cat(losses).mean() if program == "swift" else means
+
+
 def test_the_first_loss_there_is_ours_and_so_are_the_gradients(
     job: tuple[Program, str, Run], base: ModelDirectory
 ) -> None:
-    """ms-swift weighs learnt tokens as we do; LLaMA-Factory takes the mean of each sample, and the mean of those."""
     program, name, run = job
     processor = Processor.from_directory(base.path)
     model = load_model(base.path).requires_grad_(name == "full")
     there = [as_there(one, processor, program) for one in examples(base, run)]
-    losses = [answer_losses(model, Batch.of([one])) for one in there]
-    loss = torch.cat(losses).mean() if program == "swift" else torch.stack([one.mean() for one in losses]).mean()
+    loss = of_step([answer_losses(model, Batch.of([one])) for one in there], program, name)
     # LLaMA-Factory's frozen weights are bfloat16 beside adapters, on a CPU too.
     close = 1.5e-3 if program == "llamafactory" and name != "full" else 1e-4
     assert run.first["loss"] == pytest.approx(loss.item(), rel=close)
@@ -219,12 +232,13 @@ def test_what_they_wrote_has_here_the_logits_that_it_has_in_transformers(
 def test_their_run_is_read_as_the_run_that_was_emitted(
     job: tuple[Program, str, Run], base: ModelDirectory, tmp_path: Path
 ) -> None:
-    _, _, run = job
+    _, name, run = job
     extra = ["--downsample-mode", "4x"] if run.mode == "4x" else []  # neither program writes it down
     assert main(["tune", "--config", str(run.settings), "--out", str(tmp_path / "here"), *extra]) == 0
     lines = (tmp_path / "here" / "training.jsonl").read_text(encoding="utf-8").splitlines()
     begun, logged = json.loads(lines[0])["settings"], [json.loads(line) for line in lines]
     assert (begun["steps"], begun["batch_size"], begun["learning_rate"]) == (STEPS, 4, 1e-3)
     losses = [line["loss"] for line in logged if "loss" in line and line.get("step") == 1]
-    expected = answer_losses(load_model(base.path), Batch.of(examples(base, run))).mean()
+    model = load_model(base.path)
+    expected = of_step([answer_losses(model, Batch.of([one])) for one in examples(base, run)], "swift", name)
     assert losses == [pytest.approx(expected.item(), rel=1e-4)]

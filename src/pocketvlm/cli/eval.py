@@ -27,6 +27,7 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.cli.console import ReaderLeftError, put, put_json, put_rich, say
+from pocketvlm.cli.own_data import METRICS, data_tasks
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
@@ -60,6 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=FOLDER",
         help="a local copy of a public set; may be given several times",
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="samples of your own, in any format that `tune` reads, whose last answers are what is expected; may be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        help="how answers to --data are judged (default strict: to the letter, but for spaces around)",
     )
     parser.add_argument("--count", type=int, default=500, help="examples a task (default 500)")
     parser.add_argument("--seed", type=int, default=2026, help="draws the examples (default 2026)")
@@ -96,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     settings = {"seed": args.seed, "options": options, **_who(args, options)}
     if args.published:
         settings["published"] = True
+    if args.data:
+        settings["metric"] = args.metric or "strict"
     from pocketvlm.evaluation.harness import EvaluationError
     from pocketvlm.evaluation.report import as_json
 
@@ -133,6 +149,10 @@ def _fill_in(args: argparse.Namespace) -> None:
     for name, value in {**_OF_MODELS, **_OF_ENDPOINTS}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.metric is not None and not args.data:
+        raise ConfigError("--metric means nothing without --data", hint="Leave it out.")
+    if args.published and args.data:
+        raise ConfigError("--published is for the public sets, not for --data", hint="Give only one of them.")
     check_ranges(args, RANGES)
 
 
@@ -165,11 +185,12 @@ def _list_tasks(as_json: bool) -> int:
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
-    """Return the tasks that were asked for: of the suite, then public sets; the whole suite where none was named."""
+    """Return the tasks that were asked for: of the suite, then public sets, then samples of one's own; the whole suite
+    where none was named."""
     from pocketvlm.evaluation.suite import SyntheticSuite
 
     suite, tasks = SyntheticSuite(), list[Task]()
-    names: Sequence[str] = args.tasks if args.tasks or args.set else suite.names()
+    names: Sequence[str] = args.tasks if args.tasks or args.set or args.data else suite.names()
     for name in dict.fromkeys(names):
         tasks.append(suite.task(name))
     for text in args.set:
@@ -179,7 +200,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
         if not given or not folder:
             raise ConfigError(f"--set {text!r:.80} is not NAME=FOLDER", hint="Example: --set docvqa=data/docvqa")
         tasks.append(public_set(name).task(folder))
-    return tasks
+    return [*tasks, *data_tasks(args.data, args.metric or "strict", [task.name for task in tasks])]
 
 
 def _who(args: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:

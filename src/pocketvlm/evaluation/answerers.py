@@ -70,8 +70,8 @@ class LocalModel:
                 yield index, example, replace(reply, seconds=seconds)
 
     def _ask(self, examples: Sequence[Example]) -> list[Reply]:
-        """Replies to examples whose answers may be of one length."""
-        options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options}
+        """Replies to examples that have options in common."""
+        options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options, **examples[0].options}
         try:
             answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
         except (MediaError, PromptError, EngineError) as error:
@@ -83,10 +83,10 @@ class LocalModel:
 
 
 def _batches(examples: Iterable[Numbered], size: int) -> Iterator[list[Numbered]]:
-    """Neighbours, at most `size`, whose answers may be of one length."""
+    """Neighbours, at most `size`, that have options in common, and whose answers may be of one length."""
     batch: list[Numbered] = []
     for index, example in examples:
-        if batch and (len(batch) == size or metric_of(batch[0][1]).max_tokens != metric_of(example).max_tokens):
+        if batch and (len(batch) == size or _needs(batch[0][1]) != _needs(example)):
             yield batch
             batch = []
         batch.append((index, example))
@@ -94,10 +94,16 @@ def _batches(examples: Iterable[Numbered], size: int) -> Iterator[list[Numbered]
         yield batch
 
 
+def _needs(example: Example) -> tuple[int, Mapping[str, Any]]:
+    return metric_of(example).max_tokens, example.options
+
+
 def messages_of(example: Example, media: Sequence[Media]) -> list[dict[str, Any]]:
-    """The example as a conversation for `VLM.chat`: its `media` first, then the question."""
+    """The example as a conversation for `VLM.chat`: its own, or its `media` first, then the question."""
     from pocketvlm.processing.media.load_image import is_video
 
+    if example.messages:
+        return list(example.messages)
     content: list[dict[str, Any]] = []
     for medium in media:
         if isinstance(medium, Clip):

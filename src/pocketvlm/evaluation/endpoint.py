@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pocketvlm.client.http import RefusedError, UnreachableError, check_address, opened, read_all
@@ -18,6 +19,7 @@ from pocketvlm.evaluation.answerers import Numbered, Reply
 from pocketvlm.evaluation.ranges import ENDPOINT
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
+from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.ranges import check_all
 from pocketvlm.synthetic.drawing.files import to_mp4
 
@@ -125,12 +127,16 @@ class Endpoint:
 
     def _request(self, example: Example) -> dict[str, Any]:
         content = [*map(_part, example.media), {"type": "text", "text": example.question}]
+        own = dict(example.options)
+        tools = {"tools": own.pop("tools")} if "tools" in own else {}
+        media = {**self.media, **own}
         return {
             "model": self.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [*map(_sent, example.messages)] or [{"role": "user", "content": content}],
             "max_tokens": metric_of(example).max_tokens,
+            **tools,
             **self.sampling,
-            **({"mm_processor_kwargs": dict(self.media)} if self.media else {}),
+            **({"mm_processor_kwargs": media} if media else {}),
         }
 
     def _post(self, body: bytes) -> bytes | Reply:
@@ -160,6 +166,23 @@ def _refused(error: RefusedError) -> Reply:
             f"the endpoint answered with {error}", hint="Check its URL, the model's name and the API key."
         )
     return Reply(error=str(error))
+
+
+def _sent(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of a conversation with the bytes of its pictures and videos within it."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_sent_part(one) for one in content]}
+
+
+def _sent_part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return part
+    medium = part[part["type"]]
+    medium = medium["url"] if isinstance(medium, Mapping) else medium
+    is_path = isinstance(medium, str) and not is_url(medium) and not is_data_url(medium)
+    return _part(Path(medium) if is_path else medium)
 
 
 def _part(medium: Media) -> dict[str, Any]:

@@ -6,10 +6,10 @@ A task gives example `index` on its own, so that a run that was stopped goes on 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,9 @@ class Example:
         metric: how the model's answer is judged.
         subset: a part of the task that is also counted by itself, or "".
         choices: the options of a multiple-choice question in the order of their letters.
+        messages: a whole conversation, OpenAI-style, which the answer continues; asked instead of `media` and
+            `question`.
+        options: of this example alone, as `VLM.chat` takes them; they win over those of the run.
     """
 
     id: str
@@ -61,6 +64,8 @@ class Example:
     metric: MetricName
     subset: str = ""
     choices: tuple[str, ...] = ()
+    messages: tuple[dict[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):

@@ -79,23 +79,27 @@ class ExampleEncoder:
         Args:
             draw: decides random rates, with the source of the sample; another one each time that it is learnt.
         """
+        return self._example(sample, draw)
+
+    def _example(self, sample: Sample, draw: int, *, last_only: bool = False) -> Example:
         try:
-            return self._encode(sample.messages, sample, draw)
+            return self._encode(sample, draw, last_only)
         except SampleError:
             raise
         except PocketVLMError as error:
             raise SampleError(sample.source, str(error)) from None
 
     def pair(self, sample: Sample, draw: int = 0) -> tuple[Example, Example]:
-        """The example with the answer that is better, and that with the one that was rejected."""
+        """The example with the answer that is better, and that with the one that was rejected. Of their targets only
+        these answers are left: earlier ones are the same in both, and neither better nor worse."""
         if sample.rejected is None:
             raise SampleError(sample.source, "it has no rejected answer", hint="Preference data has one in every line.")
         *before, _ = sample.messages
         worse = replace(sample, messages=[*before, {"role": "assistant", "content": sample.rejected}])
-        return self(sample, draw), self(worse, draw)
+        return self._example(sample, draw, last_only=True), self._example(worse, draw, last_only=True)
 
-    def _encode(self, messages: Any, sample: Sample, draw: int) -> Example:
-        rendered = self.processor.chat_template.render(messages, tools=sample.tools, add_generation_prompt=False)
+    def _encode(self, sample: Sample, draw: int, last_only: bool) -> Example:
+        rendered = self.processor.chat_template.render(sample.messages, tools=sample.tools, add_generation_prompt=False)
         prompt, learnt = mark_answers(rendered)
         options, processor = {**self.options, **sample.options}, self.processor
         if options.get("downsample_mode") == RANDOM:
@@ -106,6 +110,9 @@ class ExampleEncoder:
         is_learnt = torch.repeat_interleave(torch.tensor(learnt), torch.tensor(lengths))
         if not is_learnt.any():
             raise SampleError(sample.source, "it has no answer to learn", hint="Its last message is the assistant's.")
+        if last_only:  # answers are never side by side, so this is where the last one begins
+            end = int(is_learnt.nonzero()[-1])
+            is_learnt[: int((~is_learnt[:end]).nonzero()[-1])] = False
         if len(ids) > self.max_tokens:
             self._check_cut(ids, is_learnt, sample)
             ids, is_learnt = ids[: self.max_tokens], is_learnt[: self.max_tokens]

@@ -61,6 +61,7 @@ def drawn_settings(draw: st.DrawFn) -> TuneSettings:
         dora=draw(st.booleans()) if adapters else False,
         rslora=draw(st.booleans()) if adapters else False,
         beta=draw(st.floats(0.01, 10)),
+        rpo_alpha=draw(st.floats(0, 10)),
         max_tokens=draw(st.none() | st.integers(16, 10**5)),
         truncate=draw(st.booleans()),
         gradient_checkpointing=draw(st.booleans()),
@@ -78,7 +79,7 @@ def expected(program: Program, one: TuneSettings) -> TuneSettings:
     if one.steps:
         one = replace(one, epochs=1.0)
     if one.objective == "sft":
-        one = replace(one, beta=0.1)
+        one = replace(one, beta=0.1, rpo_alpha=0.0)
     if one.result == "best":  # weights can be taken back there where they were saved only
         one = replace(one, save_every=one.eval_every)
     if program == "llamafactory":  # it cuts, and has a number for the longest sample
@@ -153,6 +154,7 @@ CHOSEN = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps"
         ({**FACTORY, "gradient_accumulation_steps": 2}, "batch_size", 16),
         ({**FACTORY, "lora_rank": 4}, "alpha", 8.0),
         ({**FACTORY, "stage": "dpo"}, "beta", 0.1),
+        ({**FACTORY, "stage": "dpo", "pref_ftx": 0.5}, "rpo_alpha", 0.5),
         ({**FACTORY, "finetuning_type": "full"}, "tune", ("decoder",)),
         ({**FACTORY, "freeze_multi_modal_projector": False}, "tune", ("decoder",)),
         ({**FACTORY, "freeze_vision_tower": False}, "tune", ("decoder", "compression", "tower")),
@@ -160,6 +162,7 @@ CHOSEN = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps"
         (FACTORY, "weight_decay", 0.0),
         (FACTORY, "gradient_checkpointing", True),
         ({**SWIFT, "rlhf_type": "dpo"}, "beta", 0.1),
+        ({**SWIFT, "rlhf_type": "dpo", "rpo_alpha": "0.5"}, "rpo_alpha", 0.5),
         ({**SWIFT, "strict": True}, "bad_samples", "stop"),
         (SWIFT, "bad_samples", "skip"),
         (SWIFT, "gradient_checkpointing", True),

@@ -32,7 +32,7 @@ _OFF = (
     f"{schedule.OFF} packing neat_packing mask_history train_on_prompt interleave_probs tokenized_path tool_format "
     "adapter_name_or_path adapter_folder additional_target loraplus_lr_ratio pissa_init use_llama_pro use_galore "
     "use_apollo use_badam use_adam_mini use_muon use_dft_loss use_asft_loss use_eaft_loss use_mca use_megatron_bridge "
-    "use_hyper_parallel dpo_label_smoothing pref_ftx pref_bco_weight ld_alpha ref_model ref_model_adapters "
+    "use_hyper_parallel dpo_label_smoothing pref_bco_weight ld_alpha ref_model ref_model_adapters "
     "ref_model_quantization_bit reward_model disable_shuffling early_stopping_steps mixture_of_depths shift_attn "
     "rope_scaling resize_vocab add_tokens add_special_tokens new_special_tokens_config train_from_scratch "
     "split_special_tokens moe_aux_loss_coef freeze_extra_modules use_kt"
@@ -70,9 +70,9 @@ def read(keys: Keys, config: ModelConfig) -> Job:
         "dora": keys.flag("use_dora"),
         "rslora": keys.flag("use_rslora"),
     }
-    beta = keys.number("pref_beta", 0.1)
+    preferences = {"beta": keys.number("pref_beta", 0.1), "rpo_alpha": keys.number("pref_ftx", 0.0)}
     found |= adapters if found["method"] != "full" else {}
-    found |= {"beta": beta} if found["objective"] == "dpo" else {}
+    found |= preferences if found["objective"] == "dpo" else {}
     found |= {"max_tokens": keys.whole("cutoff_len", _CUTOFF), "truncate": True}
     model = keys.text("model_name_or_path")
     data, validation = _data(keys, notes)
@@ -173,7 +173,7 @@ def write(
         keys |= {"lora_rank": settings.rank, "lora_alpha": int(settings.alpha), "lora_dropout": settings.dropout}
         keys |= {"use_dora": settings.dora, "use_rslora": settings.rslora}
     if settings.objective == "dpo":
-        keys |= {"pref_loss": "sigmoid", "pref_beta": settings.beta}
+        keys |= {"pref_loss": "sigmoid", "pref_beta": settings.beta, "pref_ftx": settings.rpo_alpha}
     keys |= {"dataset_dir": folder, "dataset": "train"}
     if has_validation:
         keys["eval_dataset"] = "validation"

@@ -24,7 +24,7 @@ KNOWN: tuple[str, ...] = (
     "save_every",
 )
 KNOWN += ("eval_every", "gradient_checkpointing", "method", "objective", "tune", "rank", "alpha", "dropout", "dora")
-KNOWN += ("rslora", "beta", "max_tokens", "truncate", "optimiser", "result")
+KNOWN += ("rslora", "beta", "rpo_alpha", "max_tokens", "truncate", "optimiser", "result")
 FIXED: dict[str, Any] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}
 HARMLESS = (
     "logging_* save_* output_dir overwrite_output_dir run_name report_to dataloader* ddp_* deepspeed fsdp* bf16* fp16* "

@@ -44,9 +44,18 @@ _HARMLESS = (
     "undesirable_weight simpo_gamma cpo_alpha discopop_tau teacher_* reward_* generation_batch_size num_generations "
     "ckpt_dir trainer_* version swift_version template_meta training_args _val_dataset_exists"
 )
+# Of PPO, GRPO and distillation; `args.json` of a DPO run has them all.
+_OF_OTHER_METHODS = (
+    "num_ppo_epochs whiten_rewards kl_coef cliprange* vf_coef gamma lam num_mini_batches local_rollout_* "
+    "num_sample_generations response_length min_p use_vllm enable_flattened_weight_sync async_generate sleep_level "
+    "offload_* epsilon epsilon_* delta cosine_m* repetition_n_grams repetition_max_penalty chord_* ref_model_* "
+    "completion_length_limit_scope dynamic_sample max_resample_times overlong_filter top_entropy_quantile "
+    "importance_sampling_level tau_pos tau_neg advantage_estimator rlsd_* sdar_* real_tau fipo_* "
+    "rollout_importance_sampling_* num_iterations _teacher_*"
+)
 _OFF = (
-    f"{schedule.OFF} adapters ref_adapters ref_model cached_dataset custom_dataset_info external_plugins "
-    "new_special_tokens rope_scaling train_type_extra modules_to_save target_parameters lorap_lr_ratio packing "
+    f"{schedule.OFF} sync_ref_model adapters ref_adapters ref_model cached_dataset custom_dataset_info "
+    "external_plugins new_special_tokens rope_scaling train_type_extra modules_to_save target_parameters lorap_lr_ratio packing "
     "use_galore lisa_activated_layers vit_lr aligner_lr optimizer loss_type loss_weights rpo_alpha ld_alpha "
     "label_smoothing enable_dft_loss enable_channel_loss router_aux_loss_coef mrl_dims interleave_prob columns "
     "disable_auto_column_mapping max_pixels callbacks freeze_parameters_ratio freeze_parameters_regex max_epochs "
@@ -88,7 +97,12 @@ def read(values: Mapping[str, Any], name: str, config: ModelConfig) -> Job:
     found["objective"] = "sft"
     if "rlhf_type" in keys.left:
         found["objective"] = keys.one_of("rlhf_type", ["dpo"], "dpo")
-        found["beta"] = keys.number("beta", 0.1)
+        losses = keys.words("loss_type")
+        if losses not in ((), ("sigmoid",)):
+            keys.refuse("loss_type", losses, "and here it can be sigmoid only, with dpo")
+        found |= {"beta": keys.number("beta", 0.1), "rpo_alpha": keys.number("rpo_alpha", 0.0)}
+        if found["rpo_alpha"] and str(values.get("per_device_train_batch_size", 1)) != "1":
+            notes.append(f"{name}: rpo_alpha weighs the preferred tokens of a device's batch alike there, pairs here")
     _loss_scale(keys, found["objective"])
     if (bits := keys.whole("quant_bits")) is not None:
         if bits != 4 or method == "full" or keys.one_of("quant_method", ["bnb"], "none") != "bnb":
@@ -114,7 +128,7 @@ def read(values: Mapping[str, Any], name: str, config: ModelConfig) -> Job:
     share = keys.number("split_dataset_ratio", 0.0)
     model, workers = keys.text("model"), keys.whole("dataloader_num_workers", 0) or 0
     options = _options(keys, environment, notes)
-    notes += keys.close(_HARMLESS, _OFF, _FIXED)
+    notes += keys.close(f"{_HARMLESS} {_OF_OTHER_METHODS}" if found["objective"] == "dpo" else _HARMLESS, _OFF, _FIXED)
     return Job(found, model, data, validation, share or None, workers, options, tuple(notes))
 
 
@@ -267,6 +281,8 @@ def write(
     }
     if settings.objective == "dpo":
         keys |= {"rlhf_type": "dpo", "beta": settings.beta}
+        # Their mean is over the preferred tokens of a device's batch, which is of one pair in what is written here.
+        keys |= {"rpo_alpha": settings.rpo_alpha} if settings.rpo_alpha else {}
     if settings.method == "qlora":
         keys |= {"quant_method": "bnb", "quant_bits": 4, "bnb_4bit_quant_type": "nf4"}
         keys["bnb_4bit_use_double_quant"] = True

@@ -99,7 +99,7 @@ def emit_job(
         keys, notes = factory.write(
             settings, directory.config, named, str(folder), rate, has_validation=validation is not None, on_cpu=on_cpu
         )
-        rated = "" if (mode or own) == "16x" else f"DOWNSAMPLE_MODE={mode or own} "
+        rated = f"DOWNSAMPLE_MODE={mode or own} "  # without it, the rate of the files of pictures
         # It asks for versions of transformers that do not know the model.
         command = f"{rated}DISABLE_VERSION_CHECK=1 llamafactory-cli train"
     bad: dict[str, str] = {}

@@ -1,0 +1,83 @@
+"""A file or folder of samples, in any format that `pocketvlm tune` reads, as a task of `pocketvlm eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.evaluation.tasks import Example, MetricName
+from pocketvlm.training.data.sample import RANDOM, SampleError
+
+if TYPE_CHECKING:
+    from pocketvlm.training.data.dataset import Dataset
+
+# Those that need more than one answer and its question: options to choose from, answers of ten annotators.
+_UNFIT = ("choice", "vqa")
+METRICS: tuple[MetricName, ...] = tuple(name for name in get_args(MetricName) if name not in _UNFIT)
+
+
+@dataclass(frozen=True)
+class DataTask:
+    """Conversations whose last answer is to be given. A sample that is bad fails alone."""
+
+    name: str
+    samples: Dataset
+    metric: MetricName
+
+    @property
+    def size(self) -> int:
+        return len(self.samples)
+
+    def example(self, index: int, seed: int = 0) -> Example:
+        """Raises:
+        MediaError: nothing can be asked of the sample, or its answer is not text.
+        """
+        del seed  # nothing is drawn
+        try:
+            sample = self.samples[index]
+        except SampleError as error:
+            raise MediaError(str(error)) from None
+        *before, last = sample.messages
+        answer = last.get("content")
+        if last.get("tool_calls") or not isinstance(answer, str) or not answer.strip():
+            raise MediaError(f"{sample.source}: its last answer is not text, so nothing can be compared with it")
+        options: dict[str, Any] = dict(sample.options)
+        if options.get("downsample_mode") == RANDOM:  # is for learning
+            del options["downsample_mode"]
+        if sample.tools is not None:
+            options["tools"] = sample.tools
+        question = _text(before[-1].get("content"))
+        return Example(
+            sample.source, self.name, (), question, (answer,), self.metric, messages=tuple(before), options=options
+        )
+
+
+def _text(content: Any) -> str:
+    """The text of a message, for reports."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text", "") for part in content or () if part.get("type") == "text")
+
+
+def data_tasks(sources: Sequence[str], metric: MetricName, taken: Sequence[str]) -> list[DataTask]:
+    """One task for each set, by the name of its file as it was given; a folder may have several.
+
+    Args:
+        taken: names that other tasks have.
+
+    Raises:
+        ConfigError: a file is missing, empty or of no known format, or has the name of another task.
+    """
+    from pocketvlm.training.data.dataset import Dataset, open_datasets
+
+    tasks: list[DataTask] = []
+    for source in dict.fromkeys(sources):
+        sets = open_datasets([source]).sources
+        for one in sets:
+            name = source if len(sets) == 1 else f"{source}:{one.name}"
+            if name in taken:
+                raise ConfigError(f"{name!r:.80} is a task of the suite too", hint=f"Give the file as ./{name}")
+            tasks.append(DataTask(name, Dataset([one]), metric))
+    return tasks
