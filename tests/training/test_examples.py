@@ -133,6 +133,13 @@ def test_a_pair_differs_in_its_last_answer_alone(encoder: ExampleEncoder) -> Non
         encoder.pair(sample())
 
 
+def test_of_a_pair_in_several_turns_the_last_answers_alone_are_learnt(encoder: ExampleEncoder) -> None:
+    turns = [USER, {"role": "assistant", "content": "No."}, USER, {"role": "assistant", "content": "Yes."}]
+    chosen, rejected = encoder.pair(Sample(turns, "a:1", rejected="Yes, it is."))
+    assert [learnt(encoder, one) for one in (chosen, rejected)] == ["·Yes.<|im_end|>", "·Yes, it is.<|im_end|>"]
+    assert chosen.targets.shape == encoder(Sample(turns, "a:1")).targets.shape
+
+
 def test_samples_may_have_no_picture_one_or_several(encoder: ExampleEncoder) -> None:
     assert len(encoder(sample(pictures=0)).patches) == 0
     assert len(encoder(sample(pictures=3)).views) > len(encoder(sample(pictures=1)).views)

@@ -54,14 +54,15 @@ _OF_OTHER_METHODS = (
     "rollout_importance_sampling_* num_iterations _teacher_*"
 )
 _OFF = (
-    f"{schedule.OFF} sync_ref_model adapters ref_adapters ref_model cached_dataset custom_dataset_info "
-    "external_plugins new_special_tokens rope_scaling train_type_extra modules_to_save target_parameters lorap_lr_ratio packing "
+    f"{schedule.OFF} "
+    "sync_ref_model adapters ref_adapters ref_model cached_dataset custom_dataset_info external_plugins "
+    "new_special_tokens rope_scaling train_type_extra modules_to_save target_parameters packing lorap_lr_ratio "
     "use_galore lisa_activated_layers vit_lr aligner_lr optimizer loss_type loss_weights rpo_alpha ld_alpha "
     "label_smoothing enable_dft_loss enable_channel_loss router_aux_loss_coef mrl_dims interleave_prob columns "
     "disable_auto_column_mapping max_pixels callbacks freeze_parameters_ratio freeze_parameters_regex max_epochs "
-    "trainable_parameters_regex resume_only_model init_strategy num_labels problem_type disable_ignore_empty_think "
-    "eval_use_evalscope hqq_axis use_swift_lora decision_*_instructions decision_*_options decision_state_as_text "
-    "decision_shuffle_fields"
+    "trainable_parameters_regex resume_only_model init_strategy num_labels problem_type "
+    "disable_ignore_empty_think eval_use_evalscope hqq_axis use_swift_lora decision_*_instructions "
+    "decision_*_options decision_state_as_text decision_shuffle_fields"
 )
 _FIXED = {
     **schedule.FIXED,
