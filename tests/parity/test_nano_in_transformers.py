@@ -44,10 +44,11 @@ class Tuned(NamedTuple):
     texts: list[str]
 
 
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+@pytest.fixture(scope="module", params=["dots", "clip"])
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """With an adapter that has learnt pictures, or videos."""
     folder = tmp_path_factory.mktemp("tuned")
-    data.write("dots", folder, {"train": 32, "held_out": PICTURES // 2})
+    data.write(request.param, folder, {"train": 32, "held_out": PICTURES // 2})
     data.write("own", folder / "own", {"held_out": PICTURES // 2})
     # Nano as `pocketvlm export huggingface` writes it, in float32: nothing is rounded between the two programs.
     write_huggingface(resolve("nano"), folder / "base", "f32")
@@ -73,12 +74,13 @@ def answers(model: Path, adapter: Path | None, asked: list[list[dict[str, object
 
 def theirs(model: torch.nn.Module, example: Example) -> torch.Tensor:
     """Logits [S, V] of transformers."""
-    return model(
-        input_ids=example.input_ids[None],
-        pixel_values=to_reference_layout(example.patches, ImageConfig()),
-        target_sizes=torch.tensor([[view.size.height, view.size.width] for view in example.views]),
-        downsample_mode="16x",
-    ).logits[0]
+    pixels = to_reference_layout(example.patches, ImageConfig())
+    sizes = torch.tensor([[view.size.height, view.size.width] for view in example.views])
+    if model.config.video_token_id in example.input_ids:
+        given = {"pixel_values_videos": pixels, "target_sizes_videos": sizes}
+    else:
+        given = {"pixel_values": pixels, "target_sizes": sizes}
+    return model(input_ids=example.input_ids[None], downsample_mode="16x", **given).logits[0]
 
 
 @torch.no_grad()
