@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.trainer import Samples, run, trainer, weights
+from helpers.training import sample
 
-from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.errors import ConfigError, EngineError, PromptError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
@@ -218,3 +219,19 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     for wrong in ({"minutes": 0.0}, {"epochs": 0.0}):  # which would be an epoch, or a step
         with pytest.raises(ConfigError):
             TuneSettings(**wrong)
+
+
+def test_a_run_whose_first_samples_have_no_picture_waits_for_one_that_has(nano: ModelDirectory, tmp_path: Path) -> None:
+    """The merger alone learns nothing from text; the seed's order decides whether that comes first."""
+    texts = [sample("No.", pictures=0, seed=seed) for seed in range(1, 9)]
+    given = {"tune": ("merger",), "batch_size": 1, "steps": 9}
+    first = endless_places(trainer(nano, tmp_path / "order", [*texts, texts[0]], **given))[0]
+    mixed = [sample("A cat.") if place != first else one for place, one in enumerate([*texts, texts[0]])]
+    before = weights(trainer(nano, tmp_path / "before", mixed, **given))
+    learnt = trainer(nano, tmp_path / "mixed", mixed, **given)
+    assert len(run(learnt)) == 9
+    assert not weights(learnt).equal(before)
+    for count, name in ((8, "all"), (3, "few")):  # a whole pass; the last step of a run that is shorter
+        nothing = trainer(nano, tmp_path / name, texts, **{**given, "steps": count})
+        with pytest.raises(PromptError, match="nothing of the model would learn"):
+            run(nothing)

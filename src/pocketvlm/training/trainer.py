@@ -30,6 +30,7 @@ from pocketvlm.training.schedules import HalfCosine, Schedule
 from pocketvlm.training.settings import TuneSettings
 
 logger = logging.getLogger(__name__)
+_MOST_IDLE = 50  # steps
 _SMOOTHING = 0.95
 
 
@@ -109,6 +110,8 @@ class Trainer:
         self.processes.wait()
         self.progress = self.checkpoints.restore(self.learns, self.optimiser, self.average)
         self.stop, self._empty = StopRequest(), 0  # samples since anything could be learnt from one
+        # Steps at the beginning in which no parameter had a gradient; None where one is known to have had one.
+        self._idle: int | None = None if self.progress.tokens else 0
         self.dtype = autocast_dtype(model.device)
 
     def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[], None]) -> None:
@@ -166,8 +169,8 @@ class Trainer:
             seen += sum(batch.lengths)
             sources += batch.sources
         self.processes.add_gradients(self.parameters)
-        if not done.tokens:
-            self._check_gradients()
+        if self._idle is not None:
+            self._check_gradients(self._idle)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         if not torch.isfinite(norm):
             named = ", ".join(sources)
@@ -276,14 +279,19 @@ class Trainer:
         source = self.objective.source_of(batch, int((~torch.isfinite(losses)).nonzero()[0]))
         raise TrainingError(f"step {self.progress.step + 1}: the loss of {source} is no number")
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, idle: int) -> None:
         """Everything that is to learn has a gradient: adapters beside layers that take no part would stay as they
-        are."""
+        are. A step of text alone says nothing to a tower that learns alone, and so do many of them."""
         without = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
-        if len(without) == len(self.parameters):
+        if len(without) < len(self.parameters):
+            self._idle = None
+            if without:
+                logger.warning("%d tensors have no gradient in the first step, such as %s", len(without), without[0])
+            return
+        self._idle = idle + 1
+        has_seen_all = self._idle * self.settings.batch_size >= len(self.feed.samples)
+        if has_seen_all or self._idle in (_MOST_IDLE, self.schedule.steps):
             raise PromptError("nothing of the model would learn from these samples", hint="Name other parts to tune.")
-        if without:
-            logger.warning("%d tensors have no gradient in the first step, such as %s", len(without), without[0])
 
 
 def _schedule(settings: TuneSettings, feed: Steps) -> Schedule:
