@@ -20,12 +20,23 @@ class Course:
         stage, began: number of the stage, and its first step.
         next: first step and number of the stage that is due.
         average: moving average of the loss that ends the stage; 0 before there is one.
+        mixes: (first step, what the shares of kinds of pictures are multiplied by), the newest last; only the last two
+            can still be asked for.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
         self.stage, self.began, self.average = 0, 0, 0.0
         self.next: tuple[int, int] | None = None
+        self.mixes: list[tuple[int, dict[str, float]]] = []
+
+    def change_mix(self, step: int, factors: Mapping[str, float]) -> None:
+        """The shares shall change, `LAG` steps after `step`."""
+        self.mixes = [*self.mixes[-1:], (step + LAG, dict(factors))]
+
+    def mix_at(self, step: int) -> Mapping[str, float]:
+        """What the shares are multiplied by at a step; nothing where they are as the stage says."""
+        return next((factors for first, factors in reversed(self.mixes) if step >= first), {})
 
     def ask(self, step: int) -> None:
         """The next stage shall begin, `LAG` steps after `step`."""
@@ -35,10 +46,10 @@ class Course:
     def stage_at(self, step: int) -> int:
         return self.next[1] if self.next and step >= self.next[0] else self.stage
 
-    def numbers(self, step: int) -> Iterator[tuple[int, int]]:
-        """(step, stage) from a step on, without end."""
+    def numbers(self, step: int) -> Iterator[tuple[int, int, Mapping[str, float]]]:
+        """(step, stage, mix) from a step on, without end."""
         while True:
-            yield step, self.stage_at(step)
+            yield step, self.stage_at(step), self.mix_at(step)
             step += 1
 
     def arrive(self, step: int) -> bool:
@@ -60,11 +71,12 @@ class Course:
             self.ask(step)
 
     def state(self) -> list[Any]:
-        return [self.stage, self.began, self.next, self.average]
+        return [self.stage, self.began, self.next, self.average, self.mixes]
 
     def restore(self, state: Sequence[Any]) -> None:
-        self.stage, self.began, due, self.average = state
+        self.stage, self.began, due, self.average, mixes = state
         self.next = None if due is None else (due[0], due[1])
+        self.mixes = [(first, dict(factors)) for first, factors in mixes]
 
 
 class Length:

@@ -5,8 +5,9 @@ Shapes:  P patches of all views · N visual tokens of all views · T tokens of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -50,11 +51,19 @@ class Collator:
         self.tokenizer, self.config = tokenizer, config
         self.end = tokenizer.control_id("<|im_end|>")
 
-    def __call__(self, stage: Stage, seed: tuple[int, ...], patches: int | None = None, step: int = 0) -> TrainingBatch:
-        """Samples of `stage` at its `step` until they have `patches` patches (the stage's number when None)."""
+    def __call__(
+        self,
+        stage: Stage,
+        seed: tuple[int, ...],
+        patches: int | None = None,
+        step: int = 0,
+        mix: Mapping[str, float] = MappingProxyType({}),
+    ) -> TrainingBatch:
+        """Samples of `stage` at its `step` until they have `patches` patches (the stage's number when None). Where the
+        decoder learns the shares of kinds of pictures are multiplied by those of `mix`."""
         rng = np.random.default_rng(seed)
-        tasks = stage.tasks_at(step)
-        weights = np.array([share.weight for share in tasks])
+        tasks, mix = stage.tasks_at(step), mix if stage.has_language(step) else {}
+        weights = np.array([share.weight * mix.get(share.task, 1.0) for share in tasks])
         drawn: list[tuple[Sample, list[EncodedPicture], list[Question]]] = []
         wanted = stage.patches if patches is None else patches
         while wanted > 0:

@@ -4,7 +4,7 @@ depend on the seed, the step, its stage and the process that trains."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -68,11 +68,11 @@ class GeneratedFeed:
 
 
 class _Drawn(Dataset[TrainingBatch]):
-    """(step, stage) → batch."""
+    """(step, stage, mix) → batch."""
 
     def __init__(self, collate: Collator, stages: Sequence[Stage], seed: int, rank: int) -> None:
         self.collate, self.stages, self.seed, self.rank = collate, stages, seed, rank
 
-    def __getitem__(self, place: tuple[int, int]) -> TrainingBatch:
-        step, stage = place
-        return self.collate(self.stages[stage], (self.seed, step, self.rank), step=step)
+    def __getitem__(self, place: tuple[int, int, Mapping[str, float]]) -> TrainingBatch:
+        step, stage, mix = place
+        return self.collate(self.stages[stage], (self.seed, step, self.rank), step=step, mix=mix)

@@ -12,12 +12,14 @@ from safetensors.torch import save_file
 
 from pocketvlm.model.checkpoint import save_model
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.parts import freeze_all_but
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.report import Log
 from pocketvlm.training.settings import LOG, PARTS, TuneSettings
 from pocketvlm.training.trainer import Report, Trainer
+from recipes.nano import mix
 from recipes.nano.course import Course, Length
 from recipes.nano.curriculum import CURRICULUM, Stage
 from recipes.nano.data import Collator
@@ -53,6 +55,7 @@ class Run:
         workers: processes that draw samples ahead; 0 draws them here.
         save_every: steps from one checkpoint to the next.
         dtype: of the products, see `machine.fastest_dtype`; the weights are fp32.
+        mix_every: steps from one measurement to the next in stages that have them, see `mix.py`.
 
     Raises:
         ConfigError: the folder holds a run that was begun otherwise.
@@ -71,7 +74,9 @@ class Run:
         workers: int = 0,
         save_every: int = SAVE_EVERY,
         dtype: torch.dtype = torch.float32,
+        mix_every: int = mix.EVERY,
     ) -> None:
+        self.mix_every = mix_every
         self.out, self.processes = out, processes or Processes()
         self.learner = learner.to(device)
         self.optimiser = make_optimiser(learner, optimiser, dtype)
@@ -150,11 +155,22 @@ class Run:
     def _after_step(self, report: Report, on_step: Callable[[Report], None]) -> None:
         assert self._log is not None
         self.course.watch(report.step, report.figures)
+        if self.stage.measured and report.step % self.mix_every == 0:
+            self._measure(report.step)
         self._keep_place()
         self._log.step(report)
         on_step(report)
         if report.step % self.trainer.settings.save_every == 0:
             self.write_model()
+
+    def _measure(self, step: int) -> None:
+        """Let the shares follow what is weakest."""
+        assert self._log is not None
+        self.write_model()
+        self.processes.wait()
+        scores = mix.measure(self.learner.model, Processor.from_directory(self.out / "model"), self.processes)
+        self.course.change_mix(step, mix.factors(scores))
+        self._log.write({"step": step, "suite": {kind: round(value, 4) for kind, value in scores.items()}})
 
     def _keep_place(self) -> None:
         self.trainer.progress.place = {"course": self.course.state(), "length": self.length.state()}

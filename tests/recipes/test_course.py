@@ -17,6 +17,7 @@ from recipes.nano.course import LAG, Course, Length
 from recipes.nano.curriculum import CURRICULUM, HYBRID, SEES, Share, Stage, scaled, stage_number
 from recipes.nano.data import Collator
 from recipes.nano.feed import GeneratedFeed
+from recipes.nano.mix import factors
 from recipes.nano.muon import orthogonalise
 from recipes.nano.settings import ASSETS, IMAGE
 
@@ -47,19 +48,42 @@ def test_the_rate_falls_to_zero_and_the_run_ends_there() -> None:
 def test_stages_follow_each_other_in_order_and_late_enough(asked: list[int]) -> None:
     schedule = Course(SHORT * 3)
     drawn = schedule.numbers(0)
-    ahead: list[tuple[int, int]] = []
+    ahead: list[tuple[int, int, Any]] = []
     seen = []
     for step in range(500):
         while len(ahead) < LAG:  # workers have drawn everything that they may
             ahead.append(next(drawn))
         schedule.arrive(step)
-        number, stage = ahead.pop(0)
+        number, stage, _ = ahead.pop(0)
         assert (number, stage) == (step, schedule.stage_at(step))
         seen.append(stage)
         if step in asked:
             schedule.ask(step)
     assert seen == sorted(seen)
     assert max(seen) <= min(2, len(asked))
+
+
+def test_a_mix_begins_late_enough_and_survives_an_interruption() -> None:
+    course = Course(SHORT)
+    course.change_mix(10, {"words": 0.5})
+    course.change_mix(100, {"words": 1.5})
+    again = Course(SHORT)
+    again.restore(json.loads(json.dumps(course.state())))
+    for one in (course, again):
+        mixes = [next(one.numbers(step))[2] for step in (9 + LAG, 10 + LAG, 99 + LAG, 100 + LAG)]
+        assert mixes == [{}, {"words": 0.5}, {"words": 0.5}, {"words": 1.5}]
+
+
+def test_a_mix_changes_what_the_decoder_sees_and_nothing_else() -> None:
+    both = (Share("words", 0, 0.5), Share("shapes", 0, 0.5))
+    stage = Stage("both", both, 4000, language=2)
+    drawn = [COLLATE(stage, (1,), step=step, mix={"words": 0.0}).tasks for step in (0, 1)]
+    assert set(drawn[0]) == {"shapes"}
+    assert set(drawn[1]) == {"shapes", "words"}
+
+
+def test_what_is_weakest_has_the_largest_share() -> None:
+    assert factors({"words": 1.0, "form": 0.0, "chart": 0.25}) == {"chart": 1.25, "form": 1.5, "words": 0.5}
 
 
 def test_workers_draw_what_the_trainer_would() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.settings import LOG
 from pocketvlm.training.trainer import Report
-from recipes.nano import publish, train
+from recipes.nano import mix, publish, train
 from recipes.nano.curriculum import COMPRESSED, COMPRESSION, Share, Stage
 from recipes.nano.data import Collator
 from recipes.nano.initialise import start_from
@@ -96,6 +99,34 @@ def test_a_change_of_stage_survives_an_interruption(tmp_path: Path, monkeypatch:
     train_steps(resumed, 3)
     assert resumed.stage.name == straight.stage.name == "b"
     assert not changed(resumed, weights(straight))
+
+
+def test_shares_follow_what_is_measured_after_an_interruption_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The suite is asked at step 2, and its scores decide what step 4 sees."""
+    monkeypatch.setattr("recipes.nano.course.LAG", 2)
+    measured: list[int] = []
+
+    def measure(model: MiniCPMV, processor: Processor, processes: Processes) -> dict[str, float]:
+        found = mix.measure(model, processor, processes, 2, ("one-word", "shapes", "not-there"))
+        measured.append(len(found))
+        return {**dict.fromkeys(found, 0.5), "words": 1.5}
+
+    monkeypatch.setattr("recipes.nano.run.mix", SimpleNamespace(measure=measure, factors=mix.factors))
+    shares = (Share("words", 0, 0.9), Share("shapes", 0, 0.1))
+    stages = (Stage("a", shares, 300, measured=True),)
+    straight, stopped = (made(tmp_path / name, stages, mix_every=2) for name in "ab")
+    train_steps(straight, 5)
+    train_steps(stopped, 3)
+    resumed = made(tmp_path / "b", stages, mix_every=2)
+    train_steps(resumed, 2)
+    assert not changed(resumed, weights(straight))
+    assert measured == [measured[0]] * 4  # at 2 and at 4, twice
+    assert measured[0] > 2
+    assert straight.course.mix_at(4)["words"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "a" / LOG).read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "suite" in line] == [2, 4]
 
 
 def test_parts_that_rest_do_so_after_an_interruption_too(tmp_path: Path) -> None:
