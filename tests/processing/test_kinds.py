@@ -20,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media import load_image as module
 from pocketvlm.processing.media.load_image import MediaLimits, is_video, load_image, probe_size
+from pocketvlm.processing.media.sources import is_path
 from pocketvlm.processing.media.video_reader import open_video
 from pocketvlm.views import Size
 
@@ -163,6 +164,14 @@ def test_what_is_no_picture_is_named_with_what_to_do(name: str, tmp_path: Path) 
         with pytest.raises(MediaError, match=f"is .*{kind}"), open_video(source, None, module.MediaLimits(), True):
             pass
     assert not is_video(path)
+
+
+def test_a_long_path_whose_first_letters_are_a_picture_in_base64_is_a_path() -> None:
+    """ "/wo" is the beginning of a JPEG XL picture, and of /workspace, where many people work."""
+    for path in ("/workspace/data/documents/invoices/scanned/today/page.png", "/work/" + "a" * 60, "H4s" + "a" * 60):
+        assert is_path(path)
+        with pytest.raises(MediaError, match="does not exist"):
+            load_image(path)
 
 
 def test_bare_base64_and_file_urls_are_told_apart_from_paths(tmp_path: Path) -> None:

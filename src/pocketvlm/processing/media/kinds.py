@@ -68,6 +68,8 @@ _MAGIC = (
     (b"version https://git-lfs", _LFS),
 )
 
+_SHORT_MAGIC = tuple(magic for magic, _ in _MAGIC if len(magic) < 3)  # which text has by chance
+
 
 def is_picture(head: bytes) -> bool:
     """True for JPEG, PNG, GIF, WebP and AVIF."""
@@ -125,5 +127,7 @@ def is_base64(text: str) -> bool:
     try:
         head = base64.b64decode(text[:40])
     except (binascii.Error, ValueError):
+        return False
+    if head.startswith(_SHORT_MAGIC):  # "/wo" in base64: /workspace/… is a path
         return False
     return is_picture(head) or is_video_content(head) or kind_of(head) is not None
