@@ -18,8 +18,8 @@ from PIL import Image
 from cookbook.draw import DRAWS, Drawn, write_media
 from pocketvlm.synthetic import NOT_THERE, REGISTRY, Sample, make_sample
 
-# Of one small picture each; words and numbers, which everybody asks for, come twice.
-OWN = ("words", "words", "receipt", "invoice", "table", "form", "chart", "shapes", "screen")
+# Of one small picture each; words, which everybody asks for, and shapes, which counting disturbs most, come twice.
+OWN = ("words", "words", "receipt", "invoice", "table", "form", "chart", "shapes", "shapes", "screen")
 WITH_ABSENT = ("receipt", "table", "form")
 KINDS = (*DRAWS, "own", "absent")
 _ATTEMPTS = 100  # samples drawn for one question; about a quarter of them ask for what is not there

@@ -14,6 +14,7 @@ from pocketvlm.errors import MissingExtraError
 from pocketvlm.lenient_imports import without_hub_kernels
 from pocketvlm.machine import peak_resident_bytes
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.training.precision import autocast_dtype
 
 
 def recompute_layers(model: MiniCPMV) -> None:
@@ -37,7 +38,7 @@ def quantize_base(model: MiniCPMV, layers: Iterable[str]) -> None:
     """Keep the weights of some linear layers in 4 bits (NF4 with quantised scales, Dettmers et al., arXiv 2305.14314),
     in place. They do not learn any more; adapters beside them can. What is in 4 bits already stays as it is."""
     nf4 = import_bitsandbytes().nn
-    compute = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    compute = autocast_dtype(model.device, model.config.text.hidden_size)
     for name in layers:
         parent_name, _, child = name.rpartition(".")
         parent, plain = model.get_submodule(parent_name), model.get_submodule(name)

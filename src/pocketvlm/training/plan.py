@@ -29,10 +29,10 @@ from pocketvlm.training.lora import import_peft
 from pocketvlm.training.memory import import_bitsandbytes
 from pocketvlm.training.objectives import Objective, Preferences
 from pocketvlm.training.optimisers import make_optimiser, state_bytes, step_bytes
+from pocketvlm.training.precision import HalfLinear, autocast_dtype
 from pocketvlm.training.run import objective_of, prepare
 from pocketvlm.training.settings import TuneSettings
 from pocketvlm.training.traced import Alive, Heap, Saved, nf4_bytes, stand_in_for_4bit
-from pocketvlm.training.trainer import autocast_dtype
 
 _BEFORE = 2  # batches that are traced before the largest one; each takes its time, and more change little
 
@@ -136,11 +136,13 @@ def plan_memory(
     with torch.device("meta"):
         model = MiniCPMV(config, image.image_mean, image.image_std)
         sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
-        prepare(model, settings, quantize=as_4bit)
+        prepare(model, settings, quantize=as_4bit, device=device)
     weights = sum(sizes.values())
     for name in in_4bit:
         in_full = sizes[f"{name}.weight"]
         weights += nf4_bytes(in_full // 4) - in_full
+    halved = [one for one in model.modules() if isinstance(one, HalfLinear)]
+    weights -= sum(_bytes(one.parameters()) for one in halved)  # a half of what they were
     learns = [p for p in model.parameters() if p.requires_grad]
     adapters = 0 if settings.method == "full" else _bytes(learns)
     trace = _trace(model, settings, largest, device)
@@ -178,7 +180,7 @@ class _Trace:
 
 def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: torch.device) -> _Trace:
     """Run a model of the meta device on a batch, with tensors of no values."""
-    dtype = autocast_dtype(device)
+    dtype = autocast_dtype(device, model.config.text.hidden_size)
     is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
     # Values of the batch are looked at on the host, so they stay real. The device need not be there.
     with FakeTensorMode(allow_non_fake_inputs=True):

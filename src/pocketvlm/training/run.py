@@ -31,9 +31,10 @@ from pocketvlm.training.feed import Feed
 from pocketvlm.training.memory import peak_memory, quantize_base, recompute_layers
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
+from pocketvlm.training.precision import halve_base, keeps_half
 from pocketvlm.training.processes import Processes, device_of_process
 from pocketvlm.training.report import CURVE, Log, Result, draw_losses, read_log, steps_in, write_card
-from pocketvlm.training.settings import LOG, TuneSettings
+from pocketvlm.training.settings import LOG, PARTS, TuneSettings
 from pocketvlm.training.trackers import check_trackers
 from pocketvlm.training.trainer import Report, Trainer
 
@@ -165,17 +166,22 @@ def tune(
 
 
 def load_base(directory: ModelDirectory, settings: TuneSettings, device: torch.device) -> MiniCPMV:
-    """The model that the run begins with."""
-    if settings.method == "qlora" and directory.adapter is None:
-        wanted: set[str] = set()  # layer by layer, or the whole base in fp32 would be the most that the run ever needs
+    """The model that the run begins with. What is kept in fewer bits is so layer by layer, or the whole base in fp32
+    would be the most that the run ever needs."""
+    is_half = keeps_half(settings.method, device, directory.config.text.hidden_size)
+    if (settings.method == "qlora" or is_half) and directory.adapter is None:
+        in_4bit, in_half = set[str](), set[str]()
 
-        def quantize(model: MiniCPMV, name: str) -> None:
-            if not wanted:
-                wanted.update(layers_in_4bit(model, settings))
-            if name in wanted:
+        def keep(model: MiniCPMV, name: str) -> None:
+            if not in_4bit and not in_half:
+                in_4bit.update(layers_in_4bit(model, settings) if settings.method == "qlora" else ())
+                in_half.update(linear_layers(model, PARTS) if is_half else ())
+            if name in in_4bit:
                 quantize_base(model, [name])
+            elif name in in_half:
+                halve_base(model, [name])
 
-        return load_model(directory, device=device, on_linear=quantize)
+        return load_model(directory, device=device, on_linear=keep)
     if settings.from_scratch_compression is None:
         return load_model(directory, device=device)
     model = load_model(directory, device=device, without="vision_tower.vit_merger.")
@@ -241,12 +247,16 @@ def check_first(feed: Feed, most: int = 100) -> None:
 
 
 def prepare(
-    model: MiniCPMV, settings: TuneSettings, quantize: Callable[[MiniCPMV, Sequence[str]], None] = quantize_base
+    model: MiniCPMV,
+    settings: TuneSettings,
+    quantize: Callable[[MiniCPMV, Sequence[str]], None] = quantize_base,
+    device: torch.device | None = None,
 ) -> list[str]:
     """Mark what learns, in place; returns the layers with adapters, none with full fine-tuning.
 
     Args:
         quantize: brings the layers that it is given into 4 bits.
+        device: that the run is for; the model's when None.
     """
     if settings.gradient_checkpointing:
         recompute_layers(model)
@@ -255,6 +265,8 @@ def prepare(
         return []
     if settings.method == "qlora":
         quantize(model, list(layers_in_4bit(model, settings)))
+    if keeps_half(settings.method, device or model.device, model.config.text.hidden_size):
+        halve_base(model, list(linear_layers(model, PARTS)))
     return lora.add_lora(model, settings)
 
 

@@ -25,6 +25,7 @@ from pocketvlm.training.interrupts import StopRequest
 from pocketvlm.training.memory import peak_memory
 from pocketvlm.training.objectives import Objective
 from pocketvlm.training.optimisers import Optimiser, make_optimiser
+from pocketvlm.training.precision import autocast_dtype
 from pocketvlm.training.processes import Processes
 from pocketvlm.training.schedules import HalfCosine, Schedule
 from pocketvlm.training.settings import TuneSettings
@@ -112,7 +113,7 @@ class Trainer:
         self.stop, self._empty = StopRequest(), 0  # samples since anything could be learnt from one
         # Steps at the beginning in which no parameter had a gradient; None where one is known to have had one.
         self._idle: int | None = None if self.progress.tokens else 0
-        self.dtype = autocast_dtype(model.device)
+        self.dtype = autocast_dtype(model.device, model.config.text.hidden_size)
 
     def run(self, on_step: Callable[[Report], None], on_evaluation: Callable[[], None]) -> None:
         """Train to the end. Where it is interrupted it ends after a step, with a checkpoint.
@@ -299,10 +300,3 @@ def _schedule(settings: TuneSettings, feed: Steps) -> Schedule:
     if not steps and not settings.minutes:
         steps = max(1, math.ceil(settings.epochs * epoch_length(feed.samples, 0) / settings.batch_size))
     return HalfCosine(steps, settings.minutes, settings.warmup)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype:
-    """What products are computed in: bfloat16 on CUDA, and where a CPU has units for it; else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else torch.float32

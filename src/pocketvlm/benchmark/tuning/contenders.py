@@ -34,9 +34,10 @@ from pocketvlm.training.memory import import_bitsandbytes
 from pocketvlm.training.objectives import Answers
 from pocketvlm.training.optimisers import make_optimiser
 from pocketvlm.training.parts import linear_layers, part_of
+from pocketvlm.training.precision import autocast_dtype
 from pocketvlm.training.run import load_base, prepare
 from pocketvlm.training.settings import TuneSettings
-from pocketvlm.training.trainer import Trainer, autocast_dtype
+from pocketvlm.training.trainer import Trainer
 
 RATE = "16x"
 
@@ -109,6 +110,7 @@ class PeftLoop:
     def __init__(self, job: Job) -> None:
         self.settings, self.device, self.examples = job.settings, choose_device(job.device), _examples(job)
         directory = resolve(job.model)
+        self.dtype = autocast_dtype(self.device, directory.config.text.hidden_size)
         self.image_config = directory.image_config
         with torch.device("meta"):
             shapes = MiniCPMV(directory.config)
@@ -120,7 +122,7 @@ class PeftLoop:
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16 if self.device.type == "cuda" else torch.float32,
+                bnb_4bit_compute_dtype=self.dtype,
                 llm_int8_skip_modules=["model.vision_tower", "model.merger", "lm_head"],
             )
         kind: Any = import_transformers().MiniCPMV4_6ForConditionalGeneration
@@ -129,7 +131,6 @@ class PeftLoop:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.rate = self.settings.rate(directory.config.text)
         self.optimiser = make_optimiser(self.parameters, self.settings, self.rate)
-        self.dtype = autocast_dtype(self.model.device)
 
     def step(self, number: int) -> float:
         batch = {name: one.to(self.device) for name, one in self._collate(self.examples[number]).items()}
