@@ -17,6 +17,36 @@ PACKED = "test_packed_samples_have_the_losses_and_gradients_of_each_alone"
 TRL = "test_the_loss_of_preferences_is_that_of_dpo_trainer"
 
 MUTANTS = [
+    # What products are computed in, and what is kept in it.
+    *of(
+        "training/precision.py",
+        "training/test_precision.py",
+        (
+            "is_fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()",
+            "is_fast = torch.cpu._is_amx_tile_supported()",
+            "test_products_are_bfloat16_where_that_is_fast_and_the_model_wide",
+        ),
+        (" or width < _WIDE:", ":", "test_products_are_bfloat16_where_that_is_fast_and_the_model_wide"),
+        (
+            "return out if torch.is_autocast_enabled(input.device.type) else out.to(input.dtype)",
+            "return out",
+            "test_what_is_halved_stays_what_it_is",
+        ),
+        (
+            "layer.to(torch.bfloat16).requires_grad_(False)",
+            "layer.to(torch.float16).requires_grad_(False)",
+            "test_a_base_in_bfloat16_learns_what_autocast_would",
+        ),
+    ),
+    *of(
+        "training/trainer.py",
+        "training/test_trainer.py",
+        (
+            "        if has_seen_all or self._idle in (_MOST_IDLE, self.schedule.steps):",
+            "        if True:",
+            "test_a_run_whose_first_samples_have_no_picture_waits_for_one_that_has",
+        ),
+    ),
     # What is learnt of a sample.
     *of(
         "training/examples.py",
@@ -33,9 +63,14 @@ MUTANTS = [
         ),
         ("        yield Piece(opening, False), False\n", "        yield Piece(opening, False), True\n", LEARNT),
         (
-            "return self(sample, draw), self(worse, draw)",
-            "return self(worse, draw), self(sample, draw)",
+            "return self._example(sample, draw, last_only=True), self._example(worse",
+            "return self._example(worse, draw, last_only=True), self._example(sample",
             "test_a_pair_differs_in_its_last_answer_alone",
+        ),
+        (
+            "        if last_only:  #",
+            "        if False:  #",
+            "test_of_a_pair_in_several_turns_the_last_answers_alone_are_learnt",
         ),
         (
             "(zlib.crc32(sample.source.encode()), draw % 2**32)",
@@ -47,8 +82,8 @@ MUTANTS = [
         "training/examples.py",
         "training/test_random_rates.py",
         (
-            "self(sample, draw), self(worse, draw)",
-            "self(sample, draw), self(worse, draw + 1)",
+            "self._example(worse, draw, last_only=True)",
+            "self._example(worse, draw + 1, last_only=True)",
             "test_both_answers_of_a_preference_see_the_same",
         ),
     ),
