@@ -56,12 +56,17 @@ def draw_bars(out: Path) -> None:
     figure.savefig(out)
 
 
-def main() -> None:
+def render_pages(folder: Path) -> None:
+    """A picture beside each page of a folder."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         sys.exit(f"no browser: install one of {', '.join(BROWSERS)}")
-    for page in sorted(HERE.glob("*.html")):
+    for page in sorted(folder.glob("*.html")):
         render_page(browser, page)
+
+
+def main() -> None:
+    render_pages(HERE)
     draw_bars(HERE / "bars.png")
     photo = Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).convert("RGB")
     photo.resize((256, 300)).save(HERE / "photo.jpg", quality=85)

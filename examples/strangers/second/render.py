@@ -10,7 +10,6 @@ machine, and so do the pixels. `questions.jsonl` is in the format of `pocketvlm 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from PIL import Image, ImageChops
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from render import BROWSERS, render_page  # noqa: E402  (the renderer of the first set)
+from render import render_pages  # noqa: E402  (the renderer of the first set)
 
 MARGIN = 12  # pixels around what is printed
 DISPLAY = ":97"
@@ -125,11 +124,7 @@ def photograph(name: str) -> None:
 
 
 def main() -> None:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        sys.exit(f"no browser: install one of {', '.join(BROWSERS)}")
-    for page in sorted(HERE.glob("*.html")):
-        render_page(browser, page)
+    render_pages(HERE)
     print_sheet(HERE / "stock.csv", HERE / "stock.png")
     shoot_terminal(HERE / "terminal.sh", HERE / "terminal.png")
     draw_charts()
