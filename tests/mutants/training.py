@@ -73,6 +73,7 @@ MUTANTS = [
             "test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_by_bit",
         ),
         ("[rank::world]", "", "test_processes_share_the_samples_of_a_step"),
+        ("signal.signal(signal.SIGCHLD, signal.SIG_DFL)", "pass", "test_a_worker_that_was_killed_is_one_line"),
     ),
     *of(
         "training/checkpoints.py",

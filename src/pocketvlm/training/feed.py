@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ class Feed:
         try:
             yield from loader
         except (EOFError, ConnectionError):  # what a worker had ready cannot be taken over any more
+            _stop_watching()
             raise EngineError(_ENDED) from None
 
     def all(self) -> Iterator[Found]:
@@ -120,9 +122,17 @@ def watched_workers() -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_worker(error):
             raise
+        _stop_watching()
         raise EngineError(_ENDED) from None
     finally:
         sys.unraisablehook = hook
+
+
+def _stop_watching() -> None:
+    """The end of one worker is known and will be said: that of the others, which follow it, must not be raised in the
+    middle of saying it. A later run in this process sees a worker's end when it waits for a sample."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _is_of_worker(error: BaseException | None) -> bool:
