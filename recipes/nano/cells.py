@@ -20,7 +20,7 @@ from pocketvlm.synthetic import CharacterBox
 from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES
 from pocketvlm.synthetic.sample import ObjectBox
 
-SLOTS = 8  # characters of one visual token that are asked for
+SLOTS = 16  # characters of one visual token that are asked for; nothing is asked where there are more
 CLASSES = 96  # printable ASCII, and 0 for "no more characters"
 KINDS = ("", *SHAPES, "button", "field", "box", "bar", "point")  # "" is no object
 COLOUR_NAMES = ("", *COLOURS)  # "" is none with a name
@@ -34,7 +34,8 @@ class CellTargets(NamedTuple):
     """What each visual token should say.
 
     Attributes:
-        characters: [N, SLOTS] the printed characters whose middle falls into its cell, in reading order.
+        characters: [N, SLOTS] the printed characters whose middle falls into its cell, in reading order; `UNKNOWN`
+            where they are too many.
         objects: [N, 6] kind, colour, and left, top, right, bottom edge of the object that covers most of its cell;
             `UNKNOWN` where nothing is known. Edges are places in the whole picture: asked of the overview.
     """
@@ -93,8 +94,10 @@ def _characters(characters: Iterable[CharacterBox], grid: Grid) -> Tensor:
             cells.setdefault((int(y), int(x)), []).append(ord(box.character) - 31)
     target = torch.zeros(grid.rows, grid.columns, SLOTS, dtype=torch.long)
     for (y, x), classes in cells.items():
-        kept = torch.tensor(classes[:SLOTS])
-        target[y, x, : len(kept)] = kept
+        if len(classes) > SLOTS:  # at 16x small print is beyond a token: what cannot be learnt is not asked
+            target[y, x] = UNKNOWN
+        else:
+            target[y, x, : len(classes)] = torch.tensor(classes)
     return target.flatten(0, 1)
 
 
@@ -150,10 +153,12 @@ class CellReader(nn.Module):
         scores = self.characters(features).view(-1, SLOTS, CLASSES).float()
         # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
         weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
-        each = F.cross_entropy(scores.flatten(0, 1), characters.flatten(), reduction="none").view(-1, SLOTS)
-        asked = torch.ones_like(each)
-        asked[:, 1:] = (characters[:, :-1] > 0).float()
-        return (each * asked * weight).sum() / (asked * weight).sum()
+        asked = torch.ones_like(characters, dtype=torch.bool)
+        asked[:, 1:] = characters[:, :-1] > 0
+        asked[characters[:, 0] == UNKNOWN] = False
+        each = F.cross_entropy(scores[asked], characters[asked], reduction="none")
+        weight = weight.expand_as(asked)[asked]
+        return (each * weight).sum() / weight.sum().clamp(min=1e-9)
 
     def object_loss(self, features: Tensor, objects: Tensor) -> Tensor:
         """Mean over the cells of pictures with objects: kind and colour, and the edges where they are known."""

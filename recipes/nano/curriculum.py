@@ -15,6 +15,7 @@ from pocketvlm.synthetic import LEVELS
 from pocketvlm.synthetic.documents.screens import SCREEN_LEVELS
 from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS
 from pocketvlm.training.settings import PARTS
+from recipes.nano.collage import CollageLevel
 from recipes.nano.views import Rates
 
 
@@ -80,10 +81,12 @@ ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
 # The same print on a canvas that is little larger: a quarter of the patches, so four times the reading for the money.
 SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 168), (112, 112), (112, 224), (112, 168)))
 
-# As much print as a view holds: several times the characters of one line for the same patches.
-FULL = dataclasses.replace(LEVELS[3], lines=(6, 9), font_pixels=(14, 40), sizes=((224, 224),))
+# As much print as a view holds: large, of all sizes, and for texts that the decoder reads aloud.
+LARGE, DENSE = CollageLevel(font_pixels=(16, 56)), CollageLevel()
+FEW_LINES = CollageLevel(font_pixels=(12, 44), lines=4)
+PLAIN = CollageLevel(font_pixels=(16, 30), variety=0.1, wear=0.1, degrees=0, shrunk=0)
 
-STRIPS = (Share("words", 1, 0.8), Share("words", 0, 0.2))
+STRIPS = (Share("collage", PLAIN, 0.5), Share("words", 1, 0.5))
 # Where things are is learnt late: two more boxes are asked for, in a picture that is looked at anyway.
 SHAPES = dataclasses.replace(SHAPE_LEVELS[0], boxes=2)
 SCREENS = dataclasses.replace(SCREEN_LEVELS[0], boxes=2)
@@ -118,27 +121,30 @@ SEVERAL_PICTURES = (
 )
 # For the tower alone: whatever its cells can be asked about, as densely as it comes.
 CELLS = (
-    Share("words", FULL, 0.42),
-    Share("words", SNIPPET, 0.18),
-    Share("words", ONE_LINE, 0.08),
-    Share("paragraph", 0, 0.05),
+    Share("collage", DENSE, 0.38),
+    Share("collage", LARGE, 0.16),
+    Share("words", SNIPPET, 0.08),
+    Share("words", ONE_LINE, 0.06),
+    Share("paragraph", 1, 0.03),
     Share("receipt", 0, 0.05),
     Share("table", 0, 0.04),
-    Share("page", 3, 0.01),
-    Share("shapes", 0, 0.10),
+    Share("form", 0, 0.03),
+    Share("page", 3, 0.005),
+    Share("shapes", 0, 0.07),
     Share("shapes", 1, 0.03),
-    Share("screen", 0, 0.08),
+    Share("screen", 0, 0.05),
     Share("chart", 0, 0.04),
 )
 
 # Where the decoder learns to read aloud: whole texts, then lines by their number, from large print to small.
 ALOUD = (
-    Share("words", SNIPPET, 0.30),
-    Share("words", ONE_LINE, 0.15),
+    Share("words", SNIPPET, 0.25),
+    Share("words", ONE_LINE, 0.10),
     Share("words", 3, 0.20),
     Share("words", 1, 0.05),
-    Share("paragraph", 0, 0.20),
-    Share("paragraph", 1, 0.10),
+    Share("collage", FEW_LINES, 0.20),
+    Share("paragraph", 0, 0.12),
+    Share("paragraph", 1, 0.08),
 )
 # Where it learns to look up a value by its name: two or three pairs, a table of two columns, then receipts.
 LOOKED_UP = (
@@ -154,7 +160,7 @@ LOOKED_UP = (
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("strips", STRIPS, 1536, 1.00, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 2.25, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("print", CELLS, 2048, 0.25, HYBRID, SEES, language=0, cells=1.0),
     Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS),
     Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS),

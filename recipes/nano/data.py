@@ -18,7 +18,8 @@ from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.training.batches import Batch
 from recipes.nano.cells import CellTargets, cell_targets
-from recipes.nano.curriculum import Stage
+from recipes.nano.collage import CollageLevel, draw_collage
+from recipes.nano.curriculum import Share, Stage
 from recipes.nano.places import places
 from recipes.nano.views import EncodedPicture, encode_picture
 
@@ -68,11 +69,18 @@ class Collator:
         wanted = stage.patches if patches is None else patches
         while wanted > 0:
             share = tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
-            sample = make_sample(share.task, (*seed, len(drawn)), "train", share.level)
+            sample = self.draw(share, (*seed, len(drawn)))
             pictures = self.encode(sample, stage, rng)
             drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
             wanted -= sum(len(picture.patches) for picture in pictures)
         return self.pack(drawn, seed, stage.has_language(step), stage.cells)
+
+    @staticmethod
+    def draw(share: Share, seed: tuple[int, ...]) -> Sample:
+        if isinstance(share.level, CollageLevel):
+            run, step, *process, _ = seed
+            return draw_collage(seed, share.level, fonts=(run, step // 16, *process))
+        return make_sample(share.task, seed, "train", share.level)
 
     def encode(self, sample: Sample, stage: Stage, rng: np.random.Generator) -> list[EncodedPicture]:
         """The pictures or frames of a sample as views."""

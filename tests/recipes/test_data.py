@@ -16,6 +16,7 @@ from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import ChatTemplate
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
+from pocketvlm.synthetic.sample import CharacterBox
 from recipes.nano.cells import COLOUR_NAMES, KINDS, SLOTS, UNKNOWN, CellReader, CellTargets, cell_targets
 from recipes.nano.curriculum import CURRICULUM, Share, Stage
 from recipes.nano.data import Collator, TrainingBatch
@@ -55,7 +56,20 @@ def test_targets_hold_every_character_of_a_picture_once() -> None:
         targets = cell_targets(sample.characters[0], (), picture.plan, 14).characters
         kept = sorted(targets[targets > 0].tolist())
         printed = sorted(ord(box.character) - 31 for box in sample.characters[0])
-        assert kept == printed or targets[:, SLOTS - 1].any()  # a crowded cell keeps its first characters only
+        assert kept == printed or (targets == UNKNOWN).any()
+
+
+def test_a_cell_with_more_characters_than_are_asked_for_is_not_asked() -> None:
+    boxes = [CharacterBox("a", x, 3.0, x + 1.0, 9.0) for x in np.linspace(0, 25, SLOTS + 1).tolist()]
+    picture = encode_picture(np.zeros((112, 112, 3), np.uint8), IMAGE, "4x", rng(), 1.0)
+    crowded, full = (cell_targets(some, (), picture.plan, 14).characters for some in (boxes, boxes[1:]))
+    assert (crowded[0] == UNKNOWN).all()
+    assert (full[0] == ord("a") - 31).all()
+    reader, features = CellReader(8), torch.randn(len(full), 8)
+    nothing = torch.full((len(full), 6), UNKNOWN)
+    others = reader(features[1:], CellTargets(crowded[1:], nothing[1:]))["characters"]
+    torch.testing.assert_close(reader(features, CellTargets(crowded, nothing))["characters"], others)
+    assert reader(features[:1], CellTargets(crowded[:1], nothing[:1]))["characters"] == 0
 
 
 @pytest.mark.parametrize("mode", ["4x", "16x", None])
