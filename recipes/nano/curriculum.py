@@ -16,6 +16,7 @@ from pocketvlm.synthetic.documents.screens import SCREEN_LEVELS
 from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS
 from pocketvlm.training.settings import PARTS
 from recipes.nano.collage import CollageLevel
+from recipes.nano.lookup import LookupLevel
 from recipes.nano.views import Rates
 
 
@@ -83,17 +84,20 @@ SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 16
 
 # As much print as a view holds: large, of all sizes, and for texts that the decoder reads aloud.
 LARGE, DENSE = CollageLevel(font_pixels=(16, 56)), CollageLevel()
+SIZES = CollageLevel(font_pixels=(14, 40), variety=0.3, wear=0.2, degrees=0, shrunk=0.1)
 FEW_LINES = CollageLevel(font_pixels=(12, 44), lines=4)
 PLAIN = CollageLevel(font_pixels=(16, 30), variety=0.1, wear=0.1, degrees=0, shrunk=0)
 
 STRIPS = (Share("collage", PLAIN, 0.5), Share("words", 1, 0.5))
+ANY_SIZE = (Share("collage", SIZES, 0.7), Share("words", SNIPPET, 0.2), Share("words", ONE_LINE, 0.1))
 # Where things are is learnt late: two more boxes are asked for, in a picture that is looked at anyway.
 SHAPES = dataclasses.replace(SHAPE_LEVELS[0], boxes=2)
 SCREENS = dataclasses.replace(SCREEN_LEVELS[0], boxes=2)
 
 ONE_PICTURE = (
-    Share("words", ONE_LINE, 0.16),
-    Share("words", SNIPPET, 0.20),
+    Share("lookup", LookupLevel(), 0.10),
+    Share("words", ONE_LINE, 0.14),
+    Share("words", SNIPPET, 0.16),
     Share("words", 3, 0.05),
     Share("words", 4, 0.01),
     Share("words", 5, 0.02),
@@ -146,24 +150,33 @@ ALOUD = (
     Share("paragraph", 0, 0.12),
     Share("paragraph", 1, 0.08),
 )
-# Where it learns to look up a value by its name: two or three pairs, a table of two columns, then receipts.
+# Where it learns to look up a value by its name: two or three pairs, then a list or a table of them, then receipts.
+FIRST_PAIRS = (
+    Share("lookup", LookupLevel(pairs=(1, 3), font_pixels=(14, 34), absent=0.1), 0.60),
+    Share("words", SNIPPET, 0.20),
+    Share("collage", FEW_LINES, 0.20),
+)
 LOOKED_UP = (
-    Share("form", 0, 0.22),
-    Share("table", 0, 0.22),
-    Share("receipt", 0, 0.14),
-    Share("invoice", 0, 0.10),
-    Share("page", 0, 0.06),
-    Share("screen", SCREENS, 0.06),
-    Share("words", SNIPPET, 0.10),
-    Share("paragraph", 0, 0.10),
+    Share("lookup", LookupLevel(), 0.32),
+    Share("form", 0, 0.13),
+    Share("table", 0, 0.14),
+    Share("receipt", 0, 0.12),
+    Share("invoice", 0, 0.08),
+    Share("chart", 0, 0.04),
+    Share("page", 0, 0.03),
+    Share("screen", SCREENS, 0.04),
+    Share("words", SNIPPET, 0.06),
+    Share("paragraph", 0, 0.04),
 )
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("strips", STRIPS, 1536, 2.25, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8),
     Stage("print", CELLS, 2048, 0.25, HYBRID, SEES, language=0, cells=1.0),
     Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS),
-    Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS),
+    Stage("first pairs", FIRST_PAIRS, 3072, 0.45, HYBRID, language=2, between=CELLS, questions=6),
+    Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS, questions=6),
     Stage("one picture", ONE_PICTURE, 4096, 0.35, HYBRID, language=2, between=CELLS, measured=True),
     Stage("several pictures", SEVERAL_PICTURES, 4096, 0, HYBRID, language=2, between=CELLS, questions=6, measured=True),
 )

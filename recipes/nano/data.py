@@ -20,6 +20,7 @@ from pocketvlm.training.batches import Batch
 from recipes.nano.cells import CellTargets, cell_targets
 from recipes.nano.collage import CollageLevel, draw_collage
 from recipes.nano.curriculum import Share, Stage
+from recipes.nano.lookup import LookupLevel, draw_lookup
 from recipes.nano.places import places
 from recipes.nano.views import EncodedPicture, encode_picture
 
@@ -77,9 +78,11 @@ class Collator:
 
     @staticmethod
     def draw(share: Share, seed: tuple[int, ...]) -> Sample:
+        fonts = (*seed[:1], sum(seed[1:2]) // 16, *seed[2:-1])  # of 16 steps
         if isinstance(share.level, CollageLevel):
-            run, step, *process, _ = seed
-            return draw_collage(seed, share.level, fonts=(run, step // 16, *process))
+            return draw_collage(seed, share.level, fonts=fonts)
+        if isinstance(share.level, LookupLevel):
+            return draw_lookup(seed, share.level, fonts=fonts)
         return make_sample(share.task, seed, "train", share.level)
 
     def encode(self, sample: Sample, stage: Stage, rng: np.random.Generator) -> list[EncodedPicture]:

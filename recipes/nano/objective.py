@@ -19,6 +19,7 @@ from recipes.nano.data import TrainingBatch
 from recipes.nano.places import Pointer
 
 PLACES_WEIGHT = 0.3
+OBJECTS_WEIGHT = 0.25  # its loss begins four times as high as that of characters, and reading is what takes long
 
 
 class Heads(nn.Module):
@@ -77,7 +78,7 @@ class CellsAndAnswers(Objective):
         cells, answers, right = self.parts(model, batch)
         self._seen = {name: loss.detach() for name, loss in cells.items()}
         self._tasks, self._samples = {}, len(batch.tasks)
-        dense = batch.cells_weight * (cells["characters"] + cells["objects"])
+        dense = batch.cells_weight * (cells["characters"] + OBJECTS_WEIGHT * cells["objects"])
         if answers is None or right is None:
             return dense[None]
         dense = dense + PLACES_WEIGHT * cells["places"]
