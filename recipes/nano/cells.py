@@ -20,7 +20,8 @@ from pocketvlm.synthetic import CharacterBox
 from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES
 from pocketvlm.synthetic.sample import ObjectBox
 
-SLOTS = 16  # characters of one visual token that are asked for; nothing is asked where there are more
+SLOTS = 10  # characters of one part of a cell that are asked for; nothing is asked where there are more
+PARTS = 4  # of a cell at 16x: each is as large as a cell at 4x, which is asked about as a whole
 CLASSES = 96  # printable ASCII, and 0 for "no more characters"
 KINDS = ("", *SHAPES, "button", "field", "box", "bar", "point")  # "" is no object
 COLOUR_NAMES = ("", *COLOURS)  # "" is none with a name
@@ -34,17 +35,19 @@ class CellTargets(NamedTuple):
     """What each visual token should say.
 
     Attributes:
-        characters: [N, SLOTS] the printed characters whose middle falls into its cell, in reading order; `UNKNOWN`
-            where they are too many.
+        characters: [N, PARTS, SLOTS] the printed characters whose middle falls into each part of its cell, in reading
+            order; `UNKNOWN` where they are too many. A cell at 4x is its own first part, its others are `UNKNOWN`.
+        compressed: bool, [N], whether the token is one at 16x.
         objects: [N, 6] kind, colour, and left, top, right, bottom edge of the object that covers most of its cell;
             `UNKNOWN` where nothing is known. Edges are places in the whole picture: asked of the overview.
     """
 
     characters: Tensor
+    compressed: Tensor
     objects: Tensor
 
     def to(self, device: torch.device | str) -> CellTargets:
-        return CellTargets(self.characters.to(device), self.objects.to(device))
+        return CellTargets(*(part.to(device) for part in self))
 
 
 class Grid(NamedTuple):
@@ -78,26 +81,31 @@ def cell_targets(
 ) -> CellTargets:
     """Targets of every visual token of a picture. Without `objects` nothing is said about them."""
     characters = tuple(characters)
-    read, found = [], []
-    for number, grid in enumerate(grids(plan, patch)):
-        read.append(_characters(characters, grid))
+    read, compressed, found = [], [], []
+    for number, (view, grid) in enumerate(zip(plan.views, grids(plan, patch), strict=True)):
+        is_compressed = view.downsample_mode == "16x"
+        read.append(_characters(characters, grid, 2 if is_compressed else 1))
+        compressed.append(torch.full((grid.rows * grid.columns,), is_compressed))
         found.append(_objects(objects, grid, plan, whole=number == 0))
-    return CellTargets(torch.cat(read), torch.cat(found))
+    return CellTargets(torch.cat(read), torch.cat(compressed), torch.cat(found))
 
 
-def _characters(characters: Iterable[CharacterBox], grid: Grid) -> Tensor:
-    cells: dict[tuple[int, int], list[int]] = {}
+def _characters(characters: Iterable[CharacterBox], grid: Grid, parts: int) -> Tensor:
+    """[cells, PARTS, SLOTS] with `parts` parts of a cell in each direction."""
+    found: dict[tuple[int, int, int], list[int]] = {}
     for box in characters:
         y = (box.top + box.bottom) / 2 * grid.down - grid.first_row
         x = (box.left + box.right) / 2 * grid.across - grid.first_column
         if 0 <= y < grid.rows and 0 <= x < grid.columns:
-            cells.setdefault((int(y), int(x)), []).append(ord(box.character) - 31)
-    target = torch.zeros(grid.rows, grid.columns, SLOTS, dtype=torch.long)
-    for (y, x), classes in cells.items():
-        if len(classes) > SLOTS:  # at 16x small print is beyond a token: what cannot be learnt is not asked
-            target[y, x] = UNKNOWN
+            part = int(y % 1 * parts) * parts + int(x % 1 * parts)
+            found.setdefault((int(y), int(x), part), []).append(ord(box.character) - 31)
+    target = torch.full((grid.rows, grid.columns, PARTS, SLOTS), UNKNOWN)
+    target[:, :, : parts * parts] = 0
+    for (y, x, part), classes in found.items():
+        if len(classes) > SLOTS:  # such small print is beyond a token: what cannot be learnt is not asked
+            target[y, x, part] = UNKNOWN
         else:
-            target[y, x, : len(classes)] = torch.tensor(classes)
+            target[y, x, part, : len(classes)] = torch.tensor(classes)
     return target.flatten(0, 1)
 
 
@@ -136,6 +144,7 @@ class CellReader(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.characters = nn.Linear(hidden, SLOTS * CLASSES)
+        self.compressed_characters = nn.Linear(hidden, PARTS * SLOTS * CLASSES)
         self.parts = (len(KINDS), len(COLOUR_NAMES), 4 * (STEPS + 1))
         self.objects = nn.Linear(hidden, sum(self.parts))
         places = torch.arange(STEPS + 1.0)
@@ -144,13 +153,17 @@ class CellReader(nn.Module):
 
     def forward(self, features: Tensor, targets: CellTargets) -> dict[str, Tensor]:
         return {
-            "characters": self.character_loss(features, targets.characters),
+            "characters": self.character_loss(features, targets),
             "objects": self.object_loss(features, targets.objects),
         }
 
-    def character_loss(self, features: Tensor, characters: Tensor) -> Tensor:
-        """Mean over the cells' slots that matter: every character, and the first "no more characters"."""
-        scores = self.characters(features).view(-1, SLOTS, CLASSES).float()
+    def character_loss(self, features: Tensor, targets: CellTargets) -> Tensor:
+        """Mean over the slots that matter of all parts: every character, and the first "no more characters"."""
+        compressed = targets.compressed
+        plain = self.characters(features[~compressed]).view(-1, SLOTS, CLASSES).float()
+        parts = self.compressed_characters(features[compressed]).view(-1, SLOTS, CLASSES).float()
+        scores = torch.cat([plain, parts])
+        characters = torch.cat([targets.characters[~compressed, 0], targets.characters[compressed].flatten(0, 1)])
         # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
         weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
         asked = torch.ones_like(characters, dtype=torch.bool)

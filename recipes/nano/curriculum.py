@@ -171,7 +171,7 @@ LOOKED_UP = (
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("strips", STRIPS, 1536, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8),
     Stage("print", CELLS, 2048, 0.25, HYBRID, SEES, language=0, cells=1.0),
     Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS),

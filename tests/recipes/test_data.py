@@ -17,7 +17,7 @@ from pocketvlm.processing.prompt.template import ChatTemplate
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.synthetic import Question, Sample, make_sample
 from pocketvlm.synthetic.sample import CharacterBox
-from recipes.nano.cells import COLOUR_NAMES, KINDS, SLOTS, UNKNOWN, CellReader, CellTargets, cell_targets
+from recipes.nano.cells import COLOUR_NAMES, KINDS, PARTS, SLOTS, UNKNOWN, CellReader, CellTargets, cell_targets
 from recipes.nano.curriculum import CURRICULUM, Share, Stage
 from recipes.nano.data import Collator, TrainingBatch
 from recipes.nano.objective import CellsAndAnswers
@@ -62,14 +62,24 @@ def test_targets_hold_every_character_of_a_picture_once() -> None:
 def test_a_cell_with_more_characters_than_are_asked_for_is_not_asked() -> None:
     boxes = [CharacterBox("a", x, 3.0, x + 1.0, 9.0) for x in np.linspace(0, 25, SLOTS + 1).tolist()]
     picture = encode_picture(np.zeros((112, 112, 3), np.uint8), IMAGE, "4x", rng(), 1.0)
-    crowded, full = (cell_targets(some, (), picture.plan, 14).characters for some in (boxes, boxes[1:]))
-    assert (crowded[0] == UNKNOWN).all()
-    assert (full[0] == ord("a") - 31).all()
-    reader, features = CellReader(8), torch.randn(len(full), 8)
-    nothing = torch.full((len(full), 6), UNKNOWN)
-    others = reader(features[1:], CellTargets(crowded[1:], nothing[1:]))["characters"]
-    torch.testing.assert_close(reader(features, CellTargets(crowded, nothing))["characters"], others)
-    assert reader(features[:1], CellTargets(crowded[:1], nothing[:1]))["characters"] == 0
+    crowded, full = (cell_targets(some, (), picture.plan, 14) for some in (boxes, boxes[1:]))
+    assert (crowded.characters[0] == UNKNOWN).all()
+    assert (full.characters[0, 0] == ord("a") - 31).all()
+    reader, features = CellReader(8), torch.randn(len(full.characters), 8)
+    first, others = (CellTargets(*(part[some] for part in crowded)) for some in (slice(1), slice(1, None)))
+    expected = reader(features[1:], others)["characters"]
+    torch.testing.assert_close(reader(features, crowded)["characters"], expected)
+    assert reader(features[:1], first)["characters"] == 0
+
+
+def test_a_cell_at_16x_is_asked_what_its_four_cells_at_4x_are() -> None:
+    sample = make_sample("words", (1, 2), "train", 3)
+    (picture,), (finer,) = encoded(sample, "16x"), encoded(sample, "4x")
+    (view,) = picture.views
+    rows, columns = view.size.height // 4, view.size.width // 4
+    parts = cell_targets(sample.characters[0], (), picture.plan, 14).characters.view(rows, columns, 2, 2, SLOTS)
+    cells = cell_targets(sample.characters[0], (), finer.plan, 14).characters[:, 0]
+    assert parts.transpose(1, 2).reshape(cells.shape).equal(cells)
 
 
 @pytest.mark.parametrize("mode", ["4x", "16x", None])
@@ -112,14 +122,14 @@ def test_slices_tell_objects_but_not_where_they_end() -> None:
 
 def test_cells_of_pictures_without_objects_do_not_count() -> None:
     reader, features = CellReader(8), torch.randn(6, 8)
-    nothing = torch.zeros(6, SLOTS, dtype=torch.long)
+    nothing, fine = torch.zeros(6, PARTS, SLOTS, dtype=torch.long), torch.zeros(6, dtype=torch.bool)
     unknown = torch.full((6, 6), UNKNOWN)
-    assert reader(features, CellTargets(nothing, unknown))["objects"] == 0
+    assert reader(features, CellTargets(nothing, fine, unknown))["objects"] == 0
     some = unknown.clone()
     some[0] = torch.tensor([1, 2, 10, 20, 30, 40])
     some[1] = torch.tensor([0, 0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN])
-    alone = reader(features[:2], CellTargets(nothing[:2], some[:2]))["objects"]
-    torch.testing.assert_close(reader(features, CellTargets(nothing, some))["objects"], alone)
+    alone = reader(features[:2], CellTargets(nothing[:2], fine[:2], some[:2]))["objects"]
+    torch.testing.assert_close(reader(features, CellTargets(nothing, fine, some))["objects"], alone)
 
 
 @pytest.mark.parametrize("mode", ["4x", "16x"])
