@@ -40,7 +40,7 @@ def test_it_answers_greedily_by_default_and_the_same_every_time(nano: pocketvlm.
 
 # Floors well under what `pocketvlm eval` measures, on fewer examples: they guard against a broken pipeline or broken
 # weights, not against a model that is a little worse.
-FLOORS = {"one-word": 0.3, "one-number": 0.5, "receipt": 0.6}
+FLOORS = {"one-word": 0.3, "one-number": 0.4, "receipt": 0.5}
 
 
 @pytest.mark.parametrize("task", FLOORS)

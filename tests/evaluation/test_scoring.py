@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,3 +228,39 @@ def test_what_cannot_be_scored_is_refused() -> None:
         scoring.score("a", example("exact"))
     with pytest.raises(ConfigError, match="unknown"):
         scoring.score("a", example("bleu", "a"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "share"),
+    [
+        ('{"a": "1", "b": null}', '{"b": null, "a": "1"}', 1),
+        ('{"a": "1"}', '{"a": "1", "b": "2"}', 1 / 2),
+        ('{"a": "1", "b": "2", "c": "3"}', '{"a": "1"}', 1 / 3),
+        ('{"a": "2"}', '{"a": "1"}', 0),
+        ('{"b": "1"}', '{"a": "1"}', 0),
+        ('[{"n": "a", "p": "1"}, {"n": "b", "p": "2"}]', '[{"n": "a", "p": "1"}, {"n": "c", "p": "2"}]', 3 / 4),
+        ('[{"n": "a"}]', '[{"n": "a"}, {"n": "b"}]', 1 / 2),
+        ('{"a": 1}', '{"a": true}', 0),
+        ('{"a": 1}', '{"a": 1.0}', 1),
+        ('{"a": "1"}', '{"a": 1}', 0),
+        ('{"a": []}', '{"a": {}}', 0),
+        ("[]", "[]", 1),
+        ("3", "3", 1),
+        ('{"a": "1"', '{"a": "1"}', 0),
+        ("the total is 3", '{"total": "3"}', 0),
+        ("", '{"a": "1"}', 0),
+        ("[" * 100_000, '{"a": "1"}', 0),
+    ],
+)
+def test_fields_of_known_answers(answer: str, expected: str, share: float) -> None:
+    assert scoring.field_accuracy(answer, expected) == pytest.approx(share)
+    assert scoring.score(answer, example("fields", expected)) == pytest.approx(share)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.dictionaries(st.text(), v) | st.lists(v)
+    )
+)
+def test_json_has_all_the_fields_of_itself(value: object) -> None:
+    assert scoring.field_accuracy(json.dumps(value, indent=2), json.dumps(value)) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,11 @@ def register(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
     """Two kinds of picture, "odd" and "even": the samples of one in two ask for what is not there."""
 
     def draw(rng: np.random.Generator, _level: object, _split: str, task: str) -> Sample:
-        questions = [Question(f"Main of {task}?", "1", "number"), Question("Where is it?", "<box>1 2 3 4</box>", "box")]
+        questions = [
+            Question("As JSON.", '{"a": "1"}', "json"),
+            Question(f"Main of {task}?", "1", "number"),
+            Question("Where is it?", "<box>1 2 3 4</box>", "box"),
+        ]
         if rng.random() < 0.5:
             questions.append(Question("What colour is the hat?", NOT_THERE, "absent"))
         return Sample((FRAME,), tuple(questions), task, ((),))
@@ -80,10 +86,20 @@ def test_a_row_chooses_the_question_by_kind_text_or_at_random(monkeypatch: pytes
 
     assert asked(Row("odd")) == {"relaxed"}
     assert asked(Row("odd", kinds=("box",))) == {"iou"}
+    assert asked(Row("odd", kinds=("json",))) == {"fields"}
     assert asked(Row("odd", pattern="^Where")) == {"iou"}
     assert asked(Row("odd", any_question=True)) == {"relaxed", "iou"}
     with pytest.raises(ConfigError, match="no question"):
         asked(Row("odd", kinds=("long",)))
+
+
+@pytest.mark.parametrize("name", ["receipt-json", "invoice-json", "form-json"])
+def test_documents_are_asked_for_as_json_in_tasks_of_their_own(name: str) -> None:
+    for index in range(4):
+        asked = SyntheticSuite().task(name).example(index, 1)
+        assert isinstance(json.loads(asked.answers[0]), dict)
+        other = SyntheticSuite().task(name.removesuffix("-json")).example(index, 1)
+        assert (asked.metric, other.metric) == ("fields", "strict")
 
 
 def test_rows_that_cannot_be_drawn_yet_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,24 @@ MUTANTS = [
         ("abs(given - wanted) / abs(wanted)", "abs(given - wanted) / abs(given)"),
         ("min((total - left_out) / 3, 1.0)", "min(total / 3, 1.0)"),
         (">= IOU_THRESHOLD", "> IOU_THRESHOLD"),
+        ("/ len(given | wanted)", "/ len(wanted)"),
+        ("(float if type(value) is int else type(value), value)", "(object, value)"),
+    ),
+    *of(
+        "evaluation/suite.py",
+        "evaluation/test_suite.py",
+        ('("absent", "json")', '("absent",)'),
+    ),
+    *of(
+        "synthetic/words/values.py",
+        "synthetic/test_wordings.py",
+        ('split == "heldout" and self.heldout and', "self.heldout and"),
+    ),
+    *of(
+        "synthetic/documents/json_questions.py",
+        "synthetic/test_json_questions.py",
+        ('or (split == "heldout" and not', "or (not"),
+        ("nullable = None in answer.values() or", "nullable ="),
     ),
     *of(
         "files.py",

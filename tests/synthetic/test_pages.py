@@ -122,7 +122,7 @@ def test_questions_about_small_print_come_first_and_their_answers_are_printed(le
     for i, page in enumerate(pages(level, 12, split)):
         small = "\n".join(block.text for block, _ in page.small)
         title = page.large[0][0].text
-        first, *between, last = ask_about(np.random.default_rng(i), page)
+        first, *between, last = ask_about(np.random.default_rng(i), page, split)
         assert first.kind != "absent"
         assert "title" in last.text
         assert last.answer == title
@@ -143,7 +143,7 @@ def test_what_is_said_not_to_be_there_is_not_printed():
     absent = 0
     for i, page in enumerate(pages(PAGE_LEVELS[4], 40)):
         named = {entry.name for block, _ in page.small for entry in block.entries}
-        for question in ask_about(np.random.default_rng(i), page):
+        for question in ask_about(np.random.default_rng(i), page, "train"):
             if question.kind == "absent":
                 absent += 1
                 (name,) = (label.name for label in LABELS if label.name in question.text)

@@ -9,14 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.figure_checks import assert_same, assert_well_formed, blobs, ink_of
+from helpers.wordings import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.synthetic.drawing.figures import COLOURS
+from pocketvlm.synthetic.scenes import pairs
 from pocketvlm.synthetic.scenes.cards import FORMS, HELDOUT_FORMS, TRAIN_FORMS, draw_form
 from pocketvlm.synthetic.scenes.pair_scenes import CHANGES, NOTHING, PAIR_LEVELS
-from pocketvlm.synthetic.scenes.pairs import DIFFERENCE_QUESTIONS, SAME_QUESTIONS, draw_pair
+from pocketvlm.synthetic.scenes.pairs import draw_pair
 from pocketvlm.synthetic.words.values import ORDINALS
 from pocketvlm.synthetic.words.vocabulary import in_split
 
@@ -76,7 +78,7 @@ def test_all_print_and_every_word_that_is_asked_for_is_of_the_split(split):
         sample = draw((5, i), PAIR_LEVELS[i % 3], split)
         assert all(in_split(text, split) for text in printed(sample))
         for question in sample.questions:
-            if match := re.search(r"the (word|number) (\w+)\?", question.text):
+            if match := re.fullmatch(r"the (word|number) (\w+)", read(pairs, question.text).words.get("name", "")):
                 assert in_split(match[2], split)
                 asked += 1
     assert asked > 20
@@ -88,16 +90,17 @@ def test_print_is_read_and_found_where_it_stands():
         sample = draw((6, i))
         texts = printed(sample)
         for text, answer, kind in sample.questions:
-            if re.search(r"written|say\?|^Read", text):
-                assert answer == texts[number_of(text)]
+            group, _, words, _ = read(pairs, text)
+            if group == "READ_QUESTIONS":
+                assert answer == texts[number_of(words["place"])]
                 checked["read"] += 1
-            elif match := re.search(r"the (?:word|number) (\w+)\?", text):
+            elif match := re.fullmatch(r"the (?:word|number) (\w+)", words.get("name", "")):
                 assert (kind == "absent") == (match[1] not in texts)
                 assert kind == "absent" or texts.index(match[1]) == number_of(answer)
                 checked[f"find {kind}"] += 1
-            elif match := re.search(r"the (larger|smaller) number", text):
+            elif group == "LARGER_QUESTIONS":
                 values = [int(text) for text in texts]
-                assert values[number_of(answer)] == (max(values) if match[1] == "larger" else min(values))
+                assert values[number_of(answer)] == (max(values) if words["extreme"] == "larger" else min(values))
                 checked["larger"] += 1
     assert set(checked) == {"read", "find text", "find absent", "larger"}
 
@@ -106,15 +109,15 @@ def test_what_differs_is_what_is_seen():
     seen = Counter()
     for i in range(150):
         sample = draw((7, i))
-        answers = {q.text: q.answer for q in sample.questions}
-        change = next((answers[text] for text in DIFFERENCE_QUESTIONS if text in answers), None)
+        answers = {read(pairs, q.text).group: q.answer for q in sample.questions}
+        change = answers.get("DIFFERENCE_QUESTIONS")
         if change is None:
             continue
         seen[change] += 1
         first, second = sample.images
         assert np.array_equal(first, second) == (change == NOTHING)
-        for text in SAME_QUESTIONS:
-            assert answers.get(text, "yes" if change == NOTHING else "no") == ("yes" if change == NOTHING else "no")
+        is_same = "yes" if change == NOTHING else "no"
+        assert answers.get("SAME_QUESTIONS", is_same) == is_same
         texts = printed(sample)
         assert (texts[0] != texts[1]) == (change == "the word")
         if change in (NOTHING, "the word"):
@@ -142,18 +145,19 @@ def test_counts_and_colours_follow_from_the_pixels():
         patches = [blobs(image) for image in sample.images]
         counts = [len(each) for each in patches]
         for text, answer, kind in sample.questions:
-            place = number_of(text)
-            if "how many shapes" in text.lower():
+            group, _, words, _ = read(pairs, text)
+            place, name = number_of(words.get("place", "")), words.get("name", "")
+            if group in ("COUNT_QUESTIONS", "SUM_QUESTIONS") and name == "shapes":
                 assert int(answer) == (sum(counts) if place is None else counts[place])
                 checked["count"] += 1
-            elif match := re.search(r"(more|fewer) shapes", text):
-                assert counts[number_of(answer)] == (max(counts) if match[1] == "more" else min(counts))
+            elif group == "MORE_QUESTIONS" and name == "shapes":
+                assert counts[number_of(answer)] == (max(counts) if words["more"] == "more" else min(counts))
                 assert len(set(counts)) == 2
                 checked["more"] += 1
-            elif "colour" in text and place is not None and kind == "text":
+            elif group == "COLOUR_QUESTIONS" and kind == "text":
                 assert answer in {colour for _, colour in patches[place]}
                 checked["colour"] += 1
-            elif (match := re.search(rf"an? ({'|'.join(COLOURS)}) \w+", text)) and kind == "text":
+            elif (match := re.fullmatch(rf"an? ({'|'.join(COLOURS)}) \w+", name)) and kind == "text":
                 assert match[1] in {colour for _, colour in patches[number_of(answer)]}
                 checked["which"] += 1
     assert set(checked) == {"count", "more", "colour", "which"}

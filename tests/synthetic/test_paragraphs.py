@@ -7,10 +7,12 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.wordings import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.synthetic.documents import paragraphs
 from pocketvlm.synthetic.documents.paragraphs import (
     HELDOUT_LAYOUTS,
     PARAGRAPH_LEVELS,
@@ -82,22 +84,23 @@ def test_answers_can_be_read_off_the_lines(seed, level, split, count):
     assert questions[0].answer == "\n".join(" ".join(line) for line in lines)
     for text, answer, kind in questions[1:]:
         assert kind == "text"
-        if "the word " in text:
+        group, _, filled, _ = read(paragraphs, text)
+        if group == "CONTAINS_QUESTIONS":
             assert answer in ("yes", "no")
-            asked = text.split("the word ")[1].split()[0].strip("?")
-            assert (answer == "yes") == (asked in [word.lower() for word in words])
-            assert in_split(asked, split)
-        elif "column" in text and "right" not in text:
+            assert (answer == "yes") == (filled["word"] in [word.lower() for word in words])
+            assert in_split(filled["word"], split)
+        elif group == "COLUMNS_QUESTIONS":
             assert answer == str(count)
-        elif "lines" in text:
+        elif group == "LINES_QUESTIONS":
             assert (count, answer) == (1, str(len(lines)))
-        elif " of line " in text:
+        elif group == "LINE_END_QUESTIONS":
             assert count == 1
-            assert answer == plain[int(text[-2]) - 1][-1 if "last" in text else 0]
-        elif "right column" in text:
+            assert answer == plain[int(filled["number"]) - 1][-1 if filled["end"] == "last" else 0]
+        elif group == "RIGHT_QUESTIONS":
             assert answer == columns[1][0][0].strip(",.")
         else:
-            assert answer == words[-1 if "last" in text else 0]
+            assert group == "END_QUESTIONS"
+            assert answer == words[-1 if filled["end"] == "last" else 0]
 
 
 def test_yes_and_no_are_about_as_frequent():
@@ -105,7 +108,9 @@ def test_yes_and_no_are_about_as_frequent():
     for i in range(300):
         rng = np.random.default_rng(i)
         columns = draw_columns(rng, PARAGRAPH_LEVELS[1], "train", 1)
-        answers += [q.answer for q in ask_about(rng, columns, "train") if "the word " in q.text]
+        answers += [
+            q.answer for q in ask_about(rng, columns, "train") if read(paragraphs, q.text).group == "CONTAINS_QUESTIONS"
+        ]
     assert 0.4 < np.mean([answer == "yes" for answer in answers]) < 0.6
 
 

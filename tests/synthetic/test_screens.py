@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.wordings import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.synthetic import NOT_THERE, make_sample
+from pocketvlm.synthetic.documents import screens
 from pocketvlm.synthetic.documents.screens import HELDOUT_LAYOUTS, SCREEN_LEVELS, TRAIN_LAYOUTS, USUAL, draw_screen
 from pocketvlm.synthetic.sample import BOX_STEP, Sample
 from pocketvlm.synthetic.words.vocabulary import in_split
@@ -68,11 +70,7 @@ def test_answers_are_printed_or_closed_and_labels_differ(seed: int, level: int, 
             assert question.answer == NOT_THERE
             label = re.search(r"the (\S+) (button|field)", question.text)[1]
             assert label not in lines_of(sample)
-        elif (
-            question.answer not in ("yes", "no")
-            and "number of" not in question.text
-            and "How many" not in question.text
-        ):
+        elif read(screens, question.text).group not in ("TICKED_QUESTIONS", "COUNT_QUESTIONS"):
             assert question.answer.replace(" ", "") in printed
             assert question.answer in USUAL or in_split(question.answer, split)
 
@@ -106,10 +104,10 @@ def test_ticks_are_seen_in_the_picture(level: int) -> None:
     for seed in range(80):
         sample = make_sample("screen", (7, seed), "train", level)
         for question in sample.questions:
-            match = re.match(r"Is (?:the )?(\S+?)(?: box)? ticked\?", question.text)
-            if match is None or match[1] not in lines_of(sample):
+            group, _, words, _ = read(screens, question.text)
+            if group != "TICKED_QUESTIONS" or words["label"] not in lines_of(sample):
                 continue
-            left, top, _, bottom = lines_of(sample)[match[1]]
+            left, top, _, bottom = lines_of(sample)[words["label"]]
             em = bottom - top
             square = sample.image[int(top) : int(bottom), int(left - 1.75 * em) : int(left - 1.05 * em)].astype(int)
             if square.size:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers.figure_checks import assert_same, assert_well_formed, blobs, box_in_pixels
+from helpers.wordings import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES, Figure, Look, plural
 from pocketvlm.synthetic.sample import BOX_STEP, NOT_THERE
+from pocketvlm.synthetic.scenes import shapes
 from pocketvlm.synthetic.scenes.arrangements import HELDOUT_LAYOUTS, LAYOUTS, TRAIN_LAYOUTS
 from pocketvlm.synthetic.scenes.shapes import SHAPE_LEVELS, ask_about, corner_of, draw_figures, draw_shapes, relation
 
@@ -64,11 +65,12 @@ def test_answers_follow_from_the_pixels():
         patches = blobs(sample.image)
         colours = Counter(colour for _, colour in patches)
         for text, answer, kind in sample.questions:
-            if re.search(r"(How many|Count the) shapes", text):
+            group, _, words, _ = read(shapes, text)
+            if group == "COUNT_QUESTIONS":
                 assert int(answer) == len(patches)
                 checked["count"] += 1
-            elif match := re.search(rf"(?:How many|Count the) ({'|'.join(COLOURS)}) shapes", text):
-                assert int(answer) == colours[match[1]]
+            elif group == "COUNT_COLOUR_QUESTIONS":
+                assert int(answer) == colours[words["name"]]
                 checked["colour count"] += 1
             elif kind == "box":
                 box = box_in_pixels(answer, height, width)
@@ -76,11 +78,11 @@ def test_answers_follow_from_the_pixels():
                     np.abs(np.subtract(box, patch)).max() for patch, _ in patches
                 ) <= 1.5 + BOX_STEP / 2000 * max(height, width)
                 checked["box"] += 1
-            elif text.startswith(("What colour is", "Which colour is")) and kind == "text":
+            elif group == "COLOUR_QUESTIONS" and kind == "text":
                 assert colours[answer] >= 1
                 checked["colour"] += 1
-            elif kind == "text" and (match := re.match(rf"What shape is ({'|'.join(COLOURS)})\?", text)):
-                assert colours[match[1]] == 1
+            elif group == "SHAPE_QUESTIONS" and kind == "text":
+                assert colours[words["name"]] == 1
                 checked["shape"] += 1
     assert set(checked) == {"count", "colour count", "box", "colour", "shape"}
 
@@ -99,46 +101,44 @@ def only(figures, name):
 def check(question, figures, height, width):
     """Whether the answer is that of a second look at `figures`; returns what was asked for."""
     text, answer, kind = question
-    names = rf"((?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(SHAPES)}))"
-    if match := re.search(rf"(?:How many|Count the) (?:({'|'.join(COLOURS)}) )?(\w+)", text):
-        shape = PLURALS.get(match[2])
-        wanted = [f for f in figures if (not match[1] or f.colour == match[1]) and (not shape or f.shape == shape)]
+    group, _, words, _ = read(shapes, text)
+    name = words.get("name", "")
+    if group.startswith("COUNT"):
+        shape, colour = PLURALS.get(name), name if group == "COUNT_COLOUR_QUESTIONS" else ""
+        wanted = [f for f in figures if (not colour or f.colour == colour) and (not shape or f.shape == shape)]
         assert int(answer) == len(wanted)
         return "count"
-    if match := re.fullmatch(r"(?:Is there|Do you see|Can you see) an? (\w+ \w+)\?", text):
-        assert answer == ("yes" if found(figures, match[1]) else "no")
+    if group == "EXISTS_QUESTIONS":
+        assert answer == ("yes" if found(figures, name.split(" ", 1)[1]) else "no")
         return "exists"
-    if match := re.search(r"colour (?:is|of) (?:of )?the (\w+)\?", text):
-        assert answer == (NOT_THERE if kind == "absent" else only(figures, match[1]).colour)
-        assert kind != "absent" or not found(figures, match[1])
+    if group == "COLOUR_QUESTIONS":
+        assert answer == (NOT_THERE if kind == "absent" else only(figures, name).colour)
+        assert kind != "absent" or not found(figures, name)
         return "colour"
-    if match := re.search(rf"(?:shape is|What is the) ({'|'.join(COLOURS)})(?: shape)?\?", text):
-        assert answer == (NOT_THERE if kind == "absent" else only(figures, match[1]).shape)
-        assert kind != "absent" or not found(figures, match[1])
+    if group == "SHAPE_QUESTIONS":
+        assert answer == (NOT_THERE if kind == "absent" else only(figures, name).shape)
+        assert kind != "absent" or not found(figures, name)
         return "shape"
-    if match := re.search(rf"(?:Is|Does) the {names} (?:stand )?(left of|right of|above|below) the {names}\?", text):
-        one, other = only(figures, match[1]), only(figures, match[3])
+    if group == "RELATION_QUESTIONS":
+        one, other = only(figures, words["first"]), only(figures, words["second"])
         dx, dy = np.subtract(one.centre, other.centre)
-        truth = {"left of": dx < 0, "right of": dx > 0, "above": dy < 0, "below": dy > 0}[match[2]]
+        truth = {"left of": dx < 0, "right of": dx > 0, "above": dy < 0, "below": dy > 0}[words["relation"]]
         assert answer == ("yes" if truth else "no")
         return "relation"
-    if match := re.search(rf"(?:What|shape) is (left of|right of|above|below) the {names}\?", text):
-        other = only(figures, match[2])
-        there = [f for f in figures if match[1] in relation(f, other)]
+    if group == "NEIGHBOUR_QUESTIONS":
+        other = only(figures, name)
+        there = [f for f in figures if words["relation"] in relation(f, other)]
         assert [f.shape for f in there] == [answer]
         return "neighbour"
-    if match := re.search(r"(larger|smaller), the (\w+) or the (\w+)\?", text):
-        first, second = only(figures, match[2]), only(figures, match[3])
+    if group == "SIZE_QUESTIONS":
+        first, second = only(figures, words["first"]), only(figures, words["second"])
         chosen, left = (first, second) if answer == first.shape else (second, first)
         assert chosen.shape == answer
-        assert (chosen.look.pixels > left.look.pixels) == (match[1] == "larger")
+        assert (chosen.look.pixels > left.look.pixels) == (words["size"] == "larger")
         return "size"
-    if match := re.search(r"in the (\w+ \w+) corner", text):
-        assert [f.shape for f in figures if corner_of(f, height, width) == match[1]] == [answer]
+    if group == "IN_CORNER_QUESTIONS":
+        assert [f.shape for f in figures if corner_of(f, height, width) == words["place"]] == [answer]
         return "in corner"
-    match = re.search(rf"(?:the|The) {names}\b", text)
-    assert match, text
-    name = match[1]
     if kind == "absent":
         assert not found(figures, name), text
         return "absent"
@@ -147,13 +147,13 @@ def check(question, figures, height, width):
         difference = np.subtract(box_in_pixels(answer, height, width), only(figures, name).box)
         assert np.abs(difference).max() <= BOX_STEP / 2000 * max(height, width) + 1e-6
         return "box"
-    words = answer.split()
-    assert words
-    assert ("left" in words) <= (x < 0.42 * width)
-    assert ("right" in words) <= (x > 0.58 * width)
-    assert ("top" in words) <= (y < 0.42 * height)
-    assert ("bottom" in words) <= (y > 0.58 * height)
-    return "corner" if len(words) == 2 else "side"
+    sides = answer.split()
+    assert sides
+    assert ("left" in sides) <= (x < 0.42 * width)
+    assert ("right" in sides) <= (x > 0.58 * width)
+    assert ("top" in sides) <= (y < 0.42 * height)
+    assert ("bottom" in sides) <= (y > 0.58 * height)
+    return "corner" if len(sides) == 2 else "side"
 
 
 def test_answers_follow_from_the_figures():
@@ -163,7 +163,7 @@ def test_answers_follow_from_the_figures():
         level = SHAPE_LEVELS[i % 3]
         height, width = level.sizes[i % len(level.sizes)]
         figures = draw_figures(rng, level, LAYOUTS[i % len(LAYOUTS)], tuple(COLOURS), height, width)
-        for question in ask_about(rng, figures, level, tuple(COLOURS), height, width):
+        for question in ask_about(rng, figures, level, tuple(COLOURS), height, width, "heldout"):
             topic = check(question, figures, height, width)
             asked["absent " + topic if question.kind == "absent" else topic] += 1
     topics = "count exists colour shape relation neighbour size in_corner box corner side".replace("_", " ")
@@ -190,7 +190,7 @@ def test_what_stands_in_the_middle_is_not_asked_for_by_its_side():
     look = Look("star", "red", 40, COLOURS["red"])
     for i in range(40):
         middle = [Figure(look, 92, 92)]
-        questions = ask_about(np.random.default_rng(i), middle, SHAPE_LEVELS[0], tuple(COLOURS), 224, 224)
+        questions = ask_about(np.random.default_rng(i), middle, SHAPE_LEVELS[0], tuple(COLOURS), 224, 224, "train")
         assert not {"left", "right", "top", "bottom"} & {q.answer for q in questions}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -217,6 +218,28 @@ def contains_formula(answer: str, expected: str) -> bool:
     return b in a
 
 
+def field_accuracy(answer: str, expected: str) -> float:
+    """Of the values in either JSON text, the share that both have at the same place, by the keys and indices that lead
+    there: what is missing, wrong or too much counts against the answer. 0 for what is not JSON.
+    """
+    try:
+        given, wanted = (dict(_values(json.loads(text))) for text in (answer, expected))
+    except (ValueError, RecursionError):
+        return 0.0
+    return sum(place in given and given[place] == value for place, value in wanted.items()) / len(given | wanted)
+
+
+def _values(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], tuple[type, Any]]]:
+    """(place, type and value) of each value that holds no others; the type tells true from 1, and [] from {}."""
+    parts = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    if not parts:
+        yield place, (float if type(value) is int else type(value), value)
+    for key, part in parts:
+        yield from _values(part, (*place, key))
+
+
 class Metric(NamedTuple):
     """A way to judge an answer.
 
@@ -252,6 +275,7 @@ METRICS: dict[str, Metric] = {
     "choice": Metric(_choice, False, 1024),
     "contains": Metric(_best(contains), False, 256),
     "contains_formula": Metric(_best(contains_formula), False, 256),
+    "fields": Metric(_best(field_accuracy), True, 1024),
 }
 
 

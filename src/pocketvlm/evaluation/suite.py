@@ -25,7 +25,11 @@ METRIC_OF_KIND: dict[QuestionKind, MetricName] = {
     "absent": "strict",
     "choice": "choice",
     "long": "cer",
+    "json": "fields",
 }
+
+#: Kinds of questions that have tasks of their own, and are asked in no other.
+_ON_THEIR_OWN: tuple[QuestionKind, ...] = ("absent", "json")
 
 #: Asks about things that the pictures do not show, of every kind of picture in turn.
 NOT_THERE_TASK = "not-there"
@@ -43,7 +47,7 @@ class Row:
     Attributes:
         draws: the kind of picture, a key of `synthetic.REGISTRY`.
         level: its difficulty: an index of the levels, or a level of one's own.
-        kinds: kinds of questions that may be asked; empty for all but "absent".
+        kinds: kinds of questions that may be asked; empty for all but `_ON_THEIR_OWN`.
         pattern: a regular expression that the question's text must contain.
         any_question: draw one of the fitting questions, rather than take the first.
     """
@@ -61,7 +65,7 @@ class Row:
         return not isinstance(self.level, int) or self.level < len(REGISTRY[self.draws].levels)
 
     def fits(self, question: Question) -> bool:
-        kind_fits = question.kind in self.kinds if self.kinds else question.kind != "absent"
+        kind_fits = question.kind in self.kinds if self.kinds else question.kind not in _ON_THEIR_OWN
         return kind_fits and re.search(self.pattern, question.text) is not None
 
 
@@ -75,9 +79,12 @@ ROWS: dict[str, Row] = {
     "words-at-an-angle": Row("words", 5),
     "receipt": Row("receipt", 0),
     "receipt-details": Row("receipt", 1, any_question=True),
+    "receipt-json": Row("receipt", 0, kinds=("json",)),
     "invoice": Row("invoice", 0, any_question=True),
+    "invoice-json": Row("invoice", 0, kinds=("json",)),
     "table": Row("table", 0, any_question=True),
     "form": Row("form", 0, any_question=True),
+    "form-json": Row("form", 0, kinds=("json",)),
     "chart": Row("chart", 0, any_question=True),
     "shapes": Row("shapes", 0, kinds=("text",), any_question=True),
     "grounding": Row("shapes", 0, kinds=("box",)),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 #: How an answer is judged; `scoring.METRICS` has the definitions.
 MetricName = Literal[
-    "strict", "exact", "anls", "relaxed", "vqa", "iou", "cer", "choice", "contains", "contains_formula"
+    "strict", "exact", "anls", "relaxed", "vqa", "iou", "cer", "choice", "contains", "contains_formula", "fields"
 ]
 
 

@@ -79,7 +79,8 @@ def make_sample(
         task: one of `TASKS`.
         rng_or_seed: a generator, a seed, or (seed, index, …). The same seed gives the same sample in every process
             and in any order; each task and split has its own stream.
-        split: "train" or "heldout": disjoint words, numbers, font families and layout families.
+        split: "train" or "heldout": disjoint words, numbers, font families and layout families. Half of the held-out
+            questions are in wordings that the training split never uses.
         difficulty: a level of the task, that is an index of `REGISTRY[task].levels`; or a level of your own, made by
             the class of those.
 

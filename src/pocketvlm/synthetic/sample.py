@@ -44,7 +44,7 @@ class ObjectBox(NamedTuple):
     bottom: float
 
 
-QuestionKind = Literal["text", "number", "box", "absent", "choice", "long"]
+QuestionKind = Literal["text", "number", "box", "absent", "choice", "long", "json"]
 
 BOX_STEP = 10  # of the 1,000 parts of a side
 
@@ -60,7 +60,7 @@ class Question(NamedTuple):
         answer: what the model should say, to the letter.
         kind: how an answer is judged: "text" (the same text), "number" (a value read off a scale: near enough counts),
             "box" (a place: overlap counts), "absent" (the answer is `NOT_THERE`), "choice" (the letter of an option),
-            "long" (a transcript: wrong characters count).
+            "long" (a transcript: wrong characters count), "json" (each of its values counts).
     """
 
     text: str

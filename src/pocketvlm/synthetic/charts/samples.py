@@ -19,7 +19,15 @@ from pocketvlm.synthetic.drawing.fonts import families
 from pocketvlm.synthetic.drawing.lines import Colour, draw_background, wear
 from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, no_room
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
-from pocketvlm.synthetic.words.values import ask, ask_absent, draw_names, integer_in, one_of
+from pocketvlm.synthetic.words.values import (
+    TITLE_QUESTIONS,
+    Wordings,
+    ask,
+    ask_absent,
+    draw_names,
+    integer_in,
+    one_of,
+)
 from pocketvlm.synthetic.words.vocabulary import in_split
 
 COLOURS: dict[str, Colour] = {**FIGURE_COLOURS, "grey": (130, 130, 130)}
@@ -27,24 +35,73 @@ COLOURS: dict[str, Colour] = {**FIGURE_COLOURS, "grey": (130, 130, 130)}
 KIND_NAMES = {"bar": "bar", "point": "line", "slice": "pie"}
 EXTREMES = {"bar": ("highest", "lowest"), "point": ("highest", "lowest"), "slice": ("largest", "smallest")}
 
-VALUE_QUESTIONS = ("What is the value of {name}?", "What value does {name} have?", "Read the value of {name}.")
-EXTREME_QUESTIONS = ("Which {mark} is the {extreme}?", "Which one is the {extreme}?", "What is the {extreme} {mark}?")
-COUNT_QUESTIONS = (
-    "How many {mark}s are there?",
-    "How many {mark}s does the chart have?",
-    "What is the number of {mark}s?",
+VALUE_QUESTIONS = Wordings(
+    (
+        "What is the value of {name}?",
+        "What value does {name} have?",
+        "Read the value of {name}.",
+        "How much is {name}?",
+        "value of {name}?",
+    ),
+    heldout=("What's the value for {name}", "{name}: value?"),
 )
-COLOUR_QUESTIONS = ("What colour is {name}?", "What is the colour of {name}?", "Which colour is {name}?")
-LINE_QUESTIONS = ("What colour is the line?", "What is the colour of the line?", "Which colour is the line?")
-MARKS_QUESTIONS = (
-    "What colour are the {mark}s?",
-    "What is the colour of the {mark}s?",
-    "Which colour are the {mark}s?",
+EXTREME_QUESTIONS = Wordings(
+    (
+        "Which {mark} is the {extreme}?",
+        "Which one is the {extreme}?",
+        "What is the {extreme} {mark}?",
+        "{extreme} {mark}?",
+    ),
+    heldout=("What's the {extreme} one", "Name the {extreme} {mark}."),
 )
-OWNER_QUESTIONS = ("Which {mark} is {colour}?", "What is the {colour} {mark}?", "Which one is {colour}?")
-TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title say?")
-MORE_QUESTIONS = ("Is {first} more than {second}?", "Is the value of {first} more than {second}?")
-KIND_QUESTIONS = ("What kind of chart is this?", "Which kind of chart is it?", "Is it a bar, line or pie chart?")
+COUNT_QUESTIONS = Wordings(
+    (
+        "How many {mark}s are there?",
+        "How many {mark}s does the chart have?",
+        "What is the number of {mark}s?",
+        "how many {mark}s",
+    ),
+    heldout=("Count the {mark}s.", "number of {mark}s?"),
+)
+COLOUR_QUESTIONS = Wordings(
+    ("What colour is {name}?", "What is the colour of {name}?", "Which colour is {name}?", "colour of {name}?"),
+    heldout=("What's the colour of {name}", "{name}: which colour?"),
+)
+LINE_QUESTIONS = Wordings(
+    (
+        "What colour is the line?",
+        "What is the colour of the line?",
+        "Which colour is the line?",
+        "colour of the line?",
+    ),
+    heldout=("What's the colour of the line", "In which colour is the line drawn?"),
+)
+MARKS_QUESTIONS = Wordings(
+    (
+        "What colour are the {mark}s?",
+        "What is the colour of the {mark}s?",
+        "Which colour are the {mark}s?",
+        "colour of the {mark}s?",
+    ),
+    heldout=("What's the colour of the {mark}s", "In which colour are the {mark}s drawn?"),
+)
+OWNER_QUESTIONS = Wordings(
+    ("Which {mark} is {colour}?", "What is the {colour} {mark}?", "Which one is {colour}?", "{colour} {mark}?"),
+    heldout=("What's the {colour} one", "Name the {colour} {mark}."),
+)
+MORE_QUESTIONS = Wordings(
+    (
+        "Is {first} more than {second}?",
+        "Is the value of {first} more than {second}?",
+        "Is {first} greater than {second}?",
+        "{first} more than {second}?",
+    ),
+    heldout=("Does {first} have more than {second}?", "Is the value of {first} above that of {second}?"),
+)
+KIND_QUESTIONS = Wordings(
+    ("What kind of chart is this?", "Which kind of chart is it?", "Is it a bar, line or pie chart?", "kind of chart?"),
+    heldout=("What type of chart is shown?", "bar, line or pie chart?"),
+)
 
 STEPS = (1, 2, 5, 10, 15, 20, 25, 30, 40, 50, 100, 150, 200, 250, 500)
 #: Values differ from the highest and the lowest by this share of the axis, and slices by this share of the circle.
@@ -282,43 +339,43 @@ def ask_about(rng: np.random.Generator, chart: Chart, split: Split, level: Chart
     is_readable = chart.printed or chart.axis is not None
     is_colourful = len({name for name, _ in chart.colours}) == count
     first = [
-        ask(rng, VALUE_QUESTIONS, chart.texts[i], "text" if chart.printed else "number", name=names[i])
+        ask(rng, split, VALUE_QUESTIONS, chart.texts[i], "text" if chart.printed else "number", name=names[i])
         for i in order
         if is_readable and in_split(chart.texts[i], split)
     ][:2]
     by_value = sorted(order, key=lambda i: chart.values[i])
     for i, extreme in zip((by_value[-1], by_value[0]), EXTREMES[mark], strict=True):
-        first.append(ask(rng, EXTREME_QUESTIONS, names[i], mark=mark, extreme=extreme))
+        first.append(ask(rng, split, EXTREME_QUESTIONS, names[i], mark=mark, extreme=extreme))
 
-    more = [ask(rng, COUNT_QUESTIONS, str(count), mark=mark)]
+    more = [ask(rng, split, COUNT_QUESTIONS, str(count), mark=mark)]
     if chart.layout in TRAIN_LAYOUTS:  # what stems and rings are called is a matter of taste
-        more.append(ask(rng, KIND_QUESTIONS, KIND_NAMES[mark]))
+        more.append(ask(rng, split, KIND_QUESTIONS, KIND_NAMES[mark]))
     if is_colourful:
         i, j = order[0], order[-1]
-        more.append(ask(rng, COLOUR_QUESTIONS, chart.colours[i][0], name=names[i]))
-        more.append(ask(rng, OWNER_QUESTIONS, names[j], mark=mark, colour=chart.colours[j][0]))
+        more.append(ask(rng, split, COLOUR_QUESTIONS, chart.colours[i][0], name=names[i]))
+        more.append(ask(rng, split, OWNER_QUESTIONS, names[j], mark=mark, colour=chart.colours[j][0]))
     else:
         wordings = LINE_QUESTIONS if chart.layout == "line" else MARKS_QUESTIONS
-        more.append(ask(rng, wordings, chart.colours[0][0], mark=mark))
+        more.append(ask(rng, split, wordings, chart.colours[0][0], mark=mark))
     if chart.title:
-        more.append(ask(rng, TITLE_QUESTIONS, chart.title))
-    more += _ask_more(rng, chart, order)
+        more.append(ask(rng, split, TITLE_QUESTIONS, chart.title))
+    more += _ask_more(rng, split, chart, order)
     lead = first.pop(0 if rng.random() < 0.65 else int(rng.integers(len(first))))
     rest = [*first, *more]
     kept = [lead, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if rng.random() < 0.3:
         (name,) = draw_names(rng, split, 1, level.letters, taken=(*names, *chart.title.split()))
         wordings = VALUE_QUESTIONS if is_readable and (not is_colourful or rng.random() < 0.7) else COLOUR_QUESTIONS
-        kept.append(ask_absent(rng, wordings, name=name))
+        kept.append(ask_absent(rng, split, wordings, name=name))
     return tuple(kept)
 
 
-def _ask_more(rng: np.random.Generator, chart: Chart, order: Sequence[int]) -> list[Question]:
+def _ask_more(rng: np.random.Generator, split: Split, chart: Chart, order: Sequence[int]) -> list[Question]:
     """Whether one is more than another, where the eye can tell."""
     for i in order:
         for j in order:
             clear = GAP * (chart.axis.top if chart.axis else chart.total)
             if i != j and abs(chart.values[i] - chart.values[j]) >= clear:
                 answer = "yes" if chart.values[i] > chart.values[j] else "no"
-                return [ask(rng, MORE_QUESTIONS, answer, first=chart.names[i], second=chart.names[j])]
+                return [ask(rng, split, MORE_QUESTIONS, answer, first=chart.names[i], second=chart.names[j])]
     return []

@@ -7,12 +7,33 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pocketvlm.synthetic.documents.form_wordings import (
+    AMOUNT_QUESTIONS,
+    BOX_LABELS,
+    BOXES_QUESTIONS,
+    FIELD_QUESTIONS,
+    LABELS,
+    SPOKEN,
+    TICK_QUESTIONS,
+    TICKS_QUESTIONS,
+    WHICH_QUESTIONS,
+)
+from pocketvlm.synthetic.documents.json_questions import Value, ask_fields, belongs
 from pocketvlm.synthetic.drawing.canvas import Canvas, PixelBox, draw_paper, mix
 from pocketvlm.synthetic.drawing.fonts import FontFile, families, load_face
 from pocketvlm.synthetic.drawing.lines import BLACK, Colour, Line, draw_background, set_line, wear
 from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, no_room
 from pocketvlm.synthetic.sample import Picture, Question, Sample, Split, choose_layout
-from pocketvlm.synthetic.words.values import ValueKind, ask, ask_absent, draw_names, draw_value, integer_in, one_of
+from pocketvlm.synthetic.words.values import (
+    TITLE_QUESTIONS,
+    Wordings,
+    ask,
+    ask_absent,
+    draw_names,
+    draw_value,
+    integer_in,
+    one_of,
+)
 from pocketvlm.synthetic.words.vocabulary import in_split
 
 #: The value right after its label, in a column of its own, in a box, on a line, under its label, in a ruled table; and,
@@ -21,26 +42,6 @@ TRAIN_LAYOUTS = ("colon", "columns", "boxes", "lines", "stacked", "table")
 HELDOUT_LAYOUTS = ("label below", "dots")
 #: Rows of these layouts are two lines high.
 _TALL = ("stacked", "label below")
-
-LABELS: dict[str, ValueKind] = {
-    **dict.fromkeys(("Name", "City", "Town", "Street", "Country", "Team", "School", "Job", "Company"), "word"),
-    **dict.fromkeys(("No.", "Age", "Room", "Seat", "Weight", "Page"), "count"),
-    **dict.fromkeys(("Date", "Birthday", "Start", "End"), "date"),
-    **dict.fromkeys(("Code", "Ref", "Flight"), "code"),
-    **dict.fromkeys(("Amount", "Fee", "Total", "Rent", "Price"), "amount"),
-    "Time": "time",
-    "Phone": "phone",
-}
-#: What questions call a label, where it is not the label in small letters.
-SPOKEN = {"No.": "number"}
-BOX_LABELS = ("Member", "Paid", "New", "Urgent", "Gift", "Sent", "Student", "Open", "Ready", "Refund", "Repair", "Call")
-
-FIELD_QUESTIONS = ("What is the {label}?", "Read the {label}.", "What does the form say for {label}?")
-TICK_QUESTIONS = ("Is {label} ticked?", "Is the box {label} ticked?", "Is there a tick at {label}?")
-WHICH_QUESTIONS = ("Which box is ticked?", "What is ticked?", "Which one is ticked?")
-TICKS_QUESTIONS = ("How many boxes are ticked?", "What is the number of ticked boxes?", "How many ticks are there?")
-BOXES_QUESTIONS = ("How many boxes are there?", "How many boxes does the form have?", "What is the number of boxes?")
-TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title say?")
 
 #: Share of labels that are any word of the split instead of one of the lists above.
 FREE_LABELS = 0.2
@@ -56,7 +57,7 @@ class FormLevel(PrintedLevel):
         box_share: share of forms with boxes to tick.
         letters: longest word.
         titles: share of forms with a title.
-        questions: most questions but that about what is not there.
+        questions: most questions but those about what is not there and for JSON.
     """
 
     fields: tuple[int, int]
@@ -106,6 +107,12 @@ class Field:
     def spoken(self) -> str:
         """The label as questions call it."""
         return self.label if self.is_free else SPOKEN.get(self.label, self.label.lower())
+
+    @property
+    def wordings(self) -> Wordings:
+        """How its value is asked for."""
+        is_amount = not self.is_free and LABELS[self.label] == "amount"
+        return AMOUNT_QUESTIONS if is_amount else FIELD_QUESTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +180,8 @@ def draw_form(rng: np.random.Generator, level: FormLevel, split: Split, task: st
     else:
         raise no_room("form", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
-    return Sample((image,), ask_about(rng, form, split, level), task, (canvas.characters,), layout=layout)
+    questions = (*ask_about(rng, form, split, level), *ask_fields(rng, split, json_fields(form, split)))
+    return Sample((image,), questions, task, (canvas.characters,), layout=layout)
 
 
 def _draw_style(
@@ -348,18 +356,18 @@ def _print_tick_box(canvas: Canvas, style: FormStyle, label: Line, is_ticked: bo
 def ask_about(rng: np.random.Generator, form: Form, split: Split, level: FormLevel) -> tuple[Question, ...]:
     """Questions on `form`, a field first. Labels of closed lists are answers as far as they belong to `split`."""
     fields = [form.fields[i] for i in rng.permutation(len(form.fields))]
-    pairs = [ask(rng, FIELD_QUESTIONS, field.value, label=field.spoken) for field in fields]
+    pairs = [ask(rng, split, field.wordings, field.value, label=field.spoken) for field in fields]
     rest = pairs[1:4]
     for box in form.boxes:
-        rest.append(ask(rng, TICK_QUESTIONS, "yes" if box.is_ticked else "no", label=box.label))
+        rest.append(ask(rng, split, TICK_QUESTIONS, "yes" if box.is_ticked else "no", label=box.label))
     ticked = [box.label for box in form.boxes if box.is_ticked]
     if len(form.boxes) > 1:
-        rest.append(ask(rng, TICKS_QUESTIONS, str(len(ticked))))
-        rest.append(ask(rng, BOXES_QUESTIONS, str(len(form.boxes))))
+        rest.append(ask(rng, split, TICKS_QUESTIONS, str(len(ticked))))
+        rest.append(ask(rng, split, BOXES_QUESTIONS, str(len(form.boxes))))
         if len(ticked) == 1 and in_split(ticked[0], split):
-            rest.append(ask(rng, WHICH_QUESTIONS, ticked[0]))
+            rest.append(ask(rng, split, WHICH_QUESTIONS, ticked[0]))
     if form.title:
-        rest.append(ask(rng, TITLE_QUESTIONS, form.title))
+        rest.append(ask(rng, split, TITLE_QUESTIONS, form.title))
     kept = [pairs[0], *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if rng.random() < 0.3:
         kept.append(_ask_absent(rng, form, split, level))
@@ -375,5 +383,13 @@ def _ask_absent(rng: np.random.Generator, form: Form, split: Split, level: FormL
     if is_free := bool(rng.random() < 0.3):
         (label,) = draw_names(rng, split, 1, level.letters, {*shown, *LABELS, *BOX_LABELS, *SPOKEN.values()})
     if labels is BOX_LABELS:
-        return ask_absent(rng, TICK_QUESTIONS, label=label)
-    return ask_absent(rng, FIELD_QUESTIONS, label=Field(label, "", is_free).spoken)
+        return ask_absent(rng, split, TICK_QUESTIONS, label=label)
+    field = Field(label, "", is_free)
+    return ask_absent(rng, split, field.wordings, label=field.spoken)
+
+
+def json_fields(form: Form, split: Split) -> dict[str, Value]:
+    """What `form` says, by labels as they are printed; labels of closed lists as far as they may stand in answers."""
+    fields: dict[str, Value] = {field.label: field.value for field in form.fields}
+    fields |= {box.label: box.is_ticked for box in form.boxes}
+    return {label: value for label, value in fields.items() if belongs(label, split)}

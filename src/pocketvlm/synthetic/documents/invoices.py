@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import numpy as np
 
-from pocketvlm.synthetic.documents.receipts import ITEMS, Item
+from pocketvlm.synthetic.documents.json_questions import Value, ask_fields
+from pocketvlm.synthetic.documents.receipts import ITEMS, SUBTOTAL_QUESTIONS, TAX_QUESTIONS, Item
 from pocketvlm.synthetic.drawing.fonts import families
 from pocketvlm.synthetic.drawing.lines import blend, draw_background, wear
 from pocketvlm.synthetic.drawing.paper import Fonts, Row, fit_sheet, print_sheet
@@ -15,6 +16,7 @@ from pocketvlm.synthetic.levels import PrintedLevel, draw_size, exactly, no_room
 from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
 from pocketvlm.synthetic.words.values import (
     DATE_FORMS,
+    Wordings,
     ask,
     ask_absent,
     draw_day,
@@ -30,17 +32,52 @@ from pocketvlm.synthetic.words.vocabulary import in_split
 TRAIN_LAYOUTS = ("number first", "customer first", "date first", "centred", "dotted")
 HELDOUT_LAYOUTS = ("dates last", "sender last")
 
-TOTAL_QUESTIONS = ("What is the total?", "How much is the total?", "Read the total.")
-NUMBER_QUESTIONS = ("What is the invoice number?", "Read the invoice number.")
-DATE_QUESTIONS = ("What is the date?", "What is the date of the invoice?")
-DUE_QUESTIONS = ("What is the due date?", "When is it due?")
-CUSTOMER_QUESTIONS = ("Who is the customer?", "What is the name of the customer?")
-SENDER_QUESTIONS = ("Who is the invoice from?", "Which shop is the invoice from?")
-AMOUNT_QUESTIONS = ("What is the amount for {}?", "How much is the {}?")
-QUANTITY_QUESTIONS = ("What is the quantity of {}?", "How many {} are there?")
-UNIT_QUESTIONS = ("What is the unit price of {}?", "What does one {} cost?")
-TAX_QUESTIONS = ("What is the tax?", "How much is the tax?")
-SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
+TOTAL_QUESTIONS = Wordings(
+    ("What is the total?", "How much is the total?", "Read the total.", "What's the total amount", "total?"),
+    heldout=("How much is to be paid in all?", "Give me the total."),
+)
+NUMBER_QUESTIONS = Wordings(
+    (
+        "What is the invoice number?",
+        "Read the invoice number.",
+        "What's the number of the invoice",
+        "invoice number?",
+    ),
+    heldout=("Which number does the invoice have?", "Invoice no.?"),
+)
+DATE_QUESTIONS = Wordings(
+    ("What is the date?", "What is the date of the invoice?", "Read the invoice date.", "date?"),
+    heldout=("When was the invoice written?", "Give me the date of the invoice."),
+)
+DUE_QUESTIONS = Wordings(
+    ("What is the due date?", "When is it due?", "Read the due date.", "due date?"),
+    heldout=("By when must it be paid?", "When's the payment due"),
+)
+CUSTOMER_QUESTIONS = Wordings(
+    ("Who is the customer?", "What is the name of the customer?", "Read the name of the customer.", "customer?"),
+    heldout=("Who is the invoice for?", "Who has to pay?"),
+)
+SENDER_QUESTIONS = Wordings(
+    ("Who is the invoice from?", "Which shop is the invoice from?", "Who sent the invoice?", "sender?"),
+    heldout=("Who wrote the invoice?", "name of the sender"),
+)
+AMOUNT_QUESTIONS = Wordings(
+    ("What is the amount for {name}?", "How much is the {name}?", "What's the amount for {name}", "amount for {name}?"),
+    heldout=("How much is charged for {name}?", "{name}: amount?"),
+)
+QUANTITY_QUESTIONS = Wordings(
+    ("What is the quantity of {name}?", "How many {name} are there?", "quantity of {name}?"),
+    heldout=("How many {name} are on the invoice?", "{name}: how many?"),
+)
+UNIT_QUESTIONS = Wordings(
+    (
+        "What is the unit price of {name}?",
+        "What does one {name} cost?",
+        "Price of one {name}?",
+        "unit price of {name}?",
+    ),
+    heldout=("How much is a single {name}?", "{name}: unit price?"),
+)
 ABSENT_SHARE = 0.25
 
 
@@ -139,7 +176,8 @@ def draw_invoice(rng: np.random.Generator, level: InvoiceLevel, split: Split, ta
     paper, dark = (255 - shade, 255 - shade, 255 - shade // 2), int(rng.integers(0, 60))
     image = blend(draw_background(rng, height, width, paper, level.variety * 0.3), ink, (dark, dark, dark))
     image = np.ascontiguousarray(wear(rng, image, level.wear))
-    return Sample((image,), ask_about(rng, invoice, split, level), task, (tuple(boxes),), layout=layout)
+    questions = (*ask_about(rng, invoice, split, level), *ask_fields(rng, split, json_fields(invoice)))
+    return Sample((image,), questions, task, (tuple(boxes),), layout=layout)
 
 
 def draw_contents(rng: np.random.Generator, level: InvoiceLevel, split: Split) -> Invoice:
@@ -218,18 +256,34 @@ def ask_about(rng: np.random.Generator, invoice: Invoice, split: Split, level: I
         (TAX_QUESTIONS, "" if invoice.tax_cents is None else money(invoice.tax_cents)),
         (SUBTOTAL_QUESTIONS, "" if invoice.tax_cents is None else money(invoice.subtotal_cents)),
     )
-    rest = [ask(rng, wordings, answer) for wordings, answer in parts if answer and in_split(answer, split)]
+    rest = [ask(rng, split, wordings, answer) for wordings, answer in parts if answer and in_split(answer, split)]
     for item in invoice.items:
         name, unit = item.name.lower(), money(item.cents // item.quantity)
         if in_split(money(item.cents), split):
-            rest.append(Question(one_of(rng, AMOUNT_QUESTIONS).format(name), money(item.cents)))
+            rest.append(ask(rng, split, AMOUNT_QUESTIONS, money(item.cents), name=name))
         if invoice.has_quantities:
-            rest.append(Question(one_of(rng, QUANTITY_QUESTIONS).format(name), str(item.quantity)))
+            rest.append(ask(rng, split, QUANTITY_QUESTIONS, str(item.quantity), name=name))
             if in_split(unit, split):
-                rest.append(Question(one_of(rng, UNIT_QUESTIONS).format(name), unit))
-    total = ask(rng, TOTAL_QUESTIONS, money(invoice.total_cents))
+                rest.append(ask(rng, split, UNIT_QUESTIONS, unit, name=name))
+    total = ask(rng, split, TOTAL_QUESTIONS, money(invoice.total_cents))
     kept = [total, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     absent = [wordings for wordings, answer in parts if not answer]
     if absent and rng.random() < ABSENT_SHARE:
-        kept.append(ask_absent(rng, one_of(rng, absent)))
+        kept.append(ask_absent(rng, split, one_of(rng, absent)))
     return tuple(kept)
+
+
+def json_fields(invoice: Invoice) -> dict[str, Value]:
+    """What `invoice` says, as it is printed."""
+    has_tax = invoice.tax_cents is not None
+    return {
+        "number": invoice.number,
+        "date": invoice.date or None,
+        "due": invoice.due or None,
+        "customer": invoice.customer or None,
+        "sender": invoice.sender or None,
+        "items": [{"name": item.name, "amount": money(item.cents)} for item in invoice.items],
+        "subtotal": money(invoice.subtotal_cents) if has_tax else None,
+        "tax": money(invoice.tax_cents or 0) if has_tax else None,
+        "total": money(invoice.total_cents),
+    }

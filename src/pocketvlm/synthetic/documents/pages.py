@@ -27,16 +27,16 @@ from pocketvlm.synthetic.drawing.fonts import families
 from pocketvlm.synthetic.drawing.lines import draw_colours, wear
 from pocketvlm.synthetic.drawing.paper import Fonts, Row, set_sheet
 from pocketvlm.synthetic.levels import Range, SizeRange, draw_size, exactly
-from pocketvlm.synthetic.sample import (
-    NOT_THERE,
-    CharacterBox,
-    Question,
-    QuestionKind,
-    Sample,
-    Split,
-    choose_layout,
+from pocketvlm.synthetic.sample import CharacterBox, Question, QuestionKind, Sample, Split, choose_layout
+from pocketvlm.synthetic.words.values import (
+    TITLE_QUESTIONS,
+    Wordings,
+    ask,
+    ask_absent,
+    draw_value,
+    one_of,
+    until_in_split,
 )
-from pocketvlm.synthetic.words.values import draw_value, one_of, until_in_split
 from pocketvlm.synthetic.words.vocabulary import draw_text
 
 #: Where the small print stands: at the lower edge, in a corner, in a frame like a stamp, under a panel, in a box on a
@@ -48,9 +48,21 @@ HELDOUT_LAYOUTS = ("side note", "between")
 TITLE_PRINT = (18, 28)
 HEADING_PRINT = (13, 16)
 
-ASK_QUESTIONS = ("What is the {}?", "Read the {}.", "What is the {} in the small print?", "Which {} is printed?")
-READ_QUESTIONS = ("Read the small print.", "What does the small print say?", "What is the small print?")
-TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title say?")
+ASK_QUESTIONS = Wordings(
+    (
+        "What is the {name}?",
+        "Read the {name}.",
+        "What is the {name} in the small print?",
+        "Which {name} is printed?",
+        "What's the {name}",
+        "{name}?",
+    ),
+    heldout=("Give me the {name}.", "{name} in the small print?"),
+)
+READ_QUESTIONS = Wordings(
+    ("Read the small print.", "What does the small print say?", "What is the small print?", "small print?"),
+    heldout=("What's in the small print", "Give me the small print."),
+)
 
 # Steps of 9 %: the glyphs of a size are kept, and with any size at all too few would be found there.
 _SIZES = tuple(round(12 * 2 ** (step / 8)) for step in range(64))
@@ -133,7 +145,7 @@ def draw_page(rng: np.random.Generator, level: PageLevel, split: Split, task: st
     for block, place in (*page.large, *page.small):
         boxes += print_block(image, block, place)
     image = np.ascontiguousarray(wear(rng, image, level.wear if rng.random() < 0.5 else 0.0))
-    return Sample((image,), ask_about(rng, page), task, (tuple(boxes),), layout=page.layout)
+    return Sample((image,), ask_about(rng, page, split), task, (tuple(boxes),), layout=page.layout)
 
 
 def plan_page(rng: np.random.Generator, level: PageLevel, split: Split) -> Page:
@@ -180,23 +192,22 @@ def _fill_page(rng: np.random.Generator, page: Page, level: PageLevel, split: Sp
     return True
 
 
-def ask_about(rng: np.random.Generator, page: Page) -> tuple[Question, ...]:
+def ask_about(rng: np.random.Generator, page: Page, split: Split) -> tuple[Question, ...]:
     """Questions on `page`: what the small print says, in a quarter of the pages what it does not say, and the title."""
     entries = [entry for block, _ in page.small for entry in block.entries]
     named = [entry for entry in entries if entry.name]
     questions = [
-        Question(one_of(rng, ASK_QUESTIONS).format(named[i].name), named[i].value)
-        for i in rng.permutation(len(named))[:4]
+        ask(rng, split, ASK_QUESTIONS, named[i].value, name=named[i].name) for i in rng.permutation(len(named))[:4]
     ]
     if len(page.small) == 1:
         kind: QuestionKind = "text" if len(entries) == 1 else "long"
-        whole = Question(one_of(rng, READ_QUESTIONS), page.small[0][0].text, kind)
+        whole = ask(rng, split, READ_QUESTIONS, page.small[0][0].text, kind)
         # A lone line is as good a main question as its value; a longer text comes after the values.
         questions.insert(0 if len(entries) == 1 and rng.random() < 0.3 else len(questions), whole)
     absent = [label.name for label in LABELS if label.name not in {entry.name for entry in named}]
     if absent and rng.random() < 0.25:
-        questions.append(Question(one_of(rng, ASK_QUESTIONS).format(one_of(rng, absent)), NOT_THERE, "absent"))
-    return (*questions, Question(one_of(rng, TITLE_QUESTIONS), page.large[0][0].text))
+        questions.append(ask_absent(rng, split, ASK_QUESTIONS, name=one_of(rng, absent)))
+    return (*questions, ask(rng, split, TITLE_QUESTIONS, page.large[0][0].text))
 
 
 # What is printed.

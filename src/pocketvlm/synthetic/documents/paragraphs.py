@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.synthetic.documents.text import END_QUESTIONS
 from pocketvlm.synthetic.drawing.fonts import Face, FontFile, families, load_face
 from pocketvlm.synthetic.drawing.lines import (
     Line,
@@ -22,8 +23,8 @@ from pocketvlm.synthetic.drawing.lines import (
     set_line,
     wear,
 )
-from pocketvlm.synthetic.sample import CharacterBox, Picture, Question, QuestionKind, Sample, Split, choose_layout
-from pocketvlm.synthetic.words.values import one_of
+from pocketvlm.synthetic.sample import CharacterBox, Picture, Question, Sample, Split, choose_layout
+from pocketvlm.synthetic.words.values import Wordings, ask, one_of
 from pocketvlm.synthetic.words.vocabulary import draw_text, in_split
 
 #: How the lines of a column are aligned: at the left edge, at both, about the middle, or with the first line moved in;
@@ -31,12 +32,43 @@ from pocketvlm.synthetic.words.vocabulary import draw_text, in_split
 TRAIN_LAYOUTS = ("ragged", "justified", "centred", "indented")
 HELDOUT_LAYOUTS = ("flush right", "hanging")
 
-TRANSCRIBE_QUESTIONS = ("Transcribe the text.", "Write down the text.", "Transcribe all lines.", "Copy the text.")
-FIRST_QUESTIONS = ("What is the first word?", "Which word is first?", "What is the first word of the text?")
-LAST_QUESTIONS = ("What is the last word?", "Which word is last?", "What is the last word of the text?")
-LINES_QUESTIONS = ("How many lines are there?", "How many lines of text are there?", "Count the lines.")
-COLUMNS_QUESTIONS = ("How many columns are there?", "How many columns of text are there?", "Count the columns.")
-CONTAINS_QUESTIONS = ("Is the word {} in the text?", "Does the text contain the word {}?", "Is there the word {}?")
+TRANSCRIBE_QUESTIONS = Wordings(
+    ("Transcribe the text.", "Write down the text.", "Transcribe all lines.", "Copy the text.", "transcribe this"),
+    heldout=("Type out the whole text.", "What's the full text", "Give me all of the text."),
+)
+LINE_END_QUESTIONS = Wordings(
+    (
+        "What is the {end} word of line {number}?",
+        "Which word is {end} in line {number}?",
+        "{end} word of line {number}?",
+    ),
+    heldout=("Read the {end} word of line {number}.", "line {number}, {end} word?"),
+)
+RIGHT_QUESTIONS = Wordings(
+    (
+        "What is the first word of the right column?",
+        "Which word is first in the right column?",
+        "first word of the right column?",
+    ),
+    heldout=("Read the first word of the right column.", "right column, first word?"),
+)
+LINES_QUESTIONS = Wordings(
+    ("How many lines are there?", "How many lines of text are there?", "Count the lines.", "how many lines"),
+    heldout=("How many lines does the text have?", "number of lines?"),
+)
+COLUMNS_QUESTIONS = Wordings(
+    ("How many columns are there?", "How many columns of text are there?", "Count the columns.", "how many columns"),
+    heldout=("How many columns does the text have?", "number of columns?"),
+)
+CONTAINS_QUESTIONS = Wordings(
+    (
+        "Is the word {word} in the text?",
+        "Does the text contain the word {word}?",
+        "Is there the word {word}?",
+        "is {word} in the text",
+    ),
+    heldout=("Does the word {word} occur?", "the word {word}: is it there?"),
+)
 
 MARGIN = 5
 
@@ -189,25 +221,25 @@ def ask_about(rng: np.random.Generator, columns: tuple[Words, ...], split: Split
     lines = [line for column in columns for line in column]
     words = [word.rstrip(",.") for line in lines for word in line]
     text = "\n".join(" ".join(line) for line in lines)
-    pairs: list[tuple[str, str, QuestionKind]] = [
-        (one_of(rng, FIRST_QUESTIONS), words[0], "text"),
-        (one_of(rng, LAST_QUESTIONS), words[-1], "text"),
+    rest = [
+        ask(rng, split, END_QUESTIONS, words[0], end="first"),
+        ask(rng, split, END_QUESTIONS, words[-1], end="last"),
     ]
     if len(columns) == 1:
         # With two columns, "line 2" would have two meanings.
         number = int(rng.integers(len(lines)))
         end = int(rng.integers(2))
-        where = f"What is the {('first', 'last')[end]} word of line {number + 1}?"
-        pairs.append((where, lines[number][(0, -1)[end]].rstrip(",."), "text"))
-        pairs.append((one_of(rng, LINES_QUESTIONS), str(len(lines)), "text"))
+        word = lines[number][(0, -1)[end]].rstrip(",.")
+        rest.append(ask(rng, split, LINE_END_QUESTIONS, word, end=("first", "last")[end], number=str(number + 1)))
+        rest.append(ask(rng, split, LINES_QUESTIONS, str(len(lines))))
     else:
-        pairs.append(("What is the first word of the right column?", columns[1][0][0].rstrip(",."), "text"))
+        rest.append(ask(rng, split, RIGHT_QUESTIONS, columns[1][0][0].rstrip(",.")))
     if len(columns) > 1 or rng.random() < 0.2:
-        pairs.append((one_of(rng, COLUMNS_QUESTIONS), str(len(columns)), "text"))
+        rest.append(ask(rng, split, COLUMNS_QUESTIONS, str(len(columns))))
     asked, is_there = _draw_asked(rng, [word.lower() for word in words], split)
-    pairs.append((one_of(rng, CONTAINS_QUESTIONS).format(asked), "yes" if is_there else "no", "text"))
-    kept = sorted(int(i) for i in rng.permutation(len(pairs))[:4])
-    return (Question(one_of(rng, TRANSCRIBE_QUESTIONS), text, "long"), *(Question(*pairs[i]) for i in kept))
+    rest.append(ask(rng, split, CONTAINS_QUESTIONS, "yes" if is_there else "no", word=asked))
+    kept = sorted(int(i) for i in rng.permutation(len(rest))[:4])
+    return (ask(rng, split, TRANSCRIBE_QUESTIONS, text, "long"), *(rest[i] for i in kept))
 
 
 def _draw_font(rng: np.random.Generator, level: ParagraphLevel, split: Split) -> FontFile:

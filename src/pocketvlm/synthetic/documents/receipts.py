@@ -6,12 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pocketvlm.synthetic.documents.json_questions import Value, ask_fields
 from pocketvlm.synthetic.drawing.fonts import families
 from pocketvlm.synthetic.drawing.lines import Colour, blend, draw_background, rotate, wear
 from pocketvlm.synthetic.drawing.paper import Fonts, Row, fit_sheet, print_sheet, set_sheet
 from pocketvlm.synthetic.levels import PrintedLevel, draw_size, exactly, no_room
-from pocketvlm.synthetic.sample import NOT_THERE, Question, Sample, Split, choose_layout
-from pocketvlm.synthetic.words.values import DATE_FORMS, draw_day, format_date, one_of, until_in_split
+from pocketvlm.synthetic.sample import Question, Sample, Split, choose_layout
+from pocketvlm.synthetic.words.values import (
+    DATE_FORMS,
+    Wordings,
+    ask,
+    ask_absent,
+    draw_day,
+    format_date,
+    one_of,
+    until_in_split,
+)
 from pocketvlm.synthetic.words.vocabulary import draw_text, in_split
 
 _ITEMS = (
@@ -31,14 +41,62 @@ TRAIN_LAYOUTS = ("centred", "left", "dotted", "open")
 HELDOUT_LAYOUTS = ("ruled", "date last")
 TABLES: tuple[Colour, ...] = ((120, 80, 50), (60, 70, 90), (150, 150, 150), (40, 90, 70), (180, 140, 100), (30, 30, 30))
 
-TOTAL_QUESTIONS = ("What is the total?", "How much is the total?", "What is the total amount?", "Read the total.")
-ITEM_QUESTIONS = ("What is the price of the {}?", "How much is the {}?", "How much does the {} cost?", "Price of {}?")
-SHOP_QUESTIONS = ("What is the name of the shop?", "What is the shop name?", "Which shop is this receipt from?")
-DATE_QUESTIONS = ("What is the date?", "What is the date on the receipt?", "When was this bought?")
-COUNT_QUESTIONS = ("How many items are on the receipt?", "How many items were bought?", "What is the number of items?")
-QUANTITY_QUESTIONS = ("What is the quantity of {}?", "How many {} were bought?")
-SUBTOTAL_QUESTIONS = ("What is the subtotal?", "How much is the subtotal?")
-TAX_QUESTIONS = ("What is the tax?", "How much is the tax?")
+TOTAL_QUESTIONS = Wordings(
+    (
+        "What is the total?",
+        "How much is the total?",
+        "What is the total amount?",
+        "Read the total.",
+        "What's the total",
+        "total?",
+    ),
+    heldout=("How much did it cost in all?", "Give me the total.", "Total"),
+)
+ITEM_QUESTIONS = Wordings(
+    (
+        "What is the price of the {name}?",
+        "How much is the {name}?",
+        "How much does the {name} cost?",
+        "Price of {name}?",
+        "price of the {name}",
+    ),
+    heldout=("How much was paid for the {name}?", "{name}: price?"),
+)
+SHOP_QUESTIONS = Wordings(
+    (
+        "What is the name of the shop?",
+        "What is the shop name?",
+        "Which shop is this receipt from?",
+        "What's the shop called",
+        "shop?",
+    ),
+    heldout=("Where was this bought?", "name of the shop"),
+)
+DATE_QUESTIONS = Wordings(
+    ("What is the date?", "What is the date on the receipt?", "When was this bought?", "Read the date.", "date?"),
+    heldout=("Give me the date.", "date of purchase?", "On which day was it bought?"),
+)
+COUNT_QUESTIONS = Wordings(
+    (
+        "How many items are on the receipt?",
+        "How many items were bought?",
+        "What is the number of items?",
+        "how many items",
+    ),
+    heldout=("Count the items.", "number of items?"),
+)
+QUANTITY_QUESTIONS = Wordings(
+    ("What is the quantity of {name}?", "How many {name} were bought?", "quantity of {name}?"),
+    heldout=("{name}: how many?", "How many {name} are on the receipt?"),
+)
+SUBTOTAL_QUESTIONS = Wordings(
+    ("What is the subtotal?", "How much is the subtotal?", "Read the subtotal.", "subtotal?"),
+    heldout=("What's the subtotal", "How much is it before tax?"),
+)
+TAX_QUESTIONS = Wordings(
+    ("What is the tax?", "How much is the tax?", "Read the tax.", "tax?"),
+    heldout=("What's the tax", "How much of it is tax?"),
+)
 YEARS = (2015, 2034)
 ABSENT_SHARE = 0.25
 
@@ -89,6 +147,10 @@ class Style:
     scale: float = 1.2
     upper_items: bool = False
     total: str = "TOTAL"
+
+    def cased(self, item: str) -> str:
+        """An item in the letters that it is printed in."""
+        return item.upper() if self.upper_items else item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +242,7 @@ def draw_receipt(rng: np.random.Generator, level: ReceiptLevel, split: Split, ta
     image = draw_background(rng, height, width, table, level.variety if on_table else 0.0)
     image = blend(image, paper, (255 - shade, 255 - shade, 255 - shade - cream))
     image = wear(rng, blend(image, ink, (dark, dark, dark)), level.wear)
-    questions = ask_about(rng, receipt, split)
+    questions = (*ask_about(rng, receipt, split), *ask_fields(rng, split, json_fields(receipt, style)))
     return Sample((np.ascontiguousarray(image),), questions, task, (tuple(boxes),), layout=layout)
 
 
@@ -221,8 +283,7 @@ def lay_out(receipt: Receipt, style: Style) -> list[Row]:
         rows += date
     has_quantities = any(item.quantity > 1 for item in receipt.items)
     for i, item in enumerate(receipt.items):
-        name = f"{item.quantity} x {item.name}" if has_quantities else item.name
-        name = name.upper() if style.upper_items else name
+        name = style.cased(f"{item.quantity} x {item.name}" if has_quantities else item.name)
         rows.append(Row(name, receipt.price(item.cents), rule=has_rules and (i == 0 or style.layout == "ruled")))
     if receipt.has_subtotal:
         rows.append(Row("Subtotal", receipt.price(receipt.subtotal_cents), rule=has_rules))
@@ -240,42 +301,52 @@ def ask_about(rng: np.random.Generator, receipt: Receipt, split: Split) -> tuple
     """Questions on `receipt`, the total first. Amounts and dates that belong to the other split are not asked for. A
     quarter of the receipts are also asked about something that is not there.
     """
-    pairs = [
-        (one_of(rng, TOTAL_QUESTIONS), receipt.price(receipt.total_cents)),
-        (one_of(rng, SHOP_QUESTIONS), receipt.shop),
+    questions = [
+        ask(rng, split, TOTAL_QUESTIONS, receipt.price(receipt.total_cents)),
+        ask(rng, split, SHOP_QUESTIONS, receipt.shop),
     ]
-    amounts: list[tuple[str, str]] = []
+    amounts = []
     for item in receipt.items:
+        name = item.name.lower()
         # The printed amount is that of the line: for several pieces "the price" would be ambiguous.
         if item.quantity == 1:
-            amounts.append((one_of(rng, ITEM_QUESTIONS).format(item.name.lower()), receipt.price(item.cents)))
+            amounts.append(ask(rng, split, ITEM_QUESTIONS, receipt.price(item.cents), name=name))
         else:
-            pairs.append((one_of(rng, QUANTITY_QUESTIONS).format(item.name.lower()), str(item.quantity)))
+            questions.append(ask(rng, split, QUANTITY_QUESTIONS, str(item.quantity), name=name))
     if all(item.quantity == 1 for item in receipt.items):
-        pairs.append((one_of(rng, COUNT_QUESTIONS), str(len(receipt.items))))
+        questions.append(ask(rng, split, COUNT_QUESTIONS, str(len(receipt.items))))
     if receipt.has_subtotal:
-        amounts.append((one_of(rng, SUBTOTAL_QUESTIONS), receipt.price(receipt.subtotal_cents)))
+        amounts.append(ask(rng, split, SUBTOTAL_QUESTIONS, receipt.price(receipt.subtotal_cents)))
     if receipt.tax_cents is not None:
-        amounts.append((one_of(rng, TAX_QUESTIONS), receipt.price(receipt.tax_cents)))
+        amounts.append(ask(rng, split, TAX_QUESTIONS, receipt.price(receipt.tax_cents)))
     if receipt.date:
-        pairs.append((one_of(rng, DATE_QUESTIONS), receipt.date))
-    kept = [*pairs, *(pair for pair in amounts if in_split(pair[1], split))]
-    questions = [Question(*pair) for pair in kept]
+        questions.append(ask(rng, split, DATE_QUESTIONS, receipt.date))
+    questions += [question for question in amounts if in_split(question.answer, split)]
     if rng.random() < ABSENT_SHARE:
-        questions.append(Question(_ask_absent(rng, receipt), NOT_THERE, "absent"))
+        questions.append(_ask_absent(rng, receipt, split))
     return tuple(questions)
 
 
-def _ask_absent(rng: np.random.Generator, receipt: Receipt) -> str:
+def _ask_absent(rng: np.random.Generator, receipt: Receipt, split: Split) -> Question:
     """A question about an item, or a part, that is not on the receipt, in the words of those that have an answer."""
     bought = {item.name for item in receipt.items}
-    others = [item for item in ITEMS if item not in bought]
-    wordings = [wording.format(one_of(rng, others).lower()) for wording in ITEM_QUESTIONS]
+    groups = [ITEM_QUESTIONS, ITEM_QUESTIONS]
     if receipt.tax_cents is None:
-        wordings += TAX_QUESTIONS
+        groups.append(TAX_QUESTIONS)
     if not receipt.date:
-        wordings += DATE_QUESTIONS
-    return one_of(rng, wordings)
+        groups.append(DATE_QUESTIONS)
+    other = one_of(rng, [item for item in ITEMS if item not in bought])
+    return ask_absent(rng, split, one_of(rng, groups), name=other.lower())
+
+
+def json_fields(receipt: Receipt, style: Style) -> dict[str, Value]:
+    """What `receipt` says, as it is printed in `style`."""
+    return {
+        "shop": receipt.shop,
+        "date": receipt.date or None,
+        "items": [{"name": style.cased(item.name), "price": receipt.price(item.cents)} for item in receipt.items],
+        "total": receipt.price(receipt.total_cents),
+    }
 
 
 def _draw_price(rng: np.random.Generator) -> int:

@@ -13,7 +13,16 @@ from pocketvlm.synthetic.drawing.fonts import Face, FontFile, families, load_fac
 from pocketvlm.synthetic.drawing.lines import BLACK, WHITE, Colour, draw_background, set_line, wear
 from pocketvlm.synthetic.levels import THREE_SIZES, PrintedLevel, draw_size, exactly, no_room
 from pocketvlm.synthetic.sample import Question, Sample, Split, box_answer, choose_layout
-from pocketvlm.synthetic.words.values import ask, ask_absent, draw_names, draw_value, integer_in, one_of
+from pocketvlm.synthetic.words.values import (
+    TITLE_QUESTIONS,
+    Wordings,
+    ask,
+    ask_absent,
+    draw_names,
+    draw_value,
+    integer_in,
+    one_of,
+)
 
 TRAIN_LAYOUTS = ("stack", "toolbar", "tiles", "form", "menu")
 #: A column at one side; a row at the lower edge.
@@ -37,16 +46,36 @@ USUAL = (
 )
 USUAL_SHARE = 0.4
 
-WHERE_QUESTIONS = (
-    "Where is the {label} {what}? Answer with a box.",
-    "Find the {label} {what}. Answer with a box.",
-    "Give the box of the {label} {what}.",
+WHERE_QUESTIONS = Wordings(
+    (
+        "Where is the {label} {what}? Answer with a box.",
+        "Find the {label} {what}. Answer with a box.",
+        "Give the box of the {label} {what}.",
+        "box of the {label} {what}?",
+    ),
+    heldout=("Draw a box around the {label} {what}.", "the {label} {what}, as a box"),
 )
-FIELD_QUESTIONS = ("What is in the {label} field?", "What does the {label} field say?", "Read the {label} field.")
-TICKED_QUESTIONS = ("Is {label} ticked?", "Is the {label} box ticked?")
-COUNT_QUESTIONS = ("How many buttons are there?", "What is the number of buttons?")
-COLOUR_QUESTIONS = ("Which button is {colour}?", "What is the {colour} button?")
-TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title say?")
+FIELD_QUESTIONS = Wordings(
+    ("What is in the {label} field?", "What does the {label} field say?", "Read the {label} field.", "{label} field?"),
+    heldout=("What has been typed in the {label} field?", "What's in the {label} field"),
+)
+TICKED_QUESTIONS = Wordings(
+    ("Is {label} ticked?", "Is the {label} box ticked?", "{label} ticked?"),
+    heldout=("Has {label} been ticked?", "Is there a tick at {label}?"),
+)
+COUNT_QUESTIONS = Wordings(
+    ("How many buttons are there?", "What is the number of buttons?", "Count the buttons.", "how many buttons"),
+    heldout=("How many buttons do you see?", "number of buttons?"),
+)
+COLOUR_QUESTIONS = Wordings(
+    (
+        "Which button is {colour}?",
+        "What is the {colour} button?",
+        "Read the {colour} button.",
+        "{colour} button?",
+    ),
+    heldout=("What does the {colour} button say?", "What's on the {colour} button"),
+)
 
 Kind = Literal["button", "field", "box"]
 ABSENT_SHARE = 0.3
@@ -283,25 +312,25 @@ def ask_about(
     buttons = [element for element in elements if element.kind == "button"]
     target = one_of(rng, elements)
     where = ask(
-        rng, WHERE_QUESTIONS, box_answer(*target.box, height, width), "box", label=target.label, what=target.kind
+        rng, split, WHERE_QUESTIONS, box_answer(*target.box, height, width), "box", label=target.label, what=target.kind
     )
-    rest = [ask(rng, TITLE_QUESTIONS, title), ask(rng, COUNT_QUESTIONS, str(len(buttons)))]
+    rest = [ask(rng, split, TITLE_QUESTIONS, title), ask(rng, split, COUNT_QUESTIONS, str(len(buttons)))]
     for element in elements:
         if element.kind == "field":
-            rest.append(ask(rng, FIELD_QUESTIONS, element.value, label=element.label))
+            rest.append(ask(rng, split, FIELD_QUESTIONS, element.value, label=element.label))
         elif element.kind == "box":
-            rest.append(ask(rng, TICKED_QUESTIONS, "yes" if element.is_ticked else "no", label=element.label))
+            rest.append(ask(rng, split, TICKED_QUESTIONS, "yes" if element.is_ticked else "no", label=element.label))
         elif element.colour:
-            rest.append(ask(rng, COLOUR_QUESTIONS, element.label, colour=element.colour))
+            rest.append(ask(rng, split, COLOUR_QUESTIONS, element.label, colour=element.colour))
     kept = [where, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if level.boxes:
         others = [element for element in elements if element is not target]
         for i in rng.permutation(len(others))[: level.boxes]:
             of = others[int(i)]
             answer = box_answer(*of.box, height, width)
-            kept.append(ask(rng, WHERE_QUESTIONS, answer, "box", label=of.label, what=of.kind))
+            kept.append(ask(rng, split, WHERE_QUESTIONS, answer, "box", label=of.label, what=of.kind))
     if rng.random() < ABSENT_SHARE:
         taken = {title, *(element.label for element in elements)}
         (other,) = draw_names(rng, split, 1, level.letters, taken)
-        kept.append(ask_absent(rng, WHERE_QUESTIONS, label=other, what=one_of(rng, ("button", "field"))))
+        kept.append(ask_absent(rng, split, WHERE_QUESTIONS, label=other, what=one_of(rng, ("button", "field"))))
     return tuple(kept)

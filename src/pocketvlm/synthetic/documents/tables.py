@@ -7,6 +7,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pocketvlm.synthetic.documents.json_questions import ask_rows
+from pocketvlm.synthetic.documents.table_wordings import (
+    AMOUNT_QUESTIONS,
+    CELL_QUESTIONS,
+    COLUMNS_QUESTIONS,
+    EXTREME_QUESTIONS,
+    HEADING_QUESTIONS,
+    MANY_QUESTIONS,
+    OWNER_QUESTIONS,
+    PLACE_QUESTIONS,
+    ROWS_QUESTIONS,
+)
 from pocketvlm.synthetic.drawing.canvas import Canvas, draw_paper, mix, readable_on
 from pocketvlm.synthetic.drawing.fonts import Face, FontFile, families, load_face
 from pocketvlm.synthetic.drawing.lines import BLACK, Colour, Line, draw_background, luminance, set_line, wear
@@ -15,7 +27,9 @@ from pocketvlm.synthetic.sample import Picture, Question, Sample, Split, choose_
 from pocketvlm.synthetic.words.values import (
     NUMERIC,
     ORDINALS,
+    TITLE_QUESTIONS,
     ValueKind,
+    Wordings,
     ask,
     ask_absent,
     draw_names,
@@ -38,37 +52,9 @@ HEADINGS: dict[str, ValueKind] = {
     **dict.fromkeys(("Share", "Rate"), "percent"),
     **dict.fromkeys(("Time", "Start"), "time"),
 }
+#: Headings that "how many" can be asked with.
+PLURAL_HEADINGS = ("Points", "Seats")
 NAME_HEADINGS = ("Name", "Item", "Team", "Plant", "Shop", "Person", "Product", "Animal")
-
-CELL_QUESTIONS = (
-    "What is the {heading} of {name}?",
-    "What is the {heading} for {name}?",
-    "Read the {heading} of {name}.",
-    "What {heading} does {name} have?",
-)
-EXTREME_QUESTIONS = (
-    "Which {thing} has the {extreme} {heading}?",
-    "Which row has the {extreme} {heading}?",
-    "What has the {extreme} {heading}?",
-)
-OWNER_QUESTIONS = ("Which {thing} has the {heading} {cell}?", "Which row has the {heading} {cell}?")
-PLACE_QUESTIONS = ("What is the {ordinal} {thing}?", "Which {thing} is {ordinal}?", "Read the {ordinal} {thing}.")
-ROWS_QUESTIONS = (
-    "How many rows are below the headings?",
-    "How many rows are there below the headings?",
-    "What is the number of rows below the headings?",
-)
-COLUMNS_QUESTIONS = (
-    "How many columns are there?",
-    "How many columns does the table have?",
-    "What is the number of columns?",
-)
-HEADING_QUESTIONS = (
-    "What is the heading of the {ordinal} column?",
-    "What is the {ordinal} heading?",
-    "Read the {ordinal} heading.",
-)
-TITLE_QUESTIONS = ("What is the title?", "Read the title.", "What does the title say?")
 
 #: Share of headings that are any word of the split instead of one of `HEADINGS`.
 FREE_HEADINGS = 0.2
@@ -83,7 +69,8 @@ class TableLevel(PrintedLevel):
         rows: fewest and most rows below the headings.
         letters: longest name, heading or word.
         titles: share of tables with a title.
-        questions: most questions but that about what is not there.
+        questions: most questions but those about what is not there and for JSON.
+        json: whether some tables are asked for as JSON.
     """
 
     columns: tuple[int, int]
@@ -91,6 +78,7 @@ class TableLevel(PrintedLevel):
     letters: int
     titles: float = 0.2
     questions: int = 4
+    json: bool = True
 
 
 TABLE_LEVELS: tuple[TableLevel, ...] = (
@@ -114,6 +102,7 @@ TABLE_LEVELS: tuple[TableLevel, ...] = (
         font_pixels=(12, 22),
         titles=0.4,
         questions=6,
+        json=False,
         variety=0.7,
         wear=0.5,
     ),
@@ -133,6 +122,15 @@ class Column:
     def spoken(self) -> str:
         """The heading as questions call it."""
         return self.heading if self.is_free else self.heading.lower()
+
+    @property
+    def wordings(self) -> Wordings:
+        """How its cells are asked for."""
+        if self.is_free:
+            return CELL_QUESTIONS
+        if self.kind == "amount":
+            return AMOUNT_QUESTIONS
+        return MANY_QUESTIONS if self.heading in PLURAL_HEADINGS else CELL_QUESTIONS
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -222,7 +220,11 @@ def draw_table(rng: np.random.Generator, level: TableLevel, split: Split, task: 
     else:
         raise no_room("table", level, height, width)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
-    return Sample((image,), ask_about(rng, table, split, level), task, (canvas.characters,), layout=layout)
+    questions = ask_about(rng, table, split, level)
+    if level.json:
+        rows = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+        questions = (*questions, *ask_rows(rng, split, rows))
+    return Sample((image,), questions, task, (canvas.characters,), layout=layout)
 
 
 def draw_contents(rng: np.random.Generator, level: TableLevel, split: Split) -> Table:
@@ -352,30 +354,30 @@ def ask_about(rng: np.random.Generator, table: Table, split: Split, level: Table
     order = [places[i] for i in rng.permutation(len(places))]
 
     def ask_cell(row: int, column: Column) -> Question:
-        return ask(rng, CELL_QUESTIONS, column.cells[row], heading=column.spoken, name=names[row])
+        return ask(rng, split, column.wordings, column.cells[row], heading=column.spoken, name=names[row])
 
     lead = ask_cell(order[0][0], columns[order[0][1]])
     rest = [ask_cell(row, columns[k]) for row, k in order[1:3]]
     row, k = order[-1]
     rest.append(
-        ask(rng, OWNER_QUESTIONS, names[row], thing=thing, heading=columns[k].spoken, cell=columns[k].cells[row])
+        ask(rng, split, OWNER_QUESTIONS, names[row], thing=thing, heading=columns[k].spoken, cell=columns[k].cells[row])
     )
     for column in columns:
         if column.kind in NUMERIC:
             extreme, pick = one_of(rng, (("highest", np.argmax), ("highest", np.argmax), ("lowest", np.argmin)))
             answer = names[int(pick(column.numbers))]
-            rest.append(ask(rng, EXTREME_QUESTIONS, answer, thing=thing, extreme=extreme, heading=column.spoken))
-    rest.append(ask(rng, ROWS_QUESTIONS, str(len(names))))
+            rest.append(ask(rng, split, EXTREME_QUESTIONS, answer, thing=thing, extreme=extreme, heading=column.spoken))
+    rest.append(ask(rng, split, ROWS_QUESTIONS, str(len(names))))
     if level.columns[0] < level.columns[1]:
-        rest.append(ask(rng, COLUMNS_QUESTIONS, str(len(table.headings))))
+        rest.append(ask(rng, split, COLUMNS_QUESTIONS, str(len(table.headings))))
     i = int(rng.integers(len(names)))
     ordinal = "last" if i == len(names) - 1 and _happens(rng, 0.6) else ORDINALS[i]
-    rest.append(ask(rng, PLACE_QUESTIONS, names[i], ordinal=ordinal, thing=thing))
+    rest.append(ask(rng, split, PLACE_QUESTIONS, names[i], ordinal=ordinal, thing=thing))
     i = int(rng.integers(len(table.headings)))
     if in_split(table.headings[i], split):
-        rest.append(ask(rng, HEADING_QUESTIONS, table.headings[i], ordinal=ORDINALS[i]))
+        rest.append(ask(rng, split, HEADING_QUESTIONS, table.headings[i], ordinal=ORDINALS[i]))
     if table.title:
-        rest.append(ask(rng, TITLE_QUESTIONS, table.title))
+        rest.append(ask(rng, split, TITLE_QUESTIONS, table.title))
     kept = [lead, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if _happens(rng, 0.3):
         kept.append(_ask_absent(rng, table, split, level))
@@ -387,7 +389,9 @@ def _ask_absent(rng: np.random.Generator, table: Table, split: Split, level: Tab
     if _happens(rng, 0.7):
         shown = {*table.names, *table.headings, *table.title.split(), *(c for col in table.columns for c in col.cells)}
         (name,) = draw_names(rng, split, 1, level.letters, shown)
-        return ask_absent(rng, CELL_QUESTIONS, heading=one_of(rng, table.columns).spoken, name=name)
+        column = one_of(rng, table.columns)
+        return ask_absent(rng, split, column.wordings, heading=column.spoken, name=name)
     taken = {*table.headings, *table.title.split()}
     heading = one_of(rng, [heading for heading in HEADINGS if heading not in taken])
-    return ask_absent(rng, CELL_QUESTIONS, heading=heading.lower(), name=one_of(rng, table.names))
+    column = Column(heading, HEADINGS[heading], ())
+    return ask_absent(rng, split, column.wordings, heading=column.spoken, name=one_of(rng, table.names))

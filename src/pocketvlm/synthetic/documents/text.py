@@ -21,22 +21,44 @@ from pocketvlm.synthetic.drawing.lines import (
     wear,
 )
 from pocketvlm.synthetic.sample import CharacterBox, Question, Sample, Split, choose_layout
-from pocketvlm.synthetic.words.values import one_of
+from pocketvlm.synthetic.words.values import ORDINALS, Wordings, ask, one_of
 from pocketvlm.synthetic.words.vocabulary import TextKind, draw_text
 
-READ_QUESTIONS = (
-    "What is written?",
-    "Read the text.",
-    "What does it say?",
-    "What does the text say?",
-    "What is the text?",
-    "Read this.",
+READ_QUESTIONS = Wordings(
+    (
+        "What is written?",
+        "Read the text.",
+        "What does it say?",
+        "What does the text say?",
+        "What is the text?",
+        "Read this.",
+    ),
+    heldout=("what does this say", "Give me the text.", "text?"),
 )
-WORD_QUESTIONS = ("What is the word?", "Which word is written?", "Read the word.", "What word is this?")
-NUMBER_QUESTIONS = ("What is the number?", "Which number is written?", "Read the number.", "What number is this?")
+WORD_QUESTIONS = Wordings(
+    ("What is the word?", "Which word is written?", "Read the word.", "What word is this?", "word?"),
+    heldout=("What's the word", "Tell me the word."),
+)
+NUMBER_QUESTIONS = Wordings(
+    ("What is the number?", "Which number is written?", "Read the number.", "What number is this?", "number?"),
+    heldout=("What's the number", "Tell me the number."),
+)
+LINE_QUESTIONS = Wordings(
+    (
+        "Read line {number}.",
+        "What is on line {number}?",
+        "What is on the {ordinal} line?",
+        "What does line {number} say?",
+        "line {number}?",
+    ),
+    heldout=("What's on line {number}", "What does the {ordinal} line say?"),
+)
+END_QUESTIONS = Wordings(
+    ("What is the {end} word?", "Which word is {end}?", "What is the {end} word of the text?", "{end} word?"),
+    heldout=("Read the {end} word.", "What's the {end} word of all"),
+)
 # How lines follow each other. A single line has nothing to arrange: there words and fonts alone are held out.
 TRAIN_LAYOUTS, HELDOUT_LAYOUTS = ("left", "centred"), ("right", "stepped")
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +171,7 @@ def draw_words(rng: np.random.Generator, level: Difficulty, split: Split, task: 
 
     paper, ink = draw_colours(rng, level.variety)
     image = wear(rng, blend(draw_background(rng, height, width, paper, level.variety), coverage, ink), level.wear)
-    questions = ask_about(rng, texts, kinds)
+    questions = ask_about(rng, texts, kinds, split)
     return Sample((np.ascontiguousarray(image),), questions, task, (tuple(boxes),), layout=layout)
 
 
@@ -203,24 +225,20 @@ def _draw_lines(
     )
 
 
-def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind]) -> tuple[Question, ...]:
+def ask_about(rng: np.random.Generator, texts: list[str], kinds: list[TextKind], split: Split) -> tuple[Question, ...]:
     """Questions on lines of text, the one that asks for everything first."""
-    pairs = [(one_of(rng, READ_QUESTIONS), "\n".join(texts))]
+    questions = [ask(rng, split, READ_QUESTIONS, "\n".join(texts))]
     words = [word for text in texts for word in text.split()]
     if len(texts) == 1 and kinds[0] in ("short", "word", "letters"):
-        pairs.append((one_of(rng, WORD_QUESTIONS), texts[0]))
+        questions.append(ask(rng, split, WORD_QUESTIONS, texts[0]))
     elif len(texts) == 1 and kinds[0] == "number":
-        pairs.append((one_of(rng, NUMBER_QUESTIONS), texts[0]))
+        questions.append(ask(rng, split, NUMBER_QUESTIONS, texts[0]))
     if len(texts) > 1:
-        for i in rng.permutation(len(texts))[:2]:
-            where = (
-                f"Read line {i + 1}.",
-                f"What is on the {ORDINALS[i]} line?" if i < len(ORDINALS) else f"What is on line {i + 1}?",
-                f"What does line {i + 1} say?",
-                "What is on the last line?" if i == len(texts) - 1 else f"Read line {i + 1}.",
-            )
-            pairs.append((one_of(rng, where), texts[i]))
+        for i in rng.permutation(len(texts))[:2].tolist():
+            is_last = i == len(texts) - 1 and (i >= len(ORDINALS) or rng.random() < 0.5)
+            ordinal = "last" if is_last else ORDINALS[i] if i < len(ORDINALS) else f"{i + 1}th"
+            questions.append(ask(rng, split, LINE_QUESTIONS, texts[i], number=str(i + 1), ordinal=ordinal))
     if len(words) > 1 and rng.random() < 0.5:
         place = int(rng.integers(2))
-        pairs.append((f"What is the {('first', 'last')[place]} word?", words[(0, -1)[place]]))
-    return tuple(Question(*pair) for pair in pairs)
+        questions.append(ask(rng, split, END_QUESTIONS, words[(0, -1)[place]], end=("first", "last")[place]))
+    return tuple(questions)

@@ -22,49 +22,96 @@ from pocketvlm.synthetic.scenes.motions import (
     draw_arrivals,
     draw_motion,
 )
-from pocketvlm.synthetic.words.values import ask, ask_absent, integer_in, one_of
+from pocketvlm.synthetic.scenes.shape_wordings import COLOUR_QUESTIONS
+from pocketvlm.synthetic.words.values import Wordings, ask, ask_absent, integer_in, one_of
 
-DIRECTION_QUESTIONS = (
-    "Which way does the {name} move?",
-    "In which direction does the {name} move?",
-    "Where does the {name} move?",
+DIRECTION_QUESTIONS = Wordings(
+    (
+        "Which way does the {name} move?",
+        "In which direction does the {name} move?",
+        "Where does the {name} move?",
+        "direction of the {name}?",
+    ),
+    heldout=("Which way is the {name} going?", "Where's the {name} moving to"),
 )
-MOVES_QUESTIONS = ("Does the {name} move?", "Is the {name} moving?", "Does the {name} change its place?")
-STOPS_QUESTIONS = ("Does the {name} stop?", "Does the {name} stop moving?", "Does the {name} stop before the end?")
-MOVER_QUESTIONS = ("Which shape moves?", "What moves?", "Which shape is moving?")
-END_COLOUR_QUESTIONS = (
-    "What colour is the {name} at the {time}?",
-    "At the {time}, what colour is the {name}?",
-    "Which colour is the {name} at the {time}?",
+MOVES_QUESTIONS = Wordings(
+    ("Does the {name} move?", "Is the {name} moving?", "Does the {name} change its place?"),
+    heldout=("Is the {name} in motion?", "does the {name} go anywhere"),
 )
-CHANGES_QUESTIONS = (
-    "Does the {name} change its colour?",
-    "Does the colour of the {name} change?",
-    "Is the {name} changing its colour?",
+STOPS_QUESTIONS = Wordings(
+    ("Does the {name} stop?", "Does the {name} stop moving?", "Does the {name} stop before the end?"),
+    heldout=("Does the {name} come to a stop?", "Is the {name} standing still at the end?"),
 )
-CHANGE_FRAME_QUESTIONS = (
-    "In which frame does the {name} change its colour?",
-    "In which frame does the colour change?",
-    "Which frame is the first with another colour?",
+MOVER_QUESTIONS = Wordings(
+    ("Which shape moves?", "What moves?", "Which shape is moving?", "moving shape?"),
+    heldout=("What's moving", "Name the shape that moves."),
 )
-FRAME_QUESTIONS = (
-    "In which frame does the {name} appear?",
-    "Which frame is the first with the {name}?",
-    "In which frame do you first see the {name}?",
+END_COLOUR_QUESTIONS = Wordings(
+    (
+        "What colour is the {name} at the {time}?",
+        "At the {time}, what colour is the {name}?",
+        "Which colour is the {name} at the {time}?",
+        "colour of the {name} at the {time}?",
+    ),
+    heldout=("What's the colour of the {name} at the {time}", "{name} at the {time}: which colour?"),
 )
-FIRST_QUESTIONS = ("Which shape comes {which}?", "What comes {which}?", "Which shape appears {which}?")
-NEXT_QUESTIONS = (
-    "Which shape comes {relation} the {name}?",
-    "What comes {relation} the {name}?",
-    "Which shape appears {relation} the {name}?",
+CHANGES_QUESTIONS = Wordings(
+    (
+        "Does the {name} change its colour?",
+        "Does the colour of the {name} change?",
+        "Is the {name} changing its colour?",
+    ),
+    heldout=("Does the {name} get another colour?", "does the {name} turn another colour"),
 )
-COUNT_QUESTIONS = ("How many shapes appear?", "How many shapes are there in all?", "How many shapes do you see?")
-COLOURS_QUESTIONS = (
-    "How many different colours are there?",
-    "How many different colours do the shapes have?",
-    "How many different colours do you see?",
+CHANGE_FRAME_QUESTIONS = Wordings(
+    (
+        "In which frame does the {name} change its colour?",
+        "In which frame does the colour change?",
+        "Which frame is the first with another colour?",
+        "first frame with another colour?",
+    ),
+    heldout=("When does the {name} change its colour, in which frame?",),
 )
-COLOUR_QUESTIONS = ("What colour is the {name}?", "What is the colour of the {name}?", "Which colour is the {name}?")
+FRAME_QUESTIONS = Wordings(
+    (
+        "In which frame does the {name} appear?",
+        "Which frame is the first with the {name}?",
+        "In which frame do you first see the {name}?",
+        "first frame with the {name}?",
+    ),
+    heldout=("When does the {name} appear, in which frame?", "In which frame does the {name} come?"),
+)
+FIRST_QUESTIONS = Wordings(
+    ("Which shape comes {which}?", "What comes {which}?", "Which shape appears {which}?", "{which} shape?"),
+    heldout=("What's the {which} shape", "Name the shape that comes {which}."),
+)
+NEXT_QUESTIONS = Wordings(
+    (
+        "Which shape comes {relation} the {name}?",
+        "What comes {relation} the {name}?",
+        "Which shape appears {relation} the {name}?",
+        "shape {relation} the {name}?",
+    ),
+    heldout=("What appears {relation} the {name}?", "Name the shape that comes {relation} the {name}."),
+)
+COUNT_QUESTIONS = Wordings(
+    (
+        "How many shapes appear?",
+        "How many shapes are there in all?",
+        "How many shapes do you see?",
+        "how many shapes in all",
+    ),
+    heldout=("Count the shapes in all frames.", "number of shapes in all?"),
+)
+COLOURS_QUESTIONS = Wordings(
+    (
+        "How many different colours are there?",
+        "How many different colours do the shapes have?",
+        "How many different colours do you see?",
+        "how many different colours",
+    ),
+    heldout=("Count the different colours.", "number of different colours?"),
+)
 
 FPS = 1.0
 ABSENT_SHARE = 0.25
@@ -134,11 +181,11 @@ def draw_clip(rng: np.random.Generator, level: ClipLevel, split: Split, task: st
         directions = (*DIRECTIONS, *(DIAGONALS if level.diagonals else ()))
         beside = integer_in(rng, (0, level.beside))
         frames, story = draw_motion(rng, path, size, count, colours, level.pixels, directions, beside)
-        questions = ask_about_motion(rng, story)
+        questions = ask_about_motion(rng, story, split)
     else:
         layout = choose_layout(rng, split, arrangements.TRAIN_LAYOUTS, arrangements.HELDOUT_LAYOUTS)
         frames, story = draw_arrivals(rng, path, layout, size, count, colours, level.pixels, level.arrivals)
-        questions = ask_about_arrivals(rng, story)
+        questions = ask_about_arrivals(rng, story, split)
     images, objects = [], []
     for figures in frames:
         canvas = Canvas(ground)
@@ -149,65 +196,65 @@ def draw_clip(rng: np.random.Generator, level: ClipLevel, split: Split, task: st
     lead, rest = questions[0], questions[1:]
     kept = [lead, *(rest[i] for i in rng.permutation(len(rest))[: level.questions - 1])]
     if rng.random() < ABSENT_SHARE:
-        kept.append(_ask_not_there(rng, story))
+        kept.append(_ask_not_there(rng, story, split))
     return Sample(tuple(images), tuple(kept), task, ((),) * count, FPS, path, tuple(objects))
 
 
-def ask_about_motion(rng: np.random.Generator, motion: Motion) -> list[Question]:
+def ask_about_motion(rng: np.random.Generator, motion: Motion, split: Split) -> list[Question]:
     """Questions on `motion`, first the direction or, where nothing moves, the colours."""
     name, out = motion.shape, []
     changes = "yes" if motion.changed is not None else "no"
     if motion.direction:
-        out.append(ask(rng, DIRECTION_QUESTIONS, motion.direction, name=name))
-        out.append(ask(rng, STOPS_QUESTIONS, "yes" if motion.stops else "no", name=name))
+        out.append(ask(rng, split, DIRECTION_QUESTIONS, motion.direction, name=name))
+        out.append(ask(rng, split, STOPS_QUESTIONS, "yes" if motion.stops else "no", name=name))
         if motion.still:
-            out.append(ask(rng, MOVER_QUESTIONS, name))
+            out.append(ask(rng, split, MOVER_QUESTIONS, name))
     if motion.still and motion.direction and rng.random() < 0.5:
-        out.append(ask(rng, MOVES_QUESTIONS, "no", name=one_of(rng, motion.still)))
+        out.append(ask(rng, split, MOVES_QUESTIONS, "no", name=one_of(rng, motion.still)))
     elif not motion.direction or rng.random() < 0.3:
-        out.append(ask(rng, MOVES_QUESTIONS, "yes" if motion.direction else "no", name=name))
+        out.append(ask(rng, split, MOVES_QUESTIONS, "yes" if motion.direction else "no", name=name))
     colours = [
-        ask(rng, END_COLOUR_QUESTIONS, motion.colours[-1], name=name, time="end"),
-        ask(rng, END_COLOUR_QUESTIONS, motion.colours[0], name=name, time="start"),
+        ask(rng, split, END_COLOUR_QUESTIONS, motion.colours[-1], name=name, time="end"),
+        ask(rng, split, END_COLOUR_QUESTIONS, motion.colours[0], name=name, time="start"),
     ]
     if motion.changed is None:
-        colours.append(ask(rng, COLOUR_QUESTIONS, motion.colours[0], name=name))
+        colours.append(ask(rng, split, COLOUR_QUESTIONS, motion.colours[0], name=name))
         out.append(one_of(rng, colours))
     else:
-        colours.append(ask(rng, CHANGE_FRAME_QUESTIONS, str(motion.changed + 1), name=name))
+        colours.append(ask(rng, split, CHANGE_FRAME_QUESTIONS, str(motion.changed + 1), name=name))
         out += colours
     # Asked of all that change and of some that do not: the answers are about even.
     if motion.changed is not None or rng.random() < 0.4:
-        out.append(ask(rng, CHANGES_QUESTIONS, changes, name=name))
+        out.append(ask(rng, split, CHANGES_QUESTIONS, changes, name=name))
     if not motion.direction and motion.changed is not None:
         out.insert(0, out.pop(int(rng.integers(len(out)))))
     return out
 
 
-def ask_about_arrivals(rng: np.random.Generator, arrivals: Arrivals) -> list[Question]:
+def ask_about_arrivals(rng: np.random.Generator, arrivals: Arrivals, split: Split) -> list[Question]:
     """Questions on `arrivals`, in random order."""
     shapes, count = arrivals.shapes, len(arrivals.shapes)
     i, j = int(rng.integers(count)), int(rng.integers(1, count))
     out = [
-        ask(rng, FIRST_QUESTIONS, shapes[0], which="first"),
-        ask(rng, FIRST_QUESTIONS, shapes[-1], which="last"),
-        ask(rng, FRAME_QUESTIONS, str(arrivals.starts[i] + 1), name=shapes[i]),
-        ask(rng, COUNT_QUESTIONS, str(count)),
-        ask(rng, COLOURS_QUESTIONS, str(len(set(arrivals.colours)))),
-        ask(rng, COLOUR_QUESTIONS, arrivals.colours[-1 - i], name=shapes[-1 - i]),
-        ask(rng, NEXT_QUESTIONS, shapes[j], name=shapes[j - 1], relation="after")
+        ask(rng, split, FIRST_QUESTIONS, shapes[0], which="first"),
+        ask(rng, split, FIRST_QUESTIONS, shapes[-1], which="last"),
+        ask(rng, split, FRAME_QUESTIONS, str(arrivals.starts[i] + 1), name=shapes[i]),
+        ask(rng, split, COUNT_QUESTIONS, str(count)),
+        ask(rng, split, COLOURS_QUESTIONS, str(len(set(arrivals.colours)))),
+        ask(rng, split, COLOUR_QUESTIONS, arrivals.colours[-1 - i], name=shapes[-1 - i]),
+        ask(rng, split, NEXT_QUESTIONS, shapes[j], name=shapes[j - 1], relation="after")
         if rng.random() < 0.5
-        else ask(rng, NEXT_QUESTIONS, shapes[j - 1], name=shapes[j], relation="before"),
+        else ask(rng, split, NEXT_QUESTIONS, shapes[j - 1], name=shapes[j], relation="before"),
     ]
     return [out[k] for k in rng.permutation(len(out))]
 
 
-def _ask_not_there(rng: np.random.Generator, story: Motion | Arrivals) -> Question:
+def _ask_not_there(rng: np.random.Generator, story: Motion | Arrivals, split: Split) -> Question:
     """About a figure that is never seen, in words that ask about others that are."""
     seen: Sequence[str] = story.shapes if isinstance(story, Arrivals) else (story.shape, *story.still)
     name = one_of(rng, [shape for shape in SHAPES if shape not in seen])
     if isinstance(story, Arrivals):
-        return ask_absent(rng, one_of(rng, (FRAME_QUESTIONS, COLOUR_QUESTIONS)), name=name)
+        return ask_absent(rng, split, one_of(rng, (FRAME_QUESTIONS, COLOUR_QUESTIONS)), name=name)
     if story.direction and rng.random() < 0.6:
-        return ask_absent(rng, DIRECTION_QUESTIONS, name=name)
-    return ask_absent(rng, END_COLOUR_QUESTIONS, name=name, time=one_of(rng, ("start", "end")))
+        return ask_absent(rng, split, DIRECTION_QUESTIONS, name=name)
+    return ask_absent(rng, split, END_COLOUR_QUESTIONS, name=name, time=one_of(rng, ("start", "end")))

@@ -26,54 +26,23 @@ from pocketvlm.synthetic.drawing.figures import (
 from pocketvlm.synthetic.drawing.lines import wear
 from pocketvlm.synthetic.sample import Question, Sample, Split, box_answer, choose_layout
 from pocketvlm.synthetic.scenes.arrangements import HELDOUT_LAYOUTS, TRAIN_LAYOUTS, TRIES, no_room, place_figures
+from pocketvlm.synthetic.scenes.shape_wordings import (
+    BOX_QUESTIONS,
+    COLOUR_QUESTIONS,
+    CORNER_QUESTIONS,
+    COUNT_COLOUR_QUESTIONS,
+    COUNT_QUESTIONS,
+    COUNT_SHAPE_QUESTIONS,
+    EXISTS_QUESTIONS,
+    HEIGHT_QUESTIONS,
+    IN_CORNER_QUESTIONS,
+    NEIGHBOUR_QUESTIONS,
+    RELATION_QUESTIONS,
+    SHAPE_QUESTIONS,
+    SIDE_QUESTIONS,
+    SIZE_QUESTIONS,
+)
 from pocketvlm.synthetic.words.values import ask, ask_absent, integer_in, one_of
-
-COUNT_QUESTIONS = ("How many shapes are there?", "How many shapes do you see?", "Count the shapes.")
-COUNT_COLOUR_QUESTIONS = (
-    "How many {name} shapes are there?",
-    "How many {name} shapes do you see?",
-    "Count the {name} shapes.",
-)
-COUNT_SHAPE_QUESTIONS = ("How many {name} are there?", "How many {name} do you see?", "Count the {name}.")
-COLOUR_QUESTIONS = ("What colour is the {name}?", "What is the colour of the {name}?", "Which colour is the {name}?")
-SHAPE_QUESTIONS = ("What shape is {name}?", "Which shape is {name}?", "What is the {name} shape?")
-SIDE_QUESTIONS = (
-    "Is the {name} on the left or on the right?",
-    "Is the {name} left or right?",
-    "On which side is the {name}, left or right?",
-)
-HEIGHT_QUESTIONS = (
-    "Is the {name} at the top or at the bottom?",
-    "Is the {name} top or bottom?",
-    "Where is the {name}, at the top or at the bottom?",
-)
-CORNER_QUESTIONS = (
-    "In which corner is the {name}?",
-    "Which corner is the {name} in?",
-    "The {name} is in which corner?",
-)
-IN_CORNER_QUESTIONS = (
-    "Which shape is in the {place} corner?",
-    "What shape is in the {place} corner?",
-    "What is in the {place} corner?",
-)
-RELATION_QUESTIONS = ("Is the {first} {relation} the {second}?", "Does the {first} stand {relation} the {second}?")
-NEIGHBOUR_QUESTIONS = (
-    "What is {relation} the {name}?",
-    "Which shape is {relation} the {name}?",
-    "What shape is {relation} the {name}?",
-)
-SIZE_QUESTIONS = (
-    "Which is {size}, the {first} or the {second}?",
-    "Which shape is {size}, the {first} or the {second}?",
-    "What is {size}, the {first} or the {second}?",
-)
-EXISTS_QUESTIONS = ("Is there {name}?", "Do you see {name}?", "Can you see {name}?")
-BOX_QUESTIONS = (
-    "Where is the {name}? Answer with a box.",
-    "Find the {name}. Answer with a box.",
-    "Give the box of the {name}.",
-)
 
 #: What is asked first, more often than the rest.
 MAIN_TOPICS = ("count", "colour", "shape", "box", "side", "relation")
@@ -148,7 +117,7 @@ def draw_shapes(rng: np.random.Generator, level: ShapeLevel, split: Split, task:
     for figure in figures:
         figure.paint(canvas)
     image = np.ascontiguousarray(wear(rng, canvas.image, level.wear))
-    questions = ask_about(rng, figures, level, colours, height, width)
+    questions = ask_about(rng, figures, level, colours, height, width, split)
     return Sample((image,), questions, task, ((),), layout=layout, objects=(canvas.objects,))
 
 
@@ -184,19 +153,20 @@ def ask_about(
     colours: Sequence[str],
     height: int,
     width: int,
+    split: Split,
 ) -> tuple[Question, ...]:
     """Questions on `figures`, one a topic; only what the eye can tell without doubt is asked."""
     topics = {
-        "count": _ask_count(rng, figures, colours),
-        "colour": _ask_colour(rng, figures),
-        "shape": _ask_shape(rng, figures),
-        "box": _ask_box(rng, figures, height, width),
-        "side": _ask_side(rng, figures, height, width),
-        "corner": _ask_corner(rng, figures, height, width),
-        "relation": _ask_relation(rng, figures),
-        "neighbour": _ask_neighbour(rng, figures),
-        "size": _ask_size(rng, figures),
-        "exists": _ask_exists(rng, figures, colours),
+        "count": _ask_count(rng, split, figures, colours),
+        "colour": _ask_colour(rng, split, figures),
+        "shape": _ask_shape(rng, split, figures),
+        "box": _ask_box(rng, split, figures, height, width),
+        "side": _ask_side(rng, split, figures, height, width),
+        "corner": _ask_corner(rng, split, figures, height, width),
+        "relation": _ask_relation(rng, split, figures),
+        "neighbour": _ask_neighbour(rng, split, figures),
+        "size": _ask_size(rng, split, figures),
+        "exists": _ask_exists(rng, split, figures, colours),
     }
     asked = {name: one_of(rng, questions) for name, questions in topics.items() if questions}
     main = one_of(rng, [name for name in MAIN_TOPICS if name in asked])
@@ -207,7 +177,7 @@ def ask_about(
         others = [q for q in topics["box"] if q not in questions]
         questions += [others[i] for i in rng.permutation(len(others))[: level.boxes]]
     if rng.random() < ABSENT_SHARE:
-        questions.append(_ask_not_there(rng, figures, colours))
+        questions.append(_ask_not_there(rng, split, figures, colours))
     return tuple(questions)
 
 
@@ -231,43 +201,49 @@ def relation(first: Figure, second: Figure) -> set[str]:
     return {name for name, is_so in zip(RELATIONS, apart, strict=True) if is_so}
 
 
-def _ask_count(rng: np.random.Generator, figures: Sequence[Figure], colours: Sequence[str]) -> list[Question]:
+def _ask_count(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], colours: Sequence[str]
+) -> list[Question]:
     shapes, tones = Counter(f.shape for f in figures), Counter(f.colour for f in figures)
     # One in five is about a colour or shape that is not there: then the answer is 0.
     shape = one_of(rng, SHAPES if rng.random() < 0.2 else sorted(shapes))
     colour = one_of(rng, colours if rng.random() < 0.2 else sorted(tones))
     return [
-        ask(rng, COUNT_QUESTIONS, str(len(figures))),
-        ask(rng, COUNT_SHAPE_QUESTIONS, str(shapes[shape]), name=plural(shape)),
-        ask(rng, COUNT_COLOUR_QUESTIONS, str(tones[colour]), name=colour),
+        ask(rng, split, COUNT_QUESTIONS, str(len(figures))),
+        ask(rng, split, COUNT_SHAPE_QUESTIONS, str(shapes[shape]), name=plural(shape)),
+        ask(rng, split, COUNT_COLOUR_QUESTIONS, str(tones[colour]), name=colour),
     ]
 
 
-def _ask_colour(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Question]:
+def _ask_colour(rng: np.random.Generator, split: Split, figures: Sequence[Figure]) -> list[Question]:
     counts = Counter(f.shape for f in figures)
-    return [ask(rng, COLOUR_QUESTIONS, f.colour, name=f.shape) for f in figures if counts[f.shape] == 1]
+    return [ask(rng, split, COLOUR_QUESTIONS, f.colour, name=f.shape) for f in figures if counts[f.shape] == 1]
 
 
-def _ask_shape(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Question]:
+def _ask_shape(rng: np.random.Generator, split: Split, figures: Sequence[Figure]) -> list[Question]:
     counts = Counter(f.colour for f in figures)
-    return [ask(rng, SHAPE_QUESTIONS, f.shape, name=f.colour) for f in figures if counts[f.colour] == 1]
+    return [ask(rng, split, SHAPE_QUESTIONS, f.shape, name=f.colour) for f in figures if counts[f.colour] == 1]
 
 
-def _ask_box(rng: np.random.Generator, figures: Sequence[Figure], height: int, width: int) -> list[Question]:
+def _ask_box(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], height: int, width: int
+) -> list[Question]:
     return [
-        ask(rng, BOX_QUESTIONS, box_answer(*figure.box, height, width), "box", name=name)
+        ask(rng, split, BOX_QUESTIONS, box_answer(*figure.box, height, width), "box", name=name)
         for name, figure in unique_names(rng, figures)
     ]
 
 
-def _ask_side(rng: np.random.Generator, figures: Sequence[Figure], height: int, width: int) -> list[Question]:
+def _ask_side(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], height: int, width: int
+) -> list[Question]:
     out = []
     for name, figure in unique_names(rng, figures):
         x, y = figure.centre[0] / width - 0.5, figure.centre[1] / height - 0.5
         if abs(x) >= SIDE_MARGIN:
-            out.append(ask(rng, SIDE_QUESTIONS, "left" if x < 0 else "right", name=name))
+            out.append(ask(rng, split, SIDE_QUESTIONS, "left" if x < 0 else "right", name=name))
         if abs(y) >= SIDE_MARGIN:
-            out.append(ask(rng, HEIGHT_QUESTIONS, "top" if y < 0 else "bottom", name=name))
+            out.append(ask(rng, split, HEIGHT_QUESTIONS, "top" if y < 0 else "bottom", name=name))
     return out
 
 
@@ -279,19 +255,21 @@ def corner_of(figure: Figure, height: int, width: int) -> str:
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
 
 
-def _ask_corner(rng: np.random.Generator, figures: Sequence[Figure], height: int, width: int) -> list[Question]:
+def _ask_corner(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], height: int, width: int
+) -> list[Question]:
     corners = Counter(corner_of(f, height, width) for f in figures)
     out = []
     for name, figure in unique_names(rng, figures):
         corner = corner_of(figure, height, width)
         if corner:
-            out.append(ask(rng, CORNER_QUESTIONS, corner, name=name))
+            out.append(ask(rng, split, CORNER_QUESTIONS, corner, name=name))
             if corners[corner] == 1 and not corners[""]:  # what is near a corner would be a matter of taste
-                out.append(ask(rng, IN_CORNER_QUESTIONS, figure.shape, place=corner))
+                out.append(ask(rng, split, IN_CORNER_QUESTIONS, figure.shape, place=corner))
     return out
 
 
-def _ask_relation(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Question]:
+def _ask_relation(rng: np.random.Generator, split: Split, figures: Sequence[Figure]) -> list[Question]:
     named = unique_names(rng, figures)
     for (first, one), (second, other) in pairwise(named):
         true = sorted(relation(one, other))
@@ -299,11 +277,11 @@ def _ask_relation(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Q
             asked, answer = one_of(rng, true), "yes"
             if rng.random() < 0.5:
                 asked, answer = OPPOSITE[asked], "no"
-            return [ask(rng, RELATION_QUESTIONS, answer, first=first, second=second, relation=asked)]
+            return [ask(rng, split, RELATION_QUESTIONS, answer, first=first, second=second, relation=asked)]
     return []
 
 
-def _ask_neighbour(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Question]:
+def _ask_neighbour(rng: np.random.Generator, split: Split, figures: Sequence[Figure]) -> list[Question]:
     out = []
     for name, figure in unique_names(rng, figures):
         for i, where in enumerate(RELATIONS):
@@ -312,11 +290,11 @@ def _ask_neighbour(rng: np.random.Generator, figures: Sequence[Figure]) -> list[
             beyond = [f for f in figures if sign * (f.centre[axis] - figure.centre[axis]) > 0]
             # The only one on that side, and no other one reaches there.
             if len(there) == 1 and len(beyond) == 1:
-                out.append(ask(rng, NEIGHBOUR_QUESTIONS, there[0].shape, name=name, relation=where))
+                out.append(ask(rng, split, NEIGHBOUR_QUESTIONS, there[0].shape, name=name, relation=where))
     return out
 
 
-def _ask_size(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Question]:
+def _ask_size(rng: np.random.Generator, split: Split, figures: Sequence[Figure]) -> list[Question]:
     counts = Counter(f.shape for f in figures)
     unique = [f for f in figures if counts[f.shape] == 1]
     out = []
@@ -325,28 +303,34 @@ def _ask_size(rng: np.random.Generator, figures: Sequence[Figure]) -> list[Quest
             if one.look.large and not other.look.large:
                 first, second = (one, other) if rng.random() < 0.5 else (other, one)
                 size, answer = ("larger", one) if rng.random() < 0.5 else ("smaller", other)
-                out.append(ask(rng, SIZE_QUESTIONS, answer.shape, size=size, first=first.shape, second=second.shape))
+                out.append(
+                    ask(rng, split, SIZE_QUESTIONS, answer.shape, size=size, first=first.shape, second=second.shape)
+                )
     return out
 
 
-def _ask_exists(rng: np.random.Generator, figures: Sequence[Figure], colours: Sequence[str]) -> list[Question]:
+def _ask_exists(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], colours: Sequence[str]
+) -> list[Question]:
     names = {f.name for f in figures}
     if rng.random() < 0.5:
-        return [ask(rng, EXISTS_QUESTIONS, "yes", name=with_article(one_of(rng, sorted(names))))]
-    return [ask(rng, EXISTS_QUESTIONS, "no", name=with_article(other_name(rng, names, colours)))]
+        return [ask(rng, split, EXISTS_QUESTIONS, "yes", name=with_article(one_of(rng, sorted(names))))]
+    return [ask(rng, split, EXISTS_QUESTIONS, "no", name=with_article(other_name(rng, names, colours)))]
 
 
-def _ask_not_there(rng: np.random.Generator, figures: Sequence[Figure], colours: Sequence[str]) -> Question:
+def _ask_not_there(
+    rng: np.random.Generator, split: Split, figures: Sequence[Figure], colours: Sequence[str]
+) -> Question:
     """A question about a figure that is not there, in words that ask about others that are."""
     shapes = [shape for shape in SHAPES if shape not in {f.shape for f in figures}]
     tones = [colour for colour in colours if colour not in {f.colour for f in figures}]
     form = rng.random()
     if form < 0.3 and shapes:
-        return ask_absent(rng, COLOUR_QUESTIONS, name=one_of(rng, shapes))
+        return ask_absent(rng, split, COLOUR_QUESTIONS, name=one_of(rng, shapes))
     if form < 0.5 and tones:
-        return ask_absent(rng, SHAPE_QUESTIONS, name=one_of(rng, tones))
+        return ask_absent(rng, split, SHAPE_QUESTIONS, name=one_of(rng, tones))
     name = other_name(rng, {f.name for f in figures}, colours)
     if name.split()[1] in shapes and rng.random() < 0.5:
         name = name.split()[1]
     wordings = BOX_QUESTIONS if form < 0.75 else one_of(rng, (SIDE_QUESTIONS, HEIGHT_QUESTIONS, CORNER_QUESTIONS))
-    return ask_absent(rng, wordings, name=name)
+    return ask_absent(rng, split, wordings, name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, TypeVar
 
@@ -89,13 +90,47 @@ _VALUES: dict[ValueKind, Callable[[np.random.Generator], str]] = {
 }
 
 
+#: Share of the held-out split's questions that are worded as no question of the training split is.
+HELDOUT_WORDINGS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Wordings:
+    """The ways to ask for one thing, with {names} of what is filled in.
+
+    Attributes:
+        train: the only ones of the training split, and half of the held-out split's questions.
+        heldout: the other half; where there are none, all questions are worded as in training.
+    """
+
+    train: tuple[str, ...]
+    heldout: tuple[str, ...] = ()
+
+    def draw(self, rng: np.random.Generator, split: Split) -> str:
+        """One of those that `split` may use."""
+        is_new = split == "heldout" and self.heldout and rng.random() < HELDOUT_WORDINGS
+        return one_of(rng, self.heldout if is_new else self.train)
+
+
+#: Of all pictures that have a title.
+TITLE_QUESTIONS = Wordings(
+    ("What is the title?", "Read the title.", "What does the title say?", "What's the title", "title?"),
+    heldout=("Give me the title.", "Which title does it have?"),
+)
+
+
 def ask(
-    rng: np.random.Generator, wordings: Sequence[str], answer: str, kind: QuestionKind = "text", **words: str
+    rng: np.random.Generator,
+    split: Split,
+    wordings: Wordings,
+    answer: str,
+    kind: QuestionKind = "text",
+    **words: str,
 ) -> Question:
-    """A question in one of `wordings`, filled in with `words`."""
-    return Question(one_of(rng, wordings).format(**words), answer, kind)
+    """A question of `split` in one of `wordings`, filled in with `words`."""
+    return Question(wordings.draw(rng, split).format(**words), answer, kind)
 
 
-def ask_absent(rng: np.random.Generator, wordings: Sequence[str], **words: str) -> Question:
+def ask_absent(rng: np.random.Generator, split: Split, wordings: Wordings, **words: str) -> Question:
     """A question about something that is not in the picture."""
-    return ask(rng, wordings, NOT_THERE, "absent", **words)
+    return ask(rng, split, wordings, NOT_THERE, "absent", **words)
