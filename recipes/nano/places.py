@@ -9,7 +9,8 @@ Shapes:  N visual tokens of all views · T tokens · R answer tokens · K pairs 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,29 +36,49 @@ def places(
         tokens: text of the tokens of an answer, without its end.
 
     Returns:
-        None where the answer is not printed, or stands in several places, and is not the box of an object.
+        None where the answer is not printed, or stands in several places, and is not the box of an object. Of JSON each
+        string is looked for by itself.
     """
     answer = "".join(tokens)
     for box in objects:
         if answer == box_answer(box.left, box.top, box.right, box.bottom, plan.image.height, plan.image.width):
             middle = _cells((box.left + box.right) / 2, (box.top + box.bottom) / 2, plan, patch)
             return [middle] * len(tokens)
-    first = _only_place("".join(answer.split()), "".join(box.character for box in characters))
-    if first is None:
-        return None
-    found, place = [], first
-    for token in tokens:
-        printed = len("".join(token.split()))
-        boxes = characters[place : place + min(printed, 1)]  # a token of several characters begins at the first of them
-        cells = [_cells((box.left + box.right) / 2, (box.top + box.bottom) / 2, plan, patch) for box in boxes]
-        found.append(cells[0] if cells else [])
-        place += printed
-    return found
+    printed = "".join(box.character for box in characters)
+    found: list[list[int]] = [[] for _ in tokens]
+    is_json = answer[:1] in ("{", "[")
+    for start, end in _strings(answer) if is_json else [(0, len(answer))]:
+        place = _only_place("".join(answer[start:end].split()), printed, in_any_case=not is_json)
+        if place is not None:
+            for i, character in _characters(tokens, characters, start, end, place):
+                x, y = (character.left + character.right) / 2, (character.top + character.bottom) / 2
+                found[i] = _cells(x, y, plan, patch)
+    return found if any(found) else None
 
 
-def _only_place(text: str, printed: str) -> int | None:
+def _strings(answer: str) -> list[tuple[int, int]]:
+    """Where the strings of JSON begin and end."""
+    return [match.span(1) for match in re.finditer(r'"([^"\\]+)"', answer)]
+
+
+def _characters(
+    tokens: Sequence[str], characters: Sequence[CharacterBox], start: int, end: int, place: int
+) -> Iterator[tuple[int, CharacterBox]]:
+    """The tokens between `start` and `end` of an answer, by their numbers, and the first character that each prints;
+    the first of all of them is `characters[place]`."""
+    began = 0
+    for number, token in enumerate(tokens):
+        ends = began + len(token)
+        text = "".join(token[max(0, start - began) : max(0, end - began)].split())
+        if text and ends > start:
+            yield number, characters[place]
+            place += len(text)
+        began = ends
+
+
+def _only_place(text: str, printed: str, *, in_any_case: bool) -> int | None:
     """Where `text` begins in what is printed; None where it does not or not only there."""
-    for text_, printed_ in ((text, printed), (text.casefold(), printed.casefold())):
+    for text_, printed_ in ((text, printed), (text.casefold(), printed.casefold()))[: 1 + in_any_case]:
         first = printed_.find(text_) if text_ else -1
         if first >= 0:
             return first if printed_.find(text_, first + 1) < 0 else None

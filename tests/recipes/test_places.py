@@ -61,3 +61,14 @@ def test_the_pointer_asks_only_tokens_of_its_own_sample_and_falls_when_it_is_rig
     torch.testing.assert_close(pointer(states, rows, visual, mine, theirs, both), torch.tensor(0.0))
     assert loss > 0
     assert pointer(states, rows, visual, mine, theirs, pairs[:, :0]) == 0
+
+
+def test_the_strings_of_json_point_to_where_they_are_printed() -> None:
+    """Each by itself: a name that stands twice has no place, and what is not printed has none."""
+    boxes = [CharacterBox(c, 14.0 * i, 3.0, 14.0 * i + 8, 11.0) for i, c in enumerate("ab12ab9")]
+    picture = np.zeros((112, 112, 3), np.uint8)
+    plan = encode_picture(picture, IMAGE, "4x", np.random.default_rng(0), 1.0).plan
+    answer = '{"ab": "12", "zz": "9"}'
+    found = places(list(answer), boxes, (), plan, 14)
+    assert found is not None
+    assert {i: cells for i, cells in enumerate(found) if cells} == {8: [1], 9: [1], 20: [3]}

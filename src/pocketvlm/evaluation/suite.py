@@ -84,6 +84,7 @@ ROWS: dict[str, Row] = {
     "invoice-json": Row("invoice", 0, kinds=("json",)),
     "table": Row("table", 0, any_question=True),
     "form": Row("form", 0, any_question=True),
+    "table-json": Row("table", 0, kinds=("json",)),
     "form-json": Row("form", 0, kinds=("json",)),
     "chart": Row("chart", 0, any_question=True),
     "shapes": Row("shapes", 0, kinds=("text",), any_question=True),
