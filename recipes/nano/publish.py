@@ -2,7 +2,8 @@
 """Put a trained model into the package.
 
     python -m recipes.nano.publish --run runs/nano
-    python -m recipes.nano.publish --run runs/more --append     # a run that began with the weights in the package
+    python -m recipes.nano.publish --run runs/first runs/next    # of runs that began with each other's weights
+    python -m recipes.nano.publish --run runs/more --append      # of one that began with the weights in the package
 
 Weights (bfloat16) and configuration go to `src/pocketvlm/assets/nano`, reports of its training to
 `recipes/nano/log.jsonl`.
@@ -21,13 +22,19 @@ from recipes.nano.settings import ASSETS
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--run", type=Path, required=True, help="the --out folder of the training")
+    cli.add_argument(
+        "--run",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the --out folder of the training; after those of the runs before it",
+    )
     cli.add_argument("--append", action="store_true", help="keep the log that is there, and let this run's follow it")
     args = cli.parse_args()
-    model = load_model(args.run / "model")
+    model = load_model(args.run[-1] / "model")
     save_model(model, ASSETS)
     with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w", encoding="utf-8") as log:
-        log.writelines(json.dumps(report) + "\n" for report in read_run(args.run))
+        log.writelines(json.dumps(report) + "\n" for run in args.run for report in read_run(run))
     size = (ASSETS / "model.safetensors").stat().st_size
     print(f"{ASSETS}: {sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB")
 
