@@ -109,6 +109,9 @@ class Length:
 
     def factor(self, done: Progress) -> float:
         """Of the highest rate, in the next step."""
+        return self._of_run(done) * self.course.stages[self.course.stage_at(done.step)].rate
+
+    def _of_run(self, done: Progress) -> float:
         warm = (done.step + 1) / self.warmup
         if self.deadline is not None:
             return max(0.0, min(warm, 1 - done.seconds / self.deadline))

@@ -52,6 +52,7 @@ class Stage:
         as_is: share of the small pictures that are not enlarged to a whole view, as inference would: reading is learnt
             from prints, and a strip as it is costs an eighth of one enlarged.
         measured: the shares follow what the suite says is weakest, see `mix.py`.
+        rate: what the learning rate of the run is multiplied by.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Stage:
     questions: int = 4
     as_is: float = 0.4
     measured: bool = False
+    rate: float = 1.0
 
     def has_language(self, step: int) -> bool:
         """Whether the decoder takes part in this step."""
@@ -140,7 +142,9 @@ CELLS = (
     Share("chart", 0, 0.04),
 )
 
-# Where the decoder learns to read aloud: whole texts, then lines by their number, from large print to small.
+# Where the decoder begins: short texts alone, of which the tower knows most by then.
+FIRST_WORDS = (Share("words", 1, 0.60), Share("words", 0, 0.15), Share("words", SNIPPET, 0.25))
+# Where it learns to read aloud: whole texts, then lines by their number, from large print to small.
 ALOUD = (
     Share("words", SNIPPET, 0.25),
     Share("words", ONE_LINE, 0.10),
@@ -169,16 +173,31 @@ LOOKED_UP = (
     Share("paragraph", 0, 0.04),
 )
 
+# Large steps while everything is still to be found, small ones where characters are told apart (docs/log.md).
+FINE = 0.25
+
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8),
-    Stage("print", CELLS, 2048, 0.25, HYBRID, SEES, language=0, cells=1.0),
-    Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS),
-    Stage("first pairs", FIRST_PAIRS, 3072, 0.45, HYBRID, language=2, between=CELLS, questions=6),
-    Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS, questions=6),
-    Stage("one picture", ONE_PICTURE, 4096, 0.35, HYBRID, language=2, between=CELLS, measured=True),
-    Stage("several pictures", SEVERAL_PICTURES, 4096, 0, HYBRID, language=2, between=CELLS, questions=6, measured=True),
+    Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8, rate=0.5),
+    Stage("print", CELLS, 2048, 0.60, HYBRID, SEES, language=0, cells=1.0, rate=FINE),
+    Stage("first words", FIRST_WORDS, 1024, 1.20, HYBRID, language=2, between=CELLS, as_is=1.0, rate=FINE),
+    Stage("reading aloud", ALOUD, 3072, 0.40, HYBRID, language=2, between=CELLS, rate=FINE),
+    Stage("first pairs", FIRST_PAIRS, 3072, 0.45, HYBRID, language=2, between=CELLS, questions=6, rate=FINE),
+    Stage("looking up", LOOKED_UP, 3072, 0.35, HYBRID, language=2, between=CELLS, questions=6, rate=FINE),
+    Stage("one picture", ONE_PICTURE, 4096, 0.35, HYBRID, language=2, between=CELLS, measured=True, rate=FINE),
+    Stage(
+        "several pictures",
+        SEVERAL_PICTURES,
+        4096,
+        0,
+        HYBRID,
+        language=2,
+        between=CELLS,
+        questions=6,
+        measured=True,
+        rate=FINE,
+    ),
 )
 
 

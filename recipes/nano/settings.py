@@ -61,7 +61,7 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Muon on the matrices of the blocks, AdamW on the rest; constant rate after the warm-up, linear cool-down."""
+    """Muon on the matrices of the blocks, AdamW on the rest; after the warm-up the rate is constant in each stage."""
 
     learning_rate: float = 2e-3
     warmup: int = 100

@@ -44,6 +44,16 @@ def test_the_rate_falls_to_zero_and_the_run_ends_there() -> None:
     assert length.share(Progress(step=300, seconds=101.0)) == 1.0
 
 
+def test_each_stage_has_its_share_of_the_rate() -> None:
+    course = Course((Stage("first", WORDS, 100), Stage("second", WORDS, 100, rate=0.25)))
+    length = Length(course, 10)
+    course.next = (50, 1)
+    assert length.factor(Progress(step=4)) == pytest.approx(0.5)
+    assert [length.factor(Progress(step=step)) for step in (49, 50)] == [1.0, 0.25]
+    length.cooldown = (60, 100)
+    assert length.factor(Progress(step=80)) == pytest.approx(0.125)
+
+
 @given(asked=st.lists(st.integers(0, 400), max_size=6).map(sorted))
 def test_stages_follow_each_other_in_order_and_late_enough(asked: list[int]) -> None:
     schedule = Course(SHORT * 3)
