@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The claims of early compression, measured: four ways to 16x from one uncompressed base, at equal data and steps.
 
-    python -m recipes.nano.train --out runs/base --until-stage alignment        # an uncompressed tower with its decoder
+    python -m recipes.nano.train --out runs/base --until-stage "reading aloud"     # a tower that reads, and its decoder
     python -m recipes.nano.ablation --base runs/base --out runs/ablation
     python -m recipes.nano.ablation --base runs/base --out runs/ablation --report
 
@@ -183,7 +183,7 @@ def score_of(records: Sequence[Record]) -> dict[str, float]:
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--base", type=Path, required=True, help="run of an uncompressed tower with its decoder")
+    cli.add_argument("--base", type=Path, required=True, help="run of a tower that reads, with its decoder")
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     cli.add_argument("--align", type=int, default=100, help="steps in which only the compression learns (49 at least)")
