@@ -53,6 +53,7 @@ class Stage:
             from prints, and a strip as it is costs an eighth of one enlarged.
         measured: the shares follow what the suite says is weakest, see `mix.py`.
         rate: what the learning rate of the run is multiplied by.
+        tower_rests: the tower learns in the steps between alone: those of the decoder cost half then.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Stage:
     as_is: float = 0.4
     measured: bool = False
     rate: float = 1.0
+    tower_rests: bool = False
 
     def has_language(self, step: int) -> bool:
         """Whether the decoder takes part in this step."""
@@ -181,10 +183,34 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8, rate=0.5),
     Stage("print", CELLS, 2048, 0.60, HYBRID, SEES, language=0, cells=1.0, rate=FINE),
-    Stage("first words", FIRST_WORDS, 1024, 1.20, HYBRID, language=2, between=CELLS, as_is=1.0, rate=FINE),
-    Stage("reading aloud", ALOUD, 3072, 1.60, HYBRID, language=2, between=CELLS, rate=FINE),
-    Stage("first pairs", FIRST_PAIRS, 3072, 1.40, HYBRID, language=2, between=CELLS, questions=6, rate=FINE),
-    Stage("looking up", LOOKED_UP, 3072, 1.00, HYBRID, language=2, between=CELLS, questions=6, rate=FINE),
+    Stage(
+        "first words",
+        FIRST_WORDS,
+        1024,
+        1.20,
+        HYBRID,
+        language=2,
+        between=CELLS,
+        as_is=1.0,
+        rate=FINE,
+        tower_rests=True,
+    ),
+    Stage("reading aloud", ALOUD, 3072, 1.60, HYBRID, language=2, between=CELLS, rate=FINE, tower_rests=True),
+    Stage(
+        "first pairs",
+        FIRST_PAIRS,
+        3072,
+        1.40,
+        HYBRID,
+        language=2,
+        between=CELLS,
+        questions=6,
+        rate=FINE,
+        tower_rests=True,
+    ),
+    Stage(
+        "looking up", LOOKED_UP, 3072, 1.00, HYBRID, language=2, between=CELLS, questions=6, rate=FINE, tower_rests=True
+    ),
     Stage("one picture", ONE_PICTURE, 4096, 0.70, HYBRID, language=2, between=CELLS, measured=True, rate=FINE),
     Stage(
         "several pictures",

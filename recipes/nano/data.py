@@ -5,6 +5,7 @@ Shapes:  P patches of all views · N visual tokens of all views · T tokens of a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,6 +38,7 @@ class TrainingBatch(Batch):
         places: int64 [2, K], which of the `rows` is shown by which of the N visual tokens, where that is known.
         tasks: of each sample.
         language: whether the decoder takes part.
+        tower_rests: whether nothing but the decoder learns.
     """
 
     cells: CellTargets
@@ -44,6 +46,7 @@ class TrainingBatch(Batch):
     tasks: list[str]
     language: bool
     cells_weight: float
+    tower_rests: bool = False
 
 
 class Collator:
@@ -74,7 +77,8 @@ class Collator:
             pictures = self.encode(sample, stage, rng)
             drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
             wanted -= sum(len(picture.patches) for picture in pictures)
-        return self.pack(drawn, seed, stage.has_language(step), stage.cells)
+        batch = self.pack(drawn, seed, stage.has_language(step), stage.cells)
+        return dataclasses.replace(batch, tower_rests=batch.language and stage.tower_rests)
 
     @staticmethod
     def draw(share: Share, seed: tuple[int, ...]) -> Sample:

@@ -94,8 +94,9 @@ class CellsAndAnswers(Objective):
         """The mean losses of the cells; and of the answer tokens their losses, and whether each was the most likely
         one, [R], None without the decoder."""
         model, device = learner.model, learner.device
-        features = model.encode_views(batch.patches.to(device), batch.views)
-        cells = learner.reader.cells(features, batch.cells.to(device))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not batch.tower_rests):
+            features = model.encode_views(batch.patches.to(device), batch.views)
+            cells = learner.reader.cells(features, batch.cells.to(device))
         if not batch.language:
             return cells, None, None
         states: list[Tensor] = []

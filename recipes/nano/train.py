@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -107,6 +108,27 @@ def refuse_samples_again(before: Path, seed: int) -> None:
         raise SystemExit(f"{before} was trained with --seed {seed}: give another one, or the same samples come again")
 
 
+def _spawn(args: argparse.Namespace) -> None:
+    """One process a core. Ctrl-C reaches all of them; SIGTERM, which `kill` sends to this one, is passed on.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came, and they have ended after a step and a checkpoint.
+    """
+    started = torch.multiprocessing.spawn(run, (args,), nprocs=args.processes, join=False)
+    stopped = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        stopped.append(number)
+        for process in started.processes:
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, pass_on)
+    while not started.join():
+        pass
+    if stopped:
+        raise KeyboardInterrupt
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and the log")
@@ -151,7 +173,7 @@ def main() -> None:
         if args.processes == 1:
             run(0, args)
         else:
-            torch.multiprocessing.spawn(run, (args,), nprocs=args.processes)
+            _spawn(args)
     except torch.multiprocessing.ProcessExitedException as ended:  # which has said why
         raise SystemExit(ended.exit_code) from None
     except KeyboardInterrupt:

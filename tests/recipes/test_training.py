@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,6 +196,20 @@ def test_steps_for_the_tower_alone_leave_the_decoder_alone(tmp_path: Path) -> No
     assert not any(name.startswith("model.language_model.") for name in moved)
 
 
+def test_a_tower_that_rests_learns_in_the_steps_between_alone(tmp_path: Path) -> None:
+    one = made(tmp_path / "run", (dataclasses.replace(SHORT[0], tower_rests=True),))
+    before = weights(one)
+    (figures,) = train_steps(one, 1)
+    assert "characters" in figures
+    assert figures["answers"]
+    moved = changed(one, before)
+    assert any(name.startswith("model.language_model.") for name in moved)
+    assert not any(name.startswith(("model.vision_tower.", "model.merger.", "reader.cells.")) for name in moved)
+    before = weights(one)
+    train_steps(one, 1)
+    assert any(name.startswith("model.vision_tower.") for name in changed(one, before))
+
+
 def test_the_alignment_moves_the_compression_and_nothing_else(tmp_path: Path) -> None:
     stages = (Stage("alignment", WORDS, 60, rates=COMPRESSED, learns=COMPRESSION),)
     one = made(tmp_path / "run", stages)
@@ -234,6 +252,23 @@ def test_a_run_begins_with_another_one_at_a_stage(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     assert [line["stage"] for line in lines if "stage" in line] == ["strips"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to pass on")
+def test_a_run_that_is_ended_by_kill_loses_no_step(tmp_path: Path) -> None:
+    """`kill` reaches the process that was started, which passes it on to those that train."""
+    command = [sys.executable, "-m", "recipes.nano.train", "--processes", "2", "--out", str(tmp_path / "run")]
+    log = tmp_path / "run" / LOG
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while not (log.is_file() and '"loss"' in log.read_text(encoding="utf-8")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate()[1]
+    assert "stopped after a step; the same command goes on" in errors
+    assert "Traceback" not in errors
+    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["step"]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{last:08}"]
 
 
 @pytest.mark.parametrize(
