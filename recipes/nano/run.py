@@ -42,6 +42,14 @@ def new_learner(seed: int) -> Learner:
     return Learner(model)
 
 
+def write_run(learner: Learner, out: Path) -> None:
+    """The model in the published layout, a whole checkpoint as any other, and its heads, in the folder of a run."""
+    save_model(learner.model, out / "model")
+    for name in TEXT_FILES:
+        shutil.copy(ASSETS / name, out / "model")
+    save_file(learner.reader.state_dict(), out / READER)
+
+
 class Run:
     """One process of a run, where its last checkpoint left it.
 
@@ -176,11 +184,6 @@ class Run:
         self.trainer.progress.place = {"course": self.course.state(), "length": self.length.state()}
 
     def write_model(self) -> None:
-        """The model in the published layout, a whole checkpoint as any other, and its heads, for a run that begins
-        with them."""
-        if self.processes.rank:
-            return
-        save_model(self.learner.model, self.out / "model")
-        for name in TEXT_FILES:
-            shutil.copy(ASSETS / name, self.out / "model")
-        save_file(self.learner.reader.state_dict(), self.out / READER)
+        """What a run that begins with this one needs."""
+        if not self.processes.rank:
+            write_run(self.learner, self.out)

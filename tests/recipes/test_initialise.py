@@ -15,6 +15,7 @@ from recipes.nano.data import Collator
 from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
 from recipes.nano.run import Run, new_learner
 from recipes.nano.settings import ASSETS, IMAGE, Optimiser
+from recipes.nano.state import pack, unpack
 
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
@@ -34,6 +35,22 @@ def test_training_can_begin_with_a_published_model(tmp_path: Path) -> None:
     for name, p in learner.model.named_parameters():
         if name != rows:
             assert torch.equal(p, published_weights[name]), name
+
+
+def test_a_packed_run_is_unpacked_to_within_half_a_step_of_eight_bits(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", new_learner(1), 1, Optimiser())
+    run.write_model()
+    pack(tmp_path / "run", tmp_path / "packed")
+    assert (tmp_path / "packed").stat().st_size < sum(p.numel() for p in run.learner.parameters()) * 1.1
+    unpack(tmp_path / "packed", tmp_path / "again")
+    learner = new_learner(2)
+    start_from(learner.model, learner.reader, tmp_path / "again", TOKENIZER)
+    kept = dict(run.learner.named_parameters())
+    for name, p in learner.named_parameters():
+        rows = kept[name].detach().flatten(1) if p.dim() > 1 else kept[name].detach()[None] * 0
+        within = rows.abs().amax(1) / 254 * 1.01 + 0.004 * rows.abs().amax(1)  # the published layout is bfloat16
+        off = (p.detach() - kept[name].detach()).abs().view(len(rows), -1).amax(1)
+        assert (off <= within + 1e-6).all(), name
 
 
 def test_added_layers_change_nothing_at_first() -> None:
