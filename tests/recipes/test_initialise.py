@@ -49,7 +49,9 @@ def test_a_packed_run_is_unpacked_to_within_half_a_step_of_eight_bits(tmp_path: 
     for name, p in learner.named_parameters():
         rows = kept[name].detach().flatten(1) if p.dim() > 1 else kept[name].detach()[None]
         step = 1 / 254 if p.dim() > 1 else 0
-        within = rows.abs().amax(1) * (1.01 * step + 0.004)  # a run keeps its model in bfloat16
+        within = rows.abs().amax(1) * (
+            1.01 * step + 2 * 2**-8
+        )  # a run keeps its model in bfloat16, and so does the other
         off = (p.detach() - kept[name].detach()).abs().view(len(rows), -1).amax(1)
         assert (off <= within + 1e-6).all(), name
 
