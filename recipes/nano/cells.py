@@ -21,6 +21,8 @@ from pocketvlm.synthetic.drawing.figures import COLOURS, SHAPES
 from pocketvlm.synthetic.sample import ObjectBox
 
 SLOTS = 10  # characters of one part of a cell that are asked for; nothing is asked where there are more
+LONGEST = 16  # of a target, with the characters that may be left out
+HALO = 0.18  # of a part's side: what has its middle so close outside may be said or left out
 PARTS = 4  # of a cell at 16x: each is as large as a cell at 4x, which is asked about as a whole
 CLASSES = 96  # printable ASCII, and 0 for "no more characters"
 KINDS = ("", *SHAPES, "button", "field", "box", "bar", "point")  # "" is no object
@@ -35,14 +37,17 @@ class CellTargets(NamedTuple):
     """What each visual token should say.
 
     Attributes:
-        characters: [N, PARTS, SLOTS] the printed characters whose middle falls into each part of its cell, in reading
-            order; `UNKNOWN` where they are too many. A cell at 4x is its own first part, its others are `UNKNOWN`.
+        characters: [N, PARTS, LONGEST] the printed characters whose middle falls into each part of its cell or into its
+            halo, in reading order, then zeros; `UNKNOWN` where they are too many. A cell at 4x is its own first part,
+            its others are `UNKNOWN`.
+        optional: bool, [N, PARTS, LONGEST], which of them have their middle in the halo.
         compressed: bool, [N], whether the token is one at 16x.
         objects: [N, 6] kind, colour, and left, top, right, bottom edge of the object that covers most of its cell;
             `UNKNOWN` where nothing is known. Edges are places in the whole picture: asked of the overview.
     """
 
     characters: Tensor
+    optional: Tensor
     compressed: Tensor
     objects: Tensor
 
@@ -81,32 +86,40 @@ def cell_targets(
 ) -> CellTargets:
     """Targets of every visual token of a picture. Without `objects` nothing is said about them."""
     characters = tuple(characters)
-    read, compressed, found = [], [], []
+    read, optional, compressed, found = [], [], [], []
     for number, (view, grid) in enumerate(zip(plan.views, grids(plan, patch), strict=True)):
         is_compressed = view.downsample_mode == "16x"
-        read.append(_characters(characters, grid, 2 if is_compressed else 1))
+        texts, may_lack = _characters(characters, grid, 2 if is_compressed else 1)
+        read.append(texts)
+        optional.append(may_lack)
         compressed.append(torch.full((grid.rows * grid.columns,), is_compressed))
         found.append(_objects(objects, grid, plan, whole=number == 0))
-    return CellTargets(torch.cat(read), torch.cat(compressed), torch.cat(found))
+    return CellTargets(torch.cat(read), torch.cat(optional), torch.cat(compressed), torch.cat(found))
 
 
-def _characters(characters: Iterable[CharacterBox], grid: Grid, parts: int) -> Tensor:
-    """[cells, PARTS, SLOTS] with `parts` parts of a cell in each direction."""
-    found: dict[tuple[int, int, int], list[int]] = {}
+def _characters(characters: Iterable[CharacterBox], grid: Grid, parts: int) -> tuple[Tensor, Tensor]:
+    """`CellTargets.characters` and `CellTargets.optional` of a view, with `parts` parts of a cell in each direction."""
+    found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
     for box in characters:
-        y = (box.top + box.bottom) / 2 * grid.down - grid.first_row
-        x = (box.left + box.right) / 2 * grid.across - grid.first_column
-        if 0 <= y < grid.rows and 0 <= x < grid.columns:
-            part = int(y % 1 * parts) * parts + int(x % 1 * parts)
-            found.setdefault((int(y), int(x), part), []).append(ord(box.character) - 31)
-    target = torch.full((grid.rows, grid.columns, PARTS, SLOTS), UNKNOWN)
+        y = ((box.top + box.bottom) / 2 * grid.down - grid.first_row) * parts
+        x = ((box.left + box.right) / 2 * grid.across - grid.first_column) * parts
+        for row in {int((y + way) // 1) for way in (-HALO, 0, HALO)}:
+            for column in {int((x + way) // 1) for way in (-HALO, 0, HALO)}:
+                is_optional = (row, column) != (int(y // 1), int(x // 1))
+                found.setdefault((row, column), []).append((ord(box.character) - 31, is_optional))
+    target = torch.full((grid.rows, grid.columns, PARTS, LONGEST), UNKNOWN)
     target[:, :, : parts * parts] = 0
-    for (y, x, part), classes in found.items():
-        if len(classes) > SLOTS:  # such small print is beyond a token: what cannot be learnt is not asked
-            target[y, x, part] = UNKNOWN
+    optional = torch.zeros(target.shape, dtype=torch.bool)
+    for (y, x), some in found.items():
+        if not (0 <= y < grid.rows * parts and 0 <= x < grid.columns * parts):
+            continue
+        place = y // parts, x // parts, y % parts * parts + x % parts
+        if len(some) > LONGEST or sum(not left_out for _, left_out in some) > SLOTS:
+            target[place] = UNKNOWN  # such small print is beyond a token: what cannot be learnt is not asked
         else:
-            target[y, x, part, : len(classes)] = torch.tensor(classes)
-    return target.flatten(0, 1)
+            target[place][: len(some)] = torch.tensor([one for one, _ in some])
+            optional[place][: len(some)] = torch.tensor([left_out for _, left_out in some])
+    return target.flatten(0, 1), optional.flatten(0, 1)
 
 
 def _objects(objects: Sequence[ObjectBox], grid: Grid, plan: SlicePlan, whole: bool) -> Tensor:
@@ -160,18 +173,20 @@ class CellReader(nn.Module):
     def character_loss(self, features: Tensor, targets: CellTargets) -> Tensor:
         """Mean over the slots that matter of all parts: every character, and the first "no more characters"."""
         compressed = targets.compressed
+
+        def chosen(part: Tensor) -> Tensor:
+            return torch.cat([part[~compressed, 0], part[compressed].flatten(0, 1)])
+
         plain = self.characters(features[~compressed]).view(-1, SLOTS, CLASSES).float()
         parts = self.compressed_characters(features[compressed]).view(-1, SLOTS, CLASSES).float()
-        scores = torch.cat([plain, parts])
-        characters = torch.cat([targets.characters[~compressed, 0], targets.characters[compressed].flatten(0, 1)])
+        scores, characters, optional = torch.cat([plain, parts]), chosen(targets.characters), chosen(targets.optional)
+        asked = characters[:, 0] != UNKNOWN
+        scores, characters, optional = scores[asked], characters[asked], optional[asked]
+        each = missed(scores.log_softmax(-1), characters, optional)
+        slots = ((characters > 0) & ~optional).sum(1) + 1
         # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
-        weight = (characters[:, :1] > 0).float() * 0.9 + 0.1
-        asked = torch.ones_like(characters, dtype=torch.bool)
-        asked[:, 1:] = characters[:, :-1] > 0
-        asked[characters[:, 0] == UNKNOWN] = False
-        each = F.cross_entropy(scores[asked], characters[asked], reduction="none")
-        weight = weight.expand_as(asked)[asked]
-        return (each * weight).sum() / weight.sum().clamp(min=1e-9)
+        weight = (slots > 1).float() * 0.9 + 0.1
+        return (each * weight).sum() / (slots * weight).sum().clamp(min=1e-9)
 
     def object_loss(self, features: Tensor, objects: Tensor) -> Tensor:
         """Mean over the cells of pictures with objects: kind and colour, and the edges where they are known."""
@@ -187,3 +202,28 @@ class CellReader(nn.Module):
         wanted = self.get_buffer("near")[objects[:, 2:].clamp(min=0)]
         off = -(wanted * edges.view(-1, 4, STEPS + 1).log_softmax(-1)).sum(-1).mean(1)
         return ((each + off * placed) * weight).sum() / weight.sum()
+
+
+def missed(said: Tensor, characters: Tensor, optional: Tensor) -> Tensor:
+    """[N] minus the logarithm of the probability that the slots say the characters, with or without the optional ones.
+
+    A character whose middle lies on the border of two cells belongs to neither more than to the other: nine in ten
+    cells of small print have such a one, and asking for one answer there teaches to guess.
+
+    Args:
+        said: [N, SLOTS, CLASSES] logarithms of probabilities; class 0 ends the characters.
+        characters: [N, L], then zeros.
+        optional: bool, [N, L].
+    """
+    impossible = said.new_full((len(said), 1), -1e4)
+    # reached[n, s]: the first characters have been said in s slots.
+    reached = torch.cat([torch.zeros_like(impossible), impossible.expand(-1, said.shape[1])], 1)
+    longest = int((characters > 0).sum(1).max()) if len(characters) else 0
+    for i in range(longest):
+        one = characters[:, i].clamp(min=0)
+        here = said.gather(2, one[:, None, None].expand(-1, said.shape[1], 1)).squeeze(2)
+        is_said = torch.cat([impossible, reached[:, :-1] + here], 1)
+        both = torch.logaddexp(is_said, torch.where(optional[:, i, None], reached, impossible))
+        reached = torch.where(one[:, None] > 0, both, reached)
+    ends = torch.cat([said[:, :, 0], torch.zeros_like(impossible)], 1)
+    return -(reached + ends).logsumexp(1)

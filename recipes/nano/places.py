@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pocketvlm.processing.patches.slicing import SlicePlan
 from pocketvlm.synthetic.sample import CharacterBox, ObjectBox, box_answer
-from recipes.nano.cells import grids
+from recipes.nano.cells import HALO, grids
 
 WIDTH = 64  # of queries and keys
 
@@ -86,12 +86,15 @@ def _only_place(text: str, printed: str, *, in_any_case: bool) -> int | None:
 
 
 def _cells(x: float, y: float, plan: SlicePlan, patch: int) -> list[int]:
-    """The visual tokens of all views whose cell holds a point of the picture."""
+    """The visual tokens of all views whose cell, or its halo, holds a point of the picture."""
     found, before = [], 0
-    for grid in grids(plan, patch):
-        row, column = int(y * grid.down) - grid.first_row, int(x * grid.across) - grid.first_column
-        if 0 <= row < grid.rows and 0 <= column < grid.columns:
-            found.append(before + row * grid.columns + column)
+    for view, grid in zip(plan.views, grids(plan, patch), strict=True):
+        halo = HALO / (2 if view.downsample_mode == "16x" else 1)  # that of a part of the cell
+        down, across = y * grid.down - grid.first_row, x * grid.across - grid.first_column
+        for row in sorted({int((down + way) // 1) for way in (-halo, 0, halo)}):
+            for column in sorted({int((across + way) // 1) for way in (-halo, 0, halo)}):
+                if 0 <= row < grid.rows and 0 <= column < grid.columns:
+                    found.append(before + row * grid.columns + column)
         before += grid.rows * grid.columns
     return found
 
