@@ -89,7 +89,7 @@ def cell_targets(
     read, optional, compressed, found = [], [], [], []
     for number, (view, grid) in enumerate(zip(plan.views, grids(plan, patch), strict=True)):
         is_compressed = view.downsample_mode == "16x"
-        texts, may_lack = _characters(characters, grid, 2 if is_compressed else 1)
+        texts, may_lack = characters_in(characters, grid, 2 if is_compressed else 1)
         read.append(texts)
         optional.append(may_lack)
         compressed.append(torch.full((grid.rows * grid.columns,), is_compressed))
@@ -97,8 +97,11 @@ def cell_targets(
     return CellTargets(torch.cat(read), torch.cat(optional), torch.cat(compressed), torch.cat(found))
 
 
-def _characters(characters: Iterable[CharacterBox], grid: Grid, parts: int) -> tuple[Tensor, Tensor]:
-    """`CellTargets.characters` and `CellTargets.optional` of a view, with `parts` parts of a cell in each direction."""
+def characters_in(
+    characters: Iterable[CharacterBox], grid: Grid, parts: int, slots: int = SLOTS
+) -> tuple[Tensor, Tensor]:
+    """`CellTargets.characters` and `CellTargets.optional` of a view, with `parts` parts of a cell in each direction, of
+    which none is asked for more than `slots` characters."""
     found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
     for box in characters:
         y = ((box.top + box.bottom) / 2 * grid.down - grid.first_row) * parts
@@ -114,7 +117,7 @@ def _characters(characters: Iterable[CharacterBox], grid: Grid, parts: int) -> t
         if not (0 <= y < grid.rows * parts and 0 <= x < grid.columns * parts):
             continue
         place = y // parts, x // parts, y % parts * parts + x % parts
-        if len(some) > LONGEST or sum(not left_out for _, left_out in some) > SLOTS:
+        if len(some) > LONGEST or sum(not left_out for _, left_out in some) > slots:
             target[place] = UNKNOWN  # such small print is beyond a token: what cannot be learnt is not asked
         else:
             target[place][: len(some)] = torch.tensor([one for one, _ in some])
@@ -171,7 +174,7 @@ class CellReader(nn.Module):
         }
 
     def character_loss(self, features: Tensor, targets: CellTargets) -> Tensor:
-        """Mean over the slots that matter of all parts: every character, and the first "no more characters"."""
+        """`print_loss` of all parts."""
         compressed = targets.compressed
 
         def chosen(part: Tensor) -> Tensor:
@@ -180,13 +183,7 @@ class CellReader(nn.Module):
         plain = self.characters(features[~compressed]).view(-1, SLOTS, CLASSES).float()
         parts = self.compressed_characters(features[compressed]).view(-1, SLOTS, CLASSES).float()
         scores, characters, optional = torch.cat([plain, parts]), chosen(targets.characters), chosen(targets.optional)
-        asked = characters[:, 0] != UNKNOWN
-        scores, characters, optional = scores[asked], characters[asked], optional[asked]
-        each = missed(scores.log_softmax(-1), characters, optional)
-        slots = ((characters > 0) & ~optional).sum(1) + 1
-        # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
-        weight = (slots > 1).float() * 0.9 + 0.1
-        return (each * weight).sum() / (slots * weight).sum().clamp(min=1e-9)
+        return print_loss(scores, characters, optional)
 
     def object_loss(self, features: Tensor, objects: Tensor) -> Tensor:
         """Mean over the cells of pictures with objects: kind and colour, and the edges where they are known."""
@@ -204,6 +201,21 @@ class CellReader(nn.Module):
         return ((each + off * placed) * weight).sum() / weight.sum()
 
 
+def print_loss(scores: Tensor, characters: Tensor, optional: Tensor) -> Tensor:
+    """Mean over the slots that matter of everything that is asked: every character, and the first "no more characters".
+
+    Args:
+        scores: fp32 [N, slots, CLASSES]; the others as for `missed`, with `UNKNOWN` where nothing is asked.
+    """
+    asked = characters[:, 0] != UNKNOWN
+    scores, characters, optional = scores[asked], characters[asked], optional[asked]
+    each = missed(scores.log_softmax(-1), characters, optional)
+    slots = ((characters > 0) & ~optional).sum(1) + 1
+    # Most cells are empty: they count a tenth, or the tower would learn emptiness first.
+    weight = (slots > 1).float() * 0.9 + 0.1
+    return (each * weight).sum() / (slots * weight).sum().clamp(min=1e-9)
+
+
 def missed(said: Tensor, characters: Tensor, optional: Tensor) -> Tensor:
     """[N] minus the logarithm of the probability that the slots say the characters, with or without the optional ones.
 
@@ -211,7 +223,7 @@ def missed(said: Tensor, characters: Tensor, optional: Tensor) -> Tensor:
     stands in docs/log.md.
 
     Args:
-        said: [N, SLOTS, CLASSES] logarithms of probabilities; class 0 ends the characters.
+        said: [N, slots, CLASSES] logarithms of probabilities; class 0 ends the characters.
         characters: [N, L], then zeros.
         optional: bool, [N, L].
     """

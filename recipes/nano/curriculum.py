@@ -29,6 +29,7 @@ class Share(NamedTuple):
 
 
 UNCOMPRESSED, COMPRESSED = Rates(all_4x=1.0), Rates(all_4x=0.0, all_16x=1.0)
+MOSTLY_4X = Rates(all_4x=0.7, all_16x=0.15)  # the rate that nano answers at, unless it is asked for another one
 HYBRID = Rates(all_4x=0.5, all_16x=0.25)  # and a quarter view by view
 SEES, COMPRESSION = ("tower", "compression", "merger"), ("compression", "merger")
 
@@ -87,7 +88,7 @@ ONE_LINE = dataclasses.replace(LEVELS[3], lines=(1, 1))
 SNIPPET = dataclasses.replace(LEVELS[3], lines=(1, 2), sizes=((56, 224), (56, 168), (112, 112), (112, 224), (112, 168)))
 
 # As much print as a view holds: large, of all sizes, and for texts that the decoder reads aloud.
-LARGE, DENSE = CollageLevel(font_pixels=(16, 56)), CollageLevel()
+LARGE, PRINT, DENSE = (CollageLevel(font_pixels=pixels) for pixels in ((16, 56), (14, 44), (11, 48)))
 SIZES = CollageLevel(font_pixels=(14, 40), variety=0.3, wear=0.2, degrees=0, shrunk=0.1)
 FEW_LINES = CollageLevel(font_pixels=(12, 44), lines=4)
 PLAIN = CollageLevel(font_pixels=(16, 30), variety=0.1, wear=0.1, degrees=0, shrunk=0)
@@ -127,21 +128,22 @@ SEVERAL_PICTURES = (
     Share("pair", 1, 0.02),
     Share("clip", 0, 0.07),
 )
-# For the tower alone: whatever its cells can be asked about, as densely as it comes.
+# For the tower alone: whatever its cells can be asked about, as densely as it comes, and mostly as large as the pages
+# of the suite have it: one to three characters a cell at 4x.
 CELLS = (
-    Share("collage", DENSE, 0.38),
-    Share("collage", LARGE, 0.16),
-    Share("words", SNIPPET, 0.08),
-    Share("words", ONE_LINE, 0.06),
+    Share("collage", PRINT, 0.36),
+    Share("collage", DENSE, 0.12),
+    Share("collage", LARGE, 0.12),
+    Share("words", SNIPPET, 0.10),
+    Share("words", ONE_LINE, 0.08),
     Share("paragraph", 1, 0.03),
     Share("receipt", 0, 0.05),
     Share("table", 0, 0.04),
     Share("form", 0, 0.03),
     Share("page", 3, 0.005),
-    Share("shapes", 0, 0.07),
-    Share("shapes", 1, 0.03),
-    Share("screen", 0, 0.05),
-    Share("chart", 0, 0.04),
+    Share("shapes", 0, 0.03),
+    Share("screen", 0, 0.03),
+    Share("chart", 0, 0.02),
 )
 
 # Where the decoder begins: short texts alone, of which the tower knows most by then.
@@ -182,7 +184,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8, rate=0.5),
-    Stage("print", CELLS, 2048, 0.60, HYBRID, SEES, language=0, cells=1.0, rate=FINE),
+    Stage("print", CELLS, 4096, 0.60, MOSTLY_4X, SEES, language=0, cells=1.0, rate=0.35),
     Stage(
         "first words",
         FIRST_WORDS,

@@ -22,6 +22,7 @@ from recipes.nano.cells import CellTargets, cell_targets
 from recipes.nano.collage import CollageLevel, draw_collage
 from recipes.nano.curriculum import Share, Stage
 from recipes.nano.lookup import LookupLevel, draw_lookup
+from recipes.nano.parts import PartTargets, part_targets
 from recipes.nano.places import places
 from recipes.nano.views import EncodedPicture, encode_picture
 
@@ -35,6 +36,7 @@ class TrainingBatch(Batch):
 
     Attributes:
         cells: of the N visual tokens, for the dense losses, which are multiplied by `cells_weight`.
+        parts: of the tower's tokens, four for each of the N visual tokens.
         places: int64 [2, K], which of the `rows` is shown by which of the N visual tokens, where that is known.
         tasks: of each sample.
         language: whether the decoder takes part.
@@ -42,6 +44,7 @@ class TrainingBatch(Batch):
     """
 
     cells: CellTargets
+    parts: PartTargets
     places: Tensor
     tasks: list[str]
     language: bool
@@ -140,7 +143,7 @@ class Collator:
         ids: list[int] = []
         rows: list[int] = []
         targets: list[int] = []
-        lengths, cells = [], []
+        lengths, cells, parts = [], [], []
         shown: list[tuple[int, int]] = []
         visual = 0
         for sample, pictures, questions in drawn:
@@ -162,6 +165,7 @@ class Collator:
             objects = sample.objects or ((),) * len(pictures)
             for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
                 cells.append(cell_targets(print_, things, picture.plan, self.config.patch_size))
+                parts.append(part_targets(print_, picture.plan, self.config.patch_size))
                 visual += sum(view.visual_tokens for view in picture.views)
         pictures_of_all = [picture for _, pictures, _ in drawn for picture in pictures]
         tasks = [sample.task for sample, *_ in drawn]
@@ -174,6 +178,7 @@ class Collator:
             lengths=lengths,
             sources=[f"{task} of seed {(*seed, number)}" for number, task in enumerate(tasks)],
             cells=CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
+            parts=PartTargets(*(torch.cat(part) for part in zip(*parts, strict=True))),
             places=torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T,
             tasks=tasks,
             language=language,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def start_from(
         add_positions: add `position_waves`, which models trained before there were any lack.
     """
     if (checkpoint / READER).is_file():
-        reader.load_state_dict(load_file(checkpoint / READER))
+        _take_heads(reader, load_file(checkpoint / READER))
         checkpoint = checkpoint / "model"
     known = dict(load_model(checkpoint).named_parameters())
     embedding = "language_model.embed_tokens.weight"
@@ -81,6 +82,13 @@ def start_from(
             p.zero_()
     if add_positions:
         model.vision_tower.position_embedding.weight.add_(position_waves(model))
+
+
+def _take_heads(reader: nn.Module, known: Mapping[str, Tensor]) -> None:
+    """The heads that the run had; those it had not stay as they are."""
+    missing, unexpected = reader.load_state_dict(known, strict=False)
+    if unexpected or len(missing) == len(reader.state_dict()):
+        raise ValueError(f"heads of another recipe: {', '.join(unexpected or missing)}")
 
 
 def _take_tokens(rows: nn.Parameter, known: torch.Tensor, tokenizer: Tokenizer, other: Tokenizer) -> None:

@@ -14,7 +14,7 @@ from pocketvlm.model.checkpoint import load_model
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from recipes.nano.curriculum import CURRICULUM
 from recipes.nano.data import Collator
-from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
+from recipes.nano.initialise import READER, RESIDUAL_OUTPUTS, position_waves, start_from
 from recipes.nano.run import Run, new_learner
 from recipes.nano.settings import ASSETS, IMAGE, Optimiser
 from recipes.nano.state import main, pack, unpack
@@ -117,3 +117,21 @@ def test_position_waves_tell_every_place_and_can_be_added(tmp_path: Path) -> Non
     before = model.vision_tower.position_embedding.weight.clone()
     start_from(model, learner.reader, folder, TOKENIZER, add_positions=True)
     torch.testing.assert_close(model.vision_tower.position_embedding.weight - before, waves)
+
+
+def test_heads_that_a_run_did_not_have_stay_as_they_are_and_those_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    run = Run(tmp_path / "run", new_learner(1), 1, Optimiser())
+    run.write_model()
+    kept = load_file(tmp_path / "run" / READER)
+    save_file({name: p for name, p in kept.items() if not name.startswith("parts.")}, tmp_path / "run" / READER)
+    learner = new_learner(2)
+    before = learner.reader.parts.patches.weight.clone()
+    start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
+    assert learner.reader.parts.patches.weight.equal(before)
+    assert learner.reader.cells.characters.weight.equal(kept["cells.characters.weight"])
+    for wrong in ({"other": kept["cells.characters.bias"]}, {}):
+        save_file(wrong, tmp_path / "run" / READER)
+        with pytest.raises(ValueError, match="heads of another recipe"):
+            start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
