@@ -23,6 +23,7 @@ from pocketvlm.cli.common import (
 )
 from pocketvlm.cli.console import harmless, put, put_json, say, say_aside
 from pocketvlm.errors import PromptError
+from pocketvlm.processing.media.pages import file_named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
-        if is_file(Path(question)):  # a picture whose question was forgotten
+        if is_file(Path(file_named(question))):  # a picture whose question was forgotten
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
     check_text("the question", question)
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
     for word in images:
-        if isinstance(source(word), Path) and not os.path.lexists(source(word)):
+        if isinstance(source(word), Path) and not os.path.lexists(file_named(word)):
             raise PromptError(
                 f"there is no file {word!r}", hint="Pictures come first, and the question last, in quotes."
             )

@@ -26,7 +26,7 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import put_json, say, say_aside
-from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_part, name_of
+from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_parts, name_of
 from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
 WELCOME = "Type a question; pictures can be dropped here. /help lists the commands, Ctrl-D ends."
@@ -46,8 +46,8 @@ class Streamed(Protocol):
 class Talker(Protocol):
     """Whoever answers."""
 
-    def part(self, named: Any) -> dict[str, Any]:
-        """A part of a message of a picture or a video."""
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        """The parts of a message that show a picture, a document or a video."""
         ...
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed: ...
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.enable_thinking:
         options["enable_thinking"] = True
     with _talker(args, options) as (talker, media):
-        conversation = Conversation(talker.part, options, pending=media, system=args.system)
+        conversation = Conversation(talker.parts, options, pending=media, system=args.system)
         return _converse(conversation, talker, args)
 
 
@@ -108,8 +108,8 @@ class LocalTalker:
     def __init__(self, vlm: Any) -> None:
         self._vlm = vlm
 
-    def part(self, named: Any) -> dict[str, Any]:
-        return local_part(named)
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        return local_parts(named)
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
         stream: Streamed = self._vlm.stream(messages, **options)
@@ -122,10 +122,10 @@ class RemoteTalker:
     def __init__(self, endpoint: Any) -> None:
         self._endpoint = endpoint
 
-    def part(self, named: Any) -> dict[str, Any]:
-        from pocketvlm.client.media import media_part
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        from pocketvlm.client.media import media_parts
 
-        return media_part(named)
+        return media_parts(named)
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
         stream: Streamed = self._endpoint.stream(messages, body_of(options))

@@ -14,9 +14,10 @@ from pocketvlm.cli.console import say
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.files import check_output, whole_file
 from pocketvlm.processing.media.load_image import is_video
+from pocketvlm.processing.media.pages import file_named
 
 COMMANDS = {
-    "/image PATH": "add a picture or a video to the next question; dropping its file here does the same",
+    "/image PATH": "add a picture, a PDF (a.pdf#2-5: these pages) or a video to the next question; or drop the file",
     "/rate RATE": "tokens of pictures from now on: 16x (few), 4x (many) or auto",
     "/system TEXT": "an instruction for the whole conversation; without a text there is none",
     "/retry": "ask the last question again",
@@ -50,11 +51,11 @@ class Conversation:
     """Turns so far, and what the next one will have.
 
     Attributes:
-        part: a source of a picture or a video → a part of a message.
+        parts: a source of a picture, a document or a video → the parts of a message that show it.
         options: of every answer; `/rate` changes them.
     """
 
-    part: Callable[[Any], dict[str, Any]]
+    parts: Callable[[Any], list[dict[str, Any]]]
     options: dict[str, Any]
     pending: list[Any] = field(default_factory=list)
     system: str = ""
@@ -63,7 +64,7 @@ class Conversation:
     def ask(self, question: str) -> Turn:
         """The next turn, which `done` makes part of the conversation. What was pending is used up in any case."""
         sources, self.pending = self.pending, []
-        return Turn(sources, [self.part(one) for one in sources], question)
+        return Turn(sources, [part for one in sources for part in self.parts(one)], question)
 
     def messages(self, last: Turn) -> list[dict[str, Any]]:
         """Everything in OpenAI's format, up to a question."""
@@ -80,13 +81,13 @@ class Conversation:
         self.turns.append(turn)
 
     def add(self, text: str) -> None:
-        """Add a picture or a video to the next question.
+        """Add a picture, a document (or some of its pages) or a video to the next question.
 
         Raises:
             MediaError: there is no such file.
         """
         named = source(text)
-        if isinstance(named, Path) and not is_file(named):
+        if isinstance(named, Path) and not is_file(Path(file_named(text))):
             raise MediaError(f"{str(named)!r:.80} does not exist", hint="Check the path.")
         self.pending.append(named)
 
@@ -163,7 +164,7 @@ def dropped(line: str) -> tuple[list[str], str]:
         if text.startswith("file://"):
             text = unquote(urlsplit(text).path)
         path = Path(text)
-        if not (path.is_absolute() and is_file(path)):
+        if not (path.is_absolute() and is_file(Path(file_named(text)))):
             break
         found.append(text)
         line = line[match.end() :]
@@ -172,14 +173,14 @@ def dropped(line: str) -> tuple[list[str], str]:
 
 def unquoted(text: str) -> str:
     """A path without the quotes or backslashes that a terminal or a shell puts into it."""
-    if is_file(Path(text)):
+    if is_file(Path(file_named(text))):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return re.sub(r"\\(.)", r"\1", text)
 
 
-def local_part(named: Any) -> dict[str, Any]:
-    """A part of a message for a model of this process, which reads the file itself."""
+def local_parts(named: Any) -> list[dict[str, Any]]:
+    """The part of a message for a model of this process, which reads the file itself."""
     kind = "video" if is_video(named) else "image"
-    return {"type": kind, kind: named}
+    return [{"type": kind, kind: named}]

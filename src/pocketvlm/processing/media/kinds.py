@@ -44,7 +44,7 @@ _HEIC = Kind(
 _SVG = Kind("an SVG drawing", "Render it to a PNG, for example with `rsvg-convert` or the package cairosvg.")
 _HTML = Kind("a web page (HTML)", "Give the address of the file itself, not of the page that shows it.")
 _LFS = Kind("a pointer of Git LFS, not the file itself", "Run `git lfs pull` in the repository it came from.")
-_PDF = Kind("a PDF document", "Render its pages to pictures, for example with `pdftoppm -r 150 -png` of poppler.")
+_PDF = Kind("a PDF document", "Pass it as a picture, which its pages are.")  # said where a video is expected
 _TIFF = Kind("a TIFF file", "Save each of its pages as PNG, for example with ImageMagick: `magick a.tif page-%d.png`.")
 _BASE64_TEXT = Kind("base64 text", "Decode it, or put `data:image/png;base64,` in front and pass it as a URL.")
 
@@ -84,6 +84,13 @@ def is_avif(head: bytes) -> bool:
     return any(brand in _AVIF_BRANDS for brand in brands)
 
 
+def is_pdf(head: bytes) -> bool:
+    """True for PDF, which may have rubbish in front of it, as readers allow; not for what is something else there."""
+    if is_picture(head) or is_video_content(head) or any(head.startswith(magic) for magic, _ in _MAGIC):
+        return False
+    return b"%PDF-" in head
+
+
 def is_video_content(head: bytes) -> bool:
     """True for what starts like a video."""
     if any(len(head) > first + 2 * size and set(head[first::size]) == {0x47} for first, size in _TRANSPORT):
@@ -107,7 +114,7 @@ def kind_of(head: bytes) -> Kind | None:
             return kind
     if head[:2] == b"BM" and head[6:10] == bytes(4):
         return Kind("a BMP picture", _CONVERT)
-    if b"%PDF-" in head:  # readers allow for rubbish in front of it
+    if is_pdf(head):
         return _PDF
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     # Before its first element a drawing or a page may have declarations and comments.

@@ -1,0 +1,82 @@
+"""Small documents made on the spot: PDF files by hand, object by object, so that each can be wrong in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+RED, GREEN, BLUE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+Colour = tuple[float, float, float]
+
+
+def write_pdf(objects: Sequence[bytes], trailer: bytes = b"") -> bytes:
+    """A file of these objects, the first of which is the catalogue; `trailer` holds further entries of its trailer."""
+    body, places = bytearray(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"), []
+    for number, content in enumerate(objects, 1):
+        places.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    start = len(body)
+    body += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    body += b"".join(b"%010d 00000 n \n" % place for place in places)
+    body += b"trailer\n<</Size %d/Root 1 0 R%s>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, trailer, start)
+    return bytes(body)
+
+
+def stream(content: bytes, entries: bytes = b"") -> bytes:
+    return b"<</Length %d%s>>\nstream\n%s\nendstream" % (len(content), entries, content)
+
+
+def rectangle(colour: Colour, left: float, bottom: float, width: float, height: float) -> bytes:
+    """Operators that fill one; the origin of a page is at its lower left."""
+    return b"%g %g %g rg %g %g %g %g re f\n" % (*colour, left, bottom, width, height)
+
+
+def words(text: str, left: float = 10, bottom: float = 50, size: float = 20, *, mode: int = 0) -> bytes:
+    """Operators that write a line; in mode 3 nobody sees it."""
+    return b"BT /F1 %g Tf %d Tr %g %g Td (%s) Tj ET\n" % (size, mode, left, bottom, text.encode("latin-1"))
+
+
+def pdf(
+    *contents: bytes,
+    box: Sequence[float] | bytes = (0, 0, 120, 80),
+    page: bytes = b"",
+    others: Sequence[bytes] = (),
+    catalogue: bytes = b"",
+    trailer: bytes = b"",
+) -> bytes:
+    """A page for each of `contents`.
+
+    Args:
+        contents: operators of a page; the font F1 is there.
+        box: left, bottom, right and top of each page, in points.
+        page: further entries of each page.
+        others: further objects, from number 4 on.
+        catalogue, trailer: further entries of these.
+    """
+    first = 4 + len(others)
+    pages = [first + 2 * number for number in range(len(contents))]
+    media_box = box if isinstance(box, bytes) else b"[" + b" ".join(b"%.15g" % side for side in box) + b"]"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R%s>>" % catalogue,
+        b"<</Type/Pages/Count %d/Kids[%s]>>" % (len(pages), b" ".join(b"%d 0 R" % number for number in pages)),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        *others,
+    ]
+    for number, content in zip(pages, contents, strict=True):
+        objects.append(
+            b"<</Type/Page/Parent 2 0 R/MediaBox %s/Contents %d 0 R/Resources<</Font<</F1 3 0 R>>"
+            b"/XObject<</X 4 0 R>>>>%s>>" % (media_box, number + 1, page)
+        )
+        objects.append(stream(content))
+    return write_pdf(objects, trailer)
+
+
+def coloured(*colours: Colour, box: Sequence[float] = (0, 0, 120, 80)) -> bytes:
+    """A page for each colour, filled with it."""
+    left, bottom, right, top = box
+    return pdf(*(rectangle(one, left, bottom, right - left, top - bottom) for one in colours), box=box)
+
+
+def protected(body: bytes) -> bytes:
+    """A PDF that asks for a password, whichever is given."""
+    entry = b"/Encrypt<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>/ID[<00><00>]" % (b"5a" * 32, b"a5" * 32)
+    return body.replace(b"/Root 1 0 R", b"/Root 1 0 R" + entry)
