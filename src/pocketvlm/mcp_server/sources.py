@@ -68,12 +68,13 @@ class Sources:
                 return NamedBytes(self._content(file, most), describe(source), pages)
         try:
             return NamedBytes(self._read(source, most), describe(source))
-        except MediaError:
+        except MediaError as error:
             # The name of a file may hold a # itself; only without such a file it chooses pages.
             bare, _, choice = source.rpartition("#")
-            if not bare:
-                raise
-            PageChoice.parse(choice)
+            try:
+                PageChoice.parse(choice)
+            except MediaError:
+                raise error from None
             return NamedBytes(self._read(bare, most), describe(bare), choice)
 
     def _content(self, file: IO[bytes], most: int) -> bytes:
