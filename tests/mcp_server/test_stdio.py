@@ -215,7 +215,7 @@ def test_pages_of_a_document_are_chosen_behind_its_name(tmp_path: Path) -> None:
         assert isinstance(found, NamedBytes)
         assert (found.pages, bytes(found)) == (pages, coloured(RED, GREEN))
     for missing in ("c.pdf#1", "a.pdf#x", f"{tmp_path}/../a.pdf#1"):
-        with pytest.raises(MediaError, match="names no file|leads to none"):
+        with pytest.raises(MediaError, match=r"names no file|leads to none"):
             sources.open(missing, 2**20)
 
 
