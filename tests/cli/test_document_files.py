@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.clips import animation
 from helpers.command import run
-from helpers.documents import BLUE, GREEN, RED, coloured, protected
+from helpers.documents import BLUE, GREEN, RED, coloured, heic, protected
 from helpers.pictures import encoded
 from PIL import Image
 
@@ -145,3 +146,33 @@ def test_batches_find_pages_beside_their_file(
     assert first["body"]["choices"][0]["message"]["content"] == "11.60"
     assert second["status_code"] == 400
     assert "receipts.pdf has 2 pages, there is no page 3" in second["body"]["error"]["message"]
+
+
+def test_an_animation_is_a_clip_on_request(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for format in ("GIF", "WEBP", "PNG"):
+        path = tmp_path / f"a.{format.lower()}"
+        path.write_bytes(animation(format, [500] * 6))
+        picture = asked(capsys, str(path), QUESTION)
+        clip = asked(capsys, "--video", str(path), QUESTION)
+        assert clip["usage"]["visual_tokens"] == 3 * picture["usage"]["visual_tokens"]
+        conversation = Conversation(local_parts, {})
+        conversation.command(f"/video {path}")
+        assert conversation.ask("What?").parts == [{"type": "video", "video": path}]
+        (part,) = media_parts(path, as_video=True)
+        assert part["video_url"]["url"].startswith(f"data:image/{format.lower()};base64,")
+    status, _, err = run(capsys, "ask", "--video", "missing.gif", QUESTION)
+    assert (status, "there is no file 'missing.gif'" in err) == (2, True)
+    still = tmp_path / "still.png"
+    still.write_bytes(encoded(Image.new("RGB", (9, 9))))
+    status, _, err = run(capsys, "ask", "--video", str(still), QUESTION)
+    assert (status, "is a picture, expected a video" in err) == (2, True)
+
+
+def test_tiff_and_the_pictures_of_phones_are_answered(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with Image.open("examples/receipt.png") as file:
+        receipt = file.convert("RGB")
+    blank = Image.new("1", receipt.size, 1)
+    (tmp_path / "a.tif").write_bytes(encoded(blank, "TIFF", save_all=True, append_images=[receipt.convert("1")]))
+    (tmp_path / "a.heic").write_bytes(heic(receipt))
+    for name in ("a.tif#2", "a.heic"):
+        assert asked(capsys, str(tmp_path / name), QUESTION)["text"] == "11.60", name

@@ -1,8 +1,13 @@
-"""Small documents made on the spot: PDF files by hand, object by object, so that each can be wrong in one place."""
+"""Small documents made on the spot: PDF and TIFF by hand, part by part, so that any part can be wrong; and HEIC."""
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Sequence
+
+import pillow_heif
+from PIL import Image
 
 RED, GREEN, BLUE = (1, 0, 0), (0, 1, 0), (0, 0, 1)
 Colour = tuple[float, float, float]
@@ -80,3 +85,46 @@ def protected(body: bytes) -> bytes:
     """A PDF that asks for a password, whichever is given."""
     entry = b"/Encrypt<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>/ID[<00><00>]" % (b"5a" * 32, b"a5" * 32)
     return body.replace(b"/Root 1 0 R", b"/Root 1 0 R" + entry)
+
+
+def write_tiff(*pages: tuple[dict[int, int | float | Sequence[int]], bytes], order: str = "<") -> bytes:
+    """A TIFF of pages that are not compressed, or already are.
+
+    Args:
+        pages: tags of each (whole numbers, or fractions as floats; places and lengths are added) and its one strip.
+        order: of bytes, as `struct` has it.
+    """
+    body = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 0))
+    last = 4  # where the place of the next directory is written
+    for tags, strip in pages:
+        data, entries = len(body), {**tags, 273: 0, 279: len(strip)}
+        body += strip + bytes(len(strip) % 2)
+        entries[273] = data
+        packed = []
+        for tag, value in sorted(entries.items()):
+            values = value if isinstance(value, Sequence) else [value]
+            form, code = (5, "I") if isinstance(value, float) else (4, "I")
+            if form == 5:
+                values = [round(float(values[0]) * 1000), 1000]
+            content = struct.pack(order + f"{len(values)}{code}", *values)
+            count = len(values) // (2 if form == 5 else 1)
+            if len(content) > 4:
+                packed.append(struct.pack(order + "HHII", tag, form, count, len(body)))
+                body += content
+            else:
+                packed.append(struct.pack(order + "HHI", tag, form, count) + content.ljust(4, b"\0"))
+        struct.pack_into(order + "I", body, last, len(body))
+        body += struct.pack(order + "H", len(packed)) + b"".join(packed)
+        last = len(body)
+        body += bytes(4)
+    return bytes(body)
+
+
+def heic(picture: Image.Image, *others: Image.Image, **options: object) -> bytes:
+    """A HEIC picture, and others beside it."""
+    file = pillow_heif.from_pillow(picture)
+    for other in others:
+        file.add_from_pillow(other)
+    buffer = io.BytesIO()
+    file.save(buffer, quality=100, chroma=444, **options)
+    return buffer.getvalue()

@@ -26,7 +26,7 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import put_json, say, say_aside
-from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_parts, name_of
+from pocketvlm.cli.conversation import AsVideo, Conversation, Turn, dropped, local_parts, name_of
 from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
 WELCOME = "Type a question; pictures can be dropped here. /help lists the commands, Ctrl-D ends."
@@ -55,8 +55,12 @@ class Talker(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm chat [options] [IMAGE ...]"
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or videos for the first question")
+    images = "pictures, documents (a.pdf#2-5: these pages) or videos for the first question"
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=images)
     parser.add_argument("--image", action="append", default=[], help="the same, as an option")
+    parser.add_argument(
+        "--video", action="append", default=[], help="a video, or an animation (GIF, WebP, PNG) to be seen as one"
+    )
     parser.add_argument("--system", default="", help="an instruction for the whole conversation")
     parser.add_argument("--plain", action="store_true", help="show answers as they are, not as formatted Markdown")
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
@@ -81,12 +85,13 @@ def run(args: argparse.Namespace) -> int:
 def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tuple[Talker, list[Any]]]:
     """Whoever answers, and the pictures of the command line."""
     named = [*args.image, *args.images]
+    videos = [AsVideo(source(text)) for text in args.video]
     if args.url is None:
         if args.api_key is not None:
             raise ConfigError("--api-key is for --url", hint="Leave it out.")
         media, _ = read_media(args, named, {k: v for k, v in options.items() if k != "enable_thinking"})
         with loaded(args) as vlm:
-            yield LocalTalker(vlm), media
+            yield LocalTalker(vlm), [*media, *videos]
         return
     from pocketvlm.client.chat import ChatEndpoint
 
@@ -99,7 +104,7 @@ def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tu
     body_of(options)  # before anything is sent
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
     endpoint = ChatEndpoint(args.url, None if args.model == "nano" else args.model, api_key=key)
-    yield RemoteTalker(endpoint), [source(text) for text in named]
+    yield RemoteTalker(endpoint), [*(source(text) for text in named), *videos]
 
 
 class LocalTalker:
@@ -125,6 +130,8 @@ class RemoteTalker:
     def parts(self, named: Any) -> list[dict[str, Any]]:
         from pocketvlm.client.media import media_parts
 
+        if isinstance(named, AsVideo):
+            return media_parts(named.source, as_video=True)
         return media_parts(named)
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:

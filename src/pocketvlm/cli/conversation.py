@@ -18,6 +18,7 @@ from pocketvlm.processing.media.pages import file_named
 
 COMMANDS = {
     "/image PATH": "add a picture, a PDF (a.pdf#2-5: these pages) or a video to the next question; or drop the file",
+    "/video PATH": "add a video, or an animation (GIF, WebP, PNG) that is to be seen as one",
     "/rate RATE": "tokens of pictures from now on: 16x (few), 4x (many) or auto",
     "/system TEXT": "an instruction for the whole conversation; without a text there is none",
     "/retry": "ask the last question again",
@@ -29,6 +30,16 @@ COMMANDS = {
 }
 RATES = ("16x", "4x", "auto")
 _TOKEN = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s\\'"])+))""")
+
+
+@dataclass(frozen=True)
+class AsVideo:
+    """A file or URL that is to be seen as a video; an animation is otherwise the picture that it begins with."""
+
+    source: Any
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
 @dataclass
@@ -80,7 +91,7 @@ class Conversation:
         turn.answer = answer
         self.turns.append(turn)
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, *, as_video: bool = False) -> None:
         """Add a picture, a document (or some of its pages) or a video to the next question.
 
         Raises:
@@ -89,7 +100,7 @@ class Conversation:
         named = source(text)
         if isinstance(named, Path) and not is_file(Path(file_named(text))):
             raise MediaError(f"{str(named)!r:.80} does not exist", hint="Check the path.")
-        self.pending.append(named)
+        self.pending.append(AsVideo(named) if as_video else named)
 
     def command(self, line: str) -> Turn | None:
         """Carry out a line that begins with a slash; returns the turn that is to be asked again, if any.
@@ -99,8 +110,8 @@ class Conversation:
         """
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name == "/image" and rest:
-            self.add(unquoted(rest))
+        if name in ("/image", "/video") and rest:
+            self.add(unquoted(rest), as_video=name == "/video")
         elif name == "/rate" and rest:
             if rest not in RATES:
                 raise ConfigError(f"/rate {rest!r:.40} is unknown", hint=f"Use {', '.join(RATES)}.")
@@ -149,7 +160,7 @@ def help_text() -> str:
 
 def name_of(named: Any) -> str:
     """What a person calls a picture."""
-    return str(named)[:200] if isinstance(named, str | Path) else "a picture"
+    return str(named)[:200] if isinstance(named, str | Path | AsVideo) else "a picture"
 
 
 def dropped(line: str) -> tuple[list[str], str]:
@@ -182,5 +193,7 @@ def unquoted(text: str) -> str:
 
 def local_parts(named: Any) -> list[dict[str, Any]]:
     """The part of a message for a model of this process, which reads the file itself."""
+    if isinstance(named, AsVideo):
+        return [{"type": "video", "video": named.source}]
     kind = "video" if is_video(named) else "image"
     return [{"type": kind, kind: named}]

@@ -1,7 +1,7 @@
 """Whatever a user calls a picture → uint8 RGB pixels [H, W, 3], or one clear `MediaError`.
 
-Files, bytes, data: and http(s) URLs; pictures are read by Pillow and PDF documents by PDFium, each of whose pages is a
-picture: see `processing.media.page_reader`.
+Files, bytes, data: and http(s) URLs. Pictures are read by Pillow, those of phones by libheif and PDF documents by
+PDFium; each page of a document is a picture: see `processing.media.page_reader`.
 
 Two stated differences from the reference:
 - Transparency is laid over white, always. The reference does so for PIL images but drops it for paths and URLs, which
@@ -36,7 +36,16 @@ from pocketvlm.views import Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ImageSource", "MediaLimits", "draw_grid", "is_video", "load_image", "load_pages", "probe_pages"]
+__all__ = [
+    "ImageSource",
+    "MediaLimits",
+    "draw_grid",
+    "is_video",
+    "load_image",
+    "load_pages",
+    "probe_pages",
+    "probe_size",
+]
 
 ImageSource: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.generic] | Tensor"
 

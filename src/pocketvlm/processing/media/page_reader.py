@@ -1,4 +1,4 @@
-"""Pages by index, from whatever a user calls a picture or a document: a PDF, or a picture, which is one page."""
+"""Pages by index, from whatever a user calls a picture or a document: PDF, TIFF, or a picture, which is one page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.fetch import is_url
-from pocketvlm.processing.media.kinds import HEAD_BYTES, is_pdf
+from pocketvlm.processing.media.heif import HeifReader
+from pocketvlm.processing.media.kinds import HEAD_BYTES, is_heic, is_pdf, is_tiff
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import PageBudget, PageChoice, single, split_pages
 from pocketvlm.processing.media.pdf import PdfReader, Resolution
 from pocketvlm.processing.media.picture_file import PictureReader
 from pocketvlm.processing.media.sources import describe, open_source
+from pocketvlm.processing.media.tiff import TiffReader
 from pocketvlm.views import Size
 
 
@@ -88,6 +90,10 @@ def _open_stream(stream: IO[bytes], name: str, limits: MediaLimits, resolution: 
     stream.seek(0)
     if is_pdf(head):
         return PdfReader(stream, name, limits, resolution)
+    if is_tiff(head):
+        return TiffReader(stream, name, limits)
+    if is_heic(head):
+        return HeifReader(stream, name, limits)
     return PictureReader(stream, name, limits)
 
 

@@ -1,7 +1,7 @@
-"""An open file of one picture → uint8 RGB pixels, through Pillow, which is shown JPEG, PNG, WebP, GIF and AVIF only.
+"""An open file of one picture → uint8 RGB pixels, through Pillow, which is shown the formats named here only.
 
-Orientation from EXIF is applied; of an animation the first frame counts. What Pillow refuses though its pixels are
-whole is repaired first.
+Orientation from EXIF is applied; of an animation, or of the pictures of one shot (MPO), the first one counts. What
+Pillow refuses though its pixels are whole is repaired first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pocketvlm.processing.media.repair import PNG_MAGIC, with_last_marker, witho
 from pocketvlm.processing.media.rgb import rgb_from_pil
 from pocketvlm.views import Size
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "JPEG2000")
+NAMES = "JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP or JPEG 2000 picture, or a PDF document"
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,7 +132,7 @@ def _open(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
         with quiet():
             image = Image.open(stream, formats=formats)
     except Image.DecompressionBombError:
-        raise _too_large(name, limits) from None
+        raise too_large(name, limits) from None
     except Exception:
         # Pillow's plugins raise nearly every kind of exception on hostile headers.
         if is_video_content(head):
@@ -141,7 +142,7 @@ def _open(stream: IO[bytes], name: str, limits: MediaLimits) -> Image.Image:
         kind = kind_of(head)
         if kind is not None:
             raise kind.refused(name) from None
-        raise MediaError(f"{name} is not a JPEG, PNG, WebP, GIF or AVIF picture", hint="Convert it to one.") from None
+        raise MediaError(f"{name} is not a {NAMES}", hint="Convert it to one.") from None
     limits.check_pixels(image.height, image.width, name)
     return image
 
@@ -150,7 +151,7 @@ class _DamagedError(MediaError):
     """A file that looks like a picture and that Pillow refuses; it may be possible to repair."""
 
 
-def _too_large(name: str, limits: MediaLimits) -> MediaError:
+def too_large(name: str, limits: MediaLimits) -> MediaError:
     return MediaError(f"{name} has more than {limits.max_pixels} pixels", hint="Scale it down first.")
 
 
@@ -170,7 +171,7 @@ def _repaired(stream: IO[bytes], name: str, limits: MediaLimits) -> IO[bytes]:
             with quiet():
                 repaired = with_last_marker(stream, name, limits)
         except Image.DecompressionBombError:
-            raise _too_large(name, limits) from None
+            raise too_large(name, limits) from None
         except MediaError:
             raise
         except Exception:  # as above
