@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import struct
 from collections.abc import Sequence
 
@@ -81,10 +83,36 @@ def coloured(*colours: Colour, box: Sequence[float] = (0, 0, 120, 80)) -> bytes:
     return pdf(*(rectangle(one, left, bottom, right - left, top - bottom) for one in colours), box=box)
 
 
-def protected(body: bytes) -> bytes:
-    """A PDF that asks for a password, whichever is given."""
-    entry = b"/Encrypt<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>/ID[<00><00>]" % (b"5a" * 32, b"a5" * 32)
+def protected(body: bytes, password: bytes = b"secret") -> bytes:
+    """A PDF of `pdf` that asks for a password; an empty one is that of a file that only limits what readers may do."""
+    padding = bytes.fromhex("28bf4e5e4e758a4164004e56fffa01082e2e00b6d0683e802f0ca9fe6453697a")
+    owner, rights = b"\x5a" * 32, struct.pack("<i", -4)
+    key = hashlib.md5((password + padding)[:32] + owner + rights + b"\0").digest()[:5]
+    entry = b"/Encrypt<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>/ID[<00><00>]" % (
+        owner.hex().encode(),
+        _rc4(key, padding).hex().encode(),
+    )
+
+    def encrypted(match: re.Match[bytes]) -> bytes:
+        number = struct.pack("<I", int(match[2]))[:3] + b"\0\0"
+        return match[1] + _rc4(hashlib.md5(key + number).digest()[:10], match[3]) + b"\nendstream"
+
+    body = re.sub(rb"((\d+) 0 obj\n<<[^\n]*>>\nstream\n)(.*?)\nendstream", encrypted, body, flags=re.DOTALL)
     return body.replace(b"/Root 1 0 R", b"/Root 1 0 R" + entry)
+
+
+def _rc4(key: bytes, content: bytes) -> bytes:
+    state, j = list(range(256)), 0
+    for i in range(256):
+        j = (j + state[i] + key[i % len(key)]) % 256
+        state[i], state[j] = state[j], state[i]
+    found, i, j = bytearray(), 0, 0
+    for byte in content:
+        i = (i + 1) % 256
+        j = (j + state[i]) % 256
+        state[i], state[j] = state[j], state[i]
+        found.append(byte ^ state[(state[i] + state[j]) % 256])
+    return bytes(found)
 
 
 def write_tiff(*pages: tuple[dict[int, int | float | Sequence[int]], bytes], order: str = "<") -> bytes:

@@ -273,6 +273,10 @@ def test_a_document_that_cannot_be_read_says_why_in_one_line(name: str, tmp_path
         assert "\n" not in str(error.value)
 
 
+def test_a_document_that_only_limits_what_readers_may_do_is_read() -> None:
+    assert names(protected(THREE, b"")) == ["red", "green", "blue"]
+
+
 def test_a_page_that_is_promised_and_not_there_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(THREE.replace(b"/Count 3", b"/Count 9"))

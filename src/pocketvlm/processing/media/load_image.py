@@ -118,6 +118,7 @@ def probe_pages(
     *,
     files: bool = True,
     resolution: Resolution = _RESOLUTION,
+    budget: PageBudget | None = None,
 ) -> list[Size]:
     """Height and width in pixels of each page, as `load_pages` would return them; of pictures from the header alone.
 
@@ -129,7 +130,7 @@ def probe_pages(
         return [Size(height=height, width=width)]
     if isinstance(source, Image.Image):
         return [upright_size(source)]
-    with open_pages(source, limits, files, resolution) as pages:
+    with open_pages(source, limits, files, resolution, budget) as pages:
         return [pages.reader.size(index) for index in pages.indices]
 
 
