@@ -28,7 +28,7 @@ CORNERS[:20, :30] = (255, 0, 0)
 CORNERS[20:, 30:] = (0, 0, 255)
 PICTURE = Image.fromarray(CORNERS)
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-COLOURED = {"tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma", None}
+COLOURED = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma", None)
 
 
 def tiff(*pages: Image.Image, **options: Any) -> bytes:
