@@ -207,8 +207,8 @@ class CellReader(nn.Module):
 def missed(said: Tensor, characters: Tensor, optional: Tensor) -> Tensor:
     """[N] minus the logarithm of the probability that the slots say the characters, with or without the optional ones.
 
-    A character whose middle lies on the border of two cells belongs to neither more than to the other: nine in ten
-    cells of small print have such a one, and asking for one answer there teaches to guess.
+    A character whose middle lies on the border of two cells belongs to neither more than to the other; what that costs
+    stands in docs/log.md.
 
     Args:
         said: [N, SLOTS, CLASSES] logarithms of probabilities; class 0 ends the characters.

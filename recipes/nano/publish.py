@@ -15,6 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pocketvlm.errors import PocketVLMError
 from pocketvlm.model.checkpoint import load_model, save_model
 from recipes.nano.logs import read_run
 from recipes.nano.settings import ASSETS
@@ -31,7 +32,10 @@ def main() -> None:
     )
     cli.add_argument("--append", action="store_true", help="keep the log that is there, and let this run's follow it")
     args = cli.parse_args()
-    model = load_model(args.run[-1] / "model")
+    try:
+        model = load_model(args.run[-1] / "model")
+    except PocketVLMError as error:
+        raise SystemExit(str(error)) from None
     save_model(model, ASSETS)
     with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w", encoding="utf-8") as log:
         log.writelines(json.dumps(report) + "\n" for run in args.run for report in read_run(run))

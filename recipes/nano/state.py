@@ -15,9 +15,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pocketvlm.errors import PocketVLMError
 from pocketvlm.model.checkpoint import load_model
 from recipes.nano.initialise import READER
 from recipes.nano.run import new_learner, write_run
@@ -61,7 +63,13 @@ def main() -> None:
         "out", type=Path, help=f"the file, or the folder, to write (tokenizer and template: {ASSETS.name})"
     )
     args = cli.parse_args()
-    (pack if args.what == "pack" else unpack)(args.source, args.out)
+    try:
+        (pack if args.what == "pack" else unpack)(args.source, args.out)
+    except PocketVLMError as error:
+        raise SystemExit(str(error)) from None
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        wanted = "the folder of a run" if args.what == "pack" else "a file that `pack` wrote for nano's shapes of today"
+        raise SystemExit(f"{args.source} is not {wanted} ({error})") from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 from helpers.invariants import assert_close
 
@@ -15,7 +17,7 @@ from recipes.nano.data import Collator
 from recipes.nano.initialise import RESIDUAL_OUTPUTS, position_waves, start_from
 from recipes.nano.run import Run, new_learner
 from recipes.nano.settings import ASSETS, IMAGE, Optimiser
-from recipes.nano.state import pack, unpack
+from recipes.nano.state import main, pack, unpack
 
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
@@ -54,6 +56,19 @@ def test_a_packed_run_is_unpacked_to_within_half_a_step_of_eight_bits(tmp_path: 
         )  # a run keeps its model in bfloat16, and so does the other
         off = (p.detach() - kept[name].detach()).abs().view(len(rows), -1).amax(1)
         assert (off <= within + 1e-6).all(), name
+
+
+@pytest.mark.parametrize("what", ["pack", "unpack"])
+def test_what_cannot_be_packed_or_unpacked_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (tmp_path / "text").write_text("no weights", encoding="utf-8")
+    for source in ("missing", "text"):
+        monkeypatch.setattr(sys, "argv", ["state", what, str(tmp_path / source), str(tmp_path / "out")])
+        with pytest.raises(SystemExit, match=source) as ended:
+            main()
+        assert "\n" not in str(ended.value)
+        assert not (tmp_path / "out").exists()
 
 
 def test_added_layers_change_nothing_at_first() -> None:
