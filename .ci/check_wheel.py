@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "eval,gguf,mcp,onnx,otel,plots,serve,structured"
+EXTRAS = "documents,eval,gguf,mcp,onnx,otel,plots,serve,structured"
 MAX_BYTES = 12_000_000
 # What nano, which answers greedily and the same everywhere, reads in the example.
 QUESTION, ANSWER = "What is the total?", "11.60"
@@ -116,6 +116,7 @@ def check_base(env: Environment) -> None:
     env.run("pocketvlm", "batch", "in.jsonl", "out.jsonl")
     if ANSWER not in (env.work / "out.jsonl").read_text(encoding="utf-8"):
         raise SystemExit("out.jsonl holds no answer")
+    env.run("python", "-c", "from PIL import Image; Image.open('receipt.png').convert('RGB').save('receipt.pdf')")
     env.run("pocketvlm", "trace", "receipt.png", "--prompt", QUESTION, "--save", "trace.npz")
     env.run("pocketvlm", "eval", "shapes", "--count", "2", says="shapes")
     env.run("pocketvlm", "bench", "offline", "--runs", "torch", "--lines", "view", "--rounds", "1", says="views/s")
@@ -127,6 +128,7 @@ def check_missing(env: Environment) -> None:
     env.run("pocketvlm", "export", "gguf", "gguf", status=2, says="pocketvlm[gguf]")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--runtime", "onnx", status=2, says="pocketvlm[onnx]")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", "a", status=2, says="pocketvlm[structured]")
+    env.run("pocketvlm", "ask", "receipt.pdf", QUESTION, status=2, says="pocketvlm[documents]")
     env.run("pocketvlm", "serve", status=2, says="pocketvlm[serve]")
     env.run("pocketvlm", "bench", "serving", status=2, says="pocketvlm[serve]")
     env.run("pocketvlm", "mcp", "--root", ".", status=2, says="pocketvlm[mcp]")
@@ -139,6 +141,7 @@ def check_extras(env: Environment) -> None:
     # llama.cpp reads towers of one size only, which nano's is not: the extra is found, and then the reason is said.
     env.run("pocketvlm", "export", "gguf", "gguf", status=2, says="70 × patch_size")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", ANSWER, "--choice", "99.99", says=ANSWER)
+    env.run("pocketvlm", "ask", "receipt.pdf#1", QUESTION, says=ANSWER)
     # A server of its own, which is asked by HTTP and ended.
     env.run("pocketvlm", "bench", "serving", "--requests", "2", "--max-tokens", "2", says="2 completed")
     page = (

@@ -18,7 +18,7 @@ from pocketvlm.cli import main
 from pocketvlm.cli.answer_printer import AnswerPrinter, end_of_block
 from pocketvlm.cli.chat import body_of
 from pocketvlm.cli.console import harmless
-from pocketvlm.cli.conversation import Conversation, dropped, local_part
+from pocketvlm.cli.conversation import Conversation, dropped, local_parts
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
@@ -28,7 +28,7 @@ RECEIPT = ROOT / "examples" / "receipt.png"
 
 @pytest.fixture
 def talk() -> Conversation:
-    return Conversation(local_part, {})
+    return Conversation(local_parts, {})
 
 
 def said(conversation: Conversation, question: str, answer: str) -> None:

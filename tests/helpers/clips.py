@@ -36,6 +36,7 @@ def clip(
     format: str = "mp4",
     times: list[int] | None = None,
     noise: bool = False,
+    pixels: str = "yuv420p",
     **options: str,
 ) -> bytes:
     """An encoded clip.
@@ -43,19 +44,20 @@ def clip(
     Args:
         times: in units of 1 / fps, where frames are not to be even.
         noise: fill the right halves with it, so that frames need many bytes.
+        pixels: their form, by FFmpeg's names.
     """
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.bit_rate = 2_000_000
         stream.options = options
         for number in range(frames):
-            pixels = frame_pixels(number, height, width)
+            colours = frame_pixels(number, height, width)
             if noise:
-                pixels[:, width // 2 :] = rng.integers(0, 256, (height, width - width // 2, 3), dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                colours[:, width // 2 :] = rng.integers(0, 256, (height, width - width // 2, 3), dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(colours, format="rgb24")
             frame.pts = times[number] if times else number
             frame.time_base = Fraction(1) / fps
             container.mux(stream.encode(frame))
@@ -95,6 +97,23 @@ def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     a, b, c, d = (value << 16 for value in matrix)
     struct.pack_into(">9i", body, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     return bytes(body)
+
+
+def in_container(body: bytes, format: str, sound: bytes | None = None) -> bytes:
+    """The same frames, not coded anew, in another container, and a sound track beside them."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(body)) as first, av.open(buffer, "w", format=format) as container:
+        second = av.open(io.BytesIO(sound)) if sound else None
+        tracks = [first.streams.video[0], *(second.streams.audio if second else ())]
+        copies = [container.add_stream_from_template(track) for track in tracks]
+        for track, copy in zip(tracks, copies, strict=True):
+            for packet in track.container.demux(track):
+                if packet.size:
+                    packet.stream = copy
+                    container.mux(packet)
+        if second:
+            second.close()
+    return buffer.getvalue()
 
 
 def sound_only() -> bytes:

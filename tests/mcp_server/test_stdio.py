@@ -16,6 +16,7 @@ import pytest
 from helpers.app import new_vlm
 from helpers.clips import clip as make_clip
 from helpers.command import run
+from helpers.documents import GREEN, RED, coloured
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import CallToolResult
 
@@ -25,6 +26,7 @@ from pocketvlm.mcp_server.server import make_server
 from pocketvlm.mcp_server.sources import Sources
 from pocketvlm.mcp_server.tools import read_call
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.sources import NamedBytes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECEIPT = EXAMPLES / "receipt.png"
@@ -195,6 +197,26 @@ def test_the_files_of_a_call_have_no_more_bytes_together_than_may_be(folder: Pat
     for another in ("notes.txt", (folder / "notes.txt").as_uri()):
         with pytest.raises(MediaError, match=f"The files of the call have more than {2 * size} bytes in all"):
             sources.open_all([*names, another])
+
+
+def test_pages_of_a_document_are_chosen_behind_its_name(tmp_path: Path) -> None:
+    for name in ("a.pdf", "b#1.pdf"):
+        (tmp_path / name).write_bytes(coloured(RED, GREEN))
+    sources = Sources((str(tmp_path),), MediaLimits())
+    for named, pages in (
+        ("a.pdf", None),
+        ("a.pdf#2", "2"),
+        (f"{tmp_path}/a.pdf#page=2", "page=2"),
+        ((tmp_path / "a.pdf").as_uri() + "#2", "2"),
+        ("b#1.pdf", None),
+        ("b#1.pdf#1", "1"),
+    ):
+        found = sources.open(named, 2**20)
+        assert isinstance(found, NamedBytes)
+        assert (found.pages, bytes(found)) == (pages, coloured(RED, GREEN))
+    for missing in ("c.pdf#1", "a.pdf#x", f"{tmp_path}/../a.pdf#1"):
+        with pytest.raises(MediaError, match=r"names no file|leads to none"):
+            sources.open(missing, 2**20)
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

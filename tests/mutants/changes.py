@@ -111,7 +111,7 @@ MUTANTS = [
         "processing/test_expansion.py",
         ("if index and index % columns == 0:", "if index and index % rows == 0:"),
         ("yield from [pad] * view.visual_tokens", "yield from [pad] * slices[0].visual_tokens"),
-        ("encode_plain(str(counts[piece.text]))", "encode_plain(str(sum(counts.values())))"),
+        ("encode_plain(str(counts[piece.text] + place))", "encode_plain(str(sum(counts.values()) + place))"),
     ),
     *of(
         "processing/prompt/template.py",

@@ -241,7 +241,7 @@ def one_line(error: pytest.ExceptionInfo[MediaError]) -> str:
     [
         ("missing.png", None, "does not exist"),
         ("empty.png", b"", "is empty"),
-        ("notes.png", b"this is no picture\n" * 20, "is not a JPEG, PNG, WebP, GIF or AVIF"),
+        ("notes.png", b"this is no picture\n" * 20, "is not a JPEG, PNG, WebP, GIF, AVIF"),
         ("short.jpg", encoded(Image.fromarray(RGB), "JPEG")[:-300], "damaged or cut off"),
         ("header.jpg", encoded(Image.fromarray(RGB), "JPEG")[:12], "damaged or cut off"),
         ("short.png", encoded(Image.fromarray(RGB))[:-400], "damaged or cut off"),
@@ -250,7 +250,7 @@ def one_line(error: pytest.ExceptionInfo[MediaError]) -> str:
         ("short.webp", encoded(Image.fromarray(RGB), "WEBP", lossless=True)[:-300], "damaged or cut off"),
         ("bomb.png", png_bomb(50_000, 50_000), "more than 64000000"),
         ("large.png", png_bomb(9_000, 9_000), "9000 x 9000"),
-        ("words.png", b"BM and other words", "is not a JPEG, PNG, WebP, GIF or AVIF"),
+        ("words.png", b"BM and other words", "is not a JPEG, PNG, WebP, GIF, AVIF"),
         ("clip.mp4", b"\x00\x00\x00\x20ftypisom" + bytes(40), "is a video"),
     ],
 )

@@ -23,6 +23,7 @@ WRONG: dict[str, Any] = {
     "downsample_mode": "8x",
     "auto_token_budget": 0.5,
     "max_slice_nums": 0,
+    "page_dpi": 0,
     "max_num_frames": 0,
     "stack_frames": 0,
     "use_image_id": "yes",

@@ -20,8 +20,8 @@ from pocketvlm.errors import CheckpointError, ConfigError, MediaError, PromptErr
 from pocketvlm.processing import media_encoding as module
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.expansion import Units
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +246,12 @@ def test_messages_are_checked_before_any_picture_is_loaded(processor: Processor)
 def test_views_that_disagree_with_the_prompt_are_refused(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Placeholders and patches are counted even if the pixel half goes wrong."""
 
-    def lose_a_patch(*args: Any, **options: Any) -> list[ImageViews]:
-        unit = genuine(*args, **options)[0]
-        return [replace(unit, patches=unit.patches[1:])]
+    def lose_a_patch(*args: Any, **options: Any) -> list[Units]:
+        ((unit,),) = genuine(*args, **options)
+        return [(replace(unit, patches=unit.patches[1:]),)]
 
-    genuine = module.encode_images
-    monkeypatch.setattr(module, "encode_images", lose_a_patch)
+    genuine = module.encode_pages
+    monkeypatch.setattr(module, "encode_pages", lose_a_patch)
     with pytest.raises(PromptError, match="patches"):
         processor(ask(pixels(64, 96)))
 

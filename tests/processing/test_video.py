@@ -199,6 +199,55 @@ def test_rotation_of_the_track_is_applied(matrix: tuple[int, int, int, int], tur
     assert np.array_equal(read(clips.turned(mp4, matrix), [1])[0], np.rot90(upright, turns))
 
 
+@pytest.mark.parametrize(
+    ("matrix", "turns"), [((-1, 0, 0, 1), 0), ((1, 0, 0, -1), 2), ((0, 1, 1, 0), 1), ((0, -1, -1, 0), -1)]
+)
+def test_a_mirrored_track_is_shown_mirrored(matrix: tuple[int, int, int, int], turns: int) -> None:
+    mp4 = clips.clip(3)
+    upright = read(mp4, [1])[0]
+    assert np.array_equal(read(clips.turned(mp4, matrix), [1])[0], np.rot90(upright[:, ::-1], turns))
+
+
+@pytest.mark.parametrize("format", ["mov", "matroska"])
+def test_other_containers_turn_frames_as_well(format: str) -> None:
+    mp4 = clips.clip(3, codec="libx264")
+    turned = clips.in_container(clips.turned(mp4, (0, 1, -1, 0)), format)
+    assert np.array_equal(read(turned, [1])[0], np.rot90(read(mp4, [1])[0], -1))
+
+
+@pytest.mark.parametrize(
+    ("codec", "format", "depth"),
+    [
+        ("libx264", "mov", "yuv420p10le"),
+        ("libx264", "mp4", "yuv422p10le"),
+        ("libx265", "mp4", "yuv420p10le"),
+        ("libx265", "matroska", "yuv420p12le"),
+        ("prores_ks", "mov", "yuv422p10le"),
+        ("prores_ks", "mov", "yuva444p10le"),
+        ("libvpx", "webm", "yuv420p"),
+        ("libx264", "matroska", "yuv444p"),
+        ("mjpeg", "mov", "yuvj420p"),
+    ],
+)
+def test_every_depth_and_container_gives_the_colours_that_went_in(codec: str, format: str, depth: str) -> None:
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    body = clips.clip(20, codec=codec, format=format, pixels=depth, **quiet)
+    frames = read(body, [0, 7, 19])
+    for number, frame in zip((0, 7, 19), frames, strict=True):
+        expected = clips.frame_pixels(number, 48, 64).astype(int)
+        assert frame.shape == expected.shape
+        assert np.abs(frame[:, 4:28] - expected[:, 4:28]).max() <= 8
+        assert np.abs(frame[4:20, 40:60] - expected[4:20, 40:60]).max() <= 8
+
+
+def test_sound_beside_a_clip_changes_nothing() -> None:
+    silent = clips.clip(15, codec="libx264")
+    with_sound = clips.in_container(silent, "mov", sound=clips.sound_only())
+    for format in ("mp4", "matroska"):
+        body = clips.in_container(with_sound, format, sound=clips.sound_only())
+        assert all(np.array_equal(a, b) for a, b in zip(read(body, [0, 14]), read(silent, [0, 14]), strict=True))
+
+
 @pytest.mark.parametrize(("height", "width"), [(47, 65), (33, 31), (2, 2), (18, 250)])
 def test_odd_sizes_are_read(height: int, width: int) -> None:
     body = clips.clip(4, height=height, width=width, codec="libvpx-vp9", format="webm", deadline="realtime")

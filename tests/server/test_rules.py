@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from helpers.app import CHAT, App, data_url, new_vlm, png, run
+from helpers.documents import GREEN, RED, coloured, heic, protected
 from helpers.serving import KEY, NO_DECODERS, Serving, start
 from PIL import Image
 
@@ -82,6 +83,13 @@ def odd_pictures() -> dict[str, bytes]:
         "webp": picture(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
         "progressive": picture(rgb, "JPEG", progressive=True),
         "tiff": picture(rgb, "TIFF"),
+        "fax": picture(rgb.convert("1"), "TIFF", compression="group4", save_all=True, append_images=[rgb.convert("1")]),
+        "phone": heic(rgb),
+        "jpeg 2000": picture(rgb, "JPEG2000"),
+        "document": coloured(RED, GREEN),
+        "no document": coloured(RED, GREEN)[:200],
+        "locked": protected(coloured(RED)),
+        "long": coloured(*[RED] * 17),
         "bmp": picture(rgb, "BMP"),
         "ico": picture(rgb, "ICO"),
         "bomb": bomb(),
@@ -106,11 +114,11 @@ def test_rules_2_and_3_every_odd_picture_is_200_or_400_in_time(server: Serving) 
             statuses[name, kind] = status
             for word in ("PIL", "Traceback", "libpng", "av.error", "/"):
                 assert status == 200 or word not in json.loads(text)["error"]["message"].replace("4 x", ""), text
-    refused = {"bomb", "nothing", "text", "pdf", "zip", "video", "tiff", "bmp", "ico"}
+    refused = {"bomb", "nothing", "text", "pdf", "zip", "video", "ico", "no document", "locked", "long"}
     assert {statuses[name, "image_url"] for name in refused} == {400}
-    assert {
-        statuses[name, "image_url"] for name in ("1x1", "cmyk", "16 bits", "palette", "alpha", "turned", "gif")
-    } == {200}
+    taken = {"1x1", "cmyk", "16 bits", "palette", "alpha", "turned", "gif"}
+    taken |= {"tiff", "fax", "bmp", "phone", "jpeg 2000", "document"}
+    assert {statuses[name, "image_url"] for name in taken} == {200}
     assert chat(server)[0] == 200
 
 

@@ -17,7 +17,7 @@ from pocketvlm.errors import EngineError, OutputError, PocketVLMError
 
 # name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
 COMMANDS = {
-    "ask": "answer a question about pictures or a video",
+    "ask": "answer a question about pictures, PDF documents or a video",
     "chat": "talk about pictures, turn by turn",
     "serve": "answer requests of programs by HTTP, in the formats of OpenAI and Ollama",
     "mcp": "look, read and extract as tools for agents (Model Context Protocol over stdio)",

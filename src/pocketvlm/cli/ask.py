@@ -22,13 +22,20 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import harmless, put, put_json, say, say_aside
+from pocketvlm.cli.conversation import AsVideo, local_parts
 from pocketvlm.errors import PromptError
+from pocketvlm.processing.media.pages import file_named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm ask [options] [IMAGE ...] QUESTION"
-    parser.add_argument("words", nargs="*", metavar="IMAGE QUESTION", help="pictures or videos, then the question")
-    parser.add_argument("--image", action="append", default=[], help="a picture or video; may be given several times")
+    words = "pictures, documents (a.pdf#2-5: these pages; TIFF too) or videos, then the question"
+    parser.add_argument("words", nargs="*", metavar="IMAGE QUESTION", help=words)
+    image = "a picture, a document or a video; may be given several times"
+    parser.add_argument("--image", action="append", default=[], help=image)
+    parser.add_argument(
+        "--video", action="append", default=[], help="a video, or an animation (GIF, WebP, PNG) to be seen as one"
+    )
     parser.add_argument("--prompt", help="the question; all other words are then pictures")
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
     add_json(parser)
@@ -44,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
         if not args.words:
             raise PromptError("no question was given", hint='Example: pocketvlm ask receipt.png "What is the total?"')
         question = images.pop()
-        if is_file(Path(question)):  # a picture whose question was forgotten
+        if is_file(Path(file_named(question))):  # a picture whose question was forgotten
             raise PromptError(f"no question was given about {question}", hint="Put it behind the picture, in quotes.")
     check_text("the question", question)
     if not question.strip():
         raise PromptError("the question is empty", hint="Say what you want to know.")
-    for word in images:
-        if isinstance(source(word), Path) and not os.path.lexists(source(word)):
+    for word in (*images, *args.video):
+        if isinstance(source(word), Path) and not os.path.lexists(file_named(word)):
             raise PromptError(
                 f"there is no file {word!r}", hint="Pictures come first, and the question last, in quotes."
             )
@@ -60,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     media, seconds = read_media(args, images, options)
     if args.enable_thinking:
         options["enable_thinking"] = True
+    media += [AsVideo(source(word)) for word in args.video]
+    content = [part for one in media for part in local_parts(one)]
     with loaded(args) as vlm:
-        answer = vlm.ask(media, question, **options)
+        answer = vlm.chat([{"role": "user", "content": [*content, {"type": "text", "text": question}]}], **options)
     if args.json:
         put_json(answer_json(answer, media=seconds))
     else:

@@ -26,7 +26,7 @@ from pocketvlm.cli.common import (
     source,
 )
 from pocketvlm.cli.console import put_json, say, say_aside
-from pocketvlm.cli.conversation import Conversation, Turn, dropped, local_part, name_of
+from pocketvlm.cli.conversation import AsVideo, Conversation, Turn, dropped, local_parts, name_of
 from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
 WELCOME = "Type a question; pictures can be dropped here. /help lists the commands, Ctrl-D ends."
@@ -46,8 +46,8 @@ class Streamed(Protocol):
 class Talker(Protocol):
     """Whoever answers."""
 
-    def part(self, named: Any) -> dict[str, Any]:
-        """A part of a message of a picture or a video."""
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        """The parts of a message that show a picture, a document or a video."""
         ...
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed: ...
@@ -55,8 +55,12 @@ class Talker(Protocol):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm chat [options] [IMAGE ...]"
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="pictures or videos for the first question")
+    images = "pictures, documents (a.pdf#2-5: these pages) or videos for the first question"
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=images)
     parser.add_argument("--image", action="append", default=[], help="the same, as an option")
+    parser.add_argument(
+        "--video", action="append", default=[], help="a video, or an animation (GIF, WebP, PNG) to be seen as one"
+    )
     parser.add_argument("--system", default="", help="an instruction for the whole conversation")
     parser.add_argument("--plain", action="store_true", help="show answers as they are, not as formatted Markdown")
     parser.add_argument("--enable-thinking", action="store_true", help="let the model reason first, on stderr")
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.enable_thinking:
         options["enable_thinking"] = True
     with _talker(args, options) as (talker, media):
-        conversation = Conversation(talker.part, options, pending=media, system=args.system)
+        conversation = Conversation(talker.parts, options, pending=media, system=args.system)
         return _converse(conversation, talker, args)
 
 
@@ -81,12 +85,13 @@ def run(args: argparse.Namespace) -> int:
 def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tuple[Talker, list[Any]]]:
     """Whoever answers, and the pictures of the command line."""
     named = [*args.image, *args.images]
+    videos = [AsVideo(source(text)) for text in args.video]
     if args.url is None:
         if args.api_key is not None:
             raise ConfigError("--api-key is for --url", hint="Leave it out.")
         media, _ = read_media(args, named, {k: v for k, v in options.items() if k != "enable_thinking"})
         with loaded(args) as vlm:
-            yield LocalTalker(vlm), media
+            yield LocalTalker(vlm), [*media, *videos]
         return
     from pocketvlm.client.chat import ChatEndpoint
 
@@ -99,7 +104,7 @@ def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tu
     body_of(options)  # before anything is sent
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
     endpoint = ChatEndpoint(args.url, None if args.model == "nano" else args.model, api_key=key)
-    yield RemoteTalker(endpoint), [source(text) for text in named]
+    yield RemoteTalker(endpoint), [*(source(text) for text in named), *videos]
 
 
 class LocalTalker:
@@ -108,8 +113,8 @@ class LocalTalker:
     def __init__(self, vlm: Any) -> None:
         self._vlm = vlm
 
-    def part(self, named: Any) -> dict[str, Any]:
-        return local_part(named)
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        return local_parts(named)
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
         stream: Streamed = self._vlm.stream(messages, **options)
@@ -122,10 +127,12 @@ class RemoteTalker:
     def __init__(self, endpoint: Any) -> None:
         self._endpoint = endpoint
 
-    def part(self, named: Any) -> dict[str, Any]:
-        from pocketvlm.client.media import media_part
+    def parts(self, named: Any) -> list[dict[str, Any]]:
+        from pocketvlm.client.media import media_parts
 
-        return media_part(named)
+        if isinstance(named, AsVideo):
+            return media_parts(named.source, as_video=True)
+        return media_parts(named)
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
         stream: Streamed = self._endpoint.stream(messages, body_of(options))

@@ -17,13 +17,13 @@ from pocketvlm.config import (
     check_downsample_mode,
     check_dtype_name,
 )
-from pocketvlm.config_ranges import IMAGE
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.json_text import is_text
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
-from pocketvlm.processing.picture_options import option_help
+from pocketvlm.processing.media.pages import file_named
+from pocketvlm.processing.picture_options import RANGES, option_help
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.ranges import Range
 from pocketvlm.views import Size
@@ -103,8 +103,8 @@ def options_of(args: argparse.Namespace, *groups: Mapping[str, tuple[type, str]]
     """Return the options that were given; `ConfigError` for a number of pictures or videos that is out of its range."""
     values = {name: getattr(args, name) for group in groups for name in group}
     given = {name: value for name, value in values.items() if value is not None}
-    for name in given.keys() & IMAGE.keys():
-        IMAGE[name].check(name, given[name])
+    for name in given.keys() & RANGES.keys():
+        RANGES[name].check(name, given[name])
     return given
 
 
@@ -122,9 +122,12 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
         options: of pictures and sampling.
 
     Returns:
-        decoded pictures (videos stay what they were), and the seconds that took.
+        decoded pictures, those of the pages of documents among them (videos stay what they were), and the seconds that
+        took.
     """
-    from pocketvlm.processing.media.load_image import is_video, load_image
+    from pocketvlm.processing.media.load_image import MediaLimits, is_video, load_pages
+    from pocketvlm.processing.media.pages import PageBudget
+    from pocketvlm.processing.media.pdf import Resolution
     from pocketvlm.processing.patches.slicing import plan_views
 
     began = time.perf_counter()
@@ -137,14 +140,19 @@ def read_media(args: argparse.Namespace, texts: Sequence[str], options: Mapping[
     config = directory.image_config
     mode = check_downsample_mode(options.get("downsample_mode", directory.config.downsample_mode))
     check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
-    media = []
-    for text in texts:
-        named = source(text)
-        if not is_video(named):
-            named = load_image(named)
-            height, width = named.shape[:2]
-            plan_views(Size(height=height, width=width), config, mode, options.get("max_slice_nums"))
-        media.append(named)
+    slices = options.get("max_slice_nums")
+    resolution = Resolution.of(config, slices, options.get("page_dpi"))
+    named = [source(text) for text in texts]
+    pictures = [not is_video(one) for one in named]
+    budget = PageBudget(MediaLimits(), sum(pictures))
+    media: list[Any] = []
+    for one, is_picture in zip(named, pictures, strict=True):
+        if not is_picture:
+            media.append(one)
+            continue
+        for page in load_pages(one, resolution=resolution, budget=budget):
+            plan_views(Size(height=page.shape[0], width=page.shape[1]), config, mode, slices)
+            media.append(page)
     return media, time.perf_counter() - began
 
 
@@ -174,7 +182,7 @@ def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> l
     Raises:
         CheckpointError: the directory cannot be listed.
     """
-    media = [named for text in texts if isinstance(named := source(text), Path)]
+    media = [Path(file_named(text)) for text in texts if isinstance(source(text), Path)]
     try:
         return [*media, *(directory.path.iterdir() if directory is not None else ())]
     except OSError as error:

@@ -14,9 +14,11 @@ from pocketvlm.cli.console import say
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.files import check_output, whole_file
 from pocketvlm.processing.media.load_image import is_video
+from pocketvlm.processing.media.pages import file_named
 
 COMMANDS = {
-    "/image PATH": "add a picture or a video to the next question; dropping its file here does the same",
+    "/image PATH": "add a picture, a PDF (a.pdf#2-5: these pages) or a video to the next question; or drop the file",
+    "/video PATH": "add a video, or an animation (GIF, WebP, PNG) that is to be seen as one",
     "/rate RATE": "tokens of pictures from now on: 16x (few), 4x (many) or auto",
     "/system TEXT": "an instruction for the whole conversation; without a text there is none",
     "/retry": "ask the last question again",
@@ -28,6 +30,16 @@ COMMANDS = {
 }
 RATES = ("16x", "4x", "auto")
 _TOKEN = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|((?:\\.|[^\s\\'"])+))""")
+
+
+@dataclass(frozen=True)
+class AsVideo:
+    """A file or URL that is to be seen as a video; an animation is otherwise the picture that it begins with."""
+
+    source: Any
+
+    def __str__(self) -> str:
+        return str(self.source)
 
 
 @dataclass
@@ -50,11 +62,11 @@ class Conversation:
     """Turns so far, and what the next one will have.
 
     Attributes:
-        part: a source of a picture or a video → a part of a message.
+        parts: a source of a picture, a document or a video → the parts of a message that show it.
         options: of every answer; `/rate` changes them.
     """
 
-    part: Callable[[Any], dict[str, Any]]
+    parts: Callable[[Any], list[dict[str, Any]]]
     options: dict[str, Any]
     pending: list[Any] = field(default_factory=list)
     system: str = ""
@@ -63,7 +75,7 @@ class Conversation:
     def ask(self, question: str) -> Turn:
         """The next turn, which `done` makes part of the conversation. What was pending is used up in any case."""
         sources, self.pending = self.pending, []
-        return Turn(sources, [self.part(one) for one in sources], question)
+        return Turn(sources, [part for one in sources for part in self.parts(one)], question)
 
     def messages(self, last: Turn) -> list[dict[str, Any]]:
         """Everything in OpenAI's format, up to a question."""
@@ -79,16 +91,16 @@ class Conversation:
         turn.answer = answer
         self.turns.append(turn)
 
-    def add(self, text: str) -> None:
-        """Add a picture or a video to the next question.
+    def add(self, text: str, *, as_video: bool = False) -> None:
+        """Add a picture, a document (or some of its pages) or a video to the next question.
 
         Raises:
             MediaError: there is no such file.
         """
         named = source(text)
-        if isinstance(named, Path) and not is_file(named):
+        if isinstance(named, Path) and not is_file(Path(file_named(text))):
             raise MediaError(f"{str(named)!r:.80} does not exist", hint="Check the path.")
-        self.pending.append(named)
+        self.pending.append(AsVideo(named) if as_video else named)
 
     def command(self, line: str) -> Turn | None:
         """Carry out a line that begins with a slash; returns the turn that is to be asked again, if any.
@@ -98,8 +110,8 @@ class Conversation:
         """
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name == "/image" and rest:
-            self.add(unquoted(rest))
+        if name in ("/image", "/video") and rest:
+            self.add(unquoted(rest), as_video=name == "/video")
         elif name == "/rate" and rest:
             if rest not in RATES:
                 raise ConfigError(f"/rate {rest!r:.40} is unknown", hint=f"Use {', '.join(RATES)}.")
@@ -148,7 +160,7 @@ def help_text() -> str:
 
 def name_of(named: Any) -> str:
     """What a person calls a picture."""
-    return str(named)[:200] if isinstance(named, str | Path) else "a picture"
+    return str(named)[:200] if isinstance(named, str | Path | AsVideo) else "a picture"
 
 
 def dropped(line: str) -> tuple[list[str], str]:
@@ -163,7 +175,7 @@ def dropped(line: str) -> tuple[list[str], str]:
         if text.startswith("file://"):
             text = unquote(urlsplit(text).path)
         path = Path(text)
-        if not (path.is_absolute() and is_file(path)):
+        if not (path.is_absolute() and is_file(Path(file_named(text)))):
             break
         found.append(text)
         line = line[match.end() :]
@@ -172,14 +184,16 @@ def dropped(line: str) -> tuple[list[str], str]:
 
 def unquoted(text: str) -> str:
     """A path without the quotes or backslashes that a terminal or a shell puts into it."""
-    if is_file(Path(text)):
+    if is_file(Path(file_named(text))):
         return text
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return re.sub(r"\\(.)", r"\1", text)
 
 
-def local_part(named: Any) -> dict[str, Any]:
-    """A part of a message for a model of this process, which reads the file itself."""
+def local_parts(named: Any) -> list[dict[str, Any]]:
+    """The part of a message for a model of this process, which reads the file itself."""
+    if isinstance(named, AsVideo):
+        return [{"type": "video", "video": named.source}]
     kind = "video" if is_video(named) else "image"
-    return {"type": kind, kind: named}
+    return [{"type": kind, kind: named}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
@@ -30,7 +32,8 @@ _SIZE = re.compile(r"\s*(\d{1,7})\s*[xX×]\s*(\d{1,7})\s*")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm plan [options] HEIGHTxWIDTH|FILE ..."
-    parser.add_argument("sizes", nargs="*", metavar="HEIGHTxWIDTH|FILE", help="sizes in pixels, or picture files")
+    words = "sizes in pixels, or picture files; of a.pdf#2-5 each page"
+    parser.add_argument("sizes", nargs="*", metavar="HEIGHTxWIDTH|FILE", help=words)
     parser.add_argument("--image", action="append", default=[], help="a picture file; may be given several times")
     parser.add_argument("--model", default=None, help=f"whose settings (default: those of {PUBLISHED})")
     add_options(parser, PICTURES)
@@ -44,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         if len(given) != 1 or _SIZE.fullmatch(given[0]):
             raise ConfigError("--draw needs exactly one picture file")
         check_output(args.draw)  # before a model is looked up, maybe downloaded
-    sizes = [_size(text) for text in given]
+    for text in given:  # all that can be wrong with them, before a model is looked up
+        _sizes(text, Resolution())
     directory = None if args.model is None else resolve(args.model)
     if args.draw is not None:
         check_output(args.draw, inputs=files_read(directory, given))
@@ -54,19 +58,23 @@ def run(args: argparse.Namespace) -> int:
     options = {**own, **options_of(args, PICTURES)}
     mode = check_downsample_mode(options["downsample_mode"])
     check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
-    for height, width in sizes:
-        plan_views(Size(height=height, width=width), image_config, mode, options["max_slice_nums"])
+    resolution = Resolution.of(image_config, options["max_slice_nums"], options.pop("page_dpi", None))
+    sizes = [size for text in given for size in _sizes(text, resolution)]
+    if args.draw is not None and len(sizes) != 1:
+        raise ConfigError(f"--draw needs one picture, {given[0]!r:.40} has {len(sizes)} pages", hint="Choose with #1.")
+    for size in sizes:
+        plan_views(size, image_config, mode, options["max_slice_nums"])
     # Only auto looks at pixels. Read, as all that can be wrong without torch is found, before it is imported.
-    pictures = [_pixels(text) if mode == "auto" else None for text in given]
+    pictures = [page for text in given for page in _pages(text, resolution)] if mode == "auto" else [None] * len(sizes)
     from pocketvlm.api.view_plan import plan, plan_image
 
     options |= {"model_config": model_config, "image_config": image_config}
     plans = [
-        plan(*size, **options) if picture is None else plan_image(picture, **options)
+        plan(size.height, size.width, **options) if picture is None else plan_image(picture, **options)
         for size, picture in zip(sizes, pictures, strict=True)
     ]
     if args.draw is not None:
-        _draw(given[0], plans[0], args.draw, mark_rates=mode == "auto")
+        _draw(given[0], resolution, plans[0], args.draw, mark_rates=mode == "auto")
     if args.json:
         put_json({"plans": [_entry(p) for p in plans]})
     else:
@@ -74,28 +82,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    """Return (height, width) of a size or of a picture file."""
+def _sizes(text: str, resolution: Resolution) -> list[Size]:
+    """Return the size that is written, or those of a picture file: one for each page."""
     if match := _SIZE.fullmatch(text):
         height, width = int(match[1]), int(match[2])
         if not height or not width:
             raise ConfigError(f"{text!r} has no area", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
-        return height, width
-    from pocketvlm.processing.media.load_image import probe_size
+        return [Size(height=height, width=width)]
+    from pocketvlm.processing.media.load_image import probe_pages
 
     if re.fullmatch(r"[\d.xX×\s-]+", text) and not is_file(Path(text)):
         raise ConfigError(f"{text!r:.40} is not a size", hint="Write HEIGHTxWIDTH in pixels, such as 1080x1920.")
-    size = probe_size(Path(text))
-    return size.height, size.width
+    return probe_pages(Path(text), resolution=resolution)
 
 
-def _pixels(text: str) -> NDArray[np.uint8] | None:
-    """Return the pixels of a picture file; None of a size."""
+def _pages(text: str, resolution: Resolution) -> Iterator[NDArray[np.uint8] | None]:
+    """Yield the pixels of each page of a picture file; None for a size."""
     if _SIZE.fullmatch(text):
-        return None
-    from pocketvlm.processing.media.load_image import load_image
+        yield None
+        return
+    from pocketvlm.processing.media.load_image import load_pages
 
-    return load_image(Path(text))
+    yield from load_pages(Path(text), resolution=resolution)
 
 
 def _entry(p: ViewPlan) -> dict[str, Any]:
@@ -136,8 +144,8 @@ def _rates(p: ViewPlan) -> str:
     return "\n".join([overview, *(" ".join(f"{rate:>3}" for rate in row) for row in rows)])
 
 
-def _draw(picture: str, plan: ViewPlan, out: Path, *, mark_rates: bool) -> None:
+def _draw(picture: str, resolution: Resolution, plan: ViewPlan, out: Path, *, mark_rates: bool) -> None:
     rates = (plan.rates or ())[1:] if mark_rates else ()
-    from pocketvlm.processing.media.load_image import draw_grid
+    from pocketvlm.processing.media.load_image import draw_grid, load_image
 
-    draw_grid(Path(picture), plan.grid, out, fine=[rate == "4x" for rate in rates])
+    draw_grid(load_image(Path(picture), resolution=resolution), plan.grid, out, fine=[rate == "4x" for rate in rates])

@@ -9,29 +9,36 @@ from typing import Any
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.encode import encode_png
 from pocketvlm.processing.media.fetch import is_data_url, is_url
-from pocketvlm.processing.media.load_image import is_video, load_image
+from pocketvlm.processing.media.load_image import is_video, load_pages
+from pocketvlm.processing.media.pages import split_pages
 
 _IMAGE_TYPES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+# What animations that are seen as a video have, and where.
+_ANIMATION_TYPES = ((0, b"GIF8", "image/gif"), (8, b"WEBP", "image/webp"), (0, b"\x89PNG", "image/png"))
 
 
-def media_part(medium: Any) -> dict[str, Any]:
-    """A path, bytes, pixels, or a URL, which goes as it is.
+def media_parts(medium: Any, *, as_video: bool = False) -> list[dict[str, Any]]:
+    """A path, bytes, pixels, or a URL, which goes as it is; a document becomes a picture for each of its pages.
+
+    Args:
+        as_video: an animation is to be seen as a video, not as the picture that it begins with.
 
     Raises:
         MediaError: a file that cannot be read, or holds no picture.
     """
-    kind = "video" if is_video(medium) else "image"
+    kind = "video" if as_video or is_video(medium) else "image"
     if isinstance(medium, str) and (is_url(medium) or is_data_url(medium)):
-        return {"type": f"{kind}_url", f"{kind}_url": {"url": medium}}
-    if isinstance(medium, Path | bytes):
+        return [{"type": f"{kind}_url", f"{kind}_url": {"url": medium}}]
+    if isinstance(medium, Path | bytes) and split_pages(medium)[1] is None:
         content = _read_file(medium)
         if kind == "video":
-            return data_url("video", "video/mp4", content)
+            of_kind = (media_type for place, magic, media_type in _ANIMATION_TYPES if content.startswith(magic, place))
+            return [data_url("video", next(of_kind, "video/mp4"), content)]
         # Files that every endpoint reads go as they are; all others are decoded here.
         for magic, media_type in _IMAGE_TYPES:
             if content.startswith(magic):
-                return data_url("image", media_type, content)
-    return data_url("image", "image/png", encode_png(load_image(medium)))
+                return [data_url("image", media_type, content)]
+    return [data_url("image", "image/png", encode_png(page)) for page in load_pages(medium)]
 
 
 def data_url(kind: str, media_type: str, content: bytes) -> dict[str, Any]:

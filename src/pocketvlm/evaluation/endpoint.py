@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.client.http import RefusedError, UnreachableError, check_address, opened, read_all
-from pocketvlm.client.media import data_url, media_part
+from pocketvlm.client.media import data_url, media_parts
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import Numbered, Reply
 from pocketvlm.evaluation.ranges import ENDPOINT
@@ -126,7 +127,7 @@ class Endpoint:
         return Reply(error=f"{reason}, after {attempt + 1} attempts")
 
     def _request(self, example: Example) -> dict[str, Any]:
-        content = [*map(_part, example.media), {"type": "text", "text": example.question}]
+        content = [*chain.from_iterable(map(_parts, example.media)), {"type": "text", "text": example.question}]
         own = dict(example.options)
         tools = {"tools": own.pop("tools")} if "tools" in own else {}
         media = {**self.media, **own}
@@ -173,23 +174,23 @@ def _sent(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if not isinstance(content, list):
         return message
-    return {**message, "content": [_sent_part(one) for one in content]}
+    return {**message, "content": [part for one in content for part in _sent_parts(one)]}
 
 
-def _sent_part(part: dict[str, Any]) -> dict[str, Any]:
+def _sent_parts(part: dict[str, Any]) -> list[dict[str, Any]]:
     if part["type"] == "text":
-        return part
+        return [part]
     medium = part[part["type"]]
     medium = medium["url"] if isinstance(medium, Mapping) else medium
     is_path = isinstance(medium, str) and not is_url(medium) and not is_data_url(medium)
-    return _part(Path(medium) if is_path else medium)
+    return _parts(Path(medium) if is_path else medium)
 
 
-def _part(medium: Media) -> dict[str, Any]:
-    """A picture or video as a part of a message, its bytes within it."""
+def _parts(medium: Media) -> list[dict[str, Any]]:
+    """A picture, a document or a video as parts of a message, their bytes within them."""
     if isinstance(medium, Clip):
-        return data_url("video", "video/mp4", to_mp4(medium.frames, medium.fps))
-    return media_part(medium)
+        return [data_url("video", "video/mp4", to_mp4(medium.frames, medium.fps))]
+    return media_parts(medium)
 
 
 def _parse(body: bytes, seconds: float) -> Reply:

@@ -12,7 +12,8 @@ from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url, open_inside
 from pocketvlm.processing.media.kinds import is_base64
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.sources import describe
+from pocketvlm.processing.media.pages import PageChoice, split_pages
+from pocketvlm.processing.media.sources import NamedBytes, describe
 from pocketvlm.ranges import show
 
 
@@ -62,9 +63,19 @@ class Sources:
         if not self._roots:
             raise MediaError("No folder was named to read files from", hint="Give a data: URL.")
         if is_file_url(source):
-            with open_file_url(source, self._limits) as file:
-                return self._content(file, most)
-        return self._read(source, most)
+            bare, pages = split_pages(source, files=False)
+            with open_file_url(str(bare), self._limits) as file:
+                return NamedBytes(self._content(file, most), describe(source), pages)
+        try:
+            return NamedBytes(self._read(source, most), describe(source))
+        except MediaError as error:
+            # The name of a file may hold a # itself; only without such a file it chooses pages.
+            bare, _, choice = source.rpartition("#")
+            try:
+                PageChoice.parse(choice)
+            except MediaError:
+                raise error from None
+            return NamedBytes(self._read(bare, most), describe(bare), choice)
 
     def _content(self, file: IO[bytes], most: int) -> bytes:
         content = file.read(most + 1)

@@ -1,18 +1,22 @@
-"""Pictures and videos of one request → their views, each cut into patches; here, or in another process.
+"""Pictures, documents and videos of one request → their views, each cut into patches; here, or in another process.
+
+A document is a picture that becomes as many units as it has pages, or as were chosen.
 
 A task holds everything that decides the patches, so that it can be sent away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pocketvlm.config import DownsampleOption, ImageConfig
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.load_image import load_image
-from pocketvlm.processing.patches.image import Pixels, encode_images
+from pocketvlm.processing.media.load_image import load_pages
+from pocketvlm.processing.media.pages import PageBudget, TooManyPagesError
+from pocketvlm.processing.media.pdf import Resolution
+from pocketvlm.processing.patches.image import Pixels, encode_pages
 from pocketvlm.processing.patches.video import encode_video
 from pocketvlm.processing.picture_options import PictureOptions
 from pocketvlm.processing.prompt.expansion import Units
@@ -25,7 +29,7 @@ class MediaTask:
 
     Attributes:
         parts: pictures and videos in prompt order.
-        modes: the rate of each.
+        modes: the rate of each; of a document, that of all its pages.
         budget: of each, with "auto".
         how: what the request says of pictures.
         image_config, video_config, limits, files: see `Processor`.
@@ -58,15 +62,20 @@ def encode_media(task: MediaTask) -> list[Units]:
     wanted = [part.max_slice_nums or task.how.max_slice_nums for part in task.parts]
     pictures = [i for i, part in enumerate(task.parts) if part.kind == "image"]
 
-    def load(part: MediaPart) -> Pixels:
+    budget = PageBudget(task.limits, len(pictures))
+
+    def load(part: MediaPart) -> Iterator[Pixels]:
+        resolution = Resolution.of(task.image_config, part.max_slice_nums or task.how.max_slice_nums, task.how.page_dpi)
         try:
-            return load_image(part.source, task.limits, files=task.files)
+            yield from load_pages(part.source, task.limits, files=task.files, resolution=resolution, budget=budget)
+        except TooManyPagesError:  # none of them alone
+            raise
         except MediaError as error:
             raise MediaError(f"{part.where}: {error}") from None
 
     for mode, slices in dict.fromkeys((task.modes[i], wanted[i]) for i in pictures):
         chosen = [i for i in pictures if (task.modes[i], wanted[i]) == (mode, slices)]
-        views = encode_images(
+        views = encode_pages(
             [task.parts[i] for i in chosen],
             task.image_config,
             mode,
@@ -74,7 +83,7 @@ def encode_media(task: MediaTask) -> list[Units]:
             auto_token_budget=task.budget if mode == "auto" else None,
             load=load,
         )
-        encoded |= {i: (unit,) for i, unit in zip(chosen, views, strict=True)}
+        encoded |= dict(zip(chosen, views, strict=True))
     for i, part in enumerate(task.parts):
         if part.kind == "video":
             encoded[i] = _encode_video(part, task.modes[i], task)

@@ -19,6 +19,7 @@ from pocketvlm.processing.abandonment import check_wanted
 from pocketvlm.processing.media.fetch import fetch, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import NamedBytes, describe
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask
 from pocketvlm.processing.media_forkserver import context, end_forkserver
@@ -44,12 +45,12 @@ def fetching_first(encode: MediaEncoder) -> MediaEncoder:
 
 def fetched(task: MediaTask) -> MediaTask:
     """The task with bytes in place of http(s) and file: URLs; `MediaError` names the place of one that fails."""
-    wanted = [url for part in task.parts for url in _urls(part)]
+    wanted = [_bare(url) for part in task.parts for url in _urls(part)]
     if not wanted:
         return task
-    places = {url: part.where for part in reversed(task.parts) for url in _urls(part)}
+    places = {_bare(url): part.where for part in reversed(task.parts) for url in _urls(part)}
 
-    def read(url: str) -> bytes:
+    def read(url: str) -> NamedBytes:
         try:
             return _read(url, task.limits)
         except MediaError as error:
@@ -71,13 +72,22 @@ def _urls(part: MediaPart) -> list[str]:
     return [one for one in sources if isinstance(one, str) and (is_url(one) or is_file_url(one))]
 
 
-def _replaced(source: Any, found: dict[str, bytes]) -> Any:
+def _replaced(source: Any, found: dict[str, NamedBytes]) -> Any:
     if isinstance(source, list | tuple):
         return [_replaced(one, found) for one in source]
-    return found.get(source, source) if isinstance(source, str) else source
+    if not isinstance(source, str):
+        return source
+    bare, pages = split_pages(source, files=False)
+    body = found.get(str(bare), source)
+    return NamedBytes(body, body.name, pages) if pages is not None and isinstance(body, NamedBytes) else body
 
 
-def _read(url: str, limits: MediaLimits) -> bytes:
+def _bare(url: str) -> str:
+    """The URL without the pages that are wanted: what several of them name is fetched once."""
+    return str(split_pages(url, files=False)[0])
+
+
+def _read(url: str, limits: MediaLimits) -> NamedBytes:
     if is_url(url):
         return NamedBytes(fetch(url, limits), describe(url))
     if not limits.file_roots:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pocketvlm.config import DownsampleOption
 from pocketvlm.config_ranges import IMAGE
-from pocketvlm.ranges import check_all
+from pocketvlm.ranges import Range, check_all
 
 # As `protocol.fields.check` calls them.
 OptionKind = Literal["string or list of strings", "number", "integer", "boolean"]
@@ -23,10 +23,10 @@ def _about(kind: OptionKind, text: str = "", *, of: str = "pictures") -> dict[st
 
 
 # Checked also where no medium of a kind is there: an option that is wrong is refused, not overlooked.
-_RANGES = {
+RANGES = {
     name: replace(IMAGE[name.removeprefix("video_")], nullable=True)
     for name in ("max_slice_nums", "max_num_frames", "stack_frames", "video_max_slice_nums")
-}
+} | {"page_dpi": Range(int, 10, 1200, nullable=True)}
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ class PictureOptions:
 
     Attributes:
         downsample_mode: "16x" or "4x" for all views; "auto": the pixels of each view decide; or one of these for each
-            picture and video in prompt order.
+            picture, document and video in prompt order.
         auto_token_budget: most visual tokens of each picture and video with "auto", as a multiple of those of 16x, from
             1.0 to 4.0; 1.5 when None.
         max_slice_nums: most slices of a picture beside its overview. A picture or video that has its own, or `detail`
             "low", in its message goes by that.
+        page_dpi: dots per inch of the pages of a PDF. None: 200, or the pixels of the scan that a page is, but no more
+            than all slices of a picture hold.
         max_num_frames: most frames of a video.
         stack_frames: frames shown for each second of a video, the extra ones side by side in one picture; 1 means no
             such picture.
@@ -70,6 +72,10 @@ class PictureOptions:
             "integer", "most slices of a picture, not of a video (default 9; 36 for fine print, 1 for none)"
         ),
     )
+    page_dpi: int | None = field(
+        default=None,
+        metadata=_about("integer", "dots per inch of a PDF's pages (default: at most 200, as many as the slices hold)"),
+    )
     max_num_frames: int | None = field(
         default=None, metadata=_about("integer", "most frames of a video (default 128)", of="videos")
     )
@@ -81,7 +87,7 @@ class PictureOptions:
     video_max_slice_nums: int = field(default=1, metadata=_about("integer", of="videos"))
 
     def __post_init__(self) -> None:
-        check_all(_RANGES, self)
+        check_all(RANGES, self)
 
 
 # Name → kind of each option.

@@ -30,7 +30,8 @@ async def view_plan(service: Service, request: Request) -> Response:
 
 
 def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str, ViewPlan]]:
-    """The plans of each picture by their mode; pictures are decoded where those of a chat are, by the same rules.
+    """The plans of each picture, and of each page of a document, by their mode; they are decoded where those of a chat
+    are, by the same rules.
 
     Raises:
         MediaError: a picture cannot be read or is over a limit; the message names its place.
@@ -60,4 +61,4 @@ def plan_pictures(processor: Processor, asked: ViewPlanRequest) -> list[dict[str
         height, width = views.image.height, views.image.width
         return plan(height, width, mode, slices, model_config=config, image_config=image_config)
 
-    return [{mode: planned(views, mode) for mode in modes} for (views,) in encoded]
+    return [{mode: planned(views, mode) for mode in modes} for pages in encoded for views in pages]

@@ -11,7 +11,9 @@ from pocketvlm.errors import MediaError
 
 HEAD_BYTES = 512  # what the functions here want to see of a file
 
-_PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+_JPEG_2000 = (b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
+_PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", *_JPEG_2000)
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # of both byte orders; the last two are large ones
 # What the content of a video starts with: Matroska and WebM, FLV, Ogg, MPEG program stream, MPEG video, Windows Media.
 _VIDEO_MAGIC = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"OggS", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")
 _AVIF_BRANDS = (b"avif", b"avis")
@@ -38,27 +40,17 @@ class Kind:
 
 
 _CONVERT = "Convert it to PNG or JPEG."
-_HEIC = Kind(
-    "a HEIC picture (of a phone)", "Convert it to JPEG, for example with `heif-convert` or the package pillow-heif."
-)
 _SVG = Kind("an SVG drawing", "Render it to a PNG, for example with `rsvg-convert` or the package cairosvg.")
 _HTML = Kind("a web page (HTML)", "Give the address of the file itself, not of the page that shows it.")
 _LFS = Kind("a pointer of Git LFS, not the file itself", "Run `git lfs pull` in the repository it came from.")
-_PDF = Kind("a PDF document", "Render its pages to pictures, for example with `pdftoppm -r 150 -png` of poppler.")
-_TIFF = Kind("a TIFF file", "Save each of its pages as PNG, for example with ImageMagick: `magick a.tif page-%d.png`.")
+_PDF = Kind("a PDF document", "Pass it as a picture, which its pages are.")  # said where a video is expected
 _BASE64_TEXT = Kind("base64 text", "Decode it, or put `data:image/png;base64,` in front and pass it as a URL.")
 
 # Each with the bytes it starts with.
 _MAGIC = (
-    (b"II*\x00", _TIFF),
-    (b"MM\x00*", _TIFF),
-    (b"II+\x00", _TIFF),
-    (b"MM\x00+", _TIFF),
     (b"\x00\x00\x01\x00", Kind("an ICO icon", _CONVERT)),
     (b"\xff\x0a", Kind("a JPEG XL picture", _CONVERT)),
     (b"\x00\x00\x00\x0cJXL ", Kind("a JPEG XL picture", _CONVERT)),
-    (b"\x00\x00\x00\x0cjP  ", Kind("a JPEG 2000 picture", _CONVERT)),
-    (b"\xff\x4f\xff\x51", Kind("a JPEG 2000 picture", _CONVERT)),
     (b"8BPS", Kind("a Photoshop file", _CONVERT)),
     (b"%!PS", Kind("a PostScript file", "Convert it to PNG, for example with Ghostscript.")),
     (b"AT&TFORM", Kind("a DjVu document", "Render its pages to PNG, for example with `ddjvu`.")),
@@ -72,8 +64,15 @@ _SHORT_MAGIC = tuple(magic for magic, _ in _MAGIC if len(magic) < 3)  # which te
 
 
 def is_picture(head: bytes) -> bool:
-    """True for JPEG, PNG, GIF, WebP and AVIF."""
-    return head.startswith(_PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or is_avif(head)
+    """True for JPEG, PNG, GIF, WebP, AVIF, HEIC, TIFF, BMP and JPEG 2000."""
+    return (
+        head.startswith(_PICTURE_MAGIC)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or is_avif(head)
+        or is_heic(head)
+        or is_tiff(head)
+        or (head[:2] == b"BM" and head[6:10] == bytes(4) and len(head) > 10)
+    )
 
 
 def is_avif(head: bytes) -> bool:
@@ -82,6 +81,23 @@ def is_avif(head: bytes) -> bool:
         return False
     brands = [head[8:12]] if head[8:12] not in (b"mif1", b"msf1") else [head[i : i + 4] for i in range(16, 64, 4)]
     return any(brand in _AVIF_BRANDS for brand in brands)
+
+
+def is_heic(head: bytes) -> bool:
+    """True for HEIC, the other picture of that family."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS and not is_avif(head)
+
+
+def is_tiff(head: bytes) -> bool:
+    """True for TIFF, which may have several pages."""
+    return head.startswith(_TIFF)
+
+
+def is_pdf(head: bytes) -> bool:
+    """True for PDF, which may have rubbish in front of it, as readers allow; not for what is something else there."""
+    if is_picture(head) or is_video_content(head) or any(head.startswith(magic) for magic, _ in _MAGIC):
+        return False
+    return b"%PDF-" in head
 
 
 def is_video_content(head: bytes) -> bool:
@@ -100,14 +116,10 @@ def kind_of(head: bytes) -> Kind | None:
     """What a file is that is no picture or video for us; None for these, and for what nobody knows."""
     if is_picture(head) or is_video_content(head):
         return None
-    if head[4:8] == b"ftyp":
-        return _HEIC
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if head[:2] == b"BM" and head[6:10] == bytes(4):
-        return Kind("a BMP picture", _CONVERT)
-    if b"%PDF-" in head:  # readers allow for rubbish in front of it
+    if is_pdf(head):
         return _PDF
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     # Before its first element a drawing or a page may have declarations and comments.

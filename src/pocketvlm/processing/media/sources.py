@@ -28,17 +28,19 @@ class NamedBytes(bytes):
 
     Attributes:
         name: for people.
+        pages: what stood behind the # of that place, see `processing.media.pages`.
     """
 
     name: str
+    pages: str | None
 
-    def __new__(cls, body: bytes, name: str = "The given data") -> Self:
+    def __new__(cls, body: bytes, name: str = "The given data", pages: str | None = None) -> Self:
         self = super().__new__(cls, body)
-        self.name = name
+        self.name, self.pages = name, pages
         return self
 
-    def __reduce__(self) -> tuple[type[Self], tuple[bytes, str]]:
-        return type(self), (bytes(self), self.name)
+    def __reduce__(self) -> tuple[type[Self], tuple[bytes, str, str | None]]:
+        return type(self), (bytes(self), self.name, self.pages)
 
 
 def open_source(source: object, name: str, limits: MediaLimits, files: bool, what: str, others: str) -> IO[bytes]:

@@ -11,12 +11,13 @@ that the first pass saw there; if not, the file is opened anew and decoded from 
 from __future__ import annotations
 
 import logging
+import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from operator import itemgetter
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import av
 import numpy as np
@@ -294,9 +295,20 @@ class FileReader:
             pixels = rgb_from_array(np.asarray(frame.to_ndarray(format="rgba")), self._limits)
         else:
             pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-        # Degrees counter-clockwise, as np.rot90 counts.
-        turns = round(frame.rotation / 90) % 4
-        return np.rot90(pixels, turns) if turns else pixels
+        return _upright(pixels, frame)
 
     def _damaged(self) -> MediaError:
         return MediaError(f"{self._name} is damaged or cut off", hint="Check that it plays elsewhere.")
+
+
+def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Pixels as they are to be shown: turned by quarters, and mirrored, which the angle that PyAV gives leaves out."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    # A point (x, y) of the stored frame is shown at (a x + c y, b x + d y); numbers are fractions of 16 bits.
+    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
+    is_turned = abs(b) > abs(a)
+    across, down = (c, b) if is_turned else (a, d)
+    shown = pixels.transpose(1, 0, 2) if is_turned else pixels
+    return shown[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.animation import WebPReader
-from pocketvlm.processing.media.kinds import HEAD_BYTES, is_picture, kind_of
+from pocketvlm.processing.media.kinds import HEAD_BYTES, is_pdf, is_picture, kind_of
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.media.repair import PNG_MAGIC, is_animated_png
@@ -84,6 +84,8 @@ def _open_stream(stream: IO[bytes], name: str, limits: MediaLimits) -> FileReade
     stream.seek(0)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return WebPReader(stream, name, limits)
+    if is_pdf(head):
+        raise MediaError(f"{name} is a PDF document, expected a video", hint="Pass it as a picture.")
     kind = kind_of(head)
     if kind is not None:
         raise kind.refused(name)

@@ -13,7 +13,7 @@ two intra-op threads), and the copies are numpy's, also single-threaded. So one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -153,11 +153,40 @@ def encode_images(
     Raises:
         ConfigError: `workers` below 1, and what `encode_image` and `load` raise, for the first picture at fault.
     """
+    encoded = encode_pages(
+        sources,
+        config,
+        downsample_mode,
+        max_slice_nums,
+        auto_token_budget=auto_token_budget,
+        load=lambda source: (load(source),),
+        workers=workers,
+    )
+    return [views for (views,) in encoded]
+
+
+def encode_pages(
+    sources: Sequence[Source],
+    config: ImageConfig,
+    downsample_mode: DownsampleOption = "16x",
+    max_slice_nums: int | None = None,
+    *,
+    auto_token_budget: float | None = None,
+    load: Callable[[Source], Iterable[Pixels]],
+    workers: int | None = None,
+) -> list[tuple[ImageViews, ...]]:
+    """`encode_images` for documents: `load` gives the pages of each source, and each page is a picture.
+
+    The pages of a document are read and cut one after the other, so that the pixels of one are in memory at a time.
+    """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers!r} is not a positive integer")
 
-    def encode(source: Source) -> ImageViews:
-        return encode_image(load(source), config, downsample_mode, max_slice_nums, auto_token_budget=auto_token_budget)
+    def encode(source: Source) -> tuple[ImageViews, ...]:
+        return tuple(
+            encode_image(page, config, downsample_mode, max_slice_nums, auto_token_budget=auto_token_budget)
+            for page in load(source)
+        )
 
     count = min(workers or usable_processors(), len(sources))
     if count <= 1:

@@ -2,7 +2,9 @@
 
 One picture: `<image_id>k</image_id><image>` pads `</image>`, then its slices row by row, each `<slice>` pads
 `</slice>`, with a line break between rows. One video: the `<image>` block of each of its units. `k` counts from 0 in
-every prompt, pictures and videos apart. The layout is that of `MiniCPMV4_6Processor` in transformers 5.23.
+every prompt, pictures and videos apart. The layout is that of `MiniCPMV4_6Processor` in transformers 5.23. The pages of
+a document stand there as pictures that were given one by one: numbered on, and a line apart, where the published
+template sets them.
 
 Works on pieces and ids. Cutting the finished string instead would be wrong twice over: slices contain line breaks, and
 users can type everything that a placeholder is made of.
@@ -18,7 +20,8 @@ from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.prompt.template import RenderedPrompt
 from pocketvlm.processing.prompt.tokenizer import IMAGE_PAD, VIDEO_PAD, Tokenizer
 
-Units: TypeAlias = tuple[ImageViews, ...]  # of one picture (a single unit) or one video (a unit a frame), encoded
+# Of one picture (a single unit), one document (a unit a page) or one video (a unit a frame), encoded.
+Units: TypeAlias = tuple[ImageViews, ...]
 
 
 def expand_pieces(
@@ -59,12 +62,15 @@ def expand_pieces(
         if piece.text not in blocks:
             ids.append(pad)
             continue
-        if numbered[piece.text]:
-            number = tokenizer.encode_plain(str(counts[piece.text]))
-            ids += [tokenizer.control_id("<image_id>"), *number, tokenizer.control_id("</image_id>")]
-        counts[piece.text] += 1
-        for unit in next(blocks[piece.text]):
+        for place, unit in enumerate(units := next(blocks[piece.text])):
+            if place and piece.text == IMAGE_PAD:
+                ids += tokenizer.encode_plain("\n")
+            # A video has one number for all of its frames.
+            if numbered[piece.text] and (not place or piece.text == IMAGE_PAD):
+                number = tokenizer.encode_plain(str(counts[piece.text] + place))
+                ids += [tokenizer.control_id("<image_id>"), *number, tokenizer.control_id("</image_id>")]
             ids += _unit_ids(tokenizer, unit, pad)
+        counts[piece.text] += len(units) if piece.text == IMAGE_PAD else 1
     return found
 
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.fetch import is_url
 from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.load_image import load_image, probe_size
+from pocketvlm.processing.media.load_image import load_pages, probe_pages
+from pocketvlm.processing.media.pages import PageBudget, TooManyPagesError
 from pocketvlm.processing.media.video_reader import open_video
 from pocketvlm.training.data.sample import Sample, SampleError
 
@@ -43,14 +44,21 @@ def check_media(sample: Sample, limits: MediaLimits = _LIMITS, *, decode: bool =
         limits.check_counts(kinds.count("image"), kinds.count("video"))
     except MediaError as error:
         raise SampleError(sample.source, str(error)) from None
+    budget = PageBudget(limits, kinds.count("image"))
     for kind, source, place in media_of_sample(sample):
         if isinstance(source, str) and is_url(source):
             continue
         try:
             if kind == "image":
-                load_image(source, limits) if decode else probe_size(source, limits)
+                if decode:
+                    for _ in load_pages(source, limits, budget=budget):
+                        pass
+                else:
+                    probe_pages(source, limits, budget=budget)
                 continue
             with open_video(source, None, limits, files=True):
                 pass
+        except TooManyPagesError as error:  # of all documents together
+            raise SampleError(sample.source, str(error)) from None
         except MediaError as error:
             raise SampleError(sample.source, f"{place}: {error}") from None

@@ -16,6 +16,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.files import whole_file
 from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import read_bytes
 from pocketvlm.text_files import read_json
 from pocketvlm.training.data.dataset_info import FILE
@@ -169,6 +170,9 @@ class _Row:
         source = source["url"] if isinstance(source, Mapping) else source
         if isinstance(source, str) and is_url(source) and self.format == "llamafactory":
             self._refuse("media on the network")
+        bare, pages = split_pages(source)
+        if pages is not None or str(bare)[-4:].lower() == ".pdf":
+            self._refuse("pages of a document")
         if isinstance(source, bytes) or is_data_url(source):
             source = str(self._saved(read_bytes(source, MediaLimits(max_bytes=MAX_RECORD)), kind))
         self.media[kind].append(source)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pocketvlm.errors import PromptError
 from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.file_roots import is_file_url
+from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import NamedBytes, describe, existing_file, is_path
 from pocketvlm.ranges import show_json
 from pocketvlm.training.data.conversations import Turn
@@ -70,7 +71,7 @@ def place_media(turns: list[Turn], media: dict[Kind, list[Any]], *, need_marks: 
 
 
 def locate(source: Any, kind: Kind, folder: Path, what: str, *, inside: bool = False) -> str | bytes:
-    """What a medium is named by → an absolute path of a file that is there, a URL, or bytes.
+    """What a medium is named by → an absolute path of a file that is there, maybe with its pages, a URL, or bytes.
 
     Args:
         folder: what relative paths are relative to.
@@ -101,10 +102,12 @@ def locate(source: Any, kind: Kind, folder: Path, what: str, *, inside: bool = F
         raise PromptError(f"{what} is bare base64", hint="Put data:image/png;base64, in front of it.")
     if not source:
         raise PromptError(f"{what} has an empty name", hint="Give the path of a file.")
-    path = folder / source
+    bare, pages = split_pages(folder / source)
+    path = Path(str(bare))
     if inside and not path.resolve().is_relative_to(folder.resolve()):
         raise PromptError(f"{what}, {describe(source)}, lies outside of the folder", hint="Put it beside the others.")
-    return str(existing_file(path, describe(str(path))).absolute())
+    found = str(existing_file(path, describe(str(path))).absolute())
+    return found if pages is None else f"{found}#{pages}"
 
 
 def count_marks(text: str) -> int:
