@@ -1,0 +1,1 @@
+"""Files of documents → a row of each, or of each page, kept to a schema."""

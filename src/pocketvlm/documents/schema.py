@@ -1,0 +1,78 @@
+"""What a user calls a schema → a JSON schema: a packaged name, a file, `module:Class` of Pydantic, or a short form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.errors import ConfigError
+
+_FOLDER = resources.files("pocketvlm.documents") / "schemas"
+NAMES = ("business_card", "form", "invoice", "receipt", "table")
+_TYPES: dict[str, dict[str, Any]] = {
+    "string": {"type": "string"},
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "boolean": {"type": "boolean"},
+    "date": {"type": "string"},  # as printed: the model copies, it does not convert
+}
+_HINT = f"Give {', '.join(NAMES)}, a JSON schema file, module:Class, or 'total: number, shop: string'."
+
+
+def read_schema(text: str) -> dict[str, Any]:
+    """Read a schema, whose answers are objects.
+
+    Raises:
+        ConfigError: it is none of the forms, or no schema of objects.
+    """
+    if text in NAMES:
+        schema = json.loads((_FOLDER / f"{text}.json").read_text(encoding="utf-8"))
+    elif text.endswith(".json") or Path(text).is_file():
+        schema = _of_file(Path(text))
+    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) and text.rpartition(":")[2] not in _TYPES:
+        schema = _of_class(text)
+    else:
+        schema = _of_words(text)
+    if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
+        raise ConfigError(f"{text!r:.80} is no schema of an object with properties", hint=_HINT)
+    return schema
+
+
+def _of_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the schema {path} cannot be read ({error.strerror})", hint=_HINT) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON schema: {error}", hint=_HINT) from None
+
+
+def _of_class(text: str) -> Any:
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")  # a module beside the user, as with `python -m`
+    try:
+        return getattr(importlib.import_module(module), name).model_json_schema()
+    except Exception as error:  # whatever the user's module does
+        raise ConfigError(f"{text} is no Pydantic class: {error}", hint=_HINT) from None
+    finally:
+        sys.path.remove("")
+
+
+def _of_words(text: str) -> dict[str, Any]:
+    properties = {}
+    for piece in text.split(","):
+        name, colon, kind = (part.strip() for part in piece.partition(":"))
+        if not name or not colon or kind not in _TYPES or name in properties:
+            raise ConfigError(f"{piece.strip()!r:.80} is no field of a schema", hint=_HINT)
+        properties[name] = _TYPES[kind]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
