@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
 
-PROMPT = "Read the document and answer with its data as JSON."
+PROMPT = "Extract the data as JSON."  # the schema follows on a line of its own, as nano was trained
 PROMPT_VERSION = 1  # counts up whenever the prompt changes, so that pages are read again
 
 
@@ -42,6 +42,7 @@ def answer_pages(
         OutputError: a page could not be kept.
     """
     structure = StructuredOutputs(json=dict(schema))
+    question = f"{prompt}\n{json.dumps(schema, ensure_ascii=False)}"
     fixed = {"temperature": 0, **(options or {}), "logprobs": 0, "structured_outputs": structure}
 
     def requests() -> Iterator[tuple[tuple[str, int], list[dict[str, Any]], dict[str, Any]]]:
@@ -52,7 +53,7 @@ def answer_pages(
                 if done.get(key) is None and key not in asked:
                     asked.add(key)
                     image = {"type": "image", "image": page_source(document, page)}
-                    yield key, [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}], fixed
+                    yield key, [{"role": "user", "content": [image, {"type": "text", "text": question}]}], fixed
 
     for key, outcome in vlm.as_completed(requests(), ahead=concurrency):
         if isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError):
