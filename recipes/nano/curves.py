@@ -26,6 +26,7 @@ def draw(lines: list[dict[str, Any]], out: Path) -> None:
     for name, label in (
         ("answers", "answers"),
         ("characters", "characters of the tokens' cells"),
+        ("parts", "characters under the tower's tokens"),
         ("objects", "objects in the tokens' cells"),
     ):
         points = [(m, line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]

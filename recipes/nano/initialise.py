@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pocketvlm.errors import CheckpointError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
@@ -88,7 +89,8 @@ def _take_heads(reader: nn.Module, known: Mapping[str, Tensor]) -> None:
     """The heads that the run had; those it had not stay as they are."""
     missing, unexpected = reader.load_state_dict(known, strict=False)
     if unexpected or len(missing) == len(reader.state_dict()):
-        raise ValueError(f"heads of another recipe: {', '.join(unexpected or missing)}")
+        names = ", ".join(sorted(unexpected or missing)[:3])
+        raise CheckpointError(f"{READER} holds the heads of another recipe ({names})", hint="Give a model instead.")
 
 
 def _take_tokens(rows: nn.Parameter, known: torch.Tensor, tokenizer: Tokenizer, other: Tokenizer) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pocketvlm.training.settings import LOG
 
 REPORT_EVERY = 25  # steps
-FIGURES = ("answers", "characters", "objects", "right")
+FIGURES = ("answers", "characters", "objects", "parts", "right")
 
 
 class Reports:

@@ -155,6 +155,24 @@ def test_the_overview_tells_every_object_and_where_it_ends(task: str, mode: str)
             assert (targets[:, 0] == UNKNOWN).all() == (not boxes)
 
 
+def test_the_towers_tokens_are_asked_in_the_order_of_the_views_whatever_their_rates() -> None:
+    learner = new_learner(0)
+    drawn = [(make_sample("receipt", (3, i), "train", 0), mode) for i, mode in enumerate(("4x", "16x", "4x"))]
+
+    def loss(*some: tuple[Sample, str]) -> tuple[float, int]:
+        batch = COLLATE.pack(
+            [(sample, encoded(sample, mode), sample.questions[:1]) for sample, mode in some], (), False
+        )
+        with torch.no_grad():
+            parts, _, _ = CellsAndAnswers.parts(learner, batch)
+        return float(parts["parts"]), len(batch.parts.compressed)
+
+    together, _ = loss(*drawn)
+    fine, coarse = loss(drawn[0], drawn[2]), loss(drawn[1])
+    expected = (fine[0] * fine[1] + coarse[0] * coarse[1]) / (fine[1] + coarse[1])
+    assert together == pytest.approx(expected, rel=1e-4)
+
+
 def test_slices_tell_objects_but_not_where_they_end() -> None:
     sample = make_sample("shapes", (1, 1), "train", 2)
     (picture,) = encoded(sample, "4x")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.invariants import assert_close
 
+from pocketvlm.errors import CheckpointError
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from recipes.nano.curriculum import CURRICULUM
@@ -133,5 +134,5 @@ def test_heads_that_a_run_did_not_have_stay_as_they_are_and_those_of_another_rec
     assert learner.reader.cells.characters.weight.equal(kept["cells.characters.weight"])
     for wrong in ({"other": kept["cells.characters.bias"]}, {}):
         save_file(wrong, tmp_path / "run" / READER)
-        with pytest.raises(ValueError, match="heads of another recipe"):
+        with pytest.raises(CheckpointError, match="heads of another recipe"):
             start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
