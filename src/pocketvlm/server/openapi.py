@@ -94,7 +94,13 @@ _TOOL = _closed({"type": {"const": "function"}, "function": _closed(_FUNCTION, (
 _FLAT_TOOL = _closed({"type": {"const": "function"}, **_FUNCTION}, ("type", "name"))
 _COUNT = _in_range(RANGES["max_tokens"])
 _MODES: Schema = {"enum": ["auto", "none", "required"]}
-_STRUCTURES = {"json": {}, "regex": _STRING, "choice": KINDS["list of strings"], "grammar": _STRING}
+_STRUCTURES: dict[str, Schema] = {
+    "json": {},
+    "regex": _STRING,
+    "choice": KINDS["list of strings"],
+    "grammar": _STRING,
+    "disable_any_whitespace": {"type": "boolean"},
+}
 _SCHEMA_FORMAT = {"name": _STRING, "description": _STRING, "schema": _OBJECT, "strict": {"type": "boolean"}}
 _PLAIN_FORMATS = [_closed({"type": {"const": kind}}, ("type",)) for kind in ("text", "json_object")]
 _TOP_LOGPROBS: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}
