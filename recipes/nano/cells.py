@@ -8,9 +8,11 @@ Shapes:  N visual tokens of all views · D hidden size
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,27 +104,30 @@ def characters_in(
 ) -> tuple[Tensor, Tensor]:
     """`CellTargets.characters` and `CellTargets.optional` of a view, with `parts` parts of a cell in each direction, of
     which none is asked for more than `slots` characters."""
+    height, width = grid.rows * parts, grid.columns * parts
     found: dict[tuple[int, int], list[tuple[int, bool]]] = {}
     for box in characters:
         y = ((box.top + box.bottom) / 2 * grid.down - grid.first_row) * parts
         x = ((box.left + box.right) / 2 * grid.across - grid.first_column) * parts
-        for row in {int((y + way) // 1) for way in (-HALO, 0, HALO)}:
-            for column in {int((x + way) // 1) for way in (-HALO, 0, HALO)}:
-                is_optional = (row, column) != (int(y // 1), int(x // 1))
-                found.setdefault((row, column), []).append((ord(box.character) - 31, is_optional))
-    target = torch.full((grid.rows, grid.columns, PARTS, LONGEST), UNKNOWN)
-    target[:, :, : parts * parts] = 0
-    optional = torch.zeros(target.shape, dtype=torch.bool)
-    for (y, x), some in found.items():
-        if not (0 <= y < grid.rows * parts and 0 <= x < grid.columns * parts):
+        if not (-1 <= y <= height + 1 and -1 <= x <= width + 1):
             continue
+        middle, number = (math.floor(y), math.floor(x)), ord(box.character) - 31
+        for row in {math.floor(y - HALO), middle[0], math.floor(y + HALO)}:
+            for column in {math.floor(x - HALO), middle[1], math.floor(x + HALO)}:
+                if 0 <= row < height and 0 <= column < width:
+                    found.setdefault((row, column), []).append((number, (row, column) != middle))
+    target = np.full((grid.rows, grid.columns, PARTS, LONGEST), UNKNOWN)
+    target[:, :, : parts * parts] = 0
+    optional = np.zeros(target.shape, bool)
+    for (y, x), some in found.items():
         place = y // parts, x // parts, y % parts * parts + x % parts
-        if len(some) > LONGEST or sum(not left_out for _, left_out in some) > slots:
+        numbers, left_out = zip(*some, strict=True)
+        if len(some) > LONGEST or len(some) - sum(left_out) > slots:
             target[place] = UNKNOWN  # such small print is beyond a token: what cannot be learnt is not asked
         else:
-            target[place][: len(some)] = torch.tensor([one for one, _ in some])
-            optional[place][: len(some)] = torch.tensor([left_out for _, left_out in some])
-    return target.flatten(0, 1), optional.flatten(0, 1)
+            target[place][: len(some)] = numbers
+            optional[place][: len(some)] = left_out
+    return torch.from_numpy(target).flatten(0, 1), torch.from_numpy(optional).flatten(0, 1)
 
 
 def _objects(objects: Sequence[ObjectBox], grid: Grid, plan: SlicePlan, whole: bool) -> Tensor:

@@ -140,7 +140,6 @@ CELLS = (
     Share("receipt", 0, 0.05),
     Share("table", 0, 0.04),
     Share("form", 0, 0.03),
-    Share("page", 3, 0.005),
     Share("shapes", 0, 0.03),
     Share("screen", 0, 0.03),
     Share("chart", 0, 0.02),
@@ -184,7 +183,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8, rate=0.5),
-    Stage("print", CELLS, 4096, 0.60, MOSTLY_4X, SEES, language=0, cells=1.0, rate=0.35),
+    Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, language=0, cells=1.0, rate=0.5),
     Stage(
         "first words",
         FIRST_WORDS,

@@ -22,7 +22,7 @@ from recipes.nano.places import Pointer
 
 PLACES_WEIGHT = 0.3
 PARTS_WEIGHT = 2.0  # of what stands under the tower's own tokens: 1 and 3 both read sooner than 0, 3 a little sooner
-OBJECTS_WEIGHT = 0.25  # its loss begins four times as high as that of characters, and reading is what takes long
+OBJECTS_WEIGHT = 0.1  # its loss is four times that of characters, and comes from few pictures of a step
 
 
 class Heads(nn.Module):

@@ -68,13 +68,17 @@ class Processes:
         optimisers then leave the parameter as it is, as they would with one process."""
         if self.world == 1:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        found = grads[0].new_tensor([p.grad is not None for p in parameters])
-        flat = torch.cat([found, *(grad.flatten() for grad in grads)])
+        # Asked first: a step in which a large part rests sends nothing for it.
+        counts = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=self.device)
+        dist.all_reduce(counts)
+        learning = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
+        if not learning:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in learning]
+        flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
-        counts, *sums = flat.split([len(grads), *(grad.numel() for grad in grads)])
-        for p, grad, count in zip(parameters, sums, counts.tolist(), strict=True):
-            p.grad = grad.view_as(p) if count else None
+        for p, grad in zip(learning, flat.split([grad.numel() for grad in grads]), strict=True):
+            p.grad = grad.view_as(p)
 
     def united(self, found: dict[str, str]) -> dict[str, str]:
         """The entries of all processes."""
