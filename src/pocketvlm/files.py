@@ -135,13 +135,6 @@ class Journal:
         self._write(json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n")
         return offset
 
-    def sync(self) -> None:
-        """Have what was appended survive a loss of power too; `OutputError` where the disk does not take it."""
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
-
     def begin(self, header: bytes, kind: str, differs: Differs) -> None:
         """Check the header that is there, or write it where there is none yet, or half of one."""
         with self.path.open("rb") as file:

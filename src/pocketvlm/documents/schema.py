@@ -14,14 +14,30 @@ from pocketvlm.errors import ConfigError
 
 _FOLDER = resources.files("pocketvlm.documents") / "schemas"
 NAMES = ("business_card", "form", "invoice", "receipt", "table")
+_LONGEST = 200  # characters of a text of the short form: small models do not always find its end
 _TYPES: dict[str, dict[str, Any]] = {
-    "string": {"type": "string"},
+    "string": {"type": "string", "maxLength": _LONGEST},
     "number": {"type": "number"},
     "integer": {"type": "integer"},
     "boolean": {"type": "boolean"},
-    "date": {"type": "string"},  # as printed: the model copies, it does not convert
+    "date": {"type": "string", "maxLength": 40},  # as printed: the model copies, it does not convert
 }
 _HINT = f"Give {', '.join(NAMES)}, a JSON schema file, module:Class, or 'total: number, shop: string'."
+
+
+def schema_of(given: Any) -> dict[str, Any]:
+    """Read what `read_schema` does; or take a JSON schema as a dict, or a class of Pydantic.
+
+    Raises:
+        ConfigError: it is none of these, or no schema of objects.
+    """
+    if isinstance(given, str):
+        return read_schema(given)
+    if callable(made := getattr(given, "model_json_schema", None)):
+        given = made()
+    if not isinstance(given, dict):
+        raise ConfigError(f"the schema is of type {type(given).__name__}", hint="Give a dict, a class or text.")
+    return _checked(given, "the schema")
 
 
 def read_schema(text: str) -> dict[str, Any]:
@@ -38,8 +54,12 @@ def read_schema(text: str) -> dict[str, Any]:
         schema = _of_class(text)
     else:
         schema = _of_words(text)
+    return _checked(schema, repr(text)[:80])
+
+
+def _checked(schema: Any, name: str) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
-        raise ConfigError(f"{text!r:.80} is no schema of an object with properties", hint=_HINT)
+        raise ConfigError(f"{name} is no schema of an object with properties", hint=_HINT)
     return schema
 
 

@@ -36,8 +36,8 @@ class StructuredOutputs:
         tools: OpenAI tool definitions, as a list or as text; kept as text.
         tool_choice: "auto" (text, then calls if any), "required" (calls) or the name of the only tool to call.
         parallel_tool_calls: whether there may be more than one call.
-        disable_any_whitespace: JSON on one line, with one space at most behind a comma or a colon: fewer tokens, and small
-            models that fall into white space cannot.
+        disable_any_whitespace: JSON on one line, with one space at most behind a comma or a colon: fewer tokens, and
+            small models that fall into white space cannot.
 
     Raises:
         ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
