@@ -7,8 +7,13 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import IO, Any
 
-import pyarrow  # type: ignore[import-untyped]
-from pyarrow import parquet
+from pocketvlm.errors import MissingExtraError
+
+try:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+except ImportError:
+    raise MissingExtraError("pyarrow", "tables") from None
 
 BATCH = 1000  # rows of a group: what is in memory at a time
 _PLAIN = {

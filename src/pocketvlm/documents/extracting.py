@@ -49,8 +49,8 @@ def _with_bounds(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row_of(document: Document, values: Sequence[Value]) -> dict[str, Any]:
-    """One row of all pages: `file`, `pages` (from 1), `data`, `confidence` of each field, and `error`, None where all is
-    well."""
+    """One row of all pages: `file`, `pages` (from 1), `data`, `confidence` of each field, and `error`, None where all
+    is well."""
     if document.error:
         return {"file": document.name, "pages": [], **_LOST, "error": document.error}
     return {"file": document.name, "pages": list(document.pages), **merge_pages(document.pages, values)}
