@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, files_read
-from pocketvlm.cli.console import put, put_json
+from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
@@ -22,10 +24,15 @@ from pocketvlm.cli.document_job import (
 from pocketvlm.documents.extracting import extraction, rows_done
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
+from pocketvlm.documents.review import MAX_PAGES, Doubtful, doubtful_pages, review_page
 from pocketvlm.documents.schema import NAMES, read_schema
 from pocketvlm.documents.tables import ARRAYS, check_table, second_table, write_rows
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output
+from pocketvlm.files import check_output, whole_file
+from pocketvlm.ranges import Range
+
+
+REVIEW = Range(float, 0, 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,22 +47,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per", choices=("document", "page"), default="document", help="what a row is of")
     arrays = "where the items of arrays go in .csv and .xlsx: columns of their own, or rows of a second table"
     parser.add_argument("--arrays", choices=ARRAYS, default="columns", help=arrays)
+    review = "write pages with a field below this confidence to OUT.review.html, to be corrected there"
+    parser.add_argument("--review", type=float, metavar="0.8", help=review)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there, an ordinary file")
     add_document_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
+    if args.review is not None:
+        REVIEW.check("--review", args.review)
     schema, (prompt, prompts) = read_schema(args.schema), prompts_of(args, "extract")
     check_table(args.out, args.arrays)
-    failed_path, journal = (args.out.with_name(f"{args.out.name}.{ending}") for ending in ("failed.jsonl", "journal"))
+    failed_path, journal, review = (
+        args.out.with_name(f"{args.out.name}.{ending}") for ending in ("failed.jsonl", "journal", "review.html")
+    )
     outputs = [args.out, *([second_table(args.out)] if args.arrays == "table" and args.out.suffix == ".csv" else [])]
     options = check_options(args)
     task = extraction(schema, prompt, options)
     documents = open_all(args)
     inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
-    for out in (*outputs, failed_path):
-        if check_output(out, inputs=inputs) and out != failed_path and not (args.overwrite or args.dry_run):
+    for out in (*outputs, failed_path, review):
+        if check_output(out, inputs=inputs) and out in outputs and not (args.overwrite or args.dry_run):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
     job = DocumentJob(args, documents, task, journal, {"schema": json.dumps(schema), "prompts": prompts.version})
     if args.dry_run:
@@ -71,10 +84,24 @@ def run(args: argparse.Namespace) -> int:
         if failed or failed_path.exists():  # that of an earlier run is no longer true
             write_rows(failed_path, lambda: failed)
         write_rows(args.out, lambda: rows_done(documents, done, per_page=per_page), arrays=args.arrays, schema=schema)
+        if args.review is not None:
+            _write_review(review, doubtful_pages(documents, done, args.review), task.question, args.review)
         rows = sum(1 for _ in rows_done(documents, done, per_page=per_page))
     report_failures(failed)
     _print(args, job, rows, len(failed), time.perf_counter() - began)
     return int(bool(failed))
+
+
+def _write_review(out: Path, doubtful: Iterator[Doubtful], question: str, threshold: float) -> None:
+    pages = list(islice(doubtful, MAX_PAGES))
+    more = sum(1 for _ in doubtful)
+    if not pages:
+        out.unlink(missing_ok=True)  # that of an earlier run is no longer true
+        say(f"no page has a field below {threshold}: there is nothing to review")
+        return
+    with whole_file(out) as file:
+        file.write(review_page(pages, question, threshold).encode())
+    say(f"{out}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
 
 
 def _nothing(_document: Document, _values: list[Value]) -> None:
