@@ -31,7 +31,6 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output, whole_file
 from pocketvlm.ranges import Range
 
-
 REVIEW = Range(float, 0, 1)
 
 
