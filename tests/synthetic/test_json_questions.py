@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import jsonschema
 import numpy as np
 import pytest
 from helpers.wordings import read
@@ -34,6 +35,19 @@ def strings(value):
     return [value] if isinstance(value, str) else []
 
 
+class Digits(str):
+    """A JSON number as it is written."""
+
+
+def parsed(answer):
+    """The answer, and the same with numbers as their digits."""
+    return json.loads(answer), json.loads(answer, parse_int=Digits, parse_float=Digits)
+
+
+def belongs_all(value):
+    return all(belongs(leaf, "train") for leaf in strings(value))
+
+
 def asked_for(text):
     """The fields that a question names, in its order; None where it asks for the rows of a table."""
     if "\n" in text:
@@ -49,8 +63,8 @@ def asked_for(text):
 @pytest.mark.parametrize(("task", "level"), CASES)
 @pytest.mark.parametrize("split", SPLITS)
 def test_answers_parse_and_are_what_is_printed_and_asked_for(task, level, split):
-    found = 0
-    for i in range(40):
+    found, has_numbers = 0, False
+    for i in range(60):
         sample = make_sample(task, (31, i), split, level)
         printed = "".join(box.character for box in sample.characters[0])
         assert all(question.kind != "json" for question in sample.questions[:-1])
@@ -58,12 +72,20 @@ def test_answers_parse_and_are_what_is_printed_and_asked_for(task, level, split)
         if kind != "json":
             continue
         found += 1
-        value = json.loads(answer)
-        assert answer == json.dumps(value, ensure_ascii=False)
+        value, written = parsed(answer)
+        numbers = [leaf for leaf in strings(written) if isinstance(leaf, Digits)]
+        has_numbers |= bool(numbers)
+        bare = json.dumps(written, ensure_ascii=False)
+        assert re.sub(r'"', "", answer) == re.sub(r'"', "", bare)  # as Python writes it, numbers aside
         assert all(re.sub(r"\s", "", leaf) in printed for leaf in strings(value)), answer
+        assert all(digits in printed.replace(",", "") for digits in numbers), answer
         assert all(belongs(leaf, split) for leaf in strings(value))
         if split == "train":
             assert all(in_split(leaf, split) for leaf in strings(value))
+        if "\n" in text:
+            jsonschema.validate(value, json.loads(text.split("\n", 1)[1]))
+        else:
+            assert not numbers  # nobody said that they should be
         if task == "table":
             assert asked_for(text) is None
             assert all(list(row) == list(value[0]) for row in value)
@@ -71,6 +93,8 @@ def test_answers_parse_and_are_what_is_printed_and_asked_for(task, level, split)
         else:
             assert list(value) == asked_for(text)
     assert found >= 4
+    if split == "train" and task in ("receipt", "invoice"):
+        assert has_numbers
 
 
 @pytest.mark.parametrize("task", ["receipt", "invoice", "form", "table"])
@@ -91,12 +115,13 @@ def test_what_is_not_printed_is_null_and_capitals_are_those_of_the_print():
         if sample.layout == "dotted":
             continue
         if sample.questions[-1].kind == "json":
-            value = json.loads(sample.questions[-1].answer)
+            _, value = parsed(sample.questions[-1].answer)
             if "date" in value:
                 dates.add(value["date"] is None)
             for item in value.get("items", ()):
                 items += 1
-                assert f"{item['name']}{item['price']}".replace(" ", "") in printed
+                assert f"{item['name']}".replace(" ", "") in printed
+                assert item["price"].replace(" ", "") in printed
     assert dates == {True, False}
     assert items > 10
 
@@ -120,9 +145,31 @@ def test_a_schema_says_the_types_and_allows_null_where_there_is_one():
             properties, value = json.loads(text.split("\n")[1])["properties"], json.loads(answer)
             assert properties.get("b", {"type": "boolean"}) == {"type": "boolean"}
             row = {"type": "object", "properties": {"e": {"type": "string"}}, "required": ["e"]}
-            assert properties.get("d", {"items": row})["items"] == row
+            rows = properties.get("d", {"items": row})["items"]
+            assert rows in (row, {**row, "additionalProperties": False})
             kinds |= {(None in value.values(), str(properties[name]["type"])) for name in {"a", "c"} & set(value)}
     assert kinds == {(True, "['string', 'null']"), (False, "['string', 'null']"), (False, "string")}
+
+
+def test_amounts_are_numbers_where_the_schema_says_so():
+    rng, kinds = np.random.default_rng(5), {name: set() for name in "abcd"}
+    fields = {"a": "$1,204.50", "b": "0042", "c": "3.10", "d": [{"e": "2.00", "f": "7"}, {"e": "12", "f": "x"}]}
+    written = {"a": "1204.50", "c": "3.10"}
+    for _ in range(400):
+        for text, answer, _ in ask_fields(rng, "train", {k: v for k, v in fields.items() if belongs_all(v)}):
+            if "\n" not in text:
+                continue
+            schema, (value, digits) = json.loads(text.split("\n")[1]), parsed(answer)
+            jsonschema.validate(value, schema)
+            for name in value:
+                is_number = "number" in str(schema["properties"][name]["type"])
+                kinds[name].add(is_number)
+                if name in written and is_number:
+                    assert digits[name] == written[name]
+            for row in value.get("d", ()):
+                assert isinstance(row["f"], str)  # a column is one of numbers where all of it are
+    assert kinds["b"] <= {False}
+    assert {True, False} in (kinds["a"], kinds["c"])
 
 
 def test_what_belongs_to_the_other_split_is_not_asked_for():
