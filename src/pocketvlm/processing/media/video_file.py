@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.hdr import is_hdr, to_screen
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.rgb import rgb_from_array
 from pocketvlm.processing.media.timeline import MAX_RATE, MIN_RATE, Timeline
@@ -294,7 +295,9 @@ class FileReader:
         # Streams may change their size midway, to one that was not checked yet.
         size = _shown_size(frame, self._stream.sample_aspect_ratio)
         self._limits.check_pixels(*size, self._name)
-        if any(component.is_alpha for component in frame.format.components):
+        if is_hdr(frame.color_trc):
+            pixels = to_screen(np.asarray(frame.to_ndarray(format="rgb48le")), frame.color_trc, frame.color_primaries)
+        elif any(component.is_alpha for component in frame.format.components):
             pixels = rgb_from_array(np.asarray(frame.to_ndarray(format="rgba")), self._limits)
         else:
             pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
