@@ -47,12 +47,12 @@ def read_prompts(path: Path | None) -> Prompts:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"the prompts {path} are over {MAX_BYTES} bytes")
         text = data.decode()
-    except (OSError, ValueError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise ConfigError(f"the prompts {path} cannot be read: {reason}", hint="Check the path.") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"the prompts {path} are over {MAX_BYTES} bytes")
     own = _parsed(text, str(path))
     return Prompts(own.version, {**packaged().texts, **own.texts})
 

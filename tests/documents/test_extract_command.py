@@ -191,6 +191,7 @@ def test_a_dry_run_writes_nothing(
         ({"--out": "missing/rows.csv"}, "no directory"),
         ({"--out": "in/a.png.jsonl", "--arrays": "table"}, "has no use for .jsonl"),
         ({"--concurrency": "0"}, "concurrency"),
+        ({"--schema": ", ".join(f"a{n}: money" for n in range(99))}, "no field of a schema"),
         ({"--prompt": " "}, "--prompt is empty"),
         ({"--prompts": "missing.toml"}, "missing.toml cannot be read"),
         ({"files": "in/b.png"}, "nothing can be read"),
@@ -230,3 +231,31 @@ def test_a_schema_that_answers_cannot_be_kept_to_is_said_once(
     assert status == 2
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "rows.csv").exists()
+    dry = run(capsys, "extract", str(folder), "--schema", str(bad), "--out", str(tmp_path / "rows.csv"), "--dry-run")
+    assert dry == (2, "", err)
+
+
+def test_a_dry_run_leaves_a_journal_alone(
+    capsys: pytest.CaptureFixture[str], folder: Path, schema: str, tmp_path: Path
+) -> None:
+    args = ("extract", str(folder), "--schema", schema, "--out", str(tmp_path / "rows.csv"))
+    assert run(capsys, *args)[0] == 1
+    journal = tmp_path / "rows.csv.journal"
+    with journal.open("ab") as file:
+        file.write(b'{"file": "cut o')
+    before = journal.read_bytes()
+    status, text, _ = run(capsys, *args, "--dry-run", "--json")
+    assert (status, json.loads(text)["pages"]) == (0, 0)
+    assert journal.read_bytes() == before
+
+
+def test_what_the_run_writes_is_not_read(capsys: pytest.CaptureFixture[str], folder: Path, schema: str) -> None:
+    out = folder / "rows.csv"
+    args = ("extract", str(folder), "--schema", schema, "--out", str(out))
+    assert run(capsys, *args)[0] == 1
+    before = out.read_bytes()
+    assert run(capsys, *args, "--overwrite")[0] == 1
+    assert out.read_bytes() == before
+    out.unlink()  # as after a kill
+    assert run(capsys, *args)[0] == 1
+    assert out.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def test_other_forms(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path:
     assert run(capsys, "read", str(folder / "a.tif"), "--out", str(out), "--format", "text", *ASK)[0] == 0
     pages = (out / "a.txt").read_text().split("\f")
     assert pages[0] == "castle\n"
-    assert len(pages) == 2
+    assert len(pages) == 3  # each of the two ends in a form feed
+    assert not pages[2]
     out = tmp_path / "html"
     assert run(capsys, "read", f"{folder / 'a.tif'}#1", "--out", str(out), "--format", "html", *ASK)[0] == 0
     assert '<section data-page="1">\n<p>castle</p>' in (out / "a-1.html").read_text()
@@ -106,6 +108,78 @@ def test_no_two_documents_have_one_name() -> None:
     assert len({str(name).lower() for name in names}) == len(places)
     chosen = Document(name="a.pdf#2-5", path=Path("a.pdf"), place=Path("a.pdf"), choice="2-5")
     assert output_names([chosen], "html") == [Path("a-2-5.html")]
+
+
+def test_names_leave_room_for_folders_and_for_our_own_files() -> None:
+    long = "x" * 251
+    places = (
+        "a.png",
+        "a.md/x.png",
+        "index.jsonl/y.png",
+        ".journal/z.png",
+        f"{long}.png",
+        f"{long}.jpg",
+        "Index.jsonl/q",
+    )
+    names = output_names([Document(name=p, path=Path(p), place=Path(p)) for p in places], "markdown")
+    assert len(set(names)) == len(names)
+    folders = {parent for name in names for parent in name.parents}
+    assert not folders & {Path("index.jsonl"), Path(".journal"), Path("Index.jsonl"), *names}
+    assert all(len(part.encode()) <= 255 for name in names for part in name.parts)
+
+
+def test_files_of_the_user_are_not_written_over(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "sub")
+    Path("a.md").write_text("mine")
+    status, _, err = run(capsys, "read", "a.png", "--out", ".", *ASK)
+    assert status == 2
+    assert err == "pocketvlm read: a.md is already there. Pass --overwrite, or give another folder.\n"
+    assert Path("a.md").read_text() == "mine"
+    assert not Path(".journal").exists()
+
+
+def test_a_run_into_its_own_folder_goes_on(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "b.jpg").unlink()
+    args = ("read", str(folder), "--out", str(folder / "text"), *ASK)
+    assert run(capsys, *args)[0] == 0
+    before = {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()}
+    assert run(capsys, *args, "--overwrite")[0] == 0
+    assert {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()} == before
+    (folder / "text/index.jsonl").unlink()  # as after a kill
+    assert run(capsys, *args)[0] == 0
+    assert {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_may_be_called_as_anything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a page, of an address, of bytes that are no text: it is the file that is read."""
+    monkeypatch.chdir(tmp_path)
+    number = Image.open(NUMBER)
+    Image.open(WORD).save("a.tif", save_all=True, append_images=[Image.open(WORD)])
+    for name in ("a.tif#2", "data:x.png", "file:y.png", os.fsdecode(b"bad\xff.png"), "line\nbreak.png"):
+        number.save(tmp_path / name, "PNG")
+    assert run(capsys, "read", ".", "--out", "out", *ASK)[0] == 0
+    assert Path("out/a.md").read_text().count("castle") == 2
+    assert len(index_of(Path("out"))) == 7
+    assert run(capsys, "read", "data:x.png", "a.tif#2", "--out", "two", *ASK)[0] == 0
+    assert [row["file"] for row in index_of(Path("two"))] == ["./data:x.png", "a.tif#2"]
+
+
+def test_what_is_no_file_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for word, said in (
+        (str(tmp_path / "pipe"), "no ordinary file"),
+        ("/dev/zero", "no ordinary file"),
+        (f"{folder}#2", "pages of a folder"),
+        ("a\0b", "files, folders or patterns"),
+        ("x" * 5000, "files, folders or patterns"),
+    ):
+        status, _, err = run(capsys, "read", word, "--out", str(tmp_path / "out"))
+        assert (status, err.count("\n")) == (2, 1), err
+        assert said in err
 
 
 def test_a_page_that_failed_says_so() -> None:

@@ -26,10 +26,10 @@ from pocketvlm.cli.common import (
     progress_bars,
     read_media,
 )
-from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.console import harmless, put, put_json, say
 from pocketvlm.documents.estimate import estimate
 from pocketvlm.documents.inputs import Document, find_files, open_documents
-from pocketvlm.documents.journal import Done, Value, open_done
+from pocketvlm.documents.journal import Done, Value, keys_done
 from pocketvlm.documents.pages import CONCURRENCY, PageTask, answer_documents, keys_of
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
@@ -76,9 +76,13 @@ def check_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def open_all(args: argparse.Namespace) -> list[Document]:
-    """The documents that are meant; `ConfigError` where none of them can be read."""
-    documents = list(open_documents(find_files(args.files)))
+def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Document]:
+    """The documents that are meant; `ConfigError` where none of them can be read.
+
+    Args:
+        ours: tells files that the run itself writes.
+    """
+    documents = list(open_documents(find_files(args.files, ours)))
     if not any(document.pages for document in documents):
         others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
         raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
@@ -119,12 +123,8 @@ class DocumentJob:
     def dry_run(self) -> int:
         """Print what the run would cost; nothing is written."""
         done = Done()
-        if self.journal.exists():
-            with open_done(self.journal, self.identity()) as kept:
-                for document in self.documents:
-                    for key in keys_of(document):
-                        if key in kept:
-                            done.add(key, {}, keep=False)
+        for key in keys_done(self.journal, self.identity()):
+            done.add(key, {}, keep=False)
         with loaded(self.args) as vlm:
             vlm.progress = None
             found = estimate(vlm, self.documents, done, self.task, concurrency=self.args.concurrency)
@@ -137,7 +137,7 @@ class DocumentJob:
             put(
                 f"{counts['documents']} documents ({len(failed)} cannot be read), {found.pages} pages to answer: about "
                 f"{found.prompt_tokens} prompt and {found.output_tokens} output tokens, {found.seconds} s with the "
-                f"model loaded (measured on {found.measured} of them)"
+                f"model loaded (measured on {found.measured} of them; {found.unanswered} more could not be answered)"
             )
         return 0
 
@@ -184,6 +184,6 @@ def named(row: Mapping[str, Any]) -> str:
 def report_failures(rows: Sequence[Mapping[str, Any]]) -> None:
     """Say what failed, on stderr; many of them in part."""
     for row in rows[:20]:
-        say(named(row))
+        say(harmless(named(row)))
     if len(rows) > 20:
         print(f"… and {len(rows) - 20} more", file=sys.stderr)

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = [args.out, *([second_table(args.out)] if args.arrays == "table" and args.out.suffix == ".csv" else [])]
     options = check_options(args)
     task = extraction(schema, prompt, options)
-    documents = open_all(args)
+    documents = open_all(args, lambda path: path.parent == args.out.parent and _is_ours(path.name, args.out))
     inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
     for out in (*outputs, failed_path, review):
         if check_output(out, inputs=inputs) and out in outputs and not (args.overwrite or args.dry_run):
@@ -99,8 +99,13 @@ def _write_review(out: Path, doubtful: Iterator[Doubtful], question: str, thresh
         say(f"no page has a field below {threshold}: there is nothing to review")
         return
     with whole_file(out) as file:
-        file.write(review_page(pages, question, threshold).encode())
+        file.write(review_page(pages, question, threshold).encode(errors="replace"))
     say(f"{out}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
+
+
+def _is_ours(name: str, out: Path) -> bool:
+    """Whether a file beside `out` is one that the run writes."""
+    return name in (out.name, second_table(out).name) or name.startswith(f"{out.name}.")
 
 
 def _nothing(_document: Document, _values: list[Value]) -> None:

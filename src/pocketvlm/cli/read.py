@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,20 @@ from pocketvlm.cli.document_job import (
 )
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
-from pocketvlm.documents.reading import FORMATS, index_rows, make_folder, output_names, transcription, written
+from pocketvlm.documents.reading import (
+    FAILED,
+    FORMATS,
+    INDEX,
+    JOURNAL,
+    index_rows,
+    make_folder,
+    output_names,
+    transcription,
+    written,
+)
 from pocketvlm.documents.tables import write_rows
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output, whole_file
-
-INDEX, FAILED, JOURNAL = "index.jsonl", "failed.jsonl", ".journal"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,18 +53,15 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
-    documents = open_all(args)
+    documents = open_all(args, lambda path: args.out in path.parents)
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:
         return job.dry_run()
-    make_folder(args.out)
-    inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
     index, failures = args.out / INDEX, args.out / FAILED
-    is_finished = check_output(index, inputs=inputs)  # what an earlier run left half done goes on without being asked
-    if is_finished and not args.overwrite:
-        raise ConfigError(f"{index} is already there", hint="Pass --overwrite, or give another folder.")
-    check_output(failures, inputs=inputs)
+    inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
+    _check(args, job, [index, failures, *(args.out / name for name in names.values())], inputs)
+    make_folder(args.out)
     rows: list[dict[str, Any]] = []
 
     def write(document: Document, values: list[Value]) -> None:
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         if not document.error:
             out = args.out / names[document]
             make_folder(out.parent)
-            with whole_file(out, inputs=inputs) as file:
+            with whole_file(out) as file:
                 file.write(written(document, values, args.format).encode(errors="replace"))
         rows.extend(index_rows(document, values, None if out is None else str(names[document])))
 
@@ -88,3 +94,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         put(f"{len(documents)} documents, {job.pages} pages, {len(failed)} failed, {seconds:.1f} s: {args.out}")
     return int(bool(failed))
+
+
+def _check(args: argparse.Namespace, job: DocumentJob, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse what must not be written over, before any page is read: inputs, and without --overwrite what is there and
+    is not of an earlier run that was stopped."""
+    read = {(found.st_dev, found.st_ino) for path in inputs if path.exists() for found in [path.stat()]}
+    may_go_on = args.overwrite or (job.journal.exists() and not outputs[0].exists())
+    for out in outputs:
+        if not out.parent.is_dir():
+            continue  # it will be made
+        if not check_output(out):
+            continue
+        found = out.stat()
+        if (found.st_dev, found.st_ino) in read:
+            raise ConfigError(f"{out} is both input and output", hint="Give another folder.")
+        if not may_go_on:
+            raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another folder.")

@@ -24,6 +24,7 @@ from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done
 from pocketvlm.documents.pages import CONCURRENCY, answer_documents
 from pocketvlm.documents.schema import schema_of
+from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import packaged
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def extract(
         `file`, `pages` (or `page`), from 1, `data`, `confidence` of each field, and `error`, None where all is well.
 
     Raises:
-        ConfigError: a file does not exist, or schema or options cannot be honoured. A file that cannot be read is no
-            error: it has a row that says why.
+        ConfigError: a file does not exist, or the schema cannot be honoured; with the first row, options that cannot.
+            A file that cannot be read is no error: it has a row that says why.
     """
     task = extraction(schema_of(schema), prompt or packaged()["extract"], options)
     opened = _open(files)
@@ -88,7 +89,7 @@ def read(
         `mean_logprob` (of the tokens) and `error`, None where all is well.
 
     Raises:
-        ConfigError: a file does not exist, or options cannot be honoured.
+        ConfigError: a file does not exist; with the first page, options that cannot be honoured.
     """
     task = reading.transcription(prompt or packaged()[reading.check_format(format)], options)
     opened = _open(files)
@@ -100,5 +101,7 @@ def read(
 
 
 def _open(files: Files) -> list[Document]:
+    if isinstance(files, bytes) or not isinstance(files, str | PathLike | Sequence):
+        raise ConfigError(f"files are of type {type(files).__name__}", hint="Give paths, one or several.")
     words = [files] if isinstance(files, str | PathLike) else list(files)
     return list(open_documents(find_files([str(word) for word in words])))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import IO, Any
 
+from pocketvlm.documents.extracting import bounded
 from pocketvlm.errors import MissingExtraError
 
 try:
@@ -22,6 +23,7 @@ _PLAIN = {
     "integer": pyarrow.int64(),
     "boolean": pyarrow.bool_(),
 }
+_DEEPEST = 16
 _PLACES = pyarrow.list_(pyarrow.int64())
 
 
@@ -30,32 +32,71 @@ def write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]], schema: Mappi
 
     What the types of Parquet cannot say (a choice of types, objects with any fields) is its JSON as text.
     """
-    data = arrow_type(schema)
+    schema = bounded(schema)
+    data = arrow_type(schema, schema)
     waiting = iter(rows)
-    writer = None
-    while batch := list(islice(waiting, BATCH)) or not writer:
-        some = batch if isinstance(batch, list) else []
-        per_page = bool(some) and "page" in some[0]
-        if writer is None:
-            place = ("page", pyarrow.int64()) if per_page else ("pages", _PLACES)
-            confidence = pyarrow.map_(pyarrow.string(), pyarrow.float64())
-            fields = [("file", pyarrow.string()), place, ("data", data), ("confidence", confidence)]
-            writer = parquet.ParquetWriter(file, pyarrow.schema([*fields, ("error", pyarrow.string())]))
-        made = [{**row, "data": fitted(row["data"], data), "confidence": [*row["confidence"].items()]} for row in some]
-        writer.write_table(pyarrow.Table.from_pylist(made, schema=writer.schema))
-    writer.close()
+    batch = list(islice(waiting, BATCH))
+    place = ("page", pyarrow.int64()) if batch and "page" in batch[0] else ("pages", _PLACES)
+    confidence = pyarrow.map_(pyarrow.string(), pyarrow.float64())
+    columns = [("file", pyarrow.string()), place, ("data", data), ("confidence", confidence)]
+    with parquet.ParquetWriter(file, pyarrow.schema([*columns, ("error", pyarrow.string())])) as writer:
+        while True:
+            writer.write_table(pyarrow.Table.from_pylist([_made(row, data) for row in batch], schema=writer.schema))
+            if not (batch := list(islice(waiting, BATCH))):
+                return
 
 
-def arrow_type(schema: Any) -> pyarrow.DataType:
-    """The type of values of a JSON schema."""
+def _made(row: Mapping[str, Any], data: pyarrow.DataType) -> dict[str, Any]:
+    return {
+        **row,
+        "file": _clean(row["file"]),
+        "data": fitted(row["data"], data),
+        "confidence": [(_clean(name), sure) for name, sure in row["confidence"].items()],
+        "error": None if row["error"] is None else _clean(row["error"]),
+    }
+
+
+def _clean(text: str) -> str:
+    """Text in UTF-8, which the name of a file need not be."""
+    return text.encode(errors="replace").decode()
+
+
+def arrow_type(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> pyarrow.DataType:
+    """The type of values of a JSON schema.
+
+    Args:
+        whole: where its references lead.
+    """
+    if depth > _DEEPEST:  # a schema that refers to itself has no type of its own
+        return pyarrow.string()
+    schema = _plain_form(schema, whole)
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if isinstance(kind, list) and len(kind) == 2 and "null" in kind:  # every column may be null
         kind = next(one for one in kind if one != "null")
     if kind == "object" and schema.get("properties") and not schema.get("additionalProperties", True):
-        return pyarrow.struct([(name, arrow_type(part)) for name, part in schema["properties"].items()])
+        parts = schema["properties"].items()
+        return pyarrow.struct([(name, arrow_type(part, whole, depth + 1)) for name, part in parts])
     if kind == "array" and "items" in schema and "prefixItems" not in schema:
-        return pyarrow.list_(arrow_type(schema["items"]))
+        return pyarrow.list_(arrow_type(schema["items"], whole, depth + 1))
     return _PLAIN.get(kind, pyarrow.string()) if isinstance(kind, str) else pyarrow.string()
+
+
+def _plain_form(schema: Any, whole: Mapping[str, Any]) -> Any:
+    """Where a reference within the schema leads, and the other choice beside null, as Pydantic writes them."""
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, Mapping):
+            return schema
+        choices = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+        if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
+            found: Any = whole
+            for key in reference[2:].split("/"):
+                found = found.get(key) if isinstance(found, Mapping) else None
+            schema = found
+        elif len(choices) == 1 and "type" not in schema:
+            schema = choices[0]
+        else:
+            return schema
+    return schema
 
 
 def fitted(value: Any, wanted: pyarrow.DataType) -> Any:
@@ -66,8 +107,8 @@ def fitted(value: Any, wanted: pyarrow.DataType) -> Any:
         return {field.name: fitted(value.get(field.name), field.type) for field in wanted}
     if pyarrow.types.is_list(wanted):
         return [fitted(part, wanted.value_type) for part in value]
-    if pyarrow.types.is_string(wanted) and not isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+    if pyarrow.types.is_string(wanted):
+        return _clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if pyarrow.types.is_floating(wanted):
         return float(value)
     if pyarrow.types.is_integer(wanted) and not -(2**63) <= value < 2**63:

@@ -79,9 +79,32 @@ def open_done(path: Path, settings: Mapping[str, Any]) -> Iterator[Done]:
     Raises:
         ConfigError, OutputError: as `open_journal`.
     """
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with open_journal(path, FORMAT, {}, _differs) as journal, path.open("rb") as file:
-        yield Done(journal, file, digest)
+        yield Done(journal, file, digest_of(settings))
+
+
+def keys_done(path: Path, settings: Mapping[str, Any]) -> set[Key]:
+    """The pages that the journal at `path` holds under these settings; none where there is no journal. It is only
+    looked at: another run may be writing it."""
+    digest = digest_of(settings)
+    found = set()
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    if entry["settings"] == digest:
+                        found.add((str(entry["file"]), int(entry["page"])))
+                except (ValueError, TypeError, LookupError, RecursionError):
+                    continue
+    except OSError:
+        return set()
+    return found
+
+
+def digest_of(settings: Mapping[str, Any]) -> str:
+    """What stands for the settings in each line."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode(errors="replace")).hexdigest()
 
 
 def _differs(name: str, there: Any, wanted: Any) -> ConfigError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pocketvlm.documents.fields import join
+
 
 def merge_pages(numbers: Sequence[int], pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of several pages.
@@ -37,19 +39,16 @@ def _merged(old: Any, new: Any, name: str, was: str, known: Mapping[str, float],
     if isinstance(new, dict) and isinstance(old, dict | None):
         row = dict(old or {})
         for key, value in new.items():
-            row[key] = _merged(row.get(key), value, _join(name, key), _join(was, key), known, out)
+            row[key] = _merged(row.get(key), value, join(name, key), join(was, key), known, out)
         return row
     if isinstance(new, list) and isinstance(old, list | None):
         items = list(old or [])
         for index, value in enumerate(new):
-            items.append(_merged(None, value, _join(name, str(len(items))), _join(was, str(index)), known, out))
+            items.append(_merged(None, value, join(name, len(items)), join(was, index), known, out))
         return items
     if is_value(old) or (old is not None and not is_value(new)):
         return old
+    out.pop(name, None)
     if was in known:
         out[name] = known[was]
     return new
-
-
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key

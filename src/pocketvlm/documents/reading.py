@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
 
 FORMATS = {"markdown": ".md", "text": ".txt", "html": ".html"}
+INDEX, FAILED, JOURNAL = OWN_FILES = ("index.jsonl", "failed.jsonl", ".journal")
+_LONGEST_NAME = 180  # bytes
 MAX_TOKENS = 4096  # of a page, where nothing else is said
 _LOST: dict[str, Any] = {"text": "", "tokens": 0, "seconds": 0.0, "finish_reason": None, "mean_logprob": None}
 # As the published model writes where something is: the corners in thousandths of the picture.
@@ -83,13 +86,13 @@ def written(document: Document, values: Sequence[Value], form: str) -> str:
         elif form == "markdown":
             parts.append((f"<!-- page {page} -->\n\n" if several else "") + f"{missing or text}\n")
         else:
-            parts.append(f"{missing or text}\n")
+            parts.append(f"{missing or text}\n\f")
     if form == "html":
         title = html.escape(Path(document.name).name)
         head = f'<!doctype html>\n<html>\n<head><meta charset="utf-8"><title>{title}</title></head>\n<body>\n'
         return f"{head}{''.join(parts)}</body>\n</html>\n"
-    # A form feed ends a page of plain text, as `pdftotext` has it.
-    return ("\f" if form == "text" else "\n").join(parts)
+    # A form feed ends each page of plain text, as `pdftotext` has it.
+    return ("" if form == "text" else "\n").join(parts)
 
 
 def as_html(markdown: str) -> str:
@@ -103,23 +106,38 @@ def as_html(markdown: str) -> str:
     return _REF.sub(r'<span class="ref">\1</span>', made)
 
 
-def output_names(documents: Iterable[Document], form: str) -> list[Path]:
-    """A file name for each document, relative to the folder that is written, no two of them alike.
+def output_names(documents: Sequence[Document], form: str) -> list[Path]:
+    """A file name for each document, relative to the folder that is written, no two of them alike, and none that of a
+    folder or of our own files.
 
     It is the name of the file with another ending, in the folders that it had below the one that was named. Where two
     would be alike, the first ending stays, and then a number is added.
     """
-    ending, taken, names = FORMATS[form], set[str](), list[Path]()
-    for document in documents:
-        place = document.place
-        pages = re.sub(r"[^0-9,-]", "", document.choice or "")
-        stem = f"{place.stem}-{pages}" if pages else place.stem
-        tries = [f"{stem}{ending}", f"{place.name}{'-' if pages else ''}{pages}{ending}"]
-        tries += [f"{stem}-{number}{ending}" for number in range(2, 2 + len(taken))]
+    ending, names = FORMATS[form], list[Path]()
+    places = [_own_place(document.place) for document in documents]
+    taken = {str(parent).lower() for place in places for parent in place.parents}
+    for document, place in zip(documents, places, strict=True):
+        pages = re.sub(r"[^0-9,-]", "", document.choice or "")[:40]
+        stem = _short(f"{_short(place.stem)}-{pages}" if pages else place.stem)
+        numbered = (f"{stem}-{number}{ending}" for number in itertools.count(2))
+        tries = itertools.chain(
+            [f"{stem}{ending}", f"{_short(place.name)}{'-' * bool(pages)}{pages}{ending}"], numbered
+        )
         name = next(one for one in tries if str(place.with_name(one)).lower() not in taken)
         taken.add(str(place.with_name(name)).lower())
         names.append(place.with_name(name))
     return names
+
+
+def _own_place(place: Path) -> Path:
+    """Not below a folder that is called as one of our own files."""
+    first, *others = place.parts
+    return Path(f"{first}_", *others) if others and first.lower() in OWN_FILES else place
+
+
+def _short(name: str) -> str:
+    """A name with room for an ending: systems take 255 bytes."""
+    return name.encode(errors="surrogateescape")[:_LONGEST_NAME].decode(errors="ignore") if len(name) > 60 else name
 
 
 def make_folder(out: Path) -> None:

@@ -36,7 +36,8 @@ def doubtful_pages(documents: Sequence[Document], done: Done, threshold: float) 
             value = done.get(key)
             if key in seen or not value or value["data"] is None:
                 continue
-            if any(confidence < threshold for confidence in value["confidence"].values()):
+            sure = value["confidence"].values()  # none where the model's tokens could not be told apart
+            if not sure or any(confidence < threshold for confidence in sure):
                 seen.add(key)
                 yield document, key[1], value
 
@@ -73,15 +74,14 @@ def _split(text: str) -> list[str]:
 
 def _page(document: Document, page: int, value: Value) -> dict[str, Any]:
     source = page_source(document, page)
-    bare, mark, number = source.partition(f"{document.path}")[2].partition("#")
-    assert not bare
+    choice = source.removeprefix("./").removeprefix(str(document.path))
     return {
         "file": document.name,
         "page": page,
         "data": value["data"],
         "confidence": value["confidence"],
         "picture": _data_url(source),
-        "source": f"{document.path.resolve()}{mark}{number}",
+        "source": f"{document.path.resolve()}{choice}",
     }
 
 

@@ -48,7 +48,7 @@ def read_schema(text: str) -> dict[str, Any]:
     """
     if text in NAMES:
         schema = json.loads((_FOLDER / f"{text}.json").read_text(encoding="utf-8"))
-    elif text.endswith(".json") or Path(text).is_file():
+    elif text.endswith(".json") or _is_file(text):
         schema = _of_file(Path(text))
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) and text.rpartition(":")[2] not in _TYPES:
         schema = _of_class(text)
@@ -61,6 +61,13 @@ def _checked(schema: Any, name: str) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
         raise ConfigError(f"{name} is no schema of an object with properties", hint=_HINT)
     return schema
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a short form may be longer than any name
+        return False
 
 
 def _of_file(path: Path) -> Any:

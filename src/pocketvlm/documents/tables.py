@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from pocketvlm.documents.fields import join
 from pocketvlm.errors import ConfigError, MissingExtraError
 from pocketvlm.files import whole_file
 
@@ -22,8 +23,8 @@ SUFFIXES = (".jsonl", ".csv", ".xlsx", ".parquet")
 ARRAYS = ("columns", "table")
 _PACKAGES = {".xlsx": "openpyxl", ".parquet": "pyarrow"}
 # What a spreadsheet takes for the beginning of a formula; a document may come from anyone.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_EXCEL_ROWS, _EXCEL_TEXT = 1_048_576, 32_767
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_EXCEL_ROWS, _EXCEL_COLUMNS, _EXCEL_TEXT = 1_048_576, 16_384, 32_767
 
 
 def check_table(out: Path, arrays: str = "columns") -> None:
@@ -69,7 +70,7 @@ def write_rows(out: Path, rows: Rows, *, arrays: str = "columns", schema: Mappin
         with whole_file(out) as file:
             write_parquet(file, rows(), schema or {})
         return
-    tables = {"rows": lambda: (flattened(row, arrays=arrays == "columns") for row in rows())}
+    tables = {"rows": lambda: (row_cells(row, arrays=arrays == "columns") for row in rows())}
     if arrays == "table":
         tables["items"] = lambda: (item for row in rows() for item in items_of(row))
     if out.suffix == ".xlsx":
@@ -80,54 +81,64 @@ def write_rows(out: Path, rows: Rows, *, arrays: str = "columns", schema: Mappin
         _write(out if name == "rows" else second_table(out), _csv_lines(table))
 
 
-def flattened(value: Any, name: str = "", *, arrays: bool = True) -> dict[str, Any]:
-    """One level of fields: `data.items.0.price`; items of arrays count from 0, as in `confidence`.
+def row_cells(row: Mapping[str, Any], *, arrays: bool = True) -> dict[str, Any]:
+    """One level of fields of a row: `data.items.0.price`; items of arrays count from 0, as in `confidence`.
 
     Args:
-        arrays: False leaves them out.
+        arrays: False leaves arrays out, and the confidences of what is in them.
     """
-    if name == "pages":
-        return {name: ", ".join(map(str, value))}
+    cells = _where(row)
+    if row["data"] is not None:
+        cells |= flattened(row["data"], "data", arrays=arrays)
+    for name, sure in row["confidence"].items():
+        if arrays or f"data.{name}" in cells:
+            cells[f"confidence.{name}"] = sure
+    return {**cells, "error": row["error"]}
+
+
+def flattened(value: Any, name: str, *, arrays: bool = True) -> dict[str, Any]:
+    """The values in `value`, which is called `name`, by their own names; empty objects and arrays are left out."""
     if isinstance(value, dict):
-        pairs = [(str(key), part) for key, part in value.items()]
+        pairs = list(value.items())
     elif isinstance(value, list):
-        pairs = [(str(key), part) for key, part in enumerate(value)] if arrays else []
+        pairs = list(enumerate(value)) if arrays else []
     else:
         return {name: value}
-    found: dict[str, Any] = {}
-    for key, part in pairs:
-        if arrays or name != "confidence" or not any(piece.isdigit() for piece in key.split(".")):
-            found |= flattened(part, f"{name}.{key}" if name else key, arrays=arrays)
-    return found
+    return {k: v for key, part in pairs for k, v in flattened(part, join(name, key), arrays=arrays).items()}
 
 
 def items_of(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each item of the arrays in `data`: the file, its pages, the array's name, the item's number from 0, and
-    its fields."""
-    where = flattened({name: row[name] for name in ("file", "pages", "page") if name in row})
+    its fields, each behind `value`."""
     for array, number, item in _items(row["data"], ""):
-        fields = flattened(item, arrays=True) if isinstance(item, dict | list) else {"value": item}
-        yield {**where, "array": array, "item": number, **fields}
+        yield {**_where(row), "array": array, "item": number, **flattened(item, "value")}
+
+
+def _where(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The file, and its page or pages, of which a cell holds all."""
+    pages = {"page": row["page"]} if "page" in row else {"pages": ", ".join(map(str, row["pages"]))}
+    return {"file": row["file"], **pages}
 
 
 def _items(value: Any, name: str) -> Iterator[tuple[str, int, Any]]:
     if isinstance(value, dict):
         for key, part in value.items():
-            yield from _items(part, f"{name}.{key}" if name else str(key))
+            yield from _items(part, join(name, key))
     elif isinstance(value, list):
         for number, part in enumerate(value):
             yield name, number, part
 
 
 def _columns(table: Callable[[], Iterable[dict[str, Any]]]) -> list[str]:
-    """In the order in which they first appear; numbered ones behind those of the same name that came before."""
-    return list(dict.fromkeys(name for row in table() for name in row))
+    """In the order in which they first appear; the error last."""
+    names = dict.fromkeys(name for row in table() for name in row)
+    return [*(name for name in names if name != "error"), *(["error"] if "error" in names else [])]
 
 
 def _csv_lines(table: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
     columns = _columns(table)
     line = io.StringIO(newline="")
-    writer = csv.writer(line, lineterminator="\n")
+    writer = csv.writer(line, lineterminator="\r\n")  # RFC 4180; cells with either of them are quoted
     for cells in (columns, *([_harmless(row.get(name)) for name in columns] for row in table())):
         writer.writerow(cells)
         yield line.getvalue()
@@ -163,6 +174,11 @@ def _write_excel(file: IO[bytes], tables: Mapping[str, Callable[[], Iterable[dic
             return made
 
         columns = _columns(table)
+        if len(columns) > _EXCEL_COLUMNS:
+            raise ConfigError(
+                f"the table has {len(columns)} columns, Excel takes {_EXCEL_COLUMNS}",
+                hint="Use --arrays table, or write .parquet or .jsonl.",
+            )
         sheet.append([cell(name) for name in columns])
         for number, row in enumerate(table(), 2):
             if number > _EXCEL_ROWS:

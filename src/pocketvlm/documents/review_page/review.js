@@ -47,7 +47,7 @@ function show(number) {
   title.textContent = `${page.file}, page ${page.page}`;
   form.replaceChildren();
   for (const leaf of leaves(page.data)) {
-    const name = leaf.keys.join(".");
+    const name = leaf.keys.map((key) => key.replace(/[\\.]/g, "\\$&")).join(".");
     const sure = page.confidence[name];
     const field = document.createElement("div");
     field.className = sure !== undefined && sure < review.threshold ? "field doubtful" : "field";
@@ -79,9 +79,12 @@ function forward() {
     wrong.reportValidity();
     return;
   }
+  const here = document.activeElement;
   const fields = [...form.querySelectorAll(".doubtful :is(input, select)")];
-  const next = fields[fields.indexOf(document.activeElement) + 1];
-  if (next && fields.includes(document.activeElement)) {
+  const isBehind = (field) => here.compareDocumentPosition(field) & Node.DOCUMENT_POSITION_FOLLOWING;
+  // From a field that is sure as well: the next doubtful one, or the first.
+  const next = fields.find(isBehind) ?? (fields.includes(here) ? undefined : fields[0]);
+  if (next) {
     next.focus();
     return;
   }
@@ -132,7 +135,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 document.getElementById("right").addEventListener("click", () => {
-  form.querySelector(".doubtful:last-of-type :is(input, select)")?.focus();
+  [...form.querySelectorAll(".doubtful :is(input, select)")].at(-1)?.focus();
   forward();
 });
 document.getElementById("save").addEventListener("click", save);
