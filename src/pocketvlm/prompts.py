@@ -50,8 +50,11 @@ def read_prompts(path: Path | None) -> Prompts:
         if len(data) > MAX_BYTES:
             raise ConfigError(f"the prompts {path} are over {MAX_BYTES} bytes")
         text = data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        is_no_text = isinstance(error, UnicodeDecodeError)
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8" if is_no_text else "it is no path"
         raise ConfigError(f"the prompts {path} cannot be read: {reason}", hint="Check the path.") from None
     own = _parsed(text, str(path))
     return Prompts(own.version, {**packaged().texts, **own.texts})

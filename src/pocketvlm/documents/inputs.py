@@ -82,6 +82,8 @@ def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path
 
 def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:
     """Names and places of what one word means."""
+    if not word:  # which a path would take for the working directory
+        raise ConfigError("the name of a file is empty", hint="Name files, folders or patterns.")
     bare, _ = split_pages(word)
     path = Path(str(bare))
     if path.is_dir():

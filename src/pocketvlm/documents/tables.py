@@ -21,7 +21,6 @@ from pocketvlm.files import whole_file
 Rows = Callable[[], Iterable[dict[str, Any]]]  # may be asked for several times: a table's columns are known at its end
 SUFFIXES = (".jsonl", ".csv", ".xlsx", ".parquet")
 ARRAYS = ("columns", "table")
-_PACKAGES = {".xlsx": "openpyxl", ".parquet": "pyarrow"}
 # What a spreadsheet takes for the beginning of a formula; a document may come from anyone.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _EXCEL_ROWS, _EXCEL_COLUMNS, _EXCEL_TEXT = 1_048_576, 16_384, 32_767
@@ -39,8 +38,10 @@ def check_table(out: Path, arrays: str = "columns") -> None:
         raise ConfigError(f"{out} ends in no table that can be written", hint=f"Use {endings} or {SUFFIXES[-1]}.")
     if arrays == "table" and out.suffix not in (".csv", ".xlsx"):
         raise ConfigError(f"a second table has no use for {out.suffix}: it keeps arrays", hint="Leave --arrays out.")
-    if (package := _PACKAGES.get(out.suffix)) and find_spec(package) is None:
-        raise MissingExtraError(package, "tables")
+    if out.suffix == ".xlsx" and find_spec("openpyxl") is None:
+        raise MissingExtraError("openpyxl", "tables")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "tables")
 
 
 def second_table(out: Path) -> Path:
