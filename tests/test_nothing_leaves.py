@@ -48,6 +48,10 @@ def commands(model: str, folder: Path) -> list[dict[str, Any]]:
     sample = {"messages": learnt, "images": [PICTURE], "max_slice_nums": 1}
     (folder / "data.jsonl").write_text(json.dumps(sample) + "\n")
     short = ("--count", "1", "--max-tokens", "2", "--max-slice-nums", "1", "--downsample-mode", "16x", "--model", model)
+    seen = (PICTURE, "--model", model, "--max-slice-nums", "1", "--max-tokens", "40")
+    one = str(folder / "schema.json")
+    words = {"a": {"enum": ["yes"]}}
+    (folder / "schema.json").write_text(json.dumps({"type": "object", "properties": words, "required": ["a"]}))
     lines = [
         ("info", "--model", model),
         ("plan", PICTURE, "--draw", str(folder / "drawn.png")),
@@ -56,6 +60,8 @@ def commands(model: str, folder: Path) -> list[dict[str, Any]]:
         ("ask", *question, "--choice", "yes", "--choice", "no"),
         *(("eval", "one-word", *short, *where) for where in ((), onnx)),
         *(("batch", *files, "--overwrite", "--model", model, *where) for where in ((), onnx)),
+        ("read", *seen, "--out", str(folder / "text")),
+        ("extract", *seen, "--schema", one, "--out", str(folder / "rows.csv")),
         ("export", "onnx", str(folder / "bundle"), "--model", model),
         ("export", "gguf", str(folder / "gguf"), "--model", model),
         ("tune", str(folder / "data.jsonl"), "--out", str(folder / "tuned"), "--steps", "1", "--model", model),

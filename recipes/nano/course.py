@@ -62,7 +62,7 @@ class Course:
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
         """Take note of the losses of a step, after which `step` are done, and end the stage where they say so."""
         stage = self.stages[self.stage]
-        loss = figures.get("answers" if stage.language else "characters")
+        loss = figures.get("characters" if stage.alone == 1 else "answers")
         if loss is None:
             return
         self.average = 0.97 * self.average + 0.03 * loss if self.average else loss

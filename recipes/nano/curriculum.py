@@ -45,16 +45,18 @@ class Stage:
         rates: how views are compressed.
         learns: parts of the model, by the names of `pocketvlm tune --tune`.
         steps: the stage ends after this many steps; 0 is no limit.
-        language: the decoder learns in every n-th step, 0 is never. In the steps between, the tower alone learns
-            from what its cells show: reading is what takes longest, and costs a quarter then.
-        between: what the tower sees in those steps; `tasks` when empty.
+        alone: in every n-th step the tower learns alone, from what its cells show, and the decoder in the others; 1 is
+            in all of them, 0 in none.
+        between: what the tower sees when it learns alone; `tasks` when empty.
+        between_patches: of those steps; `patches` when 0. Reading learns from as many pictures a step as fit, since its
+            gradient is mostly noise (docs/log.md).
         cells: weight of the tower's dense losses.
         questions: most questions asked about a sample.
         as_is: share of the small pictures that are not enlarged to a whole view, as inference would: reading is learnt
             from prints, and a strip as it is costs an eighth of one enlarged.
         measured: the shares follow what the suite says is weakest, see `mix.py`.
         rate: what the learning rate of the run is multiplied by.
-        tower_rests: the tower learns in the steps between alone: those of the decoder cost half then.
+        tower_rests: the tower learns in its own steps only: those of the decoder cost half then.
     """
 
     name: str
@@ -64,8 +66,9 @@ class Stage:
     rates: Rates = UNCOMPRESSED
     learns: tuple[str, ...] = PARTS
     steps: int = 0
-    language: int = 1
+    alone: int = 0
     between: tuple[Share, ...] = ()
+    between_patches: int = 0
     cells: float = 0.5
     questions: int = 4
     as_is: float = 0.4
@@ -75,7 +78,11 @@ class Stage:
 
     def has_language(self, step: int) -> bool:
         """Whether the decoder takes part in this step."""
-        return self.language > 0 and step % self.language == 0
+        return self.alone == 0 or step % self.alone != self.alone - 1
+
+    def patches_at(self, step: int) -> int:
+        """How many patches this step has at least, in each process."""
+        return self.patches if self.has_language(step) or not self.between_patches else self.between_patches
 
     def tasks_at(self, step: int) -> tuple[Share, ...]:
         """What the samples of this step are drawn from."""
@@ -178,49 +185,85 @@ LOOKED_UP = (
 
 # Large steps while everything is still to be found, small ones where characters are told apart (docs/log.md).
 FINE = 0.25
+BETWEEN = 8192  # patches of the tower's own steps
 
 CURRICULUM: tuple[Stage, ...] = (
-    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, language=0, cells=1.0, as_is=1.0),
-    Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, language=0, cells=1.0, as_is=0.8, rate=0.5),
-    Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, language=0, cells=1.0, rate=0.5),
+    Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
+    Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
+    Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, alone=1, cells=1.0, as_is=0.8, rate=0.5),
+    Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, alone=1, cells=1.0, rate=0.5),
     Stage(
         "first words",
         FIRST_WORDS,
         1024,
         1.20,
         HYBRID,
-        language=2,
+        alone=3,
         between=CELLS,
+        between_patches=BETWEEN,
         as_is=1.0,
         rate=FINE,
         tower_rests=True,
     ),
-    Stage("reading aloud", ALOUD, 3072, 1.60, HYBRID, language=2, between=CELLS, rate=FINE, tower_rests=True),
+    Stage(
+        "reading aloud",
+        ALOUD,
+        3072,
+        1.60,
+        HYBRID,
+        alone=3,
+        between=CELLS,
+        between_patches=BETWEEN,
+        rate=FINE,
+        tower_rests=True,
+    ),
     Stage(
         "first pairs",
         FIRST_PAIRS,
         3072,
         1.40,
         HYBRID,
-        language=2,
+        alone=3,
         between=CELLS,
+        between_patches=BETWEEN,
         questions=6,
         rate=FINE,
         tower_rests=True,
     ),
     Stage(
-        "looking up", LOOKED_UP, 3072, 1.00, HYBRID, language=2, between=CELLS, questions=6, rate=FINE, tower_rests=True
+        "looking up",
+        LOOKED_UP,
+        3072,
+        1.00,
+        HYBRID,
+        alone=3,
+        between=CELLS,
+        between_patches=BETWEEN,
+        questions=6,
+        rate=FINE,
+        tower_rests=True,
     ),
-    Stage("one picture", ONE_PICTURE, 4096, 0.70, HYBRID, language=2, between=CELLS, measured=True, rate=FINE),
+    Stage(
+        "one picture",
+        ONE_PICTURE,
+        4096,
+        0.70,
+        HYBRID,
+        alone=3,
+        between=CELLS,
+        between_patches=BETWEEN,
+        measured=True,
+        rate=FINE,
+    ),
     Stage(
         "several pictures",
         SEVERAL_PICTURES,
         4096,
         0,
         HYBRID,
-        language=2,
+        alone=3,
         between=CELLS,
+        between_patches=BETWEEN,
         questions=6,
         measured=True,
         rate=FINE,
@@ -230,7 +273,12 @@ CURRICULUM: tuple[Stage, ...] = (
 
 def scaled(stages: tuple[Stage, ...], factor: float) -> tuple[Stage, ...]:
     """The same stages with larger steps, for devices that want more at once."""
-    return tuple(dataclasses.replace(stage, patches=round(stage.patches * factor)) for stage in stages)
+    return tuple(
+        dataclasses.replace(
+            stage, patches=round(stage.patches * factor), between_patches=round(stage.between_patches * factor)
+        )
+        for stage in stages
+    )
 
 
 def stage_number(name: str) -> int:

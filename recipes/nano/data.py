@@ -67,13 +67,13 @@ class Collator:
         step: int = 0,
         mix: Mapping[str, float] = MappingProxyType({}),
     ) -> TrainingBatch:
-        """Samples of `stage` at its `step` until they have `patches` patches (the stage's number when None). Where the
+        """Samples of `stage` at its `step` until they have `patches` patches (that step's number when None). Where the
         decoder learns the shares of kinds of pictures are multiplied by those of `mix`."""
         rng = np.random.default_rng(seed)
         tasks, mix = stage.tasks_at(step), mix if stage.has_language(step) else {}
         weights = np.array([share.weight * mix.get(share.task, 1.0) for share in tasks])
         drawn: list[tuple[Sample, list[EncodedPicture], list[Question]]] = []
-        wanted = stage.patches if patches is None else patches
+        wanted = stage.patches_at(step) if patches is None else patches
         while wanted > 0:
             share = tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = self.draw(share, (*seed, len(drawn)))

@@ -107,7 +107,10 @@ class Run:
                 save_every=save_every,
             ),
             out,
-            identity={"processes": self.processes.world, "patches": [stage.patches for stage in stages]},
+            identity={
+                "processes": self.processes.world,
+                "patches": [[stage.patches, stage.between_patches] for stage in stages],
+            },
             processes=self.processes,
             optimiser=self.optimiser,
             schedule=self.length,

@@ -23,6 +23,8 @@ NEEDED: dict[str, tuple[str, ...]] = {  # command → what it needs beside the n
     "chat": ("--json", "--logprobs"),
     "plan": ("a.png", "--downsample-mode", "auto"),
     "batch": ("in.jsonl", "out.jsonl"),
+    "read": ("a.png", "--out", "text", "--downsample-mode", "auto"),
+    "extract": ("a.png", "--schema", "a: string", "--out", "rows.csv", "--downsample-mode", "auto"),
     "eval": ("one-word",),
     "bench": ("growth",),
     "trace": ("--prompt", "What?"),

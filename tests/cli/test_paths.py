@@ -25,6 +25,8 @@ CAN_WRITE: dict[str, tuple[str, ...]] = {  # command → what it needs to write 
     "serve": ("--port", "0"),
     "mcp": (),
     "tune": ("in.jsonl",),
+    "read": ("a.png", "--out", "text"),
+    "extract": ("a.png", "--schema", "a: string", "--out", "rows.csv"),
 }
 # Command lines with a place for a path.
 PATHS: list[tuple[str, ...]] = [
@@ -39,6 +41,11 @@ PATHS: list[tuple[str, ...]] = [
     ("trace", "a.png", "--prompt", "What?", "--save", "PATH"),
     ("batch", "PATH", "out.jsonl"),
     ("batch", "in.jsonl", "PATH"),
+    ("read", "PATH", "--out", "text"),
+    ("read", "a.png", "--out", "text", "--prompts", "PATH"),
+    ("extract", "PATH", "--schema", "a: string", "--out", "rows.csv"),
+    ("extract", "a.png", "--schema", "PATH", "--out", "rows.csv"),
+    ("extract", "a.png", "--schema", "a: string", "--out", "PATH"),
     ("tune", "PATH"),
     ("tune", "in.jsonl", "--out", "PATH"),
     ("tune", "in.jsonl", "--validation", "PATH"),

@@ -187,6 +187,11 @@ def test_json_is_compact_or_printed_and_white_space_ends(tiny: Setting) -> None:
     for text in ('{ \n "a": 1}', '{"a":  1}', '{"a":\n\n1}', '{"a":\t1}', '{"a":\n' + 33 * " " + "1}"):
         assert json.loads(text) == {"a": 1}
         assert not accepts(tiny, grammar, encode(text))
+    one_line = tiny.compile(json={"type": "object"}, disable_any_whitespace=True)
+    assert accepts(tiny, one_line, encode(json.dumps(value)))
+    assert accepts(tiny, one_line, encode(json.dumps(value, separators=(",", ":"))))
+    for text in ('{"a":\n1}', '{ "a": 1}', '{"a": 1 }', '{"a":  1}', json.dumps(value, indent=2)):
+        assert not accepts(tiny, one_line, encode(text))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def clip(
     times: list[int] | None = None,
     noise: bool = False,
     pixels: str = "yuv420p",
+    shape: Fraction | None = None,
     **options: str,
 ) -> bytes:
     """An encoded clip.
@@ -45,6 +46,7 @@ def clip(
         times: in units of 1 / fps, where frames are not to be even.
         noise: fill the right halves with it, so that frames need many bytes.
         pixels: their form, by FFmpeg's names.
+        shape: of a stored pixel, width by height.
     """
     rng = np.random.default_rng(0)
     buffer = io.BytesIO()
@@ -52,6 +54,8 @@ def clip(
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
         stream.bit_rate = 2_000_000
+        if shape is not None:
+            stream.codec_context.sample_aspect_ratio = shape
         stream.options = options
         for number in range(frames):
             colours = frame_pixels(number, height, width)

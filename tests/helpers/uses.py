@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 import time
+
+from PIL import Image
 
 from helpers.serving import EXAMPLES, Serving
 
@@ -13,6 +16,14 @@ def data_url(name: str) -> str:
     """An example as a data: URL."""
     kind = {"png": "image/png", "mp4": "video/mp4"}[name.rpartition(".")[2]]
     return f"data:{kind};base64,{base64.b64encode((EXAMPLES / name).read_bytes()).decode()}"
+
+
+def document(*names: str) -> str:
+    """Examples as the pages of a TIFF, in base64: every pixel is as in the examples."""
+    first, *others = (Image.open(EXAMPLES / name).convert("RGB") for name in names)
+    file = io.BytesIO()
+    first.save(file, "TIFF", save_all=True, append_images=others)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def running(server: Serving) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mutants import adapters, computing, interchange, serving, steps, training
+from mutants import adapters, computing, documents, interchange, serving, steps, training
 from mutants.mutant import of
 
 MUTANTS = [
     *adapters.MUTANTS,
     *computing.MUTANTS,
+    *documents.MUTANTS,
     *interchange.MUTANTS,
     *serving.MUTANTS,
     *steps.MUTANTS,

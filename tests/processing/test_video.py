@@ -216,6 +216,20 @@ def test_other_containers_turn_frames_as_well(format: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "size"), [("16/15", (48, 68)), ("8/9", (54, 64)), ("2/1", (48, 128)), ("40/1", (48, 64))]
+)
+@pytest.mark.parametrize("format", ["mp4", "matroska"])
+def test_pixels_that_are_oblong_are_shown_as_a_player_shows_them(
+    format: str, shape: str, size: tuple[int, int]
+) -> None:
+    data = clips.clip(3, format=format, shape=Fraction(shape))
+    with open_video(data, None, MediaLimits(), files=False) as reader:
+        frames = [pixels for _, pixels in reader.read(range(3))]
+    assert [frame.shape for frame in frames] == [(*size, 3)] * 3
+    assert [clips.number_of(frame) for frame in frames] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
     ("codec", "format", "depth"),
     [
         ("libx264", "mov", "yuv420p10le"),

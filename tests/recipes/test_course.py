@@ -24,7 +24,7 @@ from recipes.nano.settings import ASSETS, IMAGE
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
 WORDS = (Share("words", 0, 1.0),)
-SHORT = (Stage("first", WORDS, 100, language=2),)
+SHORT = (Stage("first", WORDS, 100, alone=2),)
 
 
 def test_the_rate_falls_to_zero_and_the_run_ends_there() -> None:
@@ -86,7 +86,7 @@ def test_a_mix_begins_late_enough_and_survives_an_interruption() -> None:
 
 def test_a_mix_changes_what_the_decoder_sees_and_nothing_else() -> None:
     both = (Share("words", 0, 0.5), Share("shapes", 0, 0.5))
-    stage = Stage("both", both, 4000, language=2)
+    stage = Stage("both", both, 4000, alone=2)
     drawn = [COLLATE(stage, (1,), step=step, mix={"words": 0.0}).tasks for step in (0, 1)]
     assert set(drawn[0]) == {"shapes"}
     assert set(drawn[1]) == {"shapes", "words"}
@@ -119,9 +119,13 @@ def test_muon_makes_singular_values_nearly_equal() -> None:
 
 def test_the_tower_learns_first_and_at_both_rates() -> None:
     assert all(0 < s.rates.all_4x < s.rates.all_4x + s.rates.all_16x < 1 for s in CURRICULUM)
-    alone = [s.language == 0 for s in CURRICULUM]
+    alone = [s.alone == 1 for s in CURRICULUM]
     assert alone == sorted(alone, reverse=True)
-    assert all(("decoder" in s.learns) is (s.language > 0) for s in CURRICULUM)
+    assert all(("decoder" in s.learns) is (s.alone != 1) for s in CURRICULUM)
     assert CURRICULUM[stage_number("print")].learns == SEES
-    assert [s.patches * 2 for s in CURRICULUM] == [s.patches for s in scaled(CURRICULUM, 2)]
+    for stage, twice in zip(CURRICULUM, scaled(CURRICULUM, 2), strict=True):
+        assert [stage.patches_at(step) * 2 for step in range(6)] == [twice.patches_at(step) for step in range(6)]
+    reading = CURRICULUM[stage_number("reading aloud")]
+    assert [reading.has_language(step) for step in range(6)] == [True, True, False] * 2
+    assert [reading.patches_at(step) for step in range(3)] == [reading.patches] * 2 + [reading.between_patches]
     assert not CURRICULUM[-1].mark

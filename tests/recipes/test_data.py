@@ -257,7 +257,7 @@ def test_rates_are_drawn_as_the_stage_says() -> None:
 
 
 def test_steps_without_the_decoder_draw_what_is_between() -> None:
-    stage = Stage("", (Share("words", 0, 1.0),), 60, language=2, between=(Share("shapes", 0, 1.0),))
+    stage = Stage("", (Share("words", 0, 1.0),), 60, alone=2, between=(Share("shapes", 0, 1.0),))
     tasks = [set(COLLATE(stage, (0, step), step=step).tasks) for step in range(4)]
     assert tasks == [{"words"}, {"shapes"}] * 2
     assert set(COLLATE(dataclasses.replace(stage, between=()), (0, 1), step=1).tasks) == {"words"}

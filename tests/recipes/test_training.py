@@ -37,7 +37,7 @@ from recipes.nano.settings import ASSETS, IMAGE, Optimiser
 TOKENIZER = Tokenizer.from_directory(ASSETS)
 COLLATE = Collator(TOKENIZER, IMAGE)
 WORDS = (Share("words", 0, 1.0),)
-SHORT = (Stage("first", WORDS, 100, language=2),)
+SHORT = (Stage("first", WORDS, 100, alone=2),)
 
 
 def made(out: Path, stages: tuple[Stage, ...] = SHORT, seed: int = 0, **options: Any) -> Run:

@@ -23,6 +23,8 @@ COMMANDS = {
     "mcp": "look, read and extract as tools for agents (Model Context Protocol over stdio)",
     "plan": "show how pictures are sliced, and what that costs",
     "batch": "answer a file of requests, in the format of OpenAI's batches",
+    "read": "write down what documents say: Markdown, text or HTML, a file each",
+    "extract": "make a table of documents: a row of each, kept to a schema",
     "tune": "fine-tune a model on conversations about pictures",
     "export": "write a model in the files of other programs",
     "eval": "measure a model or an endpoint on tasks with known answers",

@@ -200,17 +200,35 @@ def is_file(path: Path) -> bool:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """Give a function that shows (what, done, in all) on a terminal; None where there is no terminal."""
+def progress_bars(unit: str | None = None) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Give a function that shows (what, done, in all) on a terminal; None where there is no terminal.
+
+    Args:
+        unit: of what is counted: its number a second is shown as well.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn, Task
+    from rich.text import Text
 
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g} {unit}/s")
+
+    columns = (*Progress.get_default_columns(), *([Speed()] if unit else ()))
     # Bars are on the screen only while something is under way, and never touch what is printed: a live display that
     # stays would take over stdout, and read an answer as markup.
-    bars = Progress(console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    console = Console(stderr=True)
+    bars = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=30 if unit is None else 300,  # a page may take seconds
+    )
     tasks: dict[str, Any] = {}
     began: dict[str, float] = {}  # what is under way
 

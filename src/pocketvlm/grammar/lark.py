@@ -11,6 +11,8 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_numbers import keep_numbers
 from pocketvlm.grammar.json_strings import needs_unicode_escapes
 
+# Options of JSON on one line.
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _ESCAPES = 'nrbtf\\"'  # after a backslash, beside "u" where `json_strings` allows it
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.grammar.lark import any_of, inline_json, literal, regex
+from pocketvlm.grammar.lark import ONE_LINE, any_of, inline_json, literal, regex
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.grammar.tool_grammar import tool_grammar
 
@@ -33,10 +33,9 @@ def grammar_text(spec: StructuredOutputs, control_tokens: Mapping[str, int]) -> 
     Raises:
         ConfigError: the grammar or a tool asks for what cannot be honoured, or there are no tokens for tool calls.
     """
-    if spec.json is not None:
-        text = f"start: {inline_json(json.loads(spec.json), _SPACE)}"
-    elif spec.json_object:
-        text = f"start: {inline_json({'type': 'object'}, _SPACE)}"
+    if spec.json is not None or spec.json_object:
+        schema = {"type": "object"} if spec.json is None else json.loads(spec.json)
+        text = f"start: {inline_json(schema, ONE_LINE if spec.disable_any_whitespace else _SPACE)}"
     elif spec.regex is not None:
         text = f"start: ANSWER\nANSWER: {regex(spec.regex)}"
     elif spec.choice is not None:

@@ -36,6 +36,8 @@ class StructuredOutputs:
         tools: OpenAI tool definitions, as a list or as text; kept as text.
         tool_choice: "auto" (text, then calls if any), "required" (calls) or the name of the only tool to call.
         parallel_tool_calls: whether there may be more than one call.
+        disable_any_whitespace: JSON on one line, with one space at most behind a comma or a colon: fewer tokens, and
+            small models that fall into white space cannot.
 
     Raises:
         ConfigError: not exactly one kind, a value of the wrong type, or one over its limit.
@@ -50,10 +52,15 @@ class StructuredOutputs:
     tools: Any = None
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
+    disable_any_whitespace: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.json_object, bool):
             raise ConfigError(f"json_object is {show_json(self.json_object)}, expected true or false")
+        if not isinstance(self.disable_any_whitespace, bool):
+            raise ConfigError(
+                f"disable_any_whitespace is {show_json(self.disable_any_whitespace)}, expected true or false"
+            )
         # Compared by identity: 0 is no way to say nothing, and arrays do not compare as a whole.
         given = [name for name in KINDS if getattr(self, name) is not None and getattr(self, name) is not False]
         # A schema may be `false`, which nothing satisfies; it is given all the same.
@@ -64,6 +71,8 @@ class StructuredOutputs:
                 f"structured outputs were asked for as {' and '.join(given) or 'nothing'}, expected exactly one",
                 hint=f"Give one of {', '.join(KINDS)}.",
             )
+        if self.disable_any_whitespace and not {"json", "json_object"} & set(given):
+            raise ConfigError(f"disable_any_whitespace means nothing for {given[0]}", hint="Leave it out.")
         if self.json is not None:
             self._check_json()
         elif self.regex is not None:

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pocketvlm.errors import ConfigError
-from pocketvlm.grammar.lark import any_of, inline_json, literal, regex
+from pocketvlm.grammar.lark import ONE_LINE, any_of, inline_json, literal, regex
 from pocketvlm.tools.schemas import TYPE_OF_KEYWORD, ToolSchema, type_of
 
 MAX_CASES = 256  # that a schema of text and other types falls into
 _MAX_DEPTH = 16
-_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _END = literal("\n</parameter>\n")
 _TEXT = r"/(?s:.*)/ & ~/(?s:.*)(<\/parameter>|<tool_call>)(?s:.*)/"
 _INTEGER = r"-?(0|[1-9][0-9]*)"
@@ -85,7 +84,7 @@ class ToolValue:
             inner = whole[0] if len(whole) == 1 else {"anyOf": whole}
             if '"$ref"' in json.dumps(inner):
                 inner = {**inner, **tool_schema.definitions}
-            self.rules.append(f"{inline_json(inner, _ONE_LINE, is_alone=False)} {_END}")
+            self.rules.append(f"{inline_json(inner, ONE_LINE, is_alone=False)} {_END}")
 
     def _parts(self, schemas: Sequence[Any]) -> list[Part]:
         """Return what `schemas` come to, `$ref` and `allOf` taken apart; those that say nothing are left out."""

@@ -12,13 +12,12 @@ from mcp.types import CallToolResult, TextContent, Tool, ToolAnnotations
 from pocketvlm.api.answers import Answer
 from pocketvlm.api.vlm import question_messages
 from pocketvlm.errors import PromptError
+from pocketvlm.prompts import packaged
 from pocketvlm.protocol.fields import check
 from pocketvlm.ranges import Range, as_integer, show_json
 
 MAX_TOKENS = Range(int, 1, 32768)
 DEFAULT_TOKENS = {"look": 1024, "read": 4096, "extract": 4096}
-TRANSCRIBE = "Transcribe the text."
-EXTRACT = "Extract the data as JSON."
 
 _MEDIUM = "path of a file in one of the server's folders, or a data: URL; an https: URL where the server fetches"
 _MEDIA = {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": f"pictures or videos: {_MEDIUM}"}
@@ -102,7 +101,7 @@ def read_call(name: str, arguments: Mapping[str, Any] | None, open_media: Callab
         "downsample_mode": "4x" if check("fine", given.get("fine", False), "boolean") else None,
     }
     if name == "read":
-        media, question = [check("image", given["image"], "string")], TRANSCRIBE
+        media, question = [check("image", given["image"], "string")], packaged()["text"]
     else:
         media = list(check("media", given["media"], "list of strings"))
         question = check("question", given["question"], "string") if name == "look" else _extraction(given, options)
@@ -123,8 +122,8 @@ def _extraction(given: Mapping[str, Any], options: dict[str, Any]) -> str:
     from pocketvlm.grammar.structured_outputs import StructuredOutputs  # it may need an extra
 
     schema = check("schema", given["schema"], "object")
-    options["structured_outputs"] = StructuredOutputs(json=schema)
-    instructions = check("instructions", given.get("instructions", ""), "string").strip() or EXTRACT
+    options["structured_outputs"] = StructuredOutputs(json=schema, disable_any_whitespace=True)
+    instructions = check("instructions", given.get("instructions", ""), "string").strip() or packaged()["extract"]
     return f"{instructions}\n{json.dumps(schema, ensure_ascii=False)}"
 
 

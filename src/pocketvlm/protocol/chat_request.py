@@ -145,12 +145,13 @@ def _logit_bias(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"logit_bias": biases}
 
 
+_STRUCTURES, _ONE_LINE = ("json", "regex", "choice", "grammar"), "disable_any_whitespace"
+
+
 def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
     """Read `response_format`, OpenAI's way to ask for structure, or `structured_outputs`, vLLM's."""
     wanted = not_null("response_format", given.get("response_format", {"type": "text"}))
-    structure = only_kinds(
-        "structured_outputs", given.get("structured_outputs"), ("json", "regex", "choice", "grammar")
-    )
+    structure = only_kinds("structured_outputs", given.get("structured_outputs"), (*_STRUCTURES, _ONE_LINE))
     if wanted.get("type") != "text":
         if structure:
             raise ConfigError("response_format and structured_outputs were both given", hint="Give one of them.")
@@ -163,10 +164,9 @@ def _structured_outputs(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if "structured_outputs" not in given:
         return {}
-    if len(structure) != 1:
-        raise ConfigError(
-            f"structured_outputs has {len(structure)} kinds, expected one of json, regex, choice and grammar"
-        )
+    kinds = len(structure.keys() - {_ONE_LINE})
+    if kinds != 1:
+        raise ConfigError(f"structured_outputs has {kinds} kinds, expected one of json, regex, choice and grammar")
     from pocketvlm.grammar.structured_outputs import StructuredOutputs
 
     return {"structured_outputs": StructuredOutputs(**structure)}

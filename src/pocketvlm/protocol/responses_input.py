@@ -28,12 +28,12 @@ _PARTS = {
     "text": ("text",),
     "refusal": ("refusal",),
     "input_image": ("image_url", "detail"),
+    "input_file": ("file_data", "file_url", "filename", "detail"),
 }
 _LABELS_OF_PARTS = ("type", "annotations", "logprobs", "prompt_cache_breakpoint")
 _INSTEAD = {
     "item_reference": "Nothing is stored here: send the item itself.",
-    "input_file": "Send its pages as pictures, or its text.",
-    "file_id": "Nothing is stored here: give image_url, https: or data:.",
+    "file_id": "Nothing is stored here: give image_url or file_url (https: or data:), or file_data.",
 }
 
 
@@ -140,10 +140,23 @@ def _part(part: Any, where: str) -> dict[str, Any]:
             raise PromptError(
                 f"{where}: a part of type {kind} has no field {show_json(name)}", hint=_INSTEAD.get(name, "")
             )
+    if kind == "input_file":
+        return _file(fields, where)
     if kind != "input_image":
         return {"type": "text", "text": text(fields.get(_PARTS[kind][0]), f"{where}.{_PARTS[kind][0]}")}
     url = text(fields.get("image_url"), f"{where}.image_url", empty=False)
     return {"type": "image_url", "image_url": {"url": url, "detail": fields.get("detail")}}
+
+
+def _file(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A document by its address, or as base64."""
+    if ("file_url" in fields) == ("file_data" in fields):
+        raise PromptError(f"{where}: a part of type input_file needs file_data or file_url, and one of them alone")
+    detail = {"detail": fields.get("detail")}
+    if "file_url" in fields:
+        url = text(fields["file_url"], f"{where}.file_url", empty=False)
+        return {"type": "image_url", "image_url": {"url": url, **detail}}
+    return {"type": "file", "file": {name: fields.get(name) for name in ("file_data", "filename")}, **detail}
 
 
 def _plain(content: Any, where: str) -> str:

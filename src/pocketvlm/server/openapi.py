@@ -65,9 +65,14 @@ def _of_kind(kind: str, allowed: tuple[Any, ...] = ()) -> Schema:
     return {"enum": list(allowed)} if allowed else KINDS[kind]
 
 
-_URL = _closed({"url": _STRING, "detail": {"enum": ["low", "high", "auto"]}}, ("url",))
 _TEXT_PART = _closed({"type": {"const": "text"}, "text": _STRING}, ("type", "text"))
-_MEDIA_PARTS = [_closed({"type": {"const": k}, k: _URL}, ("type", k)) for k in ("image_url", "video_url")]
+_DETAIL: Schema = {"enum": ["low", "high", "auto"]}
+_URL = _closed({"url": _STRING, "detail": _DETAIL}, ("url",))
+_FILE = _closed({"file_data": _STRING, "filename": _STRING}, ("file_data",))
+_MEDIA_PARTS = [
+    *(_closed({"type": {"const": k}, k: _URL}, ("type", k)) for k in ("image_url", "video_url")),
+    _closed({"type": {"const": "file"}, "file": _FILE, "detail": _DETAIL}, ("type", "file")),
+]
 _TEXT: Schema = {"anyOf": [_STRING, {"type": "array", "items": _TEXT_PART, "minItems": 1}]}
 _CONTENT: Schema = {
     "anyOf": [_STRING, {"type": "array", "items": {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]}, "minItems": 1}]
@@ -94,7 +99,13 @@ _TOOL = _closed({"type": {"const": "function"}, "function": _closed(_FUNCTION, (
 _FLAT_TOOL = _closed({"type": {"const": "function"}, **_FUNCTION}, ("type", "name"))
 _COUNT = _in_range(RANGES["max_tokens"])
 _MODES: Schema = {"enum": ["auto", "none", "required"]}
-_STRUCTURES = {"json": {}, "regex": _STRING, "choice": KINDS["list of strings"], "grammar": _STRING}
+_STRUCTURES: dict[str, Schema] = {
+    "json": {},
+    "regex": _STRING,
+    "choice": KINDS["list of strings"],
+    "grammar": _STRING,
+    "disable_any_whitespace": {"type": "boolean"},
+}
 _SCHEMA_FORMAT = {"name": _STRING, "description": _STRING, "schema": _OBJECT, "strict": {"type": "boolean"}}
 _PLAIN_FORMATS = [_closed({"type": {"const": kind}}, ("type",)) for kind in ("text", "json_object")]
 _TOP_LOGPROBS: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}
@@ -143,8 +154,12 @@ _CHAT: dict[str, Schema] = {
 _INPUT_PARTS = [
     _closed({"type": {"const": "input_text"}, "text": _STRING}, ("type", "text")),
     _closed(
-        {"type": {"const": "input_image"}, "image_url": _STRING, "detail": {"enum": ["low", "high", "auto"]}},
+        {"type": {"const": "input_image"}, "image_url": _STRING, "detail": _DETAIL},
         ("type", "image_url"),
+    ),
+    *(
+        _closed({"type": {"const": "input_file"}, way: _STRING, "filename": _STRING, "detail": _DETAIL}, ("type", way))
+        for way in ("file_data", "file_url")
     ),
 ]
 _INPUT_CONTENT: Schema = {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": _INPUT_PARTS}, "minItems": 1}]}

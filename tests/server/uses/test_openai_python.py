@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import openai
 import pytest
 from helpers.serving import NAMES, Serving
-from helpers.uses import data_url, wait_for
+from helpers.uses import data_url, document, wait_for
 from pydantic import BaseModel, Field
 
 LONG: dict[str, Any] = {"max_tokens": 20_000, "extra_body": {"ignore_eos": True}}
@@ -69,6 +69,19 @@ def test_ask_about_a_picture_in_base64(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == "11.60"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize("head", ["", "data:image/tiff;base64,"])
+def test_ask_about_the_pages_of_a_file(client: openai.OpenAI, head: str) -> None:
+    """Pages are pictures in their order, whether or not a client says what the file is."""
+    file = {"file_data": head + document("receipt.png", "word.png"), "filename": "scan.tif"}
+    content = [{"type": "file", "file": file}, {"type": "text", "text": "What is the total?"}]
+    pages = chat(client, [{"role": "user", "content": content}])
+    pictures = chat(client, question("What is the total?", "receipt.png", "word.png"))
+    assert pages.choices[0].message.content == pictures.choices[0].message.content
+    assert pages.usage.prompt_tokens == pictures.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError, match="Nothing is stored here"):
+        chat(client, [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}])
 
 
 def test_ask_under_the_name_of_another_model(client: openai.OpenAI) -> None:

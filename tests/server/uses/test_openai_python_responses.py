@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import openai
 import pytest
 from helpers.serving import Serving
-from helpers.uses import data_url, wait_for
+from helpers.uses import data_url, document, wait_for
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import BaseModel, Field
 
@@ -52,6 +52,14 @@ def test_ask_about_a_picture(client: openai.OpenAI) -> None:
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
     assert answer.to_dict()["store"] is False
+
+
+def test_ask_about_a_file(client: openai.OpenAI) -> None:
+    data = document("receipt.png")
+    for part in ({"file_data": data, "filename": "a.tif"}, {"file_url": f"data:image/tiff;base64,{data}"}):
+        content: list[Any] = [{"type": "input_file", **part}, {"type": "input_text", "text": "What is the total?"}]
+        answer = client.responses.create(model="reader", input=[{"role": "user", "content": content}])
+        assert answer.output_text == "11.60"
 
 
 def test_ask_in_a_line(client: openai.OpenAI) -> None:

@@ -25,8 +25,10 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+from PIL import Image
 
 from pocketvlm.errors import MediaError
+from pocketvlm.processing.media.hdr import is_hdr, to_screen
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.rgb import rgb_from_array
 from pocketvlm.processing.media.timeline import MAX_RATE, MIN_RATE, Timeline
@@ -38,6 +40,7 @@ _OPTIONS = {
     "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,apng",
     "protocol_whitelist": "none",
 }
+_MOST_OBLONG = 16  # a stored pixel that is wider, or higher, is a fault of the file
 _UNKNOWN = -(2**63)  # FFmpeg's own sign for a time that is not known
 
 
@@ -290,15 +293,30 @@ class FileReader:
 
     def _pixels(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         # Streams may change their size midway, to one that was not checked yet.
-        self._limits.check_pixels(frame.height, frame.width, self._name)
-        if any(component.is_alpha for component in frame.format.components):
+        size = _shown_size(frame, self._stream.sample_aspect_ratio)
+        self._limits.check_pixels(*size, self._name)
+        if is_hdr(frame.color_trc):
+            pixels = to_screen(np.asarray(frame.to_ndarray(format="rgb48le")), frame.color_trc, frame.color_primaries)
+        elif any(component.is_alpha for component in frame.format.components):
             pixels = rgb_from_array(np.asarray(frame.to_ndarray(format="rgba")), self._limits)
         else:
             pixels = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        if pixels.shape[:2] != size:  # not by FFmpeg, which would make it a shade darker
+            pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
         return _upright(pixels, frame)
 
     def _damaged(self) -> MediaError:
         return MediaError(f"{self._name} is damaged or cut off", hint="Check that it plays elsewhere.")
+
+
+def _shown_size(frame: av.VideoFrame, shape: Fraction | None) -> tuple[int, int]:
+    """Height and width in square pixels, where the stored ones are `shape` times as wide as high: the shorter side is
+    enlarged, so that nothing is lost."""
+    if not shape or not _MOST_OBLONG >= shape >= 1 / _MOST_OBLONG:  # not known, or nonsense
+        return frame.height, frame.width
+    if shape >= 1:
+        return frame.height, round(frame.width * shape)
+    return round(frame.height / shape), frame.width
 
 
 def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -8,7 +8,8 @@ The published template takes a system message in the first place only, so all of
 `system`) are joined into one there, in their order and a blank line apart.
 
 Parts, each with its `type`: `{"text"}`, `{"image_url": {"url"}}`, `{"image": anything}`, `{"video_url": {"url"}}`,
-`{"video": anything}`, with `fps` beside it where the video is given as frames. Media may have a `detail` (beside the
+`{"video": anything}`, with `fps` beside it where the video is given as frames, and `{"file": {"file_data",
+"filename"}}`, OpenAI's way to send a document: base64, alone or as a data: URL. Media may have a `detail` (beside the
 url, as in OpenAI's protocol, or beside the medium): "low" means no slices, "high" and "auto" what the request says, or
 the model where it says nothing; or a `max_slice_nums` beside the medium, which goes before that of the request.
 """
@@ -22,6 +23,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from pocketvlm.errors import PromptError
+from pocketvlm.processing.media.fetch import is_data_url
 from pocketvlm.ranges import as_integer, show_json
 from pocketvlm.tools.definitions import plain_json, text
 
@@ -39,7 +41,7 @@ _FIELDS = {
     "tool": {"role", "content", "tool_call_id"},
 }
 _LABELS = {"name": str, "id": str, "annotations": list | tuple, "cache_control": Mapping}
-_PART_TYPES = ("text", "image_url", "image", "video_url", "video")  # each names the field it needs
+_PART_TYPES = ("text", "image_url", "image", "file", "video_url", "video")  # each names the field it needs
 _DETAILS = ("low", "high", "auto")
 
 
@@ -257,6 +259,8 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
     value = part.get(kind)
     if value is None:
         raise PromptError(f"{where}: a part of type {kind} needs the field {kind!r}")
+    if kind == "file":
+        return kind, _file(value, f"{where}.file")
     if not kind.endswith("_url"):
         return kind, value
     if isinstance(value, Mapping):
@@ -265,6 +269,20 @@ def _part(part: Any, where: str) -> tuple[str, Any]:
             raise PromptError(f"{where}.{kind} has no field {show_json(unknown[0])}")
         value = value.get("url")
     return kind, text(value, f"{where}.{kind}.url", empty=False)
+
+
+def _file(file: Any, where: str) -> str:
+    """The data: URL of a file that stands in the message."""
+    if not isinstance(file, Mapping):
+        raise PromptError(f"{where} is {show_json(file)}, expected an object with file_data")
+    for key, value in file.items():
+        if key not in ("file_data", "filename") and not _is_unset(value):
+            hint = "Nothing is stored here: give file_data." if key == "file_id" else ""
+            raise PromptError(f"{where} has no field {show_json(key)}", hint=hint)
+    if file.get("filename") is not None:
+        text(file["filename"], f"{where}.filename")
+    data = text(file.get("file_data"), f"{where}.file_data", empty=False)
+    return data if is_data_url(data) else f"data:;base64,{data}"
 
 
 def _fps(part: Mapping[str, Any], where: str) -> float | None:

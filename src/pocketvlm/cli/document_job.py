@@ -1,0 +1,189 @@
+"""What `read` and `extract` share: their arguments, the documents that are meant, and the walk through their pages."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.cli.common import (
+    PICTURES,
+    PLACES,
+    SAMPLING,
+    add_adapter,
+    add_json,
+    add_model,
+    add_options,
+    check_ranges,
+    check_text,
+    directory_of,
+    loaded,
+    options_of,
+    progress_bars,
+    read_media,
+)
+from pocketvlm.cli.console import harmless, put, put_json, say
+from pocketvlm.documents.estimate import estimate
+from pocketvlm.documents.inputs import Document, find_files, open_documents
+from pocketvlm.documents.journal import Done, Value, keys_done
+from pocketvlm.documents.pages import CONCURRENCY, PageTask, answer_documents, keys_of
+from pocketvlm.errors import ConfigError
+from pocketvlm.prompts import Prompts, read_prompts
+from pocketvlm.ranges import Range
+
+RANGES = {"concurrency": Range(int, 1)}
+_SAMPLING = {name: SAMPLING[name] for name in ("max_tokens", "temperature", "repetition_penalty", "seed")}
+EXIT = "Exit status: 0 all were read, 1 the output holds failures, or the disk is full, 2 wrong usage, 130 stopped."
+
+
+def add_document_arguments(parser: argparse.ArgumentParser) -> None:
+    """All but where the output goes."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="documents (a.pdf#2-5), pictures, folders, patterns")
+    parser.add_argument("--prompt", help="what is asked about each page, in place of the packaged words")
+    parser.add_argument("--prompts", type=Path, metavar="FILE.toml", help="words of your own for all kinds of output")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="answer a few pages, and say what all of them would cost"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=CONCURRENCY, help=f"pages under way at a time (default {CONCURRENCY})"
+    )
+    add_model(parser)
+    add_adapter(parser)
+    add_options(parser, PICTURES, _SAMPLING)
+    add_json(parser)
+
+
+def prompts_of(args: argparse.Namespace, name: str) -> tuple[str, Prompts]:
+    """The words for output of this kind, and all of them."""
+    prompts = read_prompts(args.prompts)
+    if args.prompt is None:
+        return prompts[name], prompts
+    check_text("--prompt", args.prompt)
+    if not args.prompt.strip():
+        raise ConfigError("--prompt is empty", hint="Say what is to be done with each page.")
+    return args.prompt, prompts
+
+
+def check_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of pictures and sampling; what is wrong with them is found before torch and weights are loaded."""
+    check_ranges(args, RANGES)
+    options = options_of(args, PICTURES, _SAMPLING)
+    read_media(args, [], options)
+    return options
+
+
+def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Document]:
+    """The documents that are meant; `ConfigError` where none of them can be read.
+
+    Args:
+        ours: tells files that the run itself writes.
+    """
+    documents = list(open_documents(find_files(args.files, ours)))
+    if not any(document.pages for document in documents):
+        others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
+        raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
+    return documents
+
+
+@dataclass(frozen=True)
+class DocumentJob:
+    """A walk through the pages of documents, of which a journal keeps what is done.
+
+    Attributes:
+        journal: its path.
+        settings: beside the weights and the task, what decides the answers.
+    """
+
+    args: argparse.Namespace
+    documents: Sequence[Document]
+    task: PageTask
+    journal: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def pages(self) -> int:
+        return sum(len(document.pages) for document in self.documents)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, as JSON values."""
+        args = self.args
+        options = {name: value for name, value in self.task.options.items() if name != "structured_outputs"}
+        return {
+            "weights": directory_of(args).fingerprint,
+            **{name: getattr(args, name) for name in PLACES},
+            "question": self.task.question,
+            "options": options,
+            **self.settings,
+        }
+
+    def dry_run(self) -> int:
+        """Print what the run would cost; nothing is written."""
+        done = Done()
+        for key in keys_done(self.journal, self.identity()):
+            done.add(key, {}, keep=False)
+        with loaded(self.args) as vlm:
+            vlm.progress = None
+            found = estimate(vlm, self.documents, done, self.task, concurrency=self.args.concurrency)
+        failed = [document for document in self.documents if document.error]
+        report_failures([{"file": document.name, "error": document.error} for document in failed])
+        counts = {"documents": len(self.documents), "failed": len(failed), **asdict(found)}
+        if self.args.json:
+            put_json({"dry_run": True, **counts})
+        else:
+            put(
+                f"{counts['documents']} documents ({len(failed)} cannot be read), {found.pages} pages to answer: about "
+                f"{found.prompt_tokens} prompt and {found.output_tokens} output tokens, {found.seconds} s with the "
+                f"model loaded (measured on {found.measured} of them; {found.unanswered} more could not be answered)"
+            )
+        return 0
+
+    def run(self, done: Done, on_document: Callable[[Document, list[Value]], None]) -> None:
+        """Answer what is not done, and hand each document on when it and those before it are complete.
+
+        Raises:
+            KeyboardInterrupt: with how many pages are kept.
+        """
+        keys = {key for document in self.documents for key in keys_of(document)}
+        missing = [key for key in keys if key not in done]
+        count = len(keys) - len(missing)
+        try:
+            with ExitStack() as stack:
+                vlm = None
+                bar = stack.enter_context(progress_bars("pages"))
+                if missing:
+                    vlm = stack.enter_context(loaded(self.args))
+                    vlm.progress = None  # one bar is enough
+
+                def report() -> None:
+                    nonlocal count
+                    count += 1
+                    if bar:
+                        bar("Pages", count, len(keys))
+
+                walk = answer_documents(
+                    vlm, self.documents, done, self.task, concurrency=self.args.concurrency, report=report
+                )
+                for document, values in walk:
+                    on_document(document, values)
+        except KeyboardInterrupt:
+            kept = f"{count} of {len(keys)} pages are kept; the same command goes on from there"
+            raise KeyboardInterrupt(kept) from None
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """The error of a row, with the file and the page that it is about."""
+    page = f", page {row['page']}" if row.get("page") else ""
+    reason = str(row["error"])
+    return reason if reason.startswith(str(row["file"])) else f"{row['file']}{page}: {reason}"
+
+
+def report_failures(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say what failed, on stderr; many of them in part."""
+    for row in rows[:20]:
+        say(harmless(named(row)))
+    if len(rows) > 20:
+        print(f"… and {len(rows) - 20} more", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""pocketvlm read FILE… --out DIR: the text of documents, a file each, and an index of their pages."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.cli.common import directory_of, files_read
+from pocketvlm.cli.console import put, put_json
+from pocketvlm.cli.document_job import (
+    EXIT,
+    DocumentJob,
+    add_document_arguments,
+    check_options,
+    open_all,
+    prompts_of,
+    report_failures,
+)
+from pocketvlm.documents.inputs import Document
+from pocketvlm.documents.journal import Value, open_done
+from pocketvlm.documents.reading import (
+    FAILED,
+    FORMATS,
+    INDEX,
+    JOURNAL,
+    index_rows,
+    make_folder,
+    output_names,
+    transcription,
+    written,
+)
+from pocketvlm.documents.tables import write_rows
+from pocketvlm.errors import ConfigError
+from pocketvlm.files import check_output, whole_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "pocketvlm read [options] FILE ... --out DIR"
+    parser.epilog = (
+        f"DIR/{INDEX} has a line for each page. DIR/{JOURNAL} keeps the pages that are done: the same command goes on "
+        f"after a stop, and with --overwrite reads only what is new. {EXIT}"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder, made if it is not there")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="of the files (default markdown)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    add_document_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    prompt, prompts = prompts_of(args, args.format)
+    options = check_options(args)
+    documents = open_all(args, lambda path: args.out in path.parents)
+    names = dict(zip(documents, output_names(documents, args.format), strict=True))
+    job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
+    if args.dry_run:
+        return job.dry_run()
+    index, failures = args.out / INDEX, args.out / FAILED
+    inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
+    _check(args, job, [index, failures, *(args.out / name for name in names.values())], inputs)
+    make_folder(args.out)
+    rows: list[dict[str, Any]] = []
+
+    def write(document: Document, values: list[Value]) -> None:
+        out = None
+        if not document.error:
+            out = args.out / names[document]
+            make_folder(out.parent)
+            with whole_file(out) as file:
+                file.write(written(document, values, args.format).encode(errors="replace"))
+        rows.extend(index_rows(document, values, None if out is None else str(names[document])))
+
+    with open_done(args.out / JOURNAL, job.identity()) as done:
+        job.run(done, write)
+    failed = [row for row in rows if row["error"]]
+    if failed or failures.exists():
+        write_rows(failures, lambda: failed)
+    write_rows(index, lambda: rows)
+    report_failures(failed)
+    seconds = time.perf_counter() - began
+    if args.json:
+        put_json(
+            {
+                "documents": len(documents),
+                "pages": job.pages,
+                "failed": len(failed),
+                "seconds": round(seconds, 3),
+                "out": str(args.out),
+            }
+        )
+    else:
+        put(f"{len(documents)} documents, {job.pages} pages, {len(failed)} failed, {seconds:.1f} s: {args.out}")
+    return int(bool(failed))
+
+
+def _check(args: argparse.Namespace, job: DocumentJob, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuse what must not be written over, before any page is read: inputs, and without --overwrite what is there and
+    is not of an earlier run that was stopped."""
+    read = {(found.st_dev, found.st_ino) for path in inputs if path.exists() for found in [path.stat()]}
+    may_go_on = args.overwrite or (job.journal.exists() and not outputs[0].exists())
+    for out in outputs:
+        if not out.parent.is_dir():
+            continue  # it will be made
+        if not check_output(out):
+            continue
+        found = out.stat()
+        if (found.st_dev, found.st_ino) in read:
+            raise ConfigError(f"{out} is both input and output", hint="Give another folder.")
+        if not may_go_on:
+            raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another folder.")

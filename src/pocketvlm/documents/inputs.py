@@ -1,0 +1,149 @@
+"""What a user named (files, folders, globs) → documents: their pages, the hash of their content, or what is wrong."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media.page_reader import open_pages
+from pocketvlm.processing.media.pages import split_pages
+from pocketvlm.processing.media.pdf import Resolution
+from pocketvlm.processing.media.sources import is_path
+
+_MANY = MediaLimits(max_images=1_000_000)  # pages are asked for one by one, so that a document may have many
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One file.
+
+    Attributes:
+        name: as the user wrote it, or as it was found.
+        path: of the file, without a choice of pages.
+        pages: those wanted, counted from 1; none where `error` says why.
+        digest: SHA-256 of its content, in hex; "" where it could not be read.
+        place: below the folder that was named, or its name alone.
+        choice: what stands behind the # of its name.
+    """
+
+    name: str
+    path: Path
+    pages: tuple[int, ...] = ()
+    digest: str = ""
+    error: str | None = None
+    place: Path = Path()
+    choice: str | None = None
+
+
+class Found(NamedTuple):
+    """A file that is meant.
+
+    Attributes:
+        name: as the user wrote it, or as it was found.
+        place: below the folder that was named, or its name alone.
+    """
+
+    name: str
+    place: Path
+
+
+def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path: False) -> list[Found]:
+    """The files that are meant, each once: of a folder all below it but hidden ones and links to folders, in sorted
+    order.
+
+    Args:
+        ours: tells files that the run itself writes, which are left out of folders and patterns.
+
+    Raises:
+        ConfigError: a word names nothing, no ordinary file, or a folder without files, or one that cannot be listed.
+    """
+    found: dict[str, Path] = {}
+    for word in words:
+        try:
+            found |= _found(word, ours)
+        except (OSError, ValueError) as error:  # too long, with a zero byte, or closed to us
+            if isinstance(error, ConfigError):
+                raise
+            reason = error.strerror if isinstance(error, OSError) else "it is no path"
+            raise ConfigError(
+                f"{word!r:.80} cannot be read: {reason}", hint="Name files, folders or patterns."
+            ) from None
+    if not found:
+        raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf'.")
+    return [Found(name, place) for name, place in found.items()]
+
+
+def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:
+    """Names and places of what one word means."""
+    if not word:  # which a path would take for the working directory
+        raise ConfigError("the name of a file is empty", hint="Name files, folders or patterns.")
+    bare, _ = split_pages(word)
+    path = Path(str(bare))
+    if path.is_dir():
+        if str(bare) != word:
+            raise ConfigError(f"{word!r:.200} chooses pages of a folder", hint="Choose them behind the name of a file.")
+        inside = sorted(one for one in _below(path) if not ours(one))
+        if not inside:
+            raise ConfigError(f"the folder {word} holds no file to read", hint="Name one that does.")
+        return {_as_path(one): one.relative_to(path) for one in inside}
+    if path.is_file():
+        return {word if is_path(str(bare)) else f"./{word}": Path(path.name)}
+    if path.exists():
+        raise ConfigError(f"{word!r:.200} is no ordinary file", hint="Name files, folders or patterns.")
+    matches = (Path(one) for one in sorted(glob.glob(word, recursive=True)))  # noqa: PTH207
+    if names := {_as_path(one): Path(one.name) for one in matches if one.is_file() and not ours(one)}:
+        return names
+    raise ConfigError(f"there is no file {word!r:.200}", hint="Name files, folders or patterns.")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Ordinary files in a folder and below it; `OSError` where one cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = (Path(place, name) for name in files if not name.startswith("."))
+        yield from (path for path in here if path.is_file())
+
+
+def _as_path(path: Path) -> str:
+    """A name that nothing takes for an address, whatever the file is called."""
+    return str(path) if is_path(str(path)) else f"./{path}"
+
+
+def open_documents(files: Iterable[Found], resolution: Resolution | None = None) -> Iterator[Document]:
+    """Look into each file; what is wrong with one is its `error`, and the others go on."""
+    for name, place in files:
+        bare, choice = split_pages(name)
+        path = Path(str(bare))
+        about: dict[str, Any] = {"name": name, "path": path, "place": place, "choice": choice}
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with open_pages(name, _MANY, True, resolution or Resolution()) as pages:
+                for index in pages.indices[:1]:
+                    pages.reader.size(index)  # some readers look into the file only now
+                numbers = tuple(dict.fromkeys(index + 1 for index in pages.indices))
+            yield Document(**about, pages=numbers, digest=digest)
+        except (MediaError, OSError) as error:
+            reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            yield Document(**about, error=reason)
+
+
+def page_source(document: Document, page: int) -> str:
+    """What names one page of a document to the model: pictures have no choice of pages."""
+    path = _as_path(document.path)
+    if document.pages == (1,) and document.choice is None:
+        return path
+    # A file may be called as if it were a page of another one.
+    ways = (f"{path}#{way}" for way in (page, f"page={page}", f"{page}-{page}", f"{page:04}"))
+    return next(way for way in ways if not os.path.lexists(way))

@@ -1,0 +1,104 @@
+"""Pages of documents → what became of each: many are under way at a time, and documents come out in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.documents.inputs import Document, page_source
+from pocketvlm.documents.journal import Done, Key, Value
+from pocketvlm.errors import PocketVLMError
+
+if TYPE_CHECKING:
+    from pocketvlm.api.answers import Answer
+    from pocketvlm.api.vlm import VLM
+
+CONCURRENCY = 16  # pages under way at a time: as many as a step of the engine decodes well, and some being opened
+
+
+@dataclass(frozen=True)
+class PageTask:
+    """What every page is asked, and what becomes of its answer.
+
+    Attributes:
+        question: behind the picture of the page.
+        value_of: an answer → JSON values, "error" among them: None, or what is wrong with it.
+        lost: what stands there for a page that has no answer; the reason is added as "error".
+        options: of pictures and sampling.
+    """
+
+    question: str
+    value_of: Callable[[Answer], Value]
+    lost: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def failed(self, reason: object) -> Value:
+        return {**self.lost, "error": str(reason)}
+
+
+def keys_of(document: Document) -> list[Key]:
+    """Of its pages, in their order."""
+    return [(document.digest, page) for page in document.pages]
+
+
+def answer_documents(
+    vlm: VLM | None,
+    documents: Sequence[Document],
+    done: Done,
+    task: PageTask,
+    *,
+    concurrency: int = CONCURRENCY,
+    report: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Document, list[Value]]]:
+    """Each document with what became of its pages, in order, as soon as it and those before it are complete.
+
+    The same page under two names is asked once. A page that cannot be read, or whose answer was lost, has its reason
+    as `error`; the next run tries it again.
+
+    Args:
+        vlm: None where all pages are done.
+        concurrency: pages under way at a time.
+        report: called after each page that was answered now.
+
+    Raises:
+        ConfigError: the options cannot be honoured, whatever the page; nothing was asked then.
+        OutputError: a page could not be noted.
+    """
+    waiting = iter(documents)
+    current = next(waiting, None)
+
+    def complete() -> Iterator[tuple[Document, list[Value]]]:
+        nonlocal current
+        while current is not None and all(key in done for key in keys_of(current)):
+            yield current, [done.get(key) or {} for key in keys_of(current)]
+            current = next(waiting, None)
+
+    yield from complete()
+    if current is None:
+        return
+    assert vlm is not None
+    vlm.prepare([{"role": "user", "content": task.question}], task.options)  # said once, and not of each page
+    for key, outcome in vlm.as_completed(requests_of(documents, done, task), ahead=concurrency):
+        if isinstance(outcome, PocketVLMError):
+            done.add(key, task.failed(outcome), keep=False)
+        elif isinstance(outcome, Exception):
+            raise outcome  # a fault of ours, or the engine's: no page after it would fare better
+        else:
+            done.add(key, task.value_of(outcome[0]))
+        report()
+        yield from complete()
+
+
+def requests_of(
+    documents: Sequence[Document], done: Done, task: PageTask
+) -> Iterator[tuple[Key, list[dict[str, Any]], Mapping[str, Any]]]:
+    """What is asked about each page that is not done, as `VLM.as_completed` takes it."""
+    asked = set[Key]()
+    for document in documents:
+        for key in keys_of(document):
+            if key not in done and key not in asked:
+                asked.add(key)
+                image = {"type": "image", "image": page_source(document, key[1])}
+                text = {"type": "text", "text": task.question}
+                yield key, [{"role": "user", "content": [image, text]}], task.options

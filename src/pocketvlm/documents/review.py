@@ -1,0 +1,97 @@
+"""Pages of which the model was not sure → an HTML file in which a person corrects them, by keyboard and offline.
+
+What was checked is exported as lines that `pocketvlm tune` takes. The file holds the pictures, sends nothing and loads
+nothing (its Content Security Policy names its own script by its hash).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import Any
+
+from PIL import Image
+
+from pocketvlm.documents.inputs import Document, page_source
+from pocketvlm.documents.journal import Done, Value
+from pocketvlm.documents.pages import keys_of
+from pocketvlm.processing.media.load_image import load_image
+
+MAX_PAGES = 300  # of a file: a hundred megabytes of pictures
+_LONGEST_SIDE, _QUALITY = 1400, 80  # of a picture: to be read on a screen
+_FOLDER = resources.files("pocketvlm.documents") / "review_page"
+
+Doubtful = tuple[Document, int, Value]
+
+
+def doubtful_pages(documents: Sequence[Document], done: Done, threshold: float) -> Iterator[Doubtful]:
+    """Pages with a field whose confidence is below `threshold`, in the order of the documents, each content once."""
+    seen = set()
+    for document in documents:
+        for key in keys_of(document):
+            value = done.get(key)
+            if key in seen or not value or value["data"] is None:
+                continue
+            sure = value["confidence"].values()  # none where the model's tokens could not be told apart
+            if not sure or any(confidence < threshold for confidence in sure):
+                seen.add(key)
+                yield document, key[1], value
+
+
+def review_page(pages: Sequence[Doubtful], question: str, threshold: float) -> str:
+    """The HTML file.
+
+    Args:
+        pages: at most `MAX_PAGES` are sensible.
+        question: what each page was asked, for the lines that are exported.
+        threshold: fields below it are marked.
+    """
+    style, script = (
+        (_FOLDER / f"review.{ending}").read_text(encoding="utf-8").replace("\r\n", "\n") for ending in ("css", "js")
+    )
+    review = {"question": question, "threshold": threshold, "pages": [_page(*page) for page in pages]}
+    # A "<" of a document could end the element that holds it.
+    data = json.dumps(review, ensure_ascii=False).replace("<", "\\u003c")
+    parts = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script), "review": data}
+    text = (_FOLDER / "review.html").read_text(encoding="utf-8")
+    # In one pass: what a document says is no place for another part.
+    pieces = [parts[piece] if number % 2 else piece for number, piece in enumerate(_split(text))]
+    return "".join(pieces)
+
+
+def _split(text: str) -> list[str]:
+    """Text and the names of its places, in turns."""
+    pieces: list[str] = []
+    for piece in text.split("{"):
+        name, brace, rest = piece.partition("}")
+        pieces += [name, rest] if brace and pieces else [piece]
+    return pieces
+
+
+def _page(document: Document, page: int, value: Value) -> dict[str, Any]:
+    source = page_source(document, page)
+    choice = source.removeprefix("./").removeprefix(str(document.path))
+    return {
+        "file": document.name,
+        "page": page,
+        "data": value["data"],
+        "confidence": value["confidence"],
+        "picture": _data_url(source),
+        "source": f"{document.path.resolve()}{choice}",
+    }
+
+
+def _data_url(source: str) -> str:
+    picture = Image.fromarray(load_image(source))
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

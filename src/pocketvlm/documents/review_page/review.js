@@ -1,0 +1,143 @@
+// Pages of which the model was not sure: a person corrects them by keyboard and exports lines for `pocketvlm tune`.
+"use strict";
+const review = JSON.parse(document.getElementById("review").textContent);
+const pages = review.pages.map((page) => ({ ...page, data: structuredClone(page.data), checked: false }));
+const [picture, form, title, place] = ["picture", "fields", "title", "place"].map((id) => document.getElementById(id));
+let current = 0;
+
+/** Every value that is no object and no array, with the keys that lead to it. */
+function leaves(value, keys = []) {
+  if (value === null || typeof value !== "object") return [{ keys, value }];
+  return Object.entries(value).flatMap(([key, inner]) => leaves(inner, [...keys, key]));
+}
+
+function setAt(data, keys, value) {
+  const holder = keys.slice(0, -1).reduce((inner, key) => inner[key], data);
+  holder[keys.at(-1)] = value;
+}
+
+/** A field whose value keeps its type: what was a number stays one. */
+function control({ keys, value }, page) {
+  const input = document.createElement(typeof value === "boolean" ? "select" : "input");
+  if (typeof value === "boolean") {
+    for (const text of ["true", "false"]) input.append(new Option(text, text, false, text === String(value)));
+  } else {
+    if (typeof value === "number") input.inputMode = "decimal";
+    input.value = value === null ? "" : String(value);
+  }
+  input.addEventListener("input", () => {
+    const text = input.value;
+    let made = text;
+    if (typeof value === "number") {
+      made = Number(text);
+      input.setCustomValidity(text.trim() === "" || !Number.isFinite(made) ? "a number, such as 11.60" : "");
+      if (!input.validity.valid) return;
+    } else if (typeof value === "boolean") made = text === "true";
+    else if (value === null && text === "") made = null;
+    setAt(page.data, keys, made);
+  });
+  return input;
+}
+
+function show(number) {
+  current = Math.max(0, Math.min(pages.length - 1, number));
+  const page = pages[current];
+  picture.src = page.picture;
+  picture.alt = `page ${page.page} of ${page.file}`;
+  title.textContent = `${page.file}, page ${page.page}`;
+  form.replaceChildren();
+  for (const leaf of leaves(page.data)) {
+    const name = leaf.keys.map((key) => key.replace(/[\\.]/g, "\\$&")).join(".");
+    const sure = page.confidence[name];
+    const field = document.createElement("div");
+    field.className = sure !== undefined && sure < review.threshold ? "field doubtful" : "field";
+    const input = control(leaf, page);
+    input.id = `field-${name}`;
+    input.name = name;
+    const label = document.createElement("label");
+    label.htmlFor = input.id;
+    label.textContent = name;
+    const note = document.createElement("span");
+    note.className = "help";
+    note.textContent = sure === undefined ? "" : `${Math.round(sure * 100)} %`;
+    field.append(label, note, input);
+    form.append(field);
+  }
+  report();
+  (form.querySelector(".doubtful :is(input, select)") ?? form.querySelector("input, select"))?.focus();
+}
+
+function report() {
+  const checked = pages.filter((page) => page.checked).length;
+  place.textContent = `${current + 1} of ${pages.length}, ${checked} checked`;
+}
+
+/** The next doubtful field; behind the last one the page is checked, and the next page comes. */
+function forward() {
+  const wrong = form.querySelector(":invalid");
+  if (wrong) {
+    wrong.reportValidity();
+    return;
+  }
+  const here = document.activeElement;
+  const fields = [...form.querySelectorAll(".doubtful :is(input, select)")];
+  const isBehind = (field) => here.compareDocumentPosition(field) & Node.DOCUMENT_POSITION_FOLLOWING;
+  // From a field that is sure as well: the next doubtful one, or the first.
+  const next = fields.find(isBehind) ?? (fields.includes(here) ? undefined : fields[0]);
+  if (next) {
+    next.focus();
+    return;
+  }
+  pages[current].checked = true;
+  if (current + 1 < pages.length) show(current + 1);
+  else report();
+}
+
+/** JSON with a space behind commas and colons, as the model was asked for it. */
+function spaced(value) {
+  if (Array.isArray(value)) return `[${value.map(spaced).join(", ")}]`;
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value)
+    .map(([key, inner]) => `${JSON.stringify(key)}: ${spaced(inner)}`)
+    .join(", ")}}`;
+}
+
+function exported() {
+  return pages
+    .filter((page) => page.checked)
+    .map((page) =>
+      JSON.stringify({
+        messages: [
+          { role: "user", content: `<image>${review.question}` },
+          { role: "assistant", content: spaced(page.data) },
+        ],
+        images: [page.source],
+      }),
+    )
+    .map((line) => `${line}\n`)
+    .join("");
+}
+
+function save() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([exported()], { type: "application/jsonl" }));
+  link.download = "corrections.jsonl";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+document.addEventListener("keydown", (event) => {
+  const step = { PageDown: 1, PageUp: -1 }[event.key];
+  if (event.key === "Enter" && form.contains(document.activeElement)) forward();
+  else if (step) show(current + step);
+  else if (event.key === "s" && (event.ctrlKey || event.metaKey)) save();
+  else return;
+  event.preventDefault();
+});
+document.getElementById("right").addEventListener("click", () => {
+  [...form.querySelectorAll(".doubtful :is(input, select)")].at(-1)?.focus();
+  forward();
+});
+document.getElementById("save").addEventListener("click", save);
+form.addEventListener("submit", (event) => event.preventDefault());
+show(0);

@@ -1,0 +1,105 @@
+"""What a user calls a schema → a JSON schema: a packaged name, a file, `module:Class` of Pydantic, or a short form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.errors import ConfigError
+
+_FOLDER = resources.files("pocketvlm.documents") / "schemas"
+NAMES = ("business_card", "form", "invoice", "receipt", "table")
+_LONGEST = 200  # characters of a text of the short form: small models do not always find its end
+_TYPES: dict[str, dict[str, Any]] = {
+    "string": {"type": "string", "maxLength": _LONGEST},
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "boolean": {"type": "boolean"},
+    "date": {"type": "string", "maxLength": 40},  # as printed: the model copies, it does not convert
+}
+_HINT = f"Give {', '.join(NAMES)}, a JSON schema file, module:Class, or 'total: number, shop: string'."
+
+
+def schema_of(given: Any) -> dict[str, Any]:
+    """Read what `read_schema` does; or take a JSON schema as a dict, or a class of Pydantic.
+
+    Raises:
+        ConfigError: it is none of these, or no schema of objects.
+    """
+    if isinstance(given, str):
+        return read_schema(given)
+    if callable(made := getattr(given, "model_json_schema", None)):
+        given = made()
+    if not isinstance(given, dict):
+        raise ConfigError(f"the schema is of type {type(given).__name__}", hint="Give a dict, a class or text.")
+    return _checked(given, "the schema")
+
+
+def read_schema(text: str) -> dict[str, Any]:
+    """Read a schema, whose answers are objects.
+
+    Raises:
+        ConfigError: it is none of the forms, or no schema of objects.
+    """
+    if text in NAMES:
+        schema = json.loads((_FOLDER / f"{text}.json").read_text(encoding="utf-8"))
+    elif text.endswith(".json") or _is_file(text):
+        schema = _of_file(Path(text))
+    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) and text.rpartition(":")[2] not in _TYPES:
+        schema = _of_class(text)
+    else:
+        schema = _of_words(text)
+    return _checked(schema, repr(text)[:80])
+
+
+def _checked(schema: Any, name: str) -> dict[str, Any]:
+    if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
+        raise ConfigError(f"{name} is no schema of an object with properties", hint=_HINT)
+    return schema
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # a short form may be longer than any name
+        return False
+
+
+def _of_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"the schema {path} cannot be read ({error.strerror})", hint=_HINT) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON schema: {error}", hint=_HINT) from None
+
+
+def _of_class(text: str) -> Any:
+    module, _, name = text.partition(":")
+    sys.path.insert(0, "")  # a module beside the user, as with `python -m`
+    try:
+        return getattr(importlib.import_module(module), name).model_json_schema()
+    except Exception as error:  # whatever the user's module does
+        raise ConfigError(f"{text} is no Pydantic class: {error}", hint=_HINT) from None
+    finally:
+        sys.path.remove("")
+
+
+def _of_words(text: str) -> dict[str, Any]:
+    properties = {}
+    for piece in text.split(","):
+        name, colon, kind = (part.strip() for part in piece.partition(":"))
+        if not name or not colon or kind not in _TYPES or name in properties:
+            raise ConfigError(f"{piece.strip()!r:.80} is no field of a schema", hint=_HINT)
+        properties[name] = _TYPES[kind]
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

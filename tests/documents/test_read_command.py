@@ -1,0 +1,220 @@
+"""`pocketvlm read`: a file for each document, in the order of its pages, and an index; and both jobs as iterators."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.command import run
+from PIL import Image
+
+import pocketvlm
+from pocketvlm import documents
+from pocketvlm.documents.inputs import Document
+from pocketvlm.documents.reading import as_html, output_names, written
+from pocketvlm.errors import ConfigError
+from pocketvlm.prompts import packaged, read_prompts
+
+WORD, NUMBER = Path("examples/word.png").resolve(), Path("examples/number.png").resolve()
+ASK = ("--prompt", "What is the word?")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A document of two pages, a picture of the same name in a folder below, and one that is broken."""
+    made = tmp_path / "in"
+    (made / "sub").mkdir(parents=True)
+    Image.open(WORD).save(made / "a.tif", save_all=True, append_images=[Image.open(NUMBER)])
+    Image.open(WORD).save(made / "sub/a.png")
+    (made / "b.jpg").write_bytes(b"\xff\xd8broken")
+    return made
+
+
+def index_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+
+
+def test_each_document_has_a_file_and_each_page_a_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out/deep"
+    status, text, err = run(capsys, "read", str(folder), "--out", str(out), "--json", *ASK)
+    assert status == 1
+    summary = json.loads(text)
+    assert (summary["documents"], summary["pages"], summary["failed"], summary["out"]) == (3, 3, 1, str(out))
+    index = index_of(out)
+    assert [(Path(row["file"]).name, row["page"], row["out"]) for row in index] == [
+        ("a.tif", 1, "a.md"),
+        ("a.tif", 2, "a.md"),
+        ("b.jpg", None, None),
+        ("a.png", 1, "sub/a.md"),
+    ]
+    assert index[2]["error"] in err
+    for row in (index[0], index[1], index[3]):
+        assert row["error"] is None
+        assert row["finish_reason"] == "stop"
+        assert row["tokens"] > 0
+        assert row["mean_logprob"] <= 0
+    first, second = (out / "a.md").read_text().split("<!-- page 2 -->")
+    assert first.startswith("<!-- page 1 -->\n\ncastle")
+    assert second.strip()
+    assert (out / "sub/a.md").read_text() == "castle\n"
+    assert json.loads((out / "failed.jsonl").read_text())["error"] == index[2]["error"]
+    assert run(capsys, "read", str(folder), "--out", str(out), *ASK)[0] == 2
+    assert run(capsys, "read", str(folder), "--out", str(out), *ASK, "--overwrite")[0] == 1
+    assert index_of(out) == index
+
+
+def test_other_forms(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "read", str(folder / "a.tif"), "--out", str(out), "--format", "text", *ASK)[0] == 0
+    pages = (out / "a.txt").read_text().split("\f")
+    assert pages[0] == "castle\n"
+    assert len(pages) == 3  # each of the two ends in a form feed
+    assert not pages[2]
+    out = tmp_path / "html"
+    assert run(capsys, "read", f"{folder / 'a.tif'}#1", "--out", str(out), "--format", "html", *ASK)[0] == 0
+    assert '<section data-page="1">\n<p>castle</p>' in (out / "a-1.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "![x](https://a.b/c.png)",
+        "[x](javascript:alert(1))",
+    ],
+)
+def test_html_of_a_model_does_nothing(hostile: str) -> None:
+    made = as_html(f"# A\n\n{hostile}\n\n| a | b |\n| - | - |\n| 1 | 2 |")
+    for tag in ("<script", "<img", 'href="javascript'):
+        assert tag not in made
+    assert "<td>2</td>" in made
+
+
+def test_boxes_are_kept_in_html() -> None:
+    made = as_html("<ref>total</ref><box>1 20 300 1000</box>")
+    assert '<span class="ref">total</span><span class="box" data-box="1 20 300 1000"></span>' in made
+
+
+def test_no_two_documents_have_one_name() -> None:
+    places = ("a.png", "a.pdf", "A.PNG", "sub/a.png", "a.md.png", "a.png")
+    names = output_names([Document(name=p, path=Path(p), place=Path(p)) for p in places], "markdown")
+    assert [str(name) for name in names[:2]] == ["a.md", "a.pdf.md"]
+    assert len({str(name).lower() for name in names}) == len(places)
+    chosen = Document(name="a.pdf#2-5", path=Path("a.pdf"), place=Path("a.pdf"), choice="2-5")
+    assert output_names([chosen], "html") == [Path("a-2-5.html")]
+
+
+def test_names_leave_room_for_folders_and_for_our_own_files() -> None:
+    long = "x" * 251
+    places = (
+        "a.png",
+        "a.md/x.png",
+        "index.jsonl/y.png",
+        ".journal/z.png",
+        f"{long}.png",
+        f"{long}.jpg",
+        "Index.jsonl/q",
+    )
+    names = output_names([Document(name=p, path=Path(p), place=Path(p)) for p in places], "markdown")
+    assert len(set(names)) == len(names)
+    folders = {parent for name in names for parent in name.parents}
+    assert not folders & {Path("index.jsonl"), Path(".journal"), Path("Index.jsonl"), *names}
+    assert all(len(part.encode()) <= 255 for name in names for part in name.parts)
+
+
+def test_files_of_the_user_are_not_written_over(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "sub")
+    Path("a.md").write_text("mine")
+    status, _, err = run(capsys, "read", "a.png", "--out", ".", *ASK)
+    assert status == 2
+    assert err == "pocketvlm read: a.md is already there. Pass --overwrite, or give another folder.\n"
+    assert Path("a.md").read_text() == "mine"
+    assert not Path(".journal").exists()
+
+
+def test_a_run_into_its_own_folder_goes_on(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "b.jpg").unlink()
+    args = ("read", str(folder), "--out", str(folder / "text"), *ASK)
+    assert run(capsys, *args)[0] == 0
+    before = {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()}
+    assert run(capsys, *args, "--overwrite")[0] == 0
+    assert {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()} == before
+    (folder / "text/index.jsonl").unlink()  # as after a kill
+    assert run(capsys, *args)[0] == 0
+    assert {path: path.read_bytes() for path in (folder / "text").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_may_be_called_as_anything(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a page, of an address, of bytes that are no text: it is the file that is read."""
+    monkeypatch.chdir(tmp_path)
+    number = Image.open(NUMBER)
+    Image.open(WORD).save("a.tif", save_all=True, append_images=[Image.open(WORD)])
+    for name in ("a.tif#2", "data:x.png", "file:y.png", os.fsdecode(b"bad\xff.png"), "line\nbreak.png"):
+        number.save(tmp_path / name, "PNG")
+    assert run(capsys, "read", ".", "--out", "out", *ASK)[0] == 0
+    assert Path("out/a.md").read_text().count("castle") == 2
+    assert len(index_of(Path("out"))) == 7
+    assert run(capsys, "read", "data:x.png", "a.tif#2", "--out", "two", *ASK)[0] == 0
+    assert [row["file"] for row in index_of(Path("two"))] == ["./data:x.png", "a.tif#2"]
+
+
+def test_what_is_no_file_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for word, said in (
+        (str(tmp_path / "pipe"), "no ordinary file"),
+        ("/dev/zero", "no ordinary file"),
+        (f"{folder}#2", "pages of a folder"),
+        ("a\0b", "files, folders or patterns"),
+        ("x" * 5000, "files, folders or patterns"),
+    ):
+        status, _, err = run(capsys, "read", word, "--out", str(tmp_path / "out"))
+        assert (status, err.count("\n")) == (2, 1), err
+        assert said in err
+
+
+def test_a_page_that_failed_says_so() -> None:
+    document = Document(name="a.pdf", path=Path("a.pdf"), pages=(2, 4))
+    values = [{"text": "one", "error": None}, {"text": "", "error": "<lost>"}]
+    assert written(document, values, "markdown").endswith("<!-- page 4 -->\n\n[page 4 could not be read: <lost>]\n")
+    assert "&lt;lost&gt;" in written(document, values, "html")
+
+
+def test_prompts_are_data(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('version = 7\ntext = "Read."\n')
+    found = read_prompts(own)
+    assert (found.version, found["text"], found["extract"]) == (7, "Read.", packaged()["extract"])
+    for bad in ("text = 3", 'other = "x"', "text = ", 'version = "1"', 'text = " "'):
+        own.write_text(bad)
+        with pytest.raises(ConfigError):
+            read_prompts(own)
+
+
+def test_the_iterators(folder: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"word": {"enum": ["castle", "garden"]}},
+        "required": ["word"],
+        "additionalProperties": False,
+    }
+    with pocketvlm.load("nano") as vlm:
+        pages = list(documents.read(vlm, folder, prompt=ASK[1]))
+        assert [(page["page"], page["text"]) for page in pages if page["text"] == "castle"] == [(1, "castle")] * 2
+        assert [page["error"] is None for page in pages] == [True, True, False, True]
+        rows = list(documents.extract(vlm, [folder / "sub/a.png", folder / "b.jpg"], schema))
+        assert [set(row) for row in rows] == [{"file", "pages", "data", "confidence", "error"}] * 2
+        assert rows[0]["data"]["word"] in ("castle", "garden")
+        with pytest.raises(ConfigError):
+            documents.extract(vlm, folder, {"type": "array"})
+        with pytest.raises(ConfigError):
+            documents.read(vlm, folder / "none.png")

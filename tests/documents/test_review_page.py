@@ -1,0 +1,101 @@
+"""`extract --review`: a person corrects what the model was not sure of, by keyboard, and the model learns it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.command import run
+from PIL import Image
+
+from pocketvlm.documents.inputs import Document
+from pocketvlm.documents.review import review_page
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"total": {"enum": ["3.10", "11.60", "7.20", "99.99"]}, "paid": {"type": "boolean"}},
+    "required": ["total", "paid"],
+    "additionalProperties": False,
+}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOW = "needs a Chromium to drive: `apt-get install chromium`, or Google Chrome"
+
+
+def corrected(page: Path, out: Path, keys: list[str]) -> None:
+    """Open the file, press keys (text is typed), and export to `out`. The file asks nobody for anything."""
+    playwright = pytest.importorskip("playwright.sync_api", reason=HOW)
+    if (found := next(filter(None, map(shutil.which, BROWSERS)), None)) is None:
+        pytest.skip(HOW)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        tab = browser.new_page()
+        asked, faults = list[str](), list[str]()
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda line: faults.append(line.text) if line.type in ("error", "warning") else None)
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(page.as_uri())
+        for key in keys:
+            if key.startswith("text:"):
+                tab.keyboard.press("ControlOrMeta+a")
+                tab.keyboard.type(key.removeprefix("text:"))
+            else:
+                tab.keyboard.press(key)
+        with tab.expect_download() as download:
+            tab.keyboard.press("Control+s")
+        download.value.save_as(out)
+        browser.close()
+    assert faults == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_a_correction_is_learnt(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, schema = tmp_path / "in", tmp_path / "schema.json"
+    folder.mkdir()
+    receipt = Image.open("examples/receipt.png")
+    receipt.save(folder / "a.tif", save_all=True, append_images=[receipt.rotate(180)])
+    schema.write_text(json.dumps(SCHEMA))
+    args = ("extract", f"{folder / 'a.tif'}#1", "--schema", str(schema), "--review", "1")
+    assert run(capsys, *args, "--out", str(tmp_path / "rows.jsonl"))[0] == 0
+    first = json.loads((tmp_path / "rows.jsonl").read_text())["data"]
+    assert first["total"] != "7.20"
+    lines = tmp_path / "corrections.jsonl"
+    other = "true" if first["paid"] is False else "false"
+    keys = ["text:7.20", "Enter", *(["ArrowDown"] if other == "false" else ["ArrowUp"]), "Enter"]
+    corrected(tmp_path / "rows.jsonl.review.html", lines, keys)
+    (line,) = map(json.loads, lines.read_text().splitlines())
+    wanted = {"total": "7.20", "paid": other == "true"}
+    assert json.loads(line["messages"][1]["content"]) == wanted
+    assert line["images"] == [f"{folder.resolve() / 'a.tif'}#1"]
+    tuned = tmp_path / "tuned"
+    steps = ("--steps", "15", "--learning-rate", "5e-3", "--batch-size", "1")
+    assert run(capsys, "tune", str(lines), "--out", str(tuned), *steps)[0] == 0
+    assert run(capsys, *args, "--out", str(tmp_path / "again.jsonl"), "--adapter", str(tuned))[0] == 0
+    assert json.loads((tmp_path / "again.jsonl").read_text())["data"] == wanted
+
+
+def test_nothing_below_the_threshold_is_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    args = ("extract", "examples/word.png", "--schema", "word: boolean", "--out", str(out), "--overwrite")
+    assert run(capsys, *args, "--review", "1")[0] == 0
+    assert (tmp_path / "rows.csv.review.html").exists()
+    status, _, err = run(capsys, *args, "--review", "0")
+    assert (status, err) == (0, "no page has a field below 0.0: there is nothing to review\n")
+    assert not (tmp_path / "rows.csv.review.html").exists()
+    for bad in ("-0.1", "1.1", "nan"):
+        assert run(capsys, *args, f"--review={bad}")[0] == 2
+
+
+def test_a_document_cannot_become_part_of_the_page(tmp_path: Path) -> None:
+    picture = tmp_path / "{script}.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    hostile = "</script><script>alert(1)</script>{style}{review}"
+    value: dict[str, Any] = {"data": {"a": hostile}, "confidence": {"a": 0.1}, "error": None}
+    document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
+    made = review_page([(document, 1, value)], f"Q {hostile}", 0.8)
+    assert made.count("<script") == 2
+    assert made.count("</style>") == 1
+    data = made.split('id="review">')[1].split("</script>")[0]
+    assert json.loads(data)["pages"][0]["data"] == {"a": hostile}

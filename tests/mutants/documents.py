@@ -1,0 +1,54 @@
+"""Changes of documents: files of a folder → text and rows."""
+
+from __future__ import annotations
+
+from mutants.mutant import of
+
+MUTANTS = [
+    *of(
+        "documents/merging.py",
+        "documents/test_rows_and_tables.py",
+        ("isinstance(value, bool) or value not in", "value not in", "test_pages_merge_by_the_stated_rules"),
+        ("    out.pop(name, None)\n", "", "test_a_value_stands_where_a_later_page_has_none"),
+    ),
+    *of(
+        "documents/fields.py",
+        "documents/test_rows_and_tables.py",
+        ('.replace(".", "\\\\.")', "", "test_no_property_name_takes_the_place_of_another"),
+    ),
+    *of(
+        "documents/tables.py",
+        "documents/test_rows_and_tables.py",
+        ('lineterminator="\\r\\n"', 'lineterminator="\\n"', "test_no_cell_breaks_a_row"),
+        ("[_harmless(row.get(name)) for", "[row.get(name) for", "test_no_cell_is_a_formula"),
+    ),
+    *of(
+        "documents/extracting.py",
+        "documents/test_rows_and_tables.py",
+        (
+            "not math.isfinite(number := float(text))",
+            "(number := float(text)) is None",
+            "test_numbers_that_no_table_holds_are_errors_of_their_page",
+        ),
+    ),
+    *of(
+        "documents/reading.py",
+        "documents/test_read_command.py",
+        ('{"html": False}', '{"html": True}', "test_html_of_a_model_does_nothing"),
+        (
+            "if others and first.lower() in OWN_FILES",
+            "if False",
+            "test_names_leave_room_for_folders_and_for_our_own_files",
+        ),
+    ),
+    *of(
+        "documents/inputs.py",
+        "documents/test_read_command.py",
+        ("for way in ways if not os.path.lexists(way))", "for way in ways)", "test_a_file_may_be_called_as_anything"),
+    ),
+    *of(
+        "documents/journal.py",
+        "documents/test_extract_command.py",
+        ("            if is_ours:\n", "            if True:\n", "test_an_unchanged_page_is_not_read_again"),
+    ),
+]
