@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from pocketvlm.synthetic import LEVELS
@@ -185,89 +186,21 @@ LOOKED_UP = (
 
 # Large steps while everything is still to be found, small ones where characters are told apart (docs/log.md).
 FINE = 0.25
-BETWEEN = 8192  # patches of the tower's own steps
+
+# Where the decoder learns.
+_with_decoder = partial(Stage, rates=HYBRID, alone=3, between=CELLS, between_patches=8192, rate=FINE)
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, alone=1, cells=1.0, as_is=0.8, rate=0.5),
     Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, alone=1, cells=1.0, rate=0.5),
-    Stage(
-        "first words",
-        FIRST_WORDS,
-        1024,
-        1.20,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        as_is=1.0,
-        rate=FINE,
-        tower_rests=True,
-    ),
-    Stage(
-        "reading aloud",
-        ALOUD,
-        3072,
-        1.60,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        rate=FINE,
-        tower_rests=True,
-    ),
-    Stage(
-        "first pairs",
-        FIRST_PAIRS,
-        3072,
-        1.40,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        questions=6,
-        rate=FINE,
-        tower_rests=True,
-    ),
-    Stage(
-        "looking up",
-        LOOKED_UP,
-        3072,
-        1.00,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        questions=6,
-        rate=FINE,
-        tower_rests=True,
-    ),
-    Stage(
-        "one picture",
-        ONE_PICTURE,
-        4096,
-        0.70,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        measured=True,
-        rate=FINE,
-    ),
-    Stage(
-        "several pictures",
-        SEVERAL_PICTURES,
-        4096,
-        0,
-        HYBRID,
-        alone=3,
-        between=CELLS,
-        between_patches=BETWEEN,
-        questions=6,
-        measured=True,
-        rate=FINE,
-    ),
+    _with_decoder("first words", FIRST_WORDS, 1024, 1.20, as_is=1.0, tower_rests=True),
+    _with_decoder("reading aloud", ALOUD, 3072, 1.60, tower_rests=True),
+    _with_decoder("first pairs", FIRST_PAIRS, 3072, 1.40, questions=6, tower_rests=True),
+    _with_decoder("looking up", LOOKED_UP, 3072, 1.00, questions=6, tower_rests=True),
+    _with_decoder("one picture", ONE_PICTURE, 4096, 0.70, measured=True),
+    _with_decoder("several pictures", SEVERAL_PICTURES, 4096, 0, questions=6, measured=True),
 )
 
 

@@ -249,12 +249,16 @@ def test_a_dry_run_leaves_a_journal_alone(
     assert journal.read_bytes() == before
 
 
-def test_what_the_run_writes_is_not_read(capsys: pytest.CaptureFixture[str], folder: Path, schema: str) -> None:
+def test_what_the_run_writes_is_not_read(
+    capsys: pytest.CaptureFixture[str], folder: Path, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = folder / "rows.csv"
     args = ("extract", str(folder), "--schema", schema, "--out", str(out))
     assert run(capsys, *args)[0] == 1
     before = out.read_bytes()
-    assert run(capsys, *args, "--overwrite")[0] == 1
+    monkeypatch.chdir(folder)
+    relative = ("extract", str(folder), "--schema", schema, "--out", "rows.csv")
+    assert run(capsys, *relative, "--overwrite")[0] == 1
     assert out.read_bytes() == before
     out.unlink()  # as after a kill
     assert run(capsys, *args)[0] == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -74,6 +74,11 @@ def check_options(args: argparse.Namespace) -> dict[str, Any]:
     options = options_of(args, PICTURES, _SAMPLING)
     read_media(args, [], options)
     return options
+
+
+def absolute(path: Path) -> Path:
+    """The same path, however it is written; links stay."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Document]:
@@ -186,4 +191,4 @@ def report_failures(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows[:20]:
         say(harmless(named(row)))
     if len(rows) > 20:
-        print(f"… and {len(rows) - 20} more", file=sys.stderr)
+        say(f"… and {len(rows) - 20} more")

@@ -15,6 +15,7 @@ from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
+    absolute,
     add_document_arguments,
     check_options,
     open_all,
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = [args.out, *([second_table(args.out)] if args.arrays == "table" and args.out.suffix == ".csv" else [])]
     options = check_options(args)
     task = extraction(schema, prompt, options)
-    documents = open_all(args, lambda path: path.parent == args.out.parent and _is_ours(path.name, args.out))
+    documents = open_all(args, lambda path: _is_ours(absolute(path), absolute(args.out)))
     inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
     for out in (*outputs, failed_path, review):
         if check_output(out, inputs=inputs) and out in outputs and not (args.overwrite or args.dry_run):
@@ -103,9 +104,9 @@ def _write_review(out: Path, doubtful: Iterator[Doubtful], question: str, thresh
     say(f"{out}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
 
 
-def _is_ours(name: str, out: Path) -> bool:
-    """Whether a file beside `out` is one that the run writes."""
-    return name in (out.name, second_table(out).name) or name.startswith(f"{out.name}.")
+def _is_ours(path: Path, out: Path) -> bool:
+    """Whether a file is one that the run writes: `out`, or one beside it."""
+    return path in (out, second_table(out)) or (path.parent == out.parent and path.name.startswith(f"{out.name}."))
 
 
 def _nothing(_document: Document, _values: list[Value]) -> None:

@@ -13,6 +13,7 @@ from pocketvlm.cli.console import put, put_json
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
+    absolute,
     add_document_arguments,
     check_options,
     open_all,
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
-    documents = open_all(args, lambda path: args.out in path.parents)
+    documents = open_all(args, lambda path: absolute(args.out) in absolute(path).parents)
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:
