@@ -188,7 +188,7 @@ LOOKED_UP = (
 FINE = 0.25
 
 # Where the decoder learns.
-_with_decoder = partial(Stage, rates=HYBRID, alone=3, between=CELLS, between_patches=8192, rate=FINE)
+_with_decoder = partial(Stage, rates=MOSTLY_4X, alone=3, between=CELLS, between_patches=8192, rate=FINE)
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
@@ -199,8 +199,8 @@ CURRICULUM: tuple[Stage, ...] = (
     _with_decoder("reading aloud", ALOUD, 3072, 1.60, tower_rests=True),
     _with_decoder("first pairs", FIRST_PAIRS, 3072, 1.40, questions=6, tower_rests=True),
     _with_decoder("looking up", LOOKED_UP, 3072, 1.00, questions=6, tower_rests=True),
-    _with_decoder("one picture", ONE_PICTURE, 4096, 0.70, measured=True),
-    _with_decoder("several pictures", SEVERAL_PICTURES, 4096, 0, questions=6, measured=True),
+    _with_decoder("one picture", ONE_PICTURE, 4096, 0.70, questions=10, measured=True),
+    _with_decoder("several pictures", SEVERAL_PICTURES, 4096, 0, questions=10, measured=True),
 )
 
 

@@ -24,6 +24,7 @@ from recipes.nano.curriculum import Share, Stage
 from recipes.nano.lookup import LookupLevel, draw_lookup
 from recipes.nano.parts import PartTargets, part_targets
 from recipes.nano.places import places
+from recipes.nano.rewording import reword
 from recipes.nano.views import EncodedPicture, encode_picture
 
 # Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
@@ -78,7 +79,8 @@ class Collator:
             share = tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
             sample = self.draw(share, (*seed, len(drawn)))
             pictures = self.encode(sample, stage, rng)
-            drawn.append((sample, pictures, self.choose(sample, rng, stage.questions)))
+            questions = [reword(rng, question) for question in self.choose(sample, rng, stage.questions)]
+            drawn.append((sample, pictures, questions))
             wanted -= sum(len(picture.patches) for picture in pictures)
         batch = self.pack(drawn, seed, stage.has_language(step), stage.cells)
         return dataclasses.replace(batch, tower_rests=batch.language and stage.tower_rests)
