@@ -24,7 +24,7 @@ def _nullable(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iter
             yield from _nullable(inner, found.get("properties", {}).get(key, {}), root, join(name, key))
         return
     if isinstance(value, list):
-        items = next((one["items"] for one in choices if "items" in one), {})
+        items: Any = next((one["items"] for one in choices if "items" in one), {})
         for index, inner in enumerate(value):
             yield from _nullable(inner, items, root, join(name, index))
         return

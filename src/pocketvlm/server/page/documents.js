@@ -75,22 +75,19 @@ async function choose(file, first, room, signal) {
     $("pages-note").textContent = `${count} page${count === 1 ? " is" : "s are"} chosen${most}.`;
     $("pages-add").disabled = count === 0 || over;
   };
-  const show = (previews) => {
-    for (const preview of previews) $("pages-list").append(entryOf(preview, chosen().length < room));
+  const show = (previews, areChosen) => {
+    for (const preview of previews) $("pages-list").append(entryOf(preview, areChosen && chosen().length < room));
     $("pages-more").hidden = boxes().length >= first.pages;
     report();
   };
-  show(first.previews);
+  show(first.previews, true);
   const more = async () => {
     const from = boxes().length + 1;
     const to = Math.min(first.pages, from + first.previews.length - 1);
     $("pages-more").disabled = true;
     try {
       const next = await ask(file, `#${from}-${to}`, undefined, signal);
-      const before = chosen().length;
-      show(next.previews);
-      if (before) for (const box of boxes().slice(from - 1)) box.checked = false; // whoever asks for more has a choice
-      report();
+      show(next.previews, false);
       boxes()[from - 1]?.focus();
     } catch (error) {
       $("pages-note").textContent = error.message;
