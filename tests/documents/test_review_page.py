@@ -11,8 +11,8 @@ import pytest
 from helpers.command import run
 from PIL import Image
 
+from pocketvlm.documents.field_kinds import field_kinds
 from pocketvlm.documents.inputs import Document
-from pocketvlm.documents.nullable import nullable_fields
 from pocketvlm.documents.review import review_page
 
 SCHEMA = {
@@ -125,7 +125,7 @@ def test_numbers_keep_their_digits_and_null_its_type(tmp_path: Path) -> None:
     assert line["messages"][1]["content"] == wanted
 
 
-def test_what_may_be_null_is_found_in_any_schema() -> None:
+def test_what_a_field_is_is_found_in_any_schema() -> None:
     price = {"anyOf": [{"type": "number"}, {"type": "null"}]}
     item = {"type": "object", "properties": {"price": price, "name": {"type": "string"}}}
     schema: dict[str, Any] = {
@@ -143,11 +143,12 @@ def test_what_may_be_null_is_found_in_any_schema() -> None:
         "self": {"a.b": None},
         "x": None,
     }
-    assert dict(nullable_fields(data, schema)) == {
-        "items.0.price": "number",
-        "items.1.price": "number",
-        "items.1.name": "string",
-        "a\\.b": "integer",
-        "self.a\\.b": "integer",
-        "x": "string",
+    assert {name: tuple(kind) for name, kind in field_kinds(data, schema)} == {
+        "items.0.price": ("number", True),
+        "items.0.name": ("string", False),
+        "items.1.price": ("number", True),
+        "items.1.name": ("string", True),
+        "a\\.b": ("integer", True),
+        "self.a\\.b": ("integer", True),
+        "x": ("string", True),
     }

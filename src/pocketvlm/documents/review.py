@@ -16,9 +16,9 @@ from typing import Any
 
 from PIL import Image
 
+from pocketvlm.documents.field_kinds import field_kinds
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Value
-from pocketvlm.documents.nullable import nullable_fields
 from pocketvlm.documents.pages import keys_of
 from pocketvlm.processing.media.load_image import load_image
 
@@ -83,7 +83,7 @@ def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]
         "data": value["data"],
         "confidence": value["confidence"],
         "digits": value.get("digits", {}),
-        "nullable": dict(nullable_fields(value["data"], schema)),
+        "kinds": {name: kind._asdict() for name, kind in field_kinds(value["data"], schema)},
         "picture": _data_url(source),
         "source": f"{document.path.resolve()}{choice}",
     }

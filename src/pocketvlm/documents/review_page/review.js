@@ -35,16 +35,9 @@ function setAt(data, keys, value) {
   holder[keys.at(-1)] = value;
 }
 
-/** What a field is, where it may be null as well as where it is not. */
-function kindOf(value, nullable) {
-  if (value instanceof Digits) return nullable === "integer" ? "integer" : "number";
-  return value === null ? (nullable ?? "string") : typeof value;
-}
-
 /** A field whose value keeps its type: what was a number stays one, and null has the type of the schema. */
 function control({ keys, value }, page) {
-  const nullable = page.nullable[nameOf(keys)];
-  const kind = kindOf(value, nullable);
+  const { kind, nullable } = page.kinds[nameOf(keys)];
   const input = document.createElement(kind === "boolean" ? "select" : "input");
   const shown = value instanceof Digits ? value.text : value === null ? "" : String(value);
   if (kind === "boolean") {
@@ -55,7 +48,7 @@ function control({ keys, value }, page) {
   }
   input.addEventListener("input", () => {
     const text = kind in NUMBERS ? input.value.trim() : input.value;
-    const isNull = text === "" && (kind === "string" ? value === null : nullable !== undefined);
+    const isNull = text === "" && (kind === "string" ? value === null : nullable);
     const isWrong = kind in NUMBERS && !isNull && !(NUMBERS[kind].test(text) && Number.isFinite(Number(text)));
     input.setCustomValidity(isWrong ? `${kind === "integer" ? "a whole number, such as 3" : "a number, such as 11.60"}` : "");
     if (isWrong) return;
