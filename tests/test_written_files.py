@@ -15,7 +15,7 @@ import pytest
 
 from pocketvlm import files
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output, lock, open_journal, whole_file
+from pocketvlm.files import check_output, file_ids, lock, open_journal, whole_file
 
 
 def other_settings(name: str, found: Any, wanted: Any) -> ConfigError:
@@ -226,3 +226,15 @@ def test_the_lock_of_windows_lies_behind_all_content(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "msvcrt", None)
     with (tmp_path / "out").open("a+b", buffering=0) as file:
         assert lock(file)
+
+
+def test_what_is_read_is_told_by_the_file_and_not_by_its_name(tmp_path: Path) -> None:
+    given, other = tmp_path / "given", tmp_path / "other"
+    given.write_text("kept")
+    os.link(given, tmp_path / "same")
+    read = file_ids([given, tmp_path / "missing", Path("a\0b")])
+    assert len(read) == 1
+    with pytest.raises(ConfigError, match="both input and output"):
+        check_output(tmp_path / "same", read=read)
+    other.write_text("free")
+    assert check_output(other, read=read)

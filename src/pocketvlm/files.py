@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -38,11 +38,25 @@ _LOCKED_BYTE = 2**40  # on Windows locked bytes cannot be read, so the one that 
 Differs = Callable[[str, Any, Any], ConfigError]
 
 
-def check_output(path: Path, *, inputs: Iterable[Path] = ()) -> bool:
+FileId = tuple[int, int]  # of the device, and of the file on it
+
+
+def file_ids(paths: Iterable[Path]) -> frozenset[FileId]:
+    """What tells files apart, whatever they are called; those that do not exist are left out."""
+    found = set()
+    for path in paths:
+        with suppress(OSError, ValueError):
+            status = path.stat()
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+def check_output(path: Path, *, inputs: Iterable[Path] = (), read: Set[FileId] = frozenset()) -> bool:
     """Refuse what no file may be written over; returns whether there is an ordinary file already.
 
     Args:
         inputs: files that are read; those that do not exist are left out.
+        read: the same as `file_ids`, of many files for which several outputs are checked.
 
     Raises:
         ConfigError: `path` names something else than an ordinary file, or one of `inputs`, or its directory is missing.
@@ -56,7 +70,8 @@ def check_output(path: Path, *, inputs: Iterable[Path] = ()) -> bool:
         if not stat.S_ISREG(found.st_mode):
             kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
             raise ConfigError(f"{path} cannot be written: it is {kind}", hint="Name an ordinary file, or a new one.")
-        if any(os.path.samestat(found, given.stat()) for given in inputs if given.exists()):
+        own = (found.st_dev, found.st_ino)
+        if own in read or own in file_ids(inputs):
             raise ConfigError(f"{path} is both input and output", hint="Give the output another name.")
     except (OSError, ValueError) as error:  # a name that is too long, or with a zero byte
         if isinstance(error, ConfigError):

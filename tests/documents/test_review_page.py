@@ -11,6 +11,7 @@ import pytest
 from helpers.command import run
 from PIL import Image
 
+from pocketvlm.documents.field_kinds import field_kinds
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.review import review_page
 
@@ -94,8 +95,60 @@ def test_a_document_cannot_become_part_of_the_page(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script>{style}{review}"
     value: dict[str, Any] = {"data": {"a": hostile}, "confidence": {"a": 0.1}, "error": None}
     document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
-    made = review_page([(document, 1, value)], f"Q {hostile}", 0.8)
+    made = review_page([(document, 1, value)], f"Q {hostile}", 0.8, SCHEMA)
     assert made.count("<script") == 2
     assert made.count("</style>") == 1
     data = made.split('id="review">')[1].split("</script>")[0]
     assert json.loads(data)["pages"][0]["data"] == {"a": hostile}
+
+
+def test_numbers_keep_their_digits_and_null_its_type(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    data = {"total": 11.6, "count": 3, "tax": None, "paid": None, "note": None, "items": [{"price": 2.5}]}
+    kinds = {"total": "number", "count": "integer", "tax": ["number", "null"], "paid": ["boolean", "null"]}
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": kind} for name, kind in {**kinds, "note": ["null", "string"]}.items()},
+    }
+    digits = {"total": "11.60", "items.0.price": "2.50"}
+    doubtful = dict.fromkeys(("total", "count", "tax", "paid", "note"), 0.1)
+    value: dict[str, Any] = {"data": data, "confidence": doubtful, "error": None, "digits": digits}
+    document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
+    page, out = tmp_path / "review.html", tmp_path / "out.jsonl"
+    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema))
+    # "0x10" is no number of JSON, and 1.5 no whole one: neither is let past.
+    keys = ["Enter", "text:1.5", "Enter", "text:4", "Enter", "text:0x10", "Enter", "text:2.50", "Enter", "ArrowDown"]
+    corrected(page, out, [*keys, "Enter", "Enter"])
+    (line,) = map(json.loads, out.read_text().splitlines())
+    wanted = '{"total": 11.60, "count": 4, "tax": 2.50, "paid": true, "note": null, "items": [{"price": 2.50}]}'
+    assert line["messages"][1]["content"] == wanted
+
+
+def test_what_a_field_is_is_found_in_any_schema() -> None:
+    price = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    item = {"type": "object", "properties": {"price": price, "name": {"type": "string"}}}
+    schema: dict[str, Any] = {
+        "$defs": {"Item": item},
+        "type": "object",
+        "properties": {
+            "items": {"type": "array", "items": {"$ref": "#/$defs/Item"}},
+            "a.b": {"type": ["integer", "null"]},
+            "self": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}, {"type": "null"}]},
+        },
+    }
+    data = {
+        "items": [{"price": None, "name": "tea"}, {"price": 2.5, "name": None}],
+        "a.b": 3,
+        "self": {"a.b": None},
+        "x": None,
+    }
+    assert {name: tuple(kind) for name, kind in field_kinds(data, schema)} == {
+        "items.0.price": ("number", True),
+        "items.0.name": ("string", False),
+        "items.1.price": ("number", True),
+        "items.1.name": ("string", True),
+        "a\\.b": ("integer", True),
+        "self.a\\.b": ("integer", True),
+        "x": ("string", True),
+    }

@@ -243,3 +243,11 @@ def test_every_field_has_a_confidence_whatever_its_tokens(texts: list[str], size
     found = confidences(Answer(answer, Usage(1, 0, len(logs)), {}, "stop", logprobs=logs))
     assert set(found) == {f"f\\.{number}" for number in range(len(texts))}
     assert set(found.values()) == {0.6065}
+
+
+def test_numbers_are_kept_as_they_were_written_where_that_says_more() -> None:
+    text = '{"total": 11.60, "count": 3, "items": [{"price": 2.5}, {"price": 1e2}], "shop": "7.00"}'
+    value = extraction(ROW, "Q", {}).value_of(Answer(text, Usage(1, 0, 1), {}, "stop"))
+    assert value["data"]["total"] == 11.6
+    assert value["digits"] == {"total": "11.60", "items.1.price": "1e2"}
+    assert "digits" not in extraction(ROW, "Q", {}).value_of(Answer('{"total": 5}', Usage(1, 0, 1), {}, "stop"))

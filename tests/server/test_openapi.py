@@ -30,7 +30,7 @@ from pocketvlm.server.settings import ServerSettings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [(method, path) for path, methods in openapi(["nano"])["paths"].items() for method in methods]
-REQUIRED = ("messages", "input", "prompt", "tokens", "images")
+REQUIRED = ("messages", "input", "prompt", "tokens", "images", "document")
 HELLO = {"role": "user", "content": "Hello"}
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
@@ -73,6 +73,8 @@ def ask(app: Any, method: str, path: str, mode: GenerationMode, cases: int, **in
                     case.body[name] = value()
             if "images" in case.body:
                 case.body["images"] = [data_url(png())]
+            if "document" in case.body:
+                case.body["document"] = data_url(png())
             if "messages" in case.body and most < 2:  # neither is each message good in each place, nor any URL
                 plain = [one for one in case.body["messages"] if isinstance(one.get("content"), str)]
                 case.body["messages"] = [one for one in plain if one["role"] == "user"] or [HELLO]

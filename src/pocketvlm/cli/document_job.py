@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class DocumentJob:
             vlm.progress = None
             found = estimate(vlm, self.documents, done, self.task, concurrency=self.args.concurrency)
         failed = [document for document in self.documents if document.error]
-        report_failures([{"file": document.name, "error": document.error} for document in failed])
+        report_failures([{"file": document.name, "error": document.error} for document in failed], len(failed))
         counts = {"documents": len(self.documents), "failed": len(failed), **asdict(found)}
         if self.args.json:
             put_json({"dry_run": True, **counts})
@@ -186,9 +187,9 @@ def named(row: Mapping[str, Any]) -> str:
     return reason if reason.startswith(str(row["file"])) else f"{row['file']}{page}: {reason}"
 
 
-def report_failures(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Say what failed, on stderr; many of them in part."""
-    for row in rows[:20]:
+def report_failures(rows: Iterable[Mapping[str, Any]], count: int) -> None:
+    """Say what failed, on stderr; of `count` rows, which may be many, the first."""
+    for row in islice(rows, 20):
         say(harmless(named(row)))
-    if len(rows) > 20:
-        say(f"… and {len(rows) - 20} more")
+    if count > 20:
+        say(f"… and {count - 20} more")

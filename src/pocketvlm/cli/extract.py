@@ -29,7 +29,7 @@ from pocketvlm.documents.review import MAX_PAGES, Doubtful, doubtful_pages, revi
 from pocketvlm.documents.schema import NAMES, read_schema
 from pocketvlm.documents.tables import ARRAYS, check_table, second_table, write_rows
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output, whole_file
+from pocketvlm.files import check_output, file_ids, whole_file
 from pocketvlm.ranges import Range
 
 REVIEW = Range(float, 0, 1)
@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     options = check_options(args)
     task = extraction(schema, prompt, options)
     documents = open_all(args, lambda path: _is_ours(absolute(path), absolute(args.out)))
-    inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
+    read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents)])
     for out in (*outputs, failed_path, review):
-        if check_output(out, inputs=inputs) and out in outputs and not (args.overwrite or args.dry_run):
+        if check_output(out, read=read) and out in outputs and not (args.overwrite or args.dry_run):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
     job = DocumentJob(args, documents, task, journal, {"schema": json.dumps(schema), "prompts": prompts.version})
     if args.dry_run:
@@ -85,14 +85,17 @@ def run(args: argparse.Namespace) -> int:
             write_rows(failed_path, lambda: failed)
         write_rows(args.out, lambda: rows_done(documents, done, per_page=per_page), arrays=args.arrays, schema=schema)
         if args.review is not None:
-            _write_review(review, doubtful_pages(documents, done, args.review), task.question, args.review)
+            doubtful = doubtful_pages(documents, done, args.review)
+            _write_review(review, doubtful, task.question, args.review, schema)
         rows = sum(1 for _ in rows_done(documents, done, per_page=per_page))
-    report_failures(failed)
+    report_failures(failed, len(failed))
     _print(args, job, rows, len(failed), time.perf_counter() - began)
     return int(bool(failed))
 
 
-def _write_review(out: Path, doubtful: Iterator[Doubtful], question: str, threshold: float) -> None:
+def _write_review(
+    out: Path, doubtful: Iterator[Doubtful], question: str, threshold: float, schema: dict[str, Any]
+) -> None:
     pages = list(islice(doubtful, MAX_PAGES))
     more = sum(1 for _ in doubtful)
     if not pages:
@@ -100,7 +103,7 @@ def _write_review(out: Path, doubtful: Iterator[Doubtful], question: str, thresh
         say(f"no page has a field below {threshold}: there is nothing to review")
         return
     with whole_file(out) as file:
-        file.write(review_page(pages, question, threshold).encode(errors="replace"))
+        file.write(review_page(pages, question, threshold, schema).encode(errors="replace"))
     say(f"{out}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
 
 

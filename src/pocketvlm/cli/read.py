@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pocketvlm.cli.document_job import (
 )
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
+from pocketvlm.documents.pages import keys_of
 from pocketvlm.documents.reading import (
     FAILED,
     FORMATS,
@@ -35,7 +36,7 @@ from pocketvlm.documents.reading import (
 )
 from pocketvlm.documents.tables import write_rows
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output, whole_file
+from pocketvlm.files import check_output, file_ids, whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,52 +64,52 @@ def run(args: argparse.Namespace) -> int:
     inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
     _check(args, job, [index, failures, *(args.out / name for name in names.values())], inputs)
     make_folder(args.out)
-    rows: list[dict[str, Any]] = []
 
     def write(document: Document, values: list[Value]) -> None:
-        out = None
-        if not document.error:
-            out = args.out / names[document]
-            make_folder(out.parent)
-            with whole_file(out) as file:
-                file.write(written(document, values, args.format).encode(errors="replace"))
-        rows.extend(index_rows(document, values, None if out is None else str(names[document])))
+        if document.error:
+            return
+        out = args.out / names[document]
+        make_folder(out.parent)
+        with whole_file(out) as file:
+            file.write(written(document, values, args.format).encode(errors="replace"))
 
     with open_done(args.out / JOURNAL, job.identity()) as done:
         job.run(done, write)
-    failed = [row for row in rows if row["error"]]
-    if failed or failures.exists():
-        write_rows(failures, lambda: failed)
-    write_rows(index, lambda: rows)
-    report_failures(failed)
+
+        def rows() -> Iterator[dict[str, Any]]:
+            """From the journal each time: of a million pages no list would be short."""
+            for document in documents:
+                values = [done.get(key) or {} for key in keys_of(document)]
+                yield from index_rows(document, values, None if document.error else str(names[document]))
+
+        failed = sum(bool(row["error"]) for row in rows())
+        if failed or failures.exists():
+            write_rows(failures, lambda: (row for row in rows() if row["error"]))
+        write_rows(index, rows)
+        report_failures((row for row in rows() if row["error"]), failed)
     seconds = time.perf_counter() - began
     if args.json:
         put_json(
             {
                 "documents": len(documents),
                 "pages": job.pages,
-                "failed": len(failed),
+                "failed": failed,
                 "seconds": round(seconds, 3),
                 "out": str(args.out),
             }
         )
     else:
-        put(f"{len(documents)} documents, {job.pages} pages, {len(failed)} failed, {seconds:.1f} s: {args.out}")
+        put(f"{len(documents)} documents, {job.pages} pages, {failed} failed, {seconds:.1f} s: {args.out}")
     return int(bool(failed))
 
 
 def _check(args: argparse.Namespace, job: DocumentJob, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Refuse what must not be written over, before any page is read: inputs, and without --overwrite what is there and
     is not of an earlier run that was stopped."""
-    read = {(found.st_dev, found.st_ino) for path in inputs if path.exists() for found in [path.stat()]}
+    read = file_ids(inputs)
     may_go_on = args.overwrite or (job.journal.exists() and not outputs[0].exists())
     for out in outputs:
         if not out.parent.is_dir():
             continue  # it will be made
-        if not check_output(out):
-            continue
-        found = out.stat()
-        if (found.st_dev, found.st_ino) in read:
-            raise ConfigError(f"{out} is both input and output", hint="Give another folder.")
-        if not may_go_on:
+        if check_output(out, read=read) and not may_go_on:
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another folder.")

@@ -22,7 +22,7 @@ def confidences(answer: Answer) -> dict[str, float]:
     """Field, nested ones as `items.0.name` → its number; {} where tokens and text do not match."""
     spans = _spans(answer.text, [(piece.token, piece.logprob) for piece in answer.logprobs or ()])
     found = {}
-    for name, first, last in _leaves(answer.text, 0, ""):
+    for name, first, last in leaves(answer.text):
         logs = [log for start, end, log in spans if start < last and end > first]
         if logs:
             found[name] = round(math.exp(sum(logs) / len(logs)), 4)
@@ -57,8 +57,8 @@ def _spans(text: str, pieces: Sequence[tuple[str, float]]) -> list[tuple[int, in
     return spans
 
 
-def _leaves(text: str, at: int, name: str) -> Iterator[tuple[str, int, int]]:
-    """(field, first character, one behind the last) of every value that is no object and no array."""
+def leaves(text: str, at: int = 0, name: str = "") -> Iterator[tuple[str, int, int]]:
+    """(field, first character, one behind the last) of every value in a JSON text that is no object and no array."""
     at = _skip(text, at)
     if text[at] not in "{[":
         yield name, at, _DECODER.raw_decode(text, at)[1]
@@ -71,7 +71,7 @@ def _leaves(text: str, at: int, name: str) -> Iterator[tuple[str, int, int]]:
             key, at = _DECODER.raw_decode(text, at)
             at = _skip(text, at) + 1  # the colon
         at = _skip(text, at)
-        yield from _leaves(text, at, join(name, key))
+        yield from leaves(text, at, join(name, key))
         at = _skip(text, _DECODER.raw_decode(text, at)[1])
         at = _skip(text, at + 1) if text[at] == "," else at
         index += 1

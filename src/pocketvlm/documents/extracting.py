@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.documents.confidence import confidences
+from pocketvlm.documents.confidence import confidences, leaves
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.merging import merge_pages
@@ -92,7 +92,14 @@ def _value_of(answer: Answer) -> Value:
         spent = answer.usage.completion_tokens
         reason = f"the answer was cut off after {spent} tokens, before its JSON was whole; raise max_tokens"
         return {**_LOST, "error": reason}
-    return {"data": data, "confidence": confidences(answer), "error": None}
+    made = {"data": data, "confidence": confidences(answer), "error": None}
+    return {**made, "digits": digits} if (digits := _digits(answer.text)) else made
+
+
+def _digits(text: str) -> dict[str, str]:
+    """Field → number as it was written, where that says more than the number: 11.60 is what the page shows."""
+    numbers = ((name, text[first:last]) for name, first, last in leaves(text) if text[first] in "-0123456789")
+    return {name: number for name, number in numbers if json.dumps(json.loads(number)) != number}
 
 
 class _NumberError(ValueError):

@@ -10,12 +10,13 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from PIL import Image
 
+from pocketvlm.documents.field_kinds import field_kinds
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.pages import keys_of
@@ -42,18 +43,19 @@ def doubtful_pages(documents: Sequence[Document], done: Done, threshold: float) 
                 yield document, key[1], value
 
 
-def review_page(pages: Sequence[Doubtful], question: str, threshold: float) -> str:
+def review_page(pages: Sequence[Doubtful], question: str, threshold: float, schema: Mapping[str, Any]) -> str:
     """The HTML file.
 
     Args:
         pages: at most `MAX_PAGES` are sensible.
         question: what each page was asked, for the lines that are exported.
         threshold: fields below it are marked.
+        schema: of the answers: what is null has the type that it would have.
     """
     style, script = (
         (_FOLDER / f"review.{ending}").read_text(encoding="utf-8").replace("\r\n", "\n") for ending in ("css", "js")
     )
-    review = {"question": question, "threshold": threshold, "pages": [_page(*page) for page in pages]}
+    review = {"question": question, "threshold": threshold, "pages": [_page(*page, schema) for page in pages]}
     # A "<" of a document could end the element that holds it.
     data = json.dumps(review, ensure_ascii=False).replace("<", "\\u003c")
     parts = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script), "review": data}
@@ -72,7 +74,7 @@ def _split(text: str) -> list[str]:
     return pieces
 
 
-def _page(document: Document, page: int, value: Value) -> dict[str, Any]:
+def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]) -> dict[str, Any]:
     source = page_source(document, page)
     choice = source.removeprefix("./").removeprefix(str(document.path))
     return {
@@ -80,6 +82,8 @@ def _page(document: Document, page: int, value: Value) -> dict[str, Any]:
         "page": page,
         "data": value["data"],
         "confidence": value["confidence"],
+        "digits": value.get("digits", {}),
+        "kinds": {name: kind._asdict() for name, kind in field_kinds(value["data"], schema)},
         "picture": _data_url(source),
         "source": f"{document.path.resolve()}{choice}",
     }

@@ -16,6 +16,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.load_image import load_pages
 from pocketvlm.processing.media.pages import PageBudget, TooManyPagesError
 from pocketvlm.processing.media.pdf import Resolution
+from pocketvlm.processing.page_previews import previews_of
 from pocketvlm.processing.patches.image import Pixels, encode_pages
 from pocketvlm.processing.patches.video import encode_video
 from pocketvlm.processing.picture_options import PictureOptions
@@ -34,6 +35,8 @@ class MediaTask:
         how: what the request says of pictures.
         image_config, video_config, limits, files: see `Processor`.
         patches: False leaves them out of what is returned, for those who want to know only how it would be cut.
+        preview: pixels of the side of a square; each page is one view of so many pixels then, see
+            `processing.page_previews`, and of a document of which nothing was chosen the first pages are taken.
     """
 
     parts: tuple[MediaPart, ...]
@@ -45,6 +48,7 @@ class MediaTask:
     limits: MediaLimits
     files: bool
     patches: bool = True
+    preview: int | None = None
 
 
 MediaEncoder = Callable[[MediaTask], list[Units]]
@@ -57,6 +61,8 @@ def encode_media(task: MediaTask) -> list[Units]:
         MediaError: a picture or video cannot be read or is over a limit; the message names its place.
         ConfigError: an option has a value that cannot be honoured.
     """
+    if task.preview is not None:
+        return [previews_of(part, task.preview, task.limits, task.files) for part in task.parts]
     encoded: dict[int, Units] = {}
     # Pictures of one mode and one limit go together, so that they are decoded and cut in parallel.
     wanted = [part.max_slice_nums or task.how.max_slice_nums for part in task.parts]

@@ -107,7 +107,8 @@ class Worker:
         grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
         if any(view.downsample_mode not in ("16x", "4x") for view in views):
             raise KeyError
-        return ImageViews(torch.from_numpy(patches), views, grid and (int(grid[0]), int(grid[1])), image)
+        places = grid and (int(grid[0]), int(grid[1]))
+        return ImageViews(torch.from_numpy(patches), views, places, image, int(unit["pages"]))
 
     def _kill(self) -> None:
         with suppress(OSError, ValueError, AttributeError):
@@ -166,4 +167,4 @@ def _described(unit: ImageViews) -> dict[str, Any]:
     views = [[view.size.height, view.size.width, view.downsample_mode] for view in unit.views]
     count, patch = unit.patches.shape[:2]
     image = [unit.image.height, unit.image.width]
-    return {"count": count, "patch": patch, "views": views, "grid": unit.grid, "image": image}
+    return {"count": count, "patch": patch, "views": views, "grid": unit.grid, "image": image, "pages": unit.pages}

@@ -24,6 +24,7 @@ from pocketvlm.server.ollama import NOT_OFFERED, chat, generate, is_running, not
 from pocketvlm.server.ollama_models import ps, show, tags, version
 from pocketvlm.server.openapi import openapi
 from pocketvlm.server.page import add_page
+from pocketvlm.server.page_previews import pages
 from pocketvlm.server.responses import responses
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import ServerSettings
@@ -59,6 +60,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{model:path}", model),
     ("POST", "/v1/view_plan", view_plan),
+    ("POST", "/v1/pages", pages),
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
     ("GET", "/api/tags", tags),

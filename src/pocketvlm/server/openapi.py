@@ -17,6 +17,7 @@ from pocketvlm.processing.prompt.messages import ROLES
 from pocketvlm.protocol.adapter_request import LOAD_FIELDS, UNLOAD_FIELDS
 from pocketvlm.protocol.chat_request import FIELDS, OPTIONS, WITHOUT_EFFECT
 from pocketvlm.protocol.fields import MAX_INTEGER, MIN_INTEGER
+from pocketvlm.protocol.page_previews import PAGES_FIELDS, PREVIEW_SIDE
 from pocketvlm.protocol.responses_request import RESPONSE_FIELDS, RESPONSE_OPTIONS, WITHOUT_EFFECT_HERE
 from pocketvlm.protocol.tokenize_request import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from pocketvlm.protocol.view_plan import VIEW_PLAN_FIELDS, VIEW_PLAN_OPTIONS
@@ -223,6 +224,10 @@ _VIEW_PLAN: dict[str, Schema] = {
     "downsample_modes": {"type": "array", "items": {"enum": list(DOWNSAMPLE_OPTIONS)}, "minItems": 1},
     "mm_processor_kwargs": _closed({name: KINDS[kind] for name, kind in VIEW_PLAN_OPTIONS.items()}),
 }
+_PAGES: dict[str, Schema] = {
+    "document": {"type": "string", "minLength": 1},
+    "preview_side": _in_range(PREVIEW_SIDE),
+}
 _NAME: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
 _ADAPTER: dict[str, Schema] = {"lora_name": _NAME, "lora_path": {"type": "string", "minLength": 1}}
 _DETOKENIZE: dict[str, Schema] = {"tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}}}
@@ -297,6 +302,8 @@ def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], 
     ids = _body(model, DETOKENIZE_FIELDS, _DETOKENIZE, ("tokens",))
     views = _body(model, VIEW_PLAN_FIELDS, _VIEW_PLAN, ("images",))
     plans = _object_of(images={"type": "array"})
+    document = _body(model, PAGES_FIELDS, _PAGES, ("document",))
+    previews = _object_of(pages={"type": "integer"}, previews={"type": "array"})
     status = _object_of(status=_STRING)
     return (
         ("post", "/v1/chat/completions", "Answer a conversation", chat, _CHOICES),
@@ -304,6 +311,7 @@ def _paths(model: Schema) -> tuple[tuple[str, str, str, Schema | None, Schema], 
         ("post", "/tokenize", "Count tokens", {"anyOf": [text, conversation]}, _object_of(**_TOKENS)),
         ("post", "/detokenize", "Tokens as text", ids, _object_of(prompt=_STRING)),
         ("post", "/v1/view_plan", "Views of pictures; the model does not run", views, plans),
+        ("post", "/v1/pages", "Pages of a document to choose from; the model does not run", document, previews),
         ("get", "/v1/models", "The model by all its names, and its adapters", None, _CARDS),
         ("get", "/v1/models/{model}", "One of them", None, _CARD),
         ("get", "/health", "Whether the server lives", None, status),

@@ -165,7 +165,7 @@ def test_axe_finds_nothing(open_page: OpenPage) -> None:
     page.locator(".reasoning summary").click()
     page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": {"message": "No."}}))
     ask(page, "Once more?")
-    page.set_input_files("#files", {"name": "a.pdf", "mimeType": "application/pdf", "buffer": b"%PDF-"})
+    page.set_input_files("#files", {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
     page.locator("#alert p").wait_for()
     check()
     page.locator(".actions button").first.click()

@@ -1,13 +1,32 @@
 // Pages of which the model was not sure: a person corrects them by keyboard and exports lines for `pocketvlm tune`.
 "use strict";
 const review = JSON.parse(document.getElementById("review").textContent);
-const pages = review.pages.map((page) => ({ ...page, data: structuredClone(page.data), checked: false }));
+
+/** A number as it is written: 11.60 is what the page shows, and what is learnt from it. */
+class Digits {
+  constructor(text) {
+    this.text = text;
+  }
+}
+
+const NUMBERS = { number: /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/, integer: /^-?(0|[1-9]\d*)$/ };
+const isLeaf = (value) => value === null || typeof value !== "object" || value instanceof Digits;
+const nameOf = (keys) => keys.map((key) => key.replace(/[\\.]/g, "\\$&")).join(".");
+const pages = review.pages.map((page) => ({ ...page, data: withDigits(page.data, page.digits), checked: false }));
 const [picture, form, title, place] = ["picture", "fields", "title", "place"].map((id) => document.getElementById(id));
 let current = 0;
 
+/** A copy in which numbers are `Digits`. */
+function withDigits(value, digits, keys = []) {
+  if (typeof value === "number") return new Digits(digits[nameOf(keys)] ?? String(value));
+  if (isLeaf(value)) return value;
+  const inner = Object.entries(value).map(([key, part]) => [key, withDigits(part, digits, [...keys, key])]);
+  return Array.isArray(value) ? inner.map(([, part]) => part) : Object.fromEntries(inner);
+}
+
 /** Every value that is no object and no array, with the keys that lead to it. */
 function leaves(value, keys = []) {
-  if (value === null || typeof value !== "object") return [{ keys, value }];
+  if (isLeaf(value)) return [{ keys, value }];
   return Object.entries(value).flatMap(([key, inner]) => leaves(inner, [...keys, key]));
 }
 
@@ -16,24 +35,24 @@ function setAt(data, keys, value) {
   holder[keys.at(-1)] = value;
 }
 
-/** A field whose value keeps its type: what was a number stays one. */
+/** A field whose value keeps its type: what was a number stays one, and null has the type of the schema. */
 function control({ keys, value }, page) {
-  const input = document.createElement(typeof value === "boolean" ? "select" : "input");
-  if (typeof value === "boolean") {
-    for (const text of ["true", "false"]) input.append(new Option(text, text, false, text === String(value)));
+  const { kind, nullable } = page.kinds[nameOf(keys)];
+  const input = document.createElement(kind === "boolean" ? "select" : "input");
+  const shown = value instanceof Digits ? value.text : value === null ? "" : String(value);
+  if (kind === "boolean") {
+    for (const text of [...(nullable ? [""] : []), "true", "false"]) input.append(new Option(text, text, false, text === shown));
   } else {
-    if (typeof value === "number") input.inputMode = "decimal";
-    input.value = value === null ? "" : String(value);
+    if (kind in NUMBERS) input.inputMode = "decimal";
+    input.value = shown;
   }
   input.addEventListener("input", () => {
-    const text = input.value;
-    let made = text;
-    if (typeof value === "number") {
-      made = Number(text);
-      input.setCustomValidity(text.trim() === "" || !Number.isFinite(made) ? "a number, such as 11.60" : "");
-      if (!input.validity.valid) return;
-    } else if (typeof value === "boolean") made = text === "true";
-    else if (value === null && text === "") made = null;
+    const text = kind in NUMBERS ? input.value.trim() : input.value;
+    const isNull = text === "" && (kind === "string" ? value === null : nullable);
+    const isWrong = kind in NUMBERS && !isNull && !(NUMBERS[kind].test(text) && Number.isFinite(Number(text)));
+    input.setCustomValidity(isWrong ? `${kind === "integer" ? "a whole number, such as 3" : "a number, such as 11.60"}` : "");
+    if (isWrong) return;
+    const made = isNull ? null : kind === "boolean" ? text === "true" : kind in NUMBERS ? new Digits(text) : text;
     setAt(page.data, keys, made);
   });
   return input;
@@ -47,7 +66,7 @@ function show(number) {
   title.textContent = `${page.file}, page ${page.page}`;
   form.replaceChildren();
   for (const leaf of leaves(page.data)) {
-    const name = leaf.keys.map((key) => key.replace(/[\\.]/g, "\\$&")).join(".");
+    const name = nameOf(leaf.keys);
     const sure = page.confidence[name];
     const field = document.createElement("div");
     field.className = sure !== undefined && sure < review.threshold ? "field doubtful" : "field";
@@ -95,6 +114,7 @@ function forward() {
 
 /** JSON with a space behind commas and colons, as the model was asked for it. */
 function spaced(value) {
+  if (value instanceof Digits) return value.text;
   if (Array.isArray(value)) return `[${value.map(spaced).join(", ")}]`;
   if (value === null || typeof value !== "object") return JSON.stringify(value);
   return `{${Object.entries(value)

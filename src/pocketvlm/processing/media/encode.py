@@ -14,3 +14,10 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def encode_jpeg(picture: NDArray[np.uint8], quality: int = 85) -> bytes:
+    """uint8 RGB [H, W, 3] as a JPEG file, for people to look at."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

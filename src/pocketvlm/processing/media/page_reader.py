@@ -59,7 +59,13 @@ class Pages:
 
 @contextmanager
 def open_pages(
-    source: object, limits: MediaLimits, files: bool, resolution: Resolution, budget: PageBudget | None = None
+    source: object,
+    limits: MediaLimits,
+    files: bool,
+    resolution: Resolution,
+    budget: PageBudget | None = None,
+    *,
+    most: int | None = None,
 ) -> Iterator[Pages]:
     """The pages of a path, bytes, a data: or http(s) URL, each of which may end in a choice of pages.
 
@@ -68,6 +74,7 @@ def open_pages(
         files: False refuses paths, for callers whose sources come from strangers.
         resolution: of pages that have no pixels of their own.
         budget: of the whole request; without it this is the only source.
+        most: pages that are taken from the beginning of a document of which none were chosen; None takes all.
 
     Raises:
         MediaError: the source is missing, neither picture nor document, damaged or protected; it has no such page, or
@@ -80,7 +87,8 @@ def open_pages(
         closing(_open_stream(stream, name, limits, resolution)) as reader,
     ):
         chosen = None if choice is None else _chosen(choice, reader, bare)
-        count = reader.count if chosen is None else chosen.count(reader.count, name)
+        first = reader.count if most is None else min(most, reader.count)
+        count = first if chosen is None else chosen.count(reader.count, name)
         (budget or PageBudget(limits)).take(count, name)
         yield Pages(reader, range(count) if chosen is None else chosen.indices(reader.count, name), name)
 

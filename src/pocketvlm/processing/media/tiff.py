@@ -24,6 +24,9 @@ from pocketvlm.views import Size
 MAX_PAGES = 10_000  # that are counted
 _MOST_TAGS = 64  # of a directory that are looked at: they are in ascending order, and those that decide come first
 _KIND, _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _ACROSS, _DOWN, _INNER = 254, 256, 257, 258, 274, 282, 283, 330
+_COMPRESSION = 259
+# That every libtiff of Pillow's reads. Of others (WebP, JBIG, LERC) it says no more than that decoding failed.
+_COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000))
 _REDUCED, _MASK = 1, 4  # bits of _KIND
 _STRETCH = (1.1, 4.0)  # rows to columns of a fax: the coarse ones have 204 x 98 dots an inch
 _silenced = False
@@ -94,7 +97,13 @@ class TiffReader:
         """
         size = self.size(index)
         self._go(index)
-        pixels = decode(self._image, self._limits, self._where(index))
+        is_known = self._image.tag_v2.get(_COMPRESSION, 1) in _COMPRESSIONS
+        try:
+            pixels = decode(self._image, self._limits, self._where(index))
+        except MediaError:
+            if is_known:
+                raise
+            raise self._unreadable(index) from None
         if pixels.shape[:2] == (size.height, size.width):
             return pixels
         return np.asarray(Image.fromarray(pixels).resize((size.width, size.height), Image.Resampling.BICUBIC))

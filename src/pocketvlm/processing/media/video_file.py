@@ -53,6 +53,7 @@ class _Scan(NamedTuple):
     keyframes: list[tuple[int, int, int]]  # showing time, time to seek to, number of the packet
     kind: str  # "showing" or "decoding": what the times in `shown` are; "none": just numbers
     corrupt: int  # packets
+    is_led: bool  # a keyframe that is not shown stands before the first frame, as in a clip that was trimmed uncoded
 
 
 class _SeekError(Exception):
@@ -135,7 +136,7 @@ class FileReader:
         return container, streams[0]
 
     def _scan_packets(self) -> _Scan:
-        pts, sizes, keyframes, corrupt = array("q"), array("q"), [], 0
+        pts, sizes, keyframes, corrupt, is_led = array("q"), array("q"), [], 0, False
         showing: list[tuple[int | None, int | None, int]] = []
         try:
             for packet in self._container.demux(self._stream):
@@ -148,6 +149,7 @@ class FileReader:
                 pts.append(_UNKNOWN if packet.pts is None else packet.pts)
                 sizes.append(packet.size)
                 corrupt += packet.is_corrupt
+                is_led |= packet.is_keyframe and packet.is_discard and not showing
                 if not packet.is_discard:
                     showing.append((packet.pts, packet.dts, packet.duration or 0))
         except av.FFmpegError:
@@ -161,9 +163,9 @@ class FileReader:
             # A lost packet may take the time of its frame with it.
             if len({time for time, _ in shown}) == len(shown) >= max(1, len(showing) - corrupt):
                 if kind == "showing":
-                    return _Scan(pts, sizes, shown, sorted(keyframes), kind, corrupt)
-                return _Scan(pts, sizes, self._shown_after_delay(shown), [], kind, corrupt)
-        return _Scan(pts, sizes, [(number, 1) for number in range(len(showing))], [], "none", corrupt)
+                    return _Scan(pts, sizes, shown, sorted(keyframes), kind, corrupt, is_led)
+                return _Scan(pts, sizes, self._shown_after_delay(shown), [], kind, corrupt, is_led)
+        return _Scan(pts, sizes, [(number, 1) for number in range(len(showing))], [], "none", corrupt, is_led)
 
     def _lacks_showing_times(self, pts: array[int]) -> bool:
         """True for AVI with frames in another order than they are shown: it has decoding times only, and those that
@@ -183,7 +185,7 @@ class FileReader:
         if first is None:
             raise self._damaged()
         begin = first[0]
-        if scan.keyframes and not first[1].key_frame:
+        if scan.keyframes and not first[1].key_frame and not scan.is_led:
             # Some decoders start with changes to a frame that they have not got.
             begin = max(begin, scan.keyframes[0][0])
         missed = bisect_left(scan.shown, begin, key=itemgetter(0)) if scan.kind == "showing" else 0

@@ -45,12 +45,14 @@ class ImageViews:
         views: sizes (in patches) and compression, in that order.
         grid: (rows, columns) of slices, or None.
         image: the picture, in pixels.
+        pages: how many the document has that it is a page of, where somebody wanted to know.
     """
 
     patches: Tensor
     views: tuple[View, ...]
     grid: tuple[int, int] | None
     image: Size
+    pages: int = 1
 
     @property
     def visual_tokens(self) -> int:

@@ -33,6 +33,11 @@ export async function viewPlans(images, modes, options, signal) {
   }));
 }
 
+/** The pages of a document: {pages, previews: [{page, height, width, image}]}; `image` is null where one cannot be read. */
+export async function documentPages(url, side, signal) {
+  return (await call("v1/pages", { document: url, preview_side: side }, signal)).json();
+}
+
 /** Yields the chunks of a streamed chat completion; throws APIError where the server says in it that it failed. */
 export async function* chat(body, signal) {
   const response = await call("v1/chat/completions", body, signal);

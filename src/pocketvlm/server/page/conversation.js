@@ -1,6 +1,7 @@
 // The conversation: its turns, the request that continues it, and the answer as it streams in.
 
 import { chat } from "./api.js";
+import { together, urlOfAll } from "./documents.js";
 
 /**
  * @param model the name to ask for; another one may be set, which the next question goes to
@@ -106,7 +107,8 @@ function messagesOf(turns, kept, urlOf) {
     const answer = isLast ? "" : turn.text;
     if (!isLast && !answer) return; // but its pictures: they come with the next question that was answered
     const waiting = unanswered(turns, index).flatMap((one) => one.media);
-    const parts = [...waiting, ...turn.media].filter((item) => kept.has(item)).map((item) => partOf(item, urlOf));
+    const media = [...waiting, ...turn.media].filter((item) => kept.has(item));
+    const parts = together(media).map((items) => partOf(items, urlOf));
     messages.push({
       role: "user",
       content: parts.length ? [...parts, { type: "text", text: turn.question }] : turn.question,
@@ -123,7 +125,7 @@ function unanswered(turns, index) {
   return turns.slice(from, index);
 }
 
-function partOf(item, urlOf) {
-  const kind = item.kind === "video" ? "video_url" : "image_url";
-  return { type: kind, [kind]: { url: urlOf(item) } };
+function partOf(items, urlOf) {
+  const kind = items[0].kind === "video" ? "video_url" : "image_url";
+  return { type: kind, [kind]: { url: urlOfAll(items, urlOf) } };
 }

@@ -36,7 +36,9 @@ export function asPython(request, base) {
   if (Object.keys(rest).length) options.push(`    extra_body=${literal(rest, 1)},`);
   let call = options.join("\n");
   for (const [place, item] of media) {
-    call = call.replaceAll(`"${place}"`, () => `data_url(${JSON.stringify(item.name)}, ${JSON.stringify(typeOf(item))})`);
+    const made = `data_url(${JSON.stringify(item.name)}, ${JSON.stringify(typeOf(item))})`;
+    const written = new RegExp(`"${place}(#[0-9,]+)?"`, "g"); // pages of a document stand behind its URL
+    call = call.replace(written, (_, pages) => (pages ? `${made} + ${JSON.stringify(pages)}` : made));
   }
   const helper = [
     "def data_url(path, media_type):",

@@ -5,23 +5,33 @@ export class MediaError extends Error {}
 let count = 0;
 
 /**
- * Read one file: {id, name, kind, size, url, data}. `url` is for this page to show, `data` a data: URL to send.
+ * Read one file: {id, name, kind, size, url, data}. `url` is for this page to show, `data` a data: URL to send. A
+ * "document" has no `url`: the server has to draw its pages.
  * Whether the server can read it only the server knows; what it certainly cannot is refused here, in one line.
  */
 export async function readMedia(file, maxBytes) {
-  const head = await file.slice(0, 1024).text();
-  if (file.type === "application/pdf" || head.includes("%PDF-")) {
-    throw new MediaError(
-      `${file.name} is a PDF document, which this page does not read yet. Save its pages as PNG or JPEG and add those.`,
-    );
-  }
   if (file.size === 0) throw new MediaError(`${file.name} is empty.`);
   if (file.size > maxBytes) {
     const most = Math.floor(maxBytes / 2 ** 20);
     throw new MediaError(`${file.name} has ${(file.size / 2 ** 20).toFixed(1)} MB, at most ${most} MB are taken.`);
   }
+  const data = await dataURL(file);
+  if (await isDocument(file)) return { name: file.name, kind: "document", size: file.size, data };
   const kind = isClip(file) ? "video" : "image";
-  return { id: ++count, name: file.name, kind, size: file.size, url: URL.createObjectURL(file), data: await dataURL(file) };
+  return numbered({ name: file.name, kind, size: file.size, url: URL.createObjectURL(file), data });
+}
+
+/** A medium with a number of its own. */
+export function numbered(item) {
+  return { id: ++count, ...item };
+}
+
+/** PDF, TIFF and HEIC, by their first bytes: what browsers show no picture of. */
+async function isDocument(file) {
+  const head = new TextDecoder("latin1").decode(await file.slice(0, 1024).arrayBuffer());
+  const isTiff = /^(II[*+]\0|MM\0[*+])/.test(head);
+  const isHeic = /^[^]{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)/.test(head) && !/^[^]{4}ftyp[^]{0,56}avi[fs]/.test(head);
+  return isTiff || isHeic || file.type === "application/pdf" || head.includes("%PDF-");
 }
 
 export function isClip(file) {
@@ -74,7 +84,8 @@ export function listenForFiles(take, { files, camera, choose, photograph, stage 
 
 /** How a message of the server, which knows places and no names, reads for this file. */
 export function nameIn(message, name) {
-  return message.replace(/^images\[\d+\]: (The data: URL)?/, (_, subject) => (subject ? name : `${name}: `));
+  const bare = message.replace(/^(images\[\d+\]|document): /, "");
+  return bare.includes("The data: URL") ? bare.replace("The data: URL", name) : `${name}: ${bare}`;
 }
 
 function dataURL(file) {

@@ -1,6 +1,7 @@
 // The pictures and clips of the conversation: which there are, which one is shown, and how the model would see it.
 
 import { APIError, viewPlans } from "./api.js";
+import { chosenPages, together, urlOfAll } from "./documents.js";
 import { MediaError, isClip, nameIn, readMedia } from "./media.js";
 import { describePlan, draw } from "./overlay.js";
 
@@ -61,12 +62,13 @@ export class Pictures {
       try {
         $("reading").textContent = `Reading ${file.name}…`;
         this.checkCounts(file);
-        const item = await readMedia(file, this.about.max_media_bytes);
-        this.read.push(item);
-        await this.plan(item, signal);
+        const read = await readMedia(file, this.about.max_media_bytes);
+        const items = read.kind === "document" ? await chosenPages(read, this.room, signal) : [read];
+        this.read.push(...items);
+        await this.plan(items, signal);
         if (signal.aborted) break;
-        this.items.push(item);
-        this.shown = item;
+        this.items.push(...items);
+        this.shown = items[0] ?? this.shown;
         this.show();
       } catch (error) {
         if (signal.aborted) break;
@@ -114,13 +116,22 @@ export class Pictures {
     if (has >= most) throw new MediaError(`${file.name} is one too many: the most here is ${most} ${what}.`);
   }
 
-  async plan(item, signal) {
-    if (item.kind !== "image") return;
+  /** How many more pictures may be added. */
+  get room() {
+    return this.about.max_images - this.items.filter((item) => item.kind === "image").length;
+  }
+
+  /** Plan a picture, or pages of one document. */
+  async plan(items, signal) {
+    if (items[0]?.kind !== "image") return;
     try {
-      const [found] = await viewPlans([item.data], MODES, this.slices, signal);
-      Object.assign(item, { plans: found.plans, width: found.width, height: found.height });
+      const found = await viewPlans([urlOfAll(items, (item) => item.data)], MODES, this.slices, signal);
+      items.forEach((item, number) => {
+        const { plans, width, height } = found[number];
+        Object.assign(item, { plans, width, height });
+      });
     } catch (error) {
-      error.message = nameIn(error.message, item.name);
+      error.message = nameIn(error.message, (items[0].document ?? items[0]).name);
       throw error;
     }
   }
@@ -130,8 +141,8 @@ export class Pictures {
     this.settled = this.settled.then(async () => {
       if (signal.aborted) return;
       $("reading").textContent = this.items.length ? "Planning the views anew…" : "";
-      for (const item of this.items) {
-        await this.plan(item, signal).catch((error) => signal.aborted || this.onError(error.message));
+      for (const items of together(this.items)) {
+        await this.plan(items, signal).catch((error) => signal.aborted || this.onError(error.message));
       }
       $("reading").textContent = "";
       this.show();

@@ -1,0 +1,72 @@
+"""Data and its JSON schema → what each field is, also where it is null, and whether it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pocketvlm.documents.fields import join
+
+_KINDS = ("string", "number", "integer", "boolean")
+
+
+class Kind(NamedTuple):
+    """What a field is where it is not null: one of string, number, integer, boolean; and whether it may be null."""
+
+    kind: str
+    nullable: bool
+
+
+def field_kinds(data: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Kind]]:
+    """(field, kind) of each value that is no object and no array; "string" is null where the schema leaves it open."""
+    yield from _below(data, schema, schema, "")
+
+
+def _below(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Kind]]:
+    choices = list(_choices(part, root, set()))
+    if isinstance(value, dict):
+        found = next((one for one in choices if "properties" in one), {})
+        for key, inner in value.items():
+            yield from _below(inner, found.get("properties", {}).get(key, {}), root, join(name, key))
+        return
+    if isinstance(value, list):
+        items: Any = next((one["items"] for one in choices if "items" in one), {})
+        for index, inner in enumerate(value):
+            yield from _below(inner, items, root, join(name, index))
+        return
+    kinds = [kind for one in choices for kind in _types(one)]
+    yield name, Kind(_kind(value, kinds), value is None or "null" in kinds)
+
+
+def _kind(value: Any, kinds: Sequence[str]) -> str:
+    """By the schema where the value itself does not tell."""
+    if isinstance(value, bool | str):
+        return "boolean" if isinstance(value, bool) else "string"
+    if value is None:
+        return next((kind for kind in kinds if kind in _KINDS), "string")
+    return "integer" if "integer" in kinds and "number" not in kinds else "number"
+
+
+def _choices(part: Any, root: Mapping[str, Any], seen: set[int]) -> Iterator[Mapping[str, Any]]:
+    """A schema, and those that it may stand for: references within the same file, and alternatives; each once, as a
+    schema may name itself."""
+    if not isinstance(part, Mapping) or id(part) in seen:
+        return
+    seen.add(id(part))
+    yield part
+    reference = part.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        target: Any = root
+        for key in reference.split("/")[1:]:
+            key = key.replace("~1", "/").replace("~0", "~")
+            target = target.get(key) if isinstance(target, Mapping) else None
+        yield from _choices(target, root, seen)
+    for way in ("anyOf", "oneOf", "allOf"):
+        alternatives = part.get(way)
+        for one in alternatives if isinstance(alternatives, list) else ():
+            yield from _choices(one, root, seen)
+
+
+def _types(part: Mapping[str, Any]) -> list[str]:
+    kinds = part.get("type", [])
+    return [kinds] if isinstance(kinds, str) else [kind for kind in kinds if isinstance(kind, str)]
