@@ -1,0 +1,1 @@
+"""Past one machine, on Ray: files in → files out by many engines, and a server in front of many."""
