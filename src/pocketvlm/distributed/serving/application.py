@@ -28,6 +28,7 @@ HEALTH_SECONDS = 5.0  # between two questions whether a replica is well
 DRAIN_LOOK_SECONDS = 0.5  # between two looks at whether a replica's last request has ended
 ROOM = 5.0  # seconds that the process in front has more than the replicas, to pass on their ends
 MANY = 100_000  # requests that Serve lets into the process in front; it refuses by its own limits
+QUIET = {"log_level": "WARNING", "enable_access_log": False}  # our own log has a line for each request
 FAILURES = 3  # of a replica's start, in a row, before the deployment is given up
 
 
@@ -41,6 +42,8 @@ def application(settings: ServerSettings, shape: Shape, *, has_room: bool) -> se
     values = travelling(settings)
     cpus = 1.0 if shape.replica_cpus is None else shape.replica_cpus
     gpus = float(settings.device == "cuda") if shape.replica_gpus is None else shape.replica_gpus
+    routing: dict[str, Any] = {"request_router_class": ConversationRouter}
+    routing["request_router_kwargs"] = {"slack": shape.target_requests}
     number: dict[str, Any] = {"num_replicas": shape.least}
     if shape.scales:
         number = {
@@ -59,14 +62,13 @@ def application(settings: ServerSettings, shape: Shape, *, has_room: bool) -> se
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         max_ongoing_requests=settings.max_in_flight,
         max_queued_requests=settings.max_in_flight,
-        request_router_config=RequestRouterConfig(
-            request_router_class=ConversationRouter, request_router_kwargs={"slack": shape.target_requests}
-        ),
+        request_router_config=RequestRouterConfig(**routing),
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_SECONDS,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         max_constructor_retry_count=FAILURES,
         max_surge_percent=1 if has_room else 0,  # of any number of replicas: one
+        logging_config=QUIET,
         **number,
     )
     ingress: Any = serve.deployment(
@@ -80,6 +82,7 @@ def application(settings: ServerSettings, shape: Shape, *, has_room: bool) -> se
         graceful_shutdown_timeout_s=settings.drain_seconds + ROOM,
         max_constructor_retry_count=FAILURES,
         max_surge_percent=100,
+        logging_config=QUIET,
     )
     replicas = replica.bind(values, max(1, math.floor(cpus)), __version__)
     found: serve.Application = ingress.bind(replicas, values, shape.most)

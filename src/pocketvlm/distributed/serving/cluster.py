@@ -39,7 +39,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(address: str, *, processors: float | None = None) -> Iterator[Cluster]:
+def cluster(address: str, *, processors: int | None = None) -> Iterator[Cluster]:
     """Connect to a cluster within the block, or start one where `address` is empty.
 
     Args:
@@ -74,13 +74,13 @@ def _joined(address: str) -> Cluster:
     return Cluster(address, is_own=False)
 
 
-def _started(processors: float | None) -> Cluster:
+def _started(processors: int | None) -> Cluster:
     count = processors if processors is not None else usable_processors()
     for attempt in range(STARTS):
         try:
             ray.init(
                 "local",
-                num_cpus=count,  # type: ignore[arg-type]  (Ray takes shares of a processor too)
+                num_cpus=count,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 logging_level=logging.ERROR,

@@ -67,7 +67,7 @@ class Ingress:
 
 def front(settings: ServerSettings, replicas: DeploymentHandle[Any], most_replicas: int, name: str) -> ASGIApp:
     """The application, with request ids and what scripts of other origins may see."""
-    app: ASGIApp = Heads(Front(settings, replicas, most_replicas, name))
+    app = _without_ids(Heads(Front(settings, replicas, most_replicas, name)))
     return CORSMiddleware(app, **cross_origin(settings)) if settings.cors_origins else app
 
 
@@ -92,8 +92,8 @@ class Front:
         path, is_read = scope["path"], scope["method"] == "GET"
         if is_read and path in ("/health", "/ready"):
             is_well = await self._is_well(path)
-            response = JSONResponse({"status": "ok" if is_well else "no replica is ready"}, 200 if is_well else 503)
-            return await response(scope, receive, send)
+            said = JSONResponse({"status": "ok" if is_well else "no replica is ready"}, 200 if is_well else 503)
+            return await said(scope, receive, send)
         name = path if path in _KNOWN else "(other)"
         exchange = Exchange(self._load, scope["method"], name, scope.get("pocketvlm.request_id", ""))
         exchange.put_into(scope)
@@ -171,6 +171,21 @@ class Front:
             found = await asked.results_async(timeout_s=ASKING_SECONDS, return_exceptions=True)
             return [one for one in found if not isinstance(one, BaseException)]
         return []
+
+
+def _without_ids(app: ASGIApp) -> ASGIApp:
+    """Responses without our request id: Ray's proxy, which is asked first, has given the request one and says it."""
+
+    async def without_ids(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [one for one in message["headers"] if one[0] != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, send_on)
+
+    return without_ids
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -7,7 +7,6 @@ that its loss is said in the form of the API.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError, RaySystemError, TaskCancelledError, WorkerCrashedError
@@ -59,7 +58,7 @@ class Relay:
 
     def __init__(self, replicas: DeploymentHandle[Any], exchange: Exchange, scope: Scope, send: Send) -> None:
         self._replicas, self._exchange, self._scope, self._send = replicas, exchange, scope, send
-        self._start: Mapping[str, Any] | None = None  # held back until the body begins
+        self._start: dict[str, Any] | None = None  # held back until the body begins
         self._kind, self._events = b"", 0
         self.is_complete = False
 

@@ -31,7 +31,9 @@ class Replica:
         version: of the package that asks for it; another than the one that is installed here is refused.
     """
 
-    async def __init__(self, values: Mapping[str, Any], cores: int, version: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, values: Mapping[str, Any], cores: int, version: str
+    ) -> None:
         if version != __version__:
             raise ConfigError(
                 f"this machine has pocketvlm {__version__}, and the command is of {version}",
