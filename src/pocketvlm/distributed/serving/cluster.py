@@ -51,8 +51,6 @@ def cluster(address: str, *, processors: int | None = None) -> Iterator[Cluster]
         EngineError: none could be started.
     """
     where = _reached(address) if address else ""
-    # Ray shortens what replicas log where lines look alike, and ours often do.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -106,10 +106,17 @@ def serve_on_ray(
 
 
 def _with_cores(shape: Shape) -> Shape:
-    """With an equal share of this machine for each replica, where nothing was given."""
-    if shape.replica_cpus is not None:
-        return shape
-    return replace(shape, replica_cpus=float(max(1, usable_processors() // shape.most)))
+    """With an equal share of this machine for each replica, where nothing was given; seconds before Ray has started,
+    `ConfigError` where the machine is too small."""
+    processors = usable_processors()
+    if shape.replica_cpus is None:
+        share = processors / shape.most
+        shape = replace(shape, replica_cpus=float(int(share)) if share >= 1 else share)
+    if (needed := (shape.replica_cpus or 0.0) * shape.least) > processors:
+        each = f"{shape.least} replicas of {shape.replica_cpus:g} processors"
+        hint = "Give fewer --replicas or a smaller --replica-cpus."
+        raise ConfigError(f"{each} need {needed:g}, this machine has {processors}", hint=hint)
+    return shape
 
 
 def _with_gpus(settings: ServerSettings, shape: Shape, found: Cluster) -> Shape:
