@@ -1,4 +1,4 @@
-"""`pocketvlm serve --ray` as its users have it: a cluster of one machine, two replicas of nano, and clients that ask."""
+"""`pocketvlm serve --ray` as its users have it: a cluster of one machine, two replicas of nano, and their clients."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,7 +43,7 @@ class Serving:
     errors: Path
     key: str = ""
     _said: str = ""
-    said: Mapping[str, Any] = MappingProxyType({})
+    said: dict[str, Any] = field(default_factory=dict)
 
     def log(self) -> list[str]:
         """Lines of its stderr so far."""
