@@ -75,7 +75,8 @@ class Fleet:
 
     def replicas(self) -> list[int]:
         """Their processes."""
-        return [pid for pid, name in descendants(self.serving.process.pid) if name.endswith(":Replica")]
+        replica = "ray::ServeReplica:pocketvlm:Replica"  # and what it is at, behind that
+        return [pid for pid, name in descendants(self.serving.process.pid) if name.startswith(replica)]
 
 
 def descendants(root: int) -> list[tuple[int, str]]:
