@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="serve replicas on the cluster of Ray at HOST:PORT (auto: of this machine), or on one started here",
+        help="serve replicas on the cluster of Ray at HOST:PORT (auto: of this machine), else at $RAY_ADDRESS, "
+        "else on one started here",
     )
     for name, (kind, metavar, text) in OPTIONS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
@@ -70,5 +71,5 @@ def run(args: argparse.Namespace, settings: ServerSettings, shape: Shape) -> int
         else:
             say(f"The replicas at {url}/v1 have been replaced; whoever started them ends them.")
 
-    serve_on_ray(settings, shape, args.ray, on_ready, say)
+    serve_on_ray(settings, shape, args.ray or os.environ.get("RAY_ADDRESS", ""), on_ready, say)
     return 0

@@ -84,25 +84,25 @@ def serve_on_ray(
         with listen(settings) as sock:  # before Ray takes its time to start
             settings = replace(settings, port=sock.getsockname()[1])
     stop = Stop()
-    with cluster(address) as found, stop.listening():
+    # Twice: Ray sets handlers of its own once it has started.
+    with stop.listening(), cluster(address) as found, stop.listening():
         shape = _with_gpus(settings, shape, found)
-        is_room, lacking = _room(shape, found)
-        if lacking and found.is_own:
-            raise ConfigError(lacking, hint="Give fewer --replicas, or a smaller --replica-cpus or --replica-gpus.")
-        if lacking:
+        if lacking := _lacking(shape, found):
+            if found.is_own:
+                raise ConfigError(lacking, hint="Give fewer --replicas, or a smaller --replica-cpus or --replica-gpus.")
             say(f"{lacking}; the rest starts when machines join.")
-        settings, is_own_serve = _start(settings, found)
-        is_ours = NAME not in serve.status().applications
+        is_ours, is_own_serve = False, _running() is None
         try:
-            _deploy(settings, shape, has_room=is_room)
+            settings = _start(settings, found)
+            is_ours = NAME not in serve.status().applications
+            _deploy(settings, shape, has_room=_has_room(shape, found, is_new=is_ours))
             stop.is_starting = False
             on_ready(_url(settings), found.address, is_ours)
             if is_ours:
                 _wait(stop)
         finally:
             stop.is_starting = False
-            if is_ours:
-                _end(is_own_serve)
+            _end(is_ours, is_own_serve)
 
 
 def _with_cores(shape: Shape) -> Shape:
@@ -126,18 +126,28 @@ def _with_gpus(settings: ServerSettings, shape: Shape, found: Cluster) -> Shape:
     return replace(shape, replica_gpus=1.0 if found.total("GPU") else 0.0)
 
 
-def _room(shape: Shape, found: Cluster) -> tuple[bool, str]:
-    """Whether one replica more than there may be finds a place; and what is missing for those that there must be."""
-    needs = {"CPU": shape.replica_cpus if shape.replica_cpus is not None else 1.0, "GPU": shape.replica_gpus or 0.0}
-    for resource, each in needs.items():
+def _needs(shape: Shape) -> dict[str, float]:
+    """What a replica takes, by the names of Ray's resources."""
+    return {"CPU": 1.0 if shape.replica_cpus is None else shape.replica_cpus, "GPU": shape.replica_gpus or 0.0}
+
+
+def _lacking(shape: Shape, found: Cluster) -> str:
+    """What the cluster has too little of for the replicas that there must be; empty where it has enough."""
+    for resource, each in _needs(shape).items():
         if each * shape.least > found.total(resource):
             has = f"the cluster has {found.total(resource):g} {resource}"
-            return False, f"{shape.least} replicas of {each:g} {resource} each need {each * shape.least:g}, {has}"
-    return all(each * (shape.most + 1) <= found.total(resource) for resource, each in needs.items()), ""
+            return f"{shape.least} replicas of {each:g} {resource} each need {each * shape.least:g}, {has}"
+    return ""
 
 
-def _start(settings: ServerSettings, found: Cluster) -> tuple[ServerSettings, bool]:
-    """Start Serve with its proxies, or find it; returns where it listens, and whether it was started here."""
+def _has_room(shape: Shape, found: Cluster, *, is_new: bool) -> bool:
+    """Whether one replica more than there are, or may be, would find a place."""
+    count = shape.most + 1 if is_new else 1
+    return all(each * count <= found.free(resource) for resource, each in _needs(shape).items())
+
+
+def _start(settings: ServerSettings, found: Cluster) -> ServerSettings:
+    """Start Serve with its proxies, or find it; returns where it listens."""
     running = _running()
     if running is None:
         serve.start(
@@ -145,14 +155,14 @@ def _start(settings: ServerSettings, found: Cluster) -> tuple[ServerSettings, bo
             http_options=HTTPOptions(host=settings.host, port=settings.port),
             logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         )
-        return settings, True
+        return settings
     host, port = running
     if (host, port) != (settings.host, settings.port) and settings.port:
         raise ConfigError(
             f"the cluster serves on {host} port {port}, not on {settings.host} port {settings.port}",
             hint=f"Give --host {host} --port {port}, or end what it serves with: serve shutdown",
         )
-    return replace(settings, host=host, port=port), False
+    return replace(settings, host=host, port=port)
 
 
 def _running() -> tuple[str, int] | None:
@@ -200,9 +210,11 @@ def _wait(stop: Stop) -> None:
             raise EngineError("the application has gone from the cluster")
 
 
-def _end(is_own_serve: bool) -> None:
+def _end(is_ours: bool, is_own_serve: bool) -> None:
     """Let the replicas finish what they have, and take away what was started here."""
     with suppress(Exception):  # the cluster may have gone
-        serve.delete(NAME)
+        if is_ours:
+            serve.delete(NAME)
+    with suppress(Exception):
         if is_own_serve:
             serve.shutdown()
