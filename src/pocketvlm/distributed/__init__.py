@@ -1,1 +1,1 @@
-"""Past one machine, on Ray: files in → files out by many engines, and a server in front of many."""
+"""Past one machine, on Ray: many engines answer a run of `batch`, `read` or `extract`, or serve. Extra `ray`."""
