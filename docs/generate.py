@@ -25,7 +25,7 @@ PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FOLDERS = {
     "recipes/nano/": "how the embedded model is made: data, curriculum, training",
     "benchmarks/": "measurements that print a table and one JSON line",
-    "deploy/": "a container file, a systemd unit, settings and a dashboard for `pocketvlm serve`",
+    "deploy/": "a container file, a systemd unit, settings and a dashboard for `pocketvlm serve`; Kubernetes",
     "examples/": "pictures, and the script that draws them",
     "tests/": "mirrors src/; tests/parity/ compares with the reference",
     "docs/": "architecture, shapes, figures, log; generate.py writes what the code knows",
@@ -91,6 +91,16 @@ def settings() -> Iterator[str]:
     yield f"A variable is `{PREFIX}` and the name in capitals: `{PREFIX}MAX_IMAGES=4`. Commas separate items of lists."
 
 
+def replicas() -> Iterator[str]:
+    """Options of `pocketvlm serve --ray`."""
+    from pocketvlm.cli.serve_ray import OPTIONS
+
+    yield "| option | what it is |"
+    yield "| --- | --- |"
+    for name, (_, metavar, text) in OPTIONS.items():
+        yield f"| `--{name.replace('_', '-')} {metavar}` | {text} |"
+
+
 def uses() -> Iterator[str]:
     """What clients do with the server, by the tests that do it."""
     yield "| client | uses |"
@@ -108,6 +118,7 @@ def parts(name: str) -> list[str]:
         "tree": tree,
         "help": help_text,
         "settings": settings,
+        "replicas": replicas,
         "uses": uses,
     }
     if name in simple:

@@ -96,7 +96,8 @@ def test_the_container_is_run_by_nobody_in_particular_and_says_how_it_is() -> No
     assert all(int(part) > 0 for part in user.split(":"))
     commands = {line.split()[0] for line in last if line}
     assert {"HEALTHCHECK", "ENTRYPOINT", "STOPSIGNAL"} <= commands
-    extras = re.search(r'"\.\[([\w,]+)\]"', "\n".join(lines))
+    assert any('".[${EXTRAS}]"' in line for line in lines)
+    extras = re.search(r"^ARG EXTRAS=([\w,]+)$", "\n".join(lines), re.MULTILINE)
     assert extras is not None
     assert {"serve", "mcp", "otel"} <= set(extras[1].split(",")), "settings that are variables need them"
 

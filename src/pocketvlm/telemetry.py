@@ -12,6 +12,7 @@ import os
 # Variable → the value that turns reports off. PyTorch, tokenizers and the others send none.
 SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime: device id in the user's cache, looks up Microsoft's host
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray: sizes of the cluster and libraries in use, every hour
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub: versions and the kind of terminal beside each request
 }
 

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,7 @@ class Serving:
         url: without a slash at its end.
         errors: where its stderr goes, as long as it runs.
         key: what `ask` says unless it is given another; none where it is empty.
+        said: the line that it printed.
     """
 
     process: subprocess.Popen[str]
@@ -42,6 +43,7 @@ class Serving:
     errors: Path
     key: str = ""
     _said: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
 
     def log(self) -> list[str]:
         """Lines of its stderr so far."""
@@ -97,7 +99,7 @@ def start(
         raise AssertionError(text)
     said = json.loads(line)
     assert said["pid"] == process.pid
-    return Serving(process, said["url"], errors)
+    return Serving(process, said["url"], errors, said=said)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.cli import serve_ray
 from pocketvlm.cli.common import PLACES, directory_of, loaded
 from pocketvlm.cli.console import ReaderLeftError, interrupts_count, put_json, say
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 how["help"] = text
             how |= {} if isinstance(default, tuple) else {"type": kind_of(one)}
         group.add_argument(option_of(one.name), dest=one.name, **how)
+    serve_ray.add_arguments(parser)
 
 
 def _metavar(name: str, default: Any, allowed: Any) -> str:
@@ -66,9 +68,14 @@ def _metavar(name: str, default: Any, allowed: Any) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    shape = serve_ray.shape_of(args)
+    with interrupts_count():
+        settings = _settings(args, listens=shape is None)
+    if shape is not None:
+        return serve_ray.run(args, settings, shape)
     with ExitStack() as stack:
         with interrupts_count():
-            settings, vlm, decoding = _made_ready(args, stack)
+            vlm, decoding = _made_ready(args, settings, stack)
         from pocketvlm.server.run import serve
 
         def on_ready(url: str) -> None:
@@ -83,13 +90,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSettings, VLM, Decoding]:
-    """Settings, model and decoders; the last two until `stack` ends."""
+def _settings(args: argparse.Namespace, *, listens: bool) -> ServerSettings:
+    """Of all sources, checked as far as they can be before anything is loaded."""
     options = {one.name: getattr(args, one.name) for one in fields(ServerSettings)}
     settings = ServerSettings.read(options, file=args.config)
     for name in ("model", *PLACES):
         setattr(args, name, getattr(settings, name))
-    _check(args, settings)
+    _check(args, settings, listens=listens)
+    return settings
+
+
+def _made_ready(args: argparse.Namespace, settings: ServerSettings, stack: ExitStack) -> tuple[VLM, Decoding]:
+    """Model and decoders, until `stack` ends."""
     use_one_heap()
     if settings.preprocess_processes:
         start_early()  # the imports below take as long as its own
@@ -99,14 +111,19 @@ def _made_ready(args: argparse.Namespace, stack: ExitStack) -> tuple[ServerSetti
     adapters = settings.adapter_folders if settings.adapters or settings.adapter_roots else None
     vlm = stack.enter_context(loaded(args, settings.engine_config, adapters))
     vlm.progress = None
-    return settings, vlm, stack.enter_context(decoding_of(settings))
+    return vlm, stack.enter_context(decoding_of(settings))
 
 
-def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
-    """Refuse what can be seen to be wrong before seconds are spent on imports, and minutes on loading."""
+def _check(args: argparse.Namespace, settings: ServerSettings, *, listens: bool) -> None:
+    """Refuse what can be seen to be wrong before seconds are spent on imports, and minutes on loading.
+
+    Args:
+        listens: whether the address is ours to listen on; a cluster may do so already.
+    """
     from pocketvlm.bundle import parse_quantization
     from pocketvlm.server.keys import KeyCheck
     from pocketvlm.server.listening import listen
+    from pocketvlm.server.origins import is_local
 
     check_device_name(settings.device)
     check_dtype_name(settings.dtype)
@@ -128,7 +145,10 @@ def _check(args: argparse.Namespace, settings: ServerSettings) -> None:
     if settings.runtime == "onnx" and (settings.adapters or settings.adapter_roots):
         raise ConfigError("the onnx runtime takes no adapters beside its weights", hint="Use --runtime torch.")
     KeyCheck.of(settings)
-    with listen(settings) as sock:
-        is_local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
-    if not (is_local or settings.api_keys or settings.api_key_file):
+    if listens:
+        with listen(settings) as sock:
+            is_reached = not ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+    else:
+        is_reached = not is_local(settings.host)
+    if is_reached and not (settings.api_keys or settings.api_key_file):
         say(f"Anybody who reaches {settings.host} may ask: no API key is set. Set one with --api-key KEY.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +9,6 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pocketvlm.api.adapters import AdapterLimits
 from pocketvlm.api.async_vlm import AsyncVLM
@@ -19,6 +16,7 @@ from pocketvlm.server.adapters import load_lora_adapter, unload_lora_adapter
 from pocketvlm.server.chat import chat_completions
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.guard import Guard, Handler
+from pocketvlm.server.heads import Heads, cross_origin
 from pocketvlm.server.keys import KeyCheck
 from pocketvlm.server.ollama import NOT_OFFERED, chat, generate, is_running, not_offered
 from pocketvlm.server.ollama_models import ps, show, tags, version
@@ -43,7 +41,6 @@ ADAPTER_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/load_lora_adapter", load_lora_adapter),
     ("POST", "/v1/unload_lora_adapter", unload_lora_adapter),
 )
-MAX_ADDRESS, MAX_HEADERS = 8 * 1024, 16 * 1024  # bytes
 
 
 async def description(service: Service, _request: Request) -> Response:
@@ -88,6 +85,7 @@ def create_app(
     vlm.vlm.adapters.limits = AdapterLimits(settings.max_adapters, settings.adapter_memory)
     guard = Guard(service, KeyCheck.of(settings), is_draining)
     app = FastAPI(title="pocketvlm", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.guard = guard  # for whoever runs the application and counts what it does
     if settings.mcp:
         from pocketvlm.server import agents  # it needs an extra
 
@@ -133,49 +131,5 @@ def create_app(
     app.add_exception_handler(405, unknown)
     app.add_middleware(Heads)
     if settings.cors_origins:  # around all else, or scripts could not read what is refused for its head
-        origins = list(settings.cors_origins)
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            # Browsers hide all other headers from scripts of another origin.
-            expose_headers=["x-request-id", "retry-after"],
-        )
+        app.add_middleware(CORSMiddleware, **cross_origin(settings))
     return app
-
-
-def _ends_connection(response: Response) -> Response:
-    response.headers["Connection"] = "close"
-    return response
-
-
-class Heads:
-    """Every response has an `x-request-id`: the client's own, if it is short and plain, or a new one. Heads and
-    addresses of requests that are too long are refused, however few pieces they arrive in."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        plain = 0 < len(given) <= 64 and all(33 <= byte < 127 for byte in given)
-        name = given if plain else uuid.uuid4().hex.encode()
-        scope["pocketvlm.request_id"] = name.decode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", name)]
-            await send(message)
-
-        app = self.app
-        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_ADDRESS:
-            app = response_of(HTTPError(414, f"the address has more than {MAX_ADDRESS} bytes"), scope["path"])
-        elif sum(map(len, itertools.chain(*scope["headers"]))) > MAX_HEADERS:
-            app = response_of(HTTPError(431, f"the headers have more than {MAX_HEADERS} bytes"), scope["path"])
-        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
-            # Two lengths are how requests are hidden in others where a proxy stands before the server.
-            app = _ends_connection(response_of(HTTPError(400, "the request has two lengths"), scope["path"]))
-        return await app(scope, receive, send_with_id)

@@ -63,6 +63,7 @@ class Exchange:
         images: pictures and videos that it is about.
         question: what the log may show, where content is logged.
         traceparent: the span of whoever asks, as the header of that name has it.
+        tokens_elsewhere: of prompts and answers, where another process has answered it.
     """
 
     load: Load
@@ -83,6 +84,7 @@ class Exchange:
     images: int = 0
     question: str = ""
     traceparent: str = ""
+    tokens_elsewhere: int = 0
 
     @property
     def settings(self) -> ServerSettings:
@@ -174,7 +176,7 @@ class Exchange:
             return
         self.has_ended = True
         if self.key is not None and self.has_begun:
-            self.key.end(self.prompt_tokens + self.answer_tokens)
+            self.key.end(self.prompt_tokens + self.answer_tokens + self.tokens_elsewhere)
         self._release()
         self.load.in_flight -= self.is_admitted
         for job in self.jobs:

@@ -22,8 +22,9 @@ from pocketvlm.errors import EngineError
 from pocketvlm.machine import usable_cores
 from pocketvlm.processing.media_encoding import MediaEncoder, encode_media
 from pocketvlm.processing.media_workers import MediaWorkers, fetching_first, taking_turns
-from pocketvlm.server.app import MAX_HEADERS, create_app
+from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
+from pocketvlm.server.heads import MAX_HEADERS
 from pocketvlm.server.listening import Seldom, listen
 from pocketvlm.server.log_writer import end_log
 from pocketvlm.server.request_log import start_logging

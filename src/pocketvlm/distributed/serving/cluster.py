@@ -1,0 +1,140 @@
+"""A cluster of Ray to serve on: one that is there, or one of this machine alone that ends with this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import ray
+
+from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.machine import usable_processors
+
+CONNECT_SECONDS = 5.0
+STARTS = 2  # Ray gives its own processes half a minute, which a machine that is busy may not keep
+OBJECT_STORE_BYTES = 2**29  # for bodies on their way; more go to the disk
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Attributes:
+    address: for `--ray` of other commands.
+    is_own: whether it was started here.
+    """
+
+    address: str
+    is_own: bool
+
+    def total(self, resource: str) -> float:
+        """CPU or GPU of all machines together."""
+        return float(ray.cluster_resources().get(resource, 0.0))
+
+    def free(self, resource: str) -> float:
+        """What of it nobody has taken."""
+        return float(ray.available_resources().get(resource, 0.0))
+
+
+@contextmanager
+def cluster(address: str, *, processors: int | None = None) -> Iterator[Cluster]:
+    """Connect to a cluster within the block, or start one where `address` is empty.
+
+    Args:
+        address: HOST:PORT of its head, or auto, which is the one that runs on this machine.
+        processors: that one of our own shares out; all of this machine by default.
+
+    Raises:
+        ConfigError: there is none at the address, or it is of another version.
+        EngineError: none could be started.
+    """
+    where = _reached(address) if address else ""
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        found = _joined(where) if where else _started(processors)
+        yield found
+    finally:
+        with suppress(Exception):  # whatever is wrong with it, this process is through with it
+            ray.shutdown()
+
+
+def _joined(address: str) -> Cluster:
+    try:
+        with _nothing_said():  # its reports of each attempt would bury the one line below
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:200]
+        hint = "Give the address of a head; where it wants a token, set RAY_AUTH_MODE=token."
+        raise ConfigError(f"--ray {address} cannot be joined ({reason})", hint=hint) from None
+    return Cluster(address, is_own=False)
+
+
+def _started(processors: int | None) -> Cluster:
+    count = processors if processors is not None else usable_processors()
+    for attempt in range(STARTS):
+        try:
+            ray.init(
+                "local",
+                num_cpus=count,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=True,
+            )
+            break
+        except Exception as error:  # it has no class of its own
+            ray.shutdown()
+            if attempt + 1 == STARTS:
+                reason = " ".join(str(error).split())[:200]
+                raise EngineError(f"Ray could not be started: {reason}") from None
+    return Cluster(str(ray.get_runtime_context().gcs_address), is_own=True)
+
+
+def _reached(address: str) -> str:
+    """The address of a head that listens; Ray itself would wait for it for minutes."""
+    said = address
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "") or _running_here()
+        if not address:
+            raise ConfigError("--ray auto: no Ray runs on this machine", hint="Start it with: ray start --head")
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--ray {said!r:.80} is no address", hint="Give HOST:PORT of Ray's head, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no answer"
+        raise ConfigError(
+            f"--ray {address}: nothing listens there ({reason})", hint="Start Ray with: ray start --head --port 6379"
+        ) from None
+    return address
+
+
+@contextmanager
+def _nothing_said() -> Iterator[None]:
+    """Leave stderr of native code to nobody within the block."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nobody, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nobody)
+
+
+def _running_here() -> str:
+    """The address that `ray start` has left on this machine; empty where there is none."""
+    from ray._private.utils import read_ray_address  # what `ray.init("auto")` reads
+
+    with suppress(OSError, ValueError):
+        return str(read_ray_address() or "")
+    return ""
