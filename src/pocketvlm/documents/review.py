@@ -74,18 +74,22 @@ def _split(text: str) -> list[str]:
 
 def _page(document: Document, page: int, value: Value) -> dict[str, Any]:
     source = page_source(document, page)
-    choice = source.removeprefix("./").removeprefix(str(document.path))
+    if isinstance(source, bytes):
+        where = f"{document.url}#{page}"
+    else:
+        choice = source.removeprefix("./").removeprefix(str(document.path))
+        where = f"{document.path.resolve()}{choice}"
     return {
         "file": document.name,
         "page": page,
         "data": value["data"],
         "confidence": value["confidence"],
         "picture": _data_url(source),
-        "source": f"{document.path.resolve()}{choice}",
+        "source": where,
     }
 
 
-def _data_url(source: str) -> str:
+def _data_url(source: str | bytes) -> str:
     picture = Image.fromarray(load_image(source))
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     file = io.BytesIO()
