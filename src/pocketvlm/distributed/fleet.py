@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -16,6 +17,7 @@ from pocketvlm.errors import EngineError, need
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
+    from ray.data import Dataset
 
 _MOST_BLOCKS = 20_000  # of a run: each costs its driver a millisecond or two
 _CALLS = 2  # that an engine works on at a time, so that its batch is full when one of them ends
@@ -59,13 +61,26 @@ class Fleet:
     def _answer(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Iterator[tuple[int, Any]]:
         """What comes of one walk through the rows, `size` of them a call."""
         import ray
-        from ray.data import ActorPoolStrategy, from_arrow
 
         _be_quiet()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `max_task_retries` has no other place yet; the extra has Ray's bound
+            answered = self._pipeline(rows, work, size)
+        try:
+            batches: Iterable[Any] = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for batch in batches:
+                for number, value in zip(batch["number"].to_pylist(), batch["value"].to_pylist(), strict=True):
+                    yield number, json.loads(value)
+        except ray.exceptions.RayError as error:
+            raise EngineError(f"the run on Ray failed: {_reason(error)}") from None
+
+    def _pipeline(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Dataset:
+        """Tables of rows → tables of what became of them."""
+        from ray.data import ActorPoolStrategy, from_arrow
+
         shares = self.shares
         size = max(size, math.ceil(len(rows) / _MOST_BLOCKS))
-        blocks = from_arrow(list(_tables(rows, size)))
-        prepared = blocks.map_batches(
+        prepared = from_arrow(list(_tables(rows, size))).map_batches(
             prepare,  # type: ignore[arg-type]  # what it takes beside a table is in fn_args
             fn_args=(self.spec, work),
             batch_size=size,
@@ -73,7 +88,7 @@ class Fleet:
             num_cpus=shares.preparing_cpus,
             concurrency=None if shares.gpus else 2 * shares.engines,
         )
-        answered = prepared.map_batches(
+        return prepared.map_batches(
             Answerer,
             fn_constructor_args=(self.spec, work, shares.cores),
             batch_size=size,
@@ -86,16 +101,11 @@ class Fleet:
             ),
             num_cpus=shares.engine_cpus,
             num_gpus=shares.gpus or None,
-            ray_remote_args_fn=_restarts,
+            # An engine whose process ends is started again, but no row may end one engine after the other for ever.
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
             runtime_env={"env_vars": {"LOKY_MAX_CPU_COUNT": str(shares.cores), "OMP_NUM_THREADS": str(shares.cores)}},
         )
-        try:
-            batches: Iterable[Any] = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-            for batch in batches:
-                for number, value in zip(batch["number"].to_pylist(), batch["value"].to_pylist(), strict=True):
-                    yield number, json.loads(value)
-        except ray.exceptions.RayError as error:
-            raise EngineError(f"the run on Ray failed: {_reason(error)}") from None
 
 
 @contextmanager
@@ -113,11 +123,6 @@ def open_fleet(
         yield Fleet(spec, share(resources, machines, engines, cores, device), ahead, machines)
 
 
-def _restarts() -> dict[str, int]:
-    """An engine whose process ends is started again, but no row may end one engine after the other for ever."""
-    return {"max_restarts": -1, "max_task_retries": _RETRIES}
-
-
 def _tables(rows: list[tuple[int, Row]], size: int) -> Iterator[pa.Table]:
     import pyarrow as pa
 
@@ -129,7 +134,8 @@ def _tables(rows: list[tuple[int, Row]], size: int) -> Iterator[pa.Table]:
 
 
 def _be_quiet() -> None:
-    """No bars and no log of Ray Data; blocks that were lost are noticed by what is missing."""
+    """No bars, log or warnings of Ray Data; blocks that were lost are noticed by what is missing."""
+    warnings.filterwarnings("ignore", module="ray")  # of its own settings, which it has deprecated
     from ray.data import DataContext
 
     context = DataContext.get_current()
