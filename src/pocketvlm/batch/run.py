@@ -203,13 +203,14 @@ def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str) -
     }
 
 
-def beside(messages: list[Any], folder: str) -> list[Any]:
+def beside(messages: list[Any], folder: str | Path) -> list[Any]:
     """Return the messages with the paths of their pictures and videos placed in `folder`, an address or a path."""
+    where = str(folder)
 
     def place(value: Any) -> Any:
         if not (isinstance(value, str) and value and is_path(value)):
             return value
-        return f"{folder.rstrip('/')}/{value}" if is_remote(folder) else str(Path(folder) / value)
+        return f"{where.rstrip('/')}/{value}" if is_remote(where) else str(Path(where) / value)
 
     def placed(part: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
