@@ -16,6 +16,7 @@ from pocketvlm.api.answers import Answer, with_alternatives
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
 from pocketvlm.api.many import answer_many
+from pocketvlm.api.processed import PROMPT_OPTIONS, Processed, process
 from pocketvlm.api.shared_engine import Progress, SharedEngine, refuse_to_travel
 from pocketvlm.api.stream import Stream
 from pocketvlm.engine.config import EngineConfig
@@ -27,10 +28,9 @@ from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.load_image import is_video
-from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
-from pocketvlm.ranges import Range, plain_number, show
+from pocketvlm.ranges import Range, show
 
 if TYPE_CHECKING:
     from pocketvlm.grammar.compiler import Grammar, GrammarCompiler
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-PROMPT_OPTIONS = (*PICTURE_OPTIONS, "enable_thinking", "tools")
+Conversation = Sequence[Mapping[str, Any]] | Processed
 
 
 def load(
@@ -171,7 +171,7 @@ class VLM:
 
     def as_completed(
         self,
-        requests: Iterable[tuple[Key, Sequence[Mapping[str, Any]], Mapping[str, Any]]],
+        requests: Iterable[tuple[Key, Conversation, Mapping[str, Any]]],
         *,
         ahead: int = 32,
     ) -> Generator[tuple[Key, list[Answer] | Exception], None, None]:
@@ -208,19 +208,23 @@ class VLM:
         self._check_open()
         self.adapters.unload(name)
 
-    def prepare(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Job:
-        """Check a conversation and make it ready for the engine; safe in any thread. `RuntimeError` once closed."""
+    def prepare(self, messages: Conversation, options: Mapping[str, Any]) -> Job:
+        """Check a conversation and make it ready for the engine; safe in any thread. `RuntimeError` once closed.
+
+        Args:
+            messages: or what `process` made of them and the same options, maybe elsewhere.
+        """
         self._check_open()
         began = time.perf_counter()
         if not isinstance(options, Mapping):
             raise ConfigError(f"options are of type {type(options).__name__}, expected values by name")
-        media = {k: plain_number(k, v) for k, v in options.items() if k in PROMPT_OPTIONS and v is not None}
         sampling = {k: v for k, v in options.items() if k not in PROMPT_OPTIONS and k != "adapter"}
         adapter = self.adapters.chosen(options.get("adapter"))
         params = SamplingParams.from_options(sampling, self.defaults)
-        inputs = self.processor(messages, **media)
+        made = messages if isinstance(messages, Processed) else process(self.processor, messages, options)
+        inputs = made.inputs
         tokenizer = self.processor.tokenizer
-        thinking = bool(media.get("enable_thinking"))
+        thinking = bool(options.get("enable_thinking"))
         request = Request(
             f"{next(self._numbers)}",
             inputs.input_ids,
@@ -234,14 +238,14 @@ class VLM:
         )
         self.engine.check(request)  # before a grammar is compiled for a prompt that no cache would hold
         request.grammar = self._grammar(params, thinking)
-        spent = time.perf_counter() - began
+        spent = time.perf_counter() - began + (made.seconds if made is messages else 0.0)
         return Job(
             request,
             tokenizer,
             visual_tokens=inputs.visual_tokens,
             thinking=thinking,
             preprocess=spent,
-            tools=media.get("tools"),
+            tools=options.get("tools"),
         )
 
     def _grammar(self, params: SamplingParams, thinking: bool) -> Grammar | None:

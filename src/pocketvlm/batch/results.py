@@ -8,9 +8,10 @@ from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pocketvlm.batch.requests import Lines
+from pocketvlm.batch.tables import is_table, write_results
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import Journal, open_journal, whole_file
 
@@ -50,17 +51,24 @@ class Results:
             self._note(index, self._journal.append(result), result)
 
     def write(self, out: Path) -> None:
-        """Write all results in the order of the requests, complete or not at all.
+        """Write all results in the order of the requests, complete or not at all; as a table where `out` is one.
 
         Raises:
             ConfigError: no file can be made there.
             OutputError: it could not be written to its end; the results so far are kept.
         """
         with whole_file(out) as file, self._journal.path.open("rb") as results:
-            for offset in self._offsets:
-                results.seek(offset)
-                file.write(results.readline())
+            lines = self._in_order(results)
+            if is_table(out):
+                write_results(file, lines)
+            else:
+                file.writelines(lines)
         self.is_written = True
+
+    def _in_order(self, results: IO[bytes]) -> Iterator[bytes]:
+        for offset in self._offsets:
+            results.seek(offset)
+            yield results.readline()
 
     def _take_up(self, number: int, offset: int, line: bytes) -> None:
         """Note what an earlier run left in one line."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,10 +22,41 @@ from pocketvlm.files import check_output
 from pocketvlm.processing.media.sources import is_path
 from pocketvlm.protocol.chat_request import parse_chat_completion
 from pocketvlm.protocol.chat_response import chat_completion, error_response
+from pocketvlm.remote_files import is_remote
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A file of requests.
+
+    Attributes:
+        path: of the file, `lines` of it.
+        folder: where pictures are looked for that are named by relative paths; an address, or a path.
+        model: the name that lines may give, and results state.
+        defaults: options of requests that do not say otherwise.
+    """
+
+    path: Path
+    folder: str
+    lines: Lines
+    model: str
+    defaults: Mapping[str, Any]
+
+    def request(self, index: int, line: bytes) -> dict[str, Any]:
+        """That of a line, which is as it was when the run began; else `ConfigError`."""
+        where = f"{self.path}, line {self.lines.numbers[index]}"
+        request = parse_line(line, where, self.model)
+        if self.lines.index_of(request["custom_id"]) != index:
+            raise ConfigError(f"{where} has changed since the run began", hint="Leave it alone while it runs.")
+        return request
+
+
+# Answers what has no result yet: (index, result) of each as it is complete.
+Answering = Callable[[BatchJob, Results], Iterator[tuple[int, dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +87,24 @@ def check_paths(requests: Path, out: Path, *, overwrite: bool) -> None:
 def run_batch(
     requests: Path,
     out: Path,
-    load: Callable[[], AbstractContextManager[VLM]],
+    answering: Callable[[], AbstractContextManager[Answering]],
     *,
     model: str,
     options: Mapping[str, Any],
     identity: Mapping[str, Any],
-    concurrency: int,
     overwrite: bool,
+    folder: str | None = None,
     bars: Callable[[], AbstractContextManager[Progress | None]],
 ) -> Summary:
     """Answer every request once, and write the results in the order of the requests.
 
     Args:
-        load: opens the model; called only where an answer is missing.
+        answering: opens what answers; called only where an answer is missing.
         model: the name that lines may give, and results state.
         options: of requests that do not say otherwise.
         identity: what else decides the answers, as JSON values; a partial file of another one is refused.
-        concurrency: requests under way at a time.
         overwrite: whether an ordinary file named `out` is replaced.
+        folder: where relative paths of pictures begin; None is that of `requests`.
         bars: opens what shows progress: called with (what, done, in all), or None.
 
     Raises:
@@ -89,9 +121,12 @@ def run_batch(
         resumed = results.done
         try:
             if resumed < len(lines):
-                with load() as vlm, bars() as report:
-                    vlm.progress = None  # one bar is enough
-                    answer_all(vlm, requests, lines, results, options, model, concurrency, report)
+                job = BatchJob(requests, folder or str(requests.parent), lines, model, options)
+                with answering() as answer, bars() as report:
+                    for index, result in answer(job, results):
+                        results.add(index, result)
+                        if report:
+                            report("Answering", results.done, len(lines))
             check_paths(requests, out, overwrite=overwrite)  # others may have written there since
             results.write(out)
         except KeyboardInterrupt:
@@ -107,60 +142,49 @@ def run_batch(
     )
 
 
-def answer_all(
-    vlm: VLM,
-    path: Path,
-    lines: Lines,
-    results: Results,
-    defaults: Mapping[str, Any],
-    model: str,
-    concurrency: int,
-    report: Progress | None = None,
-) -> None:
-    """Run every request that has no result yet.
-
-    Args:
-        path: the file of the requests, `lines` of it.
-        defaults: options of requests that do not say otherwise.
-        model: the name that lines may give, and results state.
-        concurrency: requests under way at a time.
-        report: called with (what, done, in all).
-
-    Raises:
-        ConfigError: the file is no longer what it was.
-        OutputError: a result could not be written.
-    """
-    under_way: dict[int, str] = {}  # their custom_ids
-
-    def finish(index: int, outcome: list[Answer] | Exception) -> None:
-        results.add(index, result_line(under_way.pop(index), outcome, model))
-        if report:
-            report("Answering", results.done, len(lines))
+def answer_here(vlm: VLM, concurrency: int, job: BatchJob, results: Results) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`Answering` by one model in this process, of which `concurrency` requests are under way at a time."""
+    refused: deque[tuple[int, dict[str, Any]]] = deque()
 
     def requests() -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
-        for index in range(len(lines)):
-            if results.has(index):
-                continue
-            where = f"{path}, line {lines.numbers[index]}"
-            file.seek(lines.offsets[index])
-            line = parse_line(file.readline(MAX_LINE), where, model)
-            custom_id = line["custom_id"]
-            if lines.index_of(custom_id) != index:
-                raise ConfigError(f"{where} has changed since the run began", hint="Leave it alone while it runs.")
-            try:
-                request = parse_chat_completion(line["body"])
-                if request.stream:
-                    raise ConfigError("stream is true, but a batch has no streams", hint="Leave it out.")
-            except PocketVLMError as error:
-                under_way[index] = custom_id
-                finish(index, error)
-                continue
-            under_way[index] = custom_id
-            yield index, beside(request.messages, path.parent), {**defaults, **request.options}
+        with open_lines(job.path) as file:
+            for index in missing(job.lines, results):
+                file.seek(job.lines.offsets[index])
+                request = job.request(index, file.readline(MAX_LINE))
+                custom_ids[index] = request["custom_id"]
+                try:
+                    messages, options = conversation_of(request, job.folder, job.defaults)
+                except PocketVLMError as error:
+                    refused.append((index, result_line(custom_ids.pop(index), error, job.model)))
+                    continue
+                yield index, messages, options
 
-    with open_lines(path) as file:
-        for index, outcome in vlm.as_completed(requests(), ahead=concurrency):
-            finish(index, outcome)
+    custom_ids: dict[int, str] = {}  # of those under way
+    vlm.progress = None  # one bar is enough
+    for index, outcome in vlm.as_completed(requests(), ahead=concurrency):
+        while refused:
+            yield refused.popleft()
+        yield index, result_line(custom_ids.pop(index), outcome, job.model)
+    yield from refused
+
+
+def missing(lines: Lines, results: Results) -> Iterator[int]:
+    """The requests that have no result yet."""
+    return (index for index in range(len(lines)) if not results.has(index))
+
+
+def conversation_of(
+    request: Mapping[str, Any], folder: str, defaults: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The messages and options of a request, whose pictures are looked for in `folder`.
+
+    Raises:
+        PocketVLMError: it cannot be honoured.
+    """
+    asked = parse_chat_completion(request["body"])
+    if asked.stream:
+        raise ConfigError("stream is true, but a batch has no streams", hint="Leave it out.")
+    return beside(asked.messages, folder), {**defaults, **asked.options}
 
 
 def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str) -> dict[str, Any]:
@@ -179,11 +203,14 @@ def result_line(custom_id: str, outcome: list[Answer] | Exception, model: str) -
     }
 
 
-def beside(messages: list[Any], folder: Path) -> list[Any]:
-    """Return the messages with the paths of their pictures and videos placed in `folder`."""
+def beside(messages: list[Any], folder: str | Path) -> list[Any]:
+    """Return the messages with the paths of their pictures and videos placed in `folder`, an address or a path."""
+    where = str(folder)
 
     def place(value: Any) -> Any:
-        return str(folder / value) if isinstance(value, str) and value and is_path(value) else value
+        if not (isinstance(value, str) and value and is_path(value)):
+            return value
+        return f"{where.rstrip('/')}/{value}" if is_remote(where) else str(Path(where) / value)
 
     def placed(part: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None

@@ -6,7 +6,7 @@ import argparse
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -43,9 +43,11 @@ class OneLineParser(argparse.ArgumentParser):
 
     Attributes:
         elsewhere: the name of an option in other programs → its name here.
+        rewrite: arguments up to `--` → what argparse is given.
     """
 
     elsewhere: Mapping[str, str] = {}
+    rewrite: Callable[[Sequence[str]], list[str]] = staticmethod(list)  # type: ignore[assignment]
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}{self._meant(message)}; see {self.prog} --help\n")
@@ -60,12 +62,13 @@ class OneLineParser(argparse.ArgumentParser):
         return f" (did you mean --{near[0]}?)" if near else ""
 
 
-def command_parser(command: str, module: str | None = None) -> argparse.ArgumentParser:
+def command_parser(command: str, module: str | None = None) -> OneLineParser:
     """Make the parser of one command, or of the variant of it that is in another module."""
     text = COMMANDS[command]
     parser = OneLineParser(prog=f"pocketvlm {command}", description=f"{text[0].upper()}{text[1:]}.")
     known = import_module(f"pocketvlm.cli.{module or command}")
     parser.elsewhere = getattr(known, "ELSEWHERE", {})
+    parser.rewrite = getattr(known, "REWRITE", list)
     known.add_arguments(parser)
     return parser
 
@@ -130,12 +133,12 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(parser: OneLineParser, arguments: Sequence[str]) -> argparse.Namespace:
     """Parse arguments of which `--` ends the options, which `parse_intermixed_args` alone does not know."""
     at = list(arguments).index("--") if "--" in arguments else len(arguments)
     # No argument of a program holds a zero byte, and no parser takes one that begins with it for an option.
     words = [f"\0{word}" if word.startswith("-") else word for word in arguments[at + 1 :]]
-    args = parser.parse_intermixed_args([*arguments[:at], *words])
+    args = parser.parse_intermixed_args([*parser.rewrite(arguments[:at]), *words])
     for name, value in vars(args).items():
         setattr(args, name, [_unmarked(each) for each in value] if isinstance(value, list) else _unmarked(value))
     return args

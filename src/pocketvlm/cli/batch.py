@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
-from pocketvlm.batch.run import Summary, check_paths, run_batch
+from pocketvlm.batch.run import Answering, Summary, answer_here, check_paths, run_batch
 from pocketvlm.cli.common import (
     PICTURES,
     PLACES,
@@ -26,12 +27,15 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.cli.console import ReaderLeftError, put, put_json
+from pocketvlm.cli.elsewhere import folder_of, output_sent, requests_here
+from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of, join_address
 from pocketvlm.files import check_output
 from pocketvlm.ranges import Range
 
 # Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "prompt_lookup_num_tokens"}
 RANGES = {"concurrency": Range(int, 1)}
+REWRITE = join_address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,11 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "when the same command is given again. Exit status: 0 every line was answered, 1 OUT.jsonl is written and "
         "holds failed lines, or the disk is full, 2 wrong usage or input, 130 stopped."
     )
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="requests in the format of OpenAI's batch files")
-    parser.add_argument("output", type=Path, metavar="OUT.jsonl", help="is written in the order of IN.jsonl")
+    requests = "requests in the format of OpenAI's batch files, or a table of them: IN.parquet"
+    parser.add_argument("input", metavar="IN.jsonl", help=requests)
+    parser.add_argument("output", metavar="OUT.jsonl", help="is written in the order of IN.jsonl; or OUT.parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl if it is there, an ordinary file")
     parser.add_argument("--concurrency", type=int, default=32, help="requests under way at a time (default 32)")
     parser.add_argument("--served-model-name", metavar="NAME", help="what lines call the model (default: as --model)")
+    add_ray(parser)
     add_model(parser)
     add_adapter(parser)
     add_options(parser, PICTURES, VIDEO, _SAMPLING)
@@ -54,25 +60,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_ranges(args, RANGES)
-    check_paths(args.input, args.output, overwrite=args.overwrite)
+    check_ray(args)
+    with output_sent(args, "output"):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    requests = requests_here(args.input)
+    check_paths(requests, args.output, overwrite=args.overwrite)
     options = options_of(args, PICTURES, VIDEO, _SAMPLING)
     read_media(args, [], options)  # what is wrong with them is found before torch and weights are loaded
     check_output(args.output, inputs=files_read(directory_of(args)))
     places = {name: getattr(args, name) for name in PLACES}
     summary = run_batch(
-        args.input,
+        requests,
         args.output,
-        lambda: loaded(args),
+        lambda: _answering(args),
         model=args.served_model_name or args.model,
         options=options,
         identity={"weights": directory_of(args).fingerprint, **places},
-        concurrency=args.concurrency,
         overwrite=args.overwrite,
+        folder=folder_of(args.input),
         bars=progress_bars,
     )
     with suppress(ReaderLeftError):  # whose leaving says nothing about the requests
         _print(summary, as_json=args.json)
     return int(summary.failed > 0)
+
+
+@contextmanager
+def _answering(args: argparse.Namespace) -> Iterator[Answering]:
+    if args.ray is None:
+        with loaded(args) as vlm:
+            yield partial(answer_here, vlm, args.concurrency)
+        return
+    from pocketvlm.distributed.batching import answer_on
+
+    with fleet_of(args) as fleet:
+        yield partial(answer_on, fleet)
 
 
 def _print(summary: Summary, *, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from pocketvlm.processing.media.pages import file_named
 from pocketvlm.processing.picture_options import RANGES, option_help
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.ranges import Range
+from pocketvlm.remote_files import is_remote
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
@@ -165,11 +166,11 @@ def check_text(what: str, text: str) -> None:
 
 
 def source(text: str) -> Any:
-    """Return what a media argument names: a URL stays text, everything else is a path."""
+    """Return what a media argument names: an address stays text, everything else is a path."""
     from pocketvlm.processing.media.fetch import is_data_url, is_url
 
     # Path("") would be the working directory.
-    return text if not text or is_url(text) or is_data_url(text) else Path(text)
+    return text if not text or is_url(text) or is_data_url(text) or is_remote(text) else Path(text)
 
 
 def files_read(directory: ModelDirectory | None, texts: Sequence[str] = ()) -> list[Path]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.cli.console import harmless, put, put_json, say
+from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of
 from pocketvlm.documents.estimate import estimate
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done, Value, keys_done
-from pocketvlm.documents.pages import CONCURRENCY, PageTask, answer_documents, keys_of
+from pocketvlm.documents.pages import CONCURRENCY, Asking, PageTask, answer_documents, ask_here, keys_of
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
 from pocketvlm.ranges import Range
@@ -52,6 +54,7 @@ def add_document_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=int, default=CONCURRENCY, help=f"pages under way at a time (default {CONCURRENCY})"
     )
+    add_ray(parser)
     add_model(parser)
     add_adapter(parser)
     add_options(parser, PICTURES, _SAMPLING)
@@ -72,6 +75,7 @@ def prompts_of(args: argparse.Namespace, name: str) -> tuple[str, Prompts]:
 def check_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of pictures and sampling; what is wrong with them is found before torch and weights are loaded."""
     check_ranges(args, RANGES)
+    check_ray(args)
     options = options_of(args, PICTURES, _SAMPLING)
     read_media(args, [], options)
     return options
@@ -158,11 +162,10 @@ class DocumentJob:
         count = len(keys) - len(missing)
         try:
             with ExitStack() as stack:
-                vlm = None
+                asking = None
                 bar = stack.enter_context(progress_bars("pages"))
                 if missing:
-                    vlm = stack.enter_context(loaded(self.args))
-                    vlm.progress = None  # one bar is enough
+                    asking = stack.enter_context(_asking(self.args))
 
                 def report() -> None:
                     nonlocal count
@@ -170,14 +173,24 @@ class DocumentJob:
                     if bar:
                         bar("Pages", count, len(keys))
 
-                walk = answer_documents(
-                    vlm, self.documents, done, self.task, concurrency=self.args.concurrency, report=report
-                )
-                for document, values in walk:
+                for document, values in answer_documents(asking, self.documents, done, self.task, report=report):
                     on_document(document, values)
         except KeyboardInterrupt:
             kept = f"{count} of {len(keys)} pages are kept; the same command goes on from there"
             raise KeyboardInterrupt(kept) from None
+
+
+@contextmanager
+def _asking(args: argparse.Namespace) -> Iterator[Asking]:
+    if args.ray is None:
+        with loaded(args) as vlm:
+            vlm.progress = None  # one bar is enough
+            yield partial(ask_here, vlm, args.concurrency)
+        return
+    from pocketvlm.distributed.paging import ask_on
+
+    with fleet_of(args) as fleet:
+        yield partial(ask_on, fleet)
 
 
 def named(row: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ from pocketvlm.cli.document_job import (
     prompts_of,
     report_failures,
 )
+from pocketvlm.cli.elsewhere import output_sent
+from pocketvlm.cli.ray_options import join_address
 from pocketvlm.documents.extracting import extraction, rows_done
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
@@ -35,6 +37,9 @@ from pocketvlm.ranges import Range
 REVIEW = Range(float, 0, 1)
 
 
+REWRITE = join_address
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm extract [options] FILE ... --schema SCHEMA --out rows.jsonl|.csv|.xlsx|.parquet"
     parser.epilog = (
@@ -43,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     schema = f"{', '.join(NAMES)}; a JSON schema file; module:Class of Pydantic; or 'total: number, shop: string'"
     parser.add_argument("--schema", required=True, help=schema)
-    parser.add_argument("--out", type=Path, required=True, help="rows.jsonl, .csv, .xlsx or .parquet")
+    parser.add_argument("--out", required=True, help="rows.jsonl, .csv, .xlsx or .parquet")
     parser.add_argument("--per", choices=("document", "page"), default="document", help="what a row is of")
     arrays = "where the items of arrays go in .csv and .xlsx: columns of their own, or rows of a second table"
     parser.add_argument("--arrays", choices=ARRAYS, default="columns", help=arrays)
@@ -54,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with output_sent(args):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     if args.review is not None:
         REVIEW.check("--review", args.review)
@@ -123,10 +133,10 @@ def _print(args: argparse.Namespace, job: DocumentJob, rows: int, failed: int, s
         "rows": rows,
         "failed": failed,
         "seconds": round(seconds, 3),
-        "out": str(args.out),
+        "out": args.shown_out,
     }
     if args.json:
         put_json(summary)
     else:
         counts = f"{summary['documents']} documents, {job.pages} pages → {rows} rows, {failed} failed"
-        put(f"{counts}, {seconds:.1f} s: {args.out}")
+        put(f"{counts}, {seconds:.1f} s: {args.shown_out}")

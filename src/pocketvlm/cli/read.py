@@ -20,6 +20,8 @@ from pocketvlm.cli.document_job import (
     prompts_of,
     report_failures,
 )
+from pocketvlm.cli.elsewhere import output_sent
+from pocketvlm.cli.ray_options import join_address
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
 from pocketvlm.documents.pages import keys_of
@@ -38,6 +40,8 @@ from pocketvlm.documents.tables import write_rows
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import check_output, file_ids, whole_file
 
+REWRITE = join_address
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm read [options] FILE ... --out DIR"
@@ -45,13 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"DIR/{INDEX} has a line for each page. DIR/{JOURNAL} keeps the pages that are done: the same command goes on "
         f"after a stop, and with --overwrite reads only what is new. {EXIT}"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder, made if it is not there")
+    parser.add_argument("--out", required=True, metavar="DIR", help="a folder, made if it is not there")
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="of the files (default markdown)")
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
     add_document_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    with output_sent(args):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
@@ -95,11 +104,11 @@ def run(args: argparse.Namespace) -> int:
                 "pages": job.pages,
                 "failed": failed,
                 "seconds": round(seconds, 3),
-                "out": str(args.out),
+                "out": args.shown_out,
             }
         )
     else:
-        put(f"{len(documents)} documents, {job.pages} pages, {failed} failed, {seconds:.1f} s: {args.out}")
+        put(f"{len(documents)} documents, {job.pages} pages, {failed} failed, {seconds:.1f} s: {args.shown_out}")
     return int(bool(failed))
 
 

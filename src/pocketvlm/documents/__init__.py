@@ -15,6 +15,7 @@ for page in documents.read(vlm, ["contract.pdf#2-5"]):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from pocketvlm.documents import reading
 from pocketvlm.documents.extracting import extraction, rows_of
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done
-from pocketvlm.documents.pages import CONCURRENCY, answer_documents
+from pocketvlm.documents.pages import CONCURRENCY, answer_documents, ask_here
 from pocketvlm.documents.schema import schema_of
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import packaged
@@ -64,7 +65,7 @@ def extract(
     opened = _open(files)
     return (
         row
-        for document, values in answer_documents(vlm, opened, Done(), task, concurrency=concurrency)
+        for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task)
         for row in rows_of(document, values, per_page=per_page)
     )
 
@@ -95,7 +96,7 @@ def read(
     opened = _open(files)
     return (
         page
-        for document, values in answer_documents(vlm, opened, Done(), task, concurrency=concurrency)
+        for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task)
         for page in reading.page_rows(document, values, format)
     )
 

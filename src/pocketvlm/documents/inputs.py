@@ -15,7 +15,8 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.page_reader import open_pages
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.pdf import Resolution
-from pocketvlm.processing.media.sources import is_path
+from pocketvlm.processing.media.sources import NamedBytes, is_path
+from pocketvlm.remote_files import find_remote, is_remote, read_remote
 
 _MANY = MediaLimits(max_images=1_000_000)  # pages are asked for one by one, so that a document may have many
 
@@ -29,6 +30,7 @@ class Document:
         path: of the file, without a choice of pages.
         pages: those wanted, counted from 1; none where `error` says why.
         digest: SHA-256 of its content, in hex; "" where it could not be read.
+        url: where it is instead of `path`, on a storage elsewhere.
         place: below the folder that was named, or its name alone.
         choice: what stands behind the # of its name.
     """
@@ -40,6 +42,7 @@ class Document:
     error: str | None = None
     place: Path = Path()
     choice: str | None = None
+    url: str | None = None
 
 
 class Found(NamedTuple):
@@ -84,7 +87,10 @@ def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:
     """Names and places of what one word means."""
     if not word:  # which a path would take for the working directory
         raise ConfigError("the name of a file is empty", hint="Name files, folders or patterns.")
-    bare, _ = split_pages(word)
+    bare, choice = split_pages(word)
+    if is_remote(word):
+        pages = "" if choice is None else f"#{choice}"
+        return {f"{url}{pages}": Path(below) for url, below in find_remote(str(bare))}
     path = Path(str(bare))
     if path.is_dir():
         if str(bare) != word:
@@ -124,26 +130,46 @@ def open_documents(files: Iterable[Found], resolution: Resolution | None = None)
     """Look into each file; what is wrong with one is its `error`, and the others go on."""
     for name, place in files:
         bare, choice = split_pages(name)
-        path = Path(str(bare))
-        about: dict[str, Any] = {"name": name, "path": path, "place": place, "choice": choice}
+        url = str(bare) if is_remote(name) else None
+        about: dict[str, Any] = {"name": name, "path": Path(str(bare)), "place": place, "choice": choice, "url": url}
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            with open_pages(name, _MANY, True, resolution or Resolution()) as pages:
+            body = None if url is None else read_remote(url)
+            digest = _digest(about["path"]) if body is None else hashlib.sha256(body).hexdigest()
+            source = name if body is None else NamedBytes(body, name, choice)
+            with open_pages(source, _MANY, True, resolution or Resolution()) as pages:
                 for index in pages.indices[:1]:
                     pages.reader.size(index)  # some readers look into the file only now
                 numbers = tuple(dict.fromkeys(index + 1 for index in pages.indices))
             yield Document(**about, pages=numbers, digest=digest)
-        except (MediaError, OSError) as error:
+        except (ConfigError, MediaError, OSError) as error:
             reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
             yield Document(**about, error=reason)
 
 
-def page_source(document: Document, page: int) -> str:
-    """What names one page of a document to the model: pictures have no choice of pages."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def page_source(document: Document, page: int) -> str | NamedBytes:
+    """One page of a document, as the model takes a picture: its name, or its content where it is elsewhere."""
+    if document.url is not None:
+        try:
+            return remote_page(document.url, str(page))
+        except MediaError:
+            return document.url  # where no path is either: an error of this page alone
+    # Pictures have no choice of pages.
     path = _as_path(document.path)
     if document.pages == (1,) and document.choice is None:
         return path
     # A file may be called as if it were a page of another one.
     ways = (f"{path}#{way}" for way in (page, f"page={page}", f"{page}-{page}", f"{page:04}"))
     return next(way for way in ways if not os.path.lexists(way))
+
+
+def remote_page(url: str, page: str) -> NamedBytes:
+    """The content of a document on a storage elsewhere, of which one page is wanted; `MediaError` where it is gone."""
+    try:
+        return NamedBytes(read_remote(url), url, page)
+    except ConfigError as error:
+        raise MediaError(str(error)) from None

@@ -33,8 +33,16 @@ class PageTask:
     lost: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def failed(self, reason: object) -> Value:
-        return {**self.lost, "error": str(reason)}
+    def conversation(self, page: Any) -> list[dict[str, Any]]:
+        """The question about a page, which is named as a picture may be."""
+        content = [{"type": "image", "image": page}, {"type": "text", "text": self.question}]
+        return [{"role": "user", "content": content}]
+
+    def outcome(self, outcome: list[Answer] | Exception) -> tuple[Value, bool]:
+        """What became of a page, and whether later runs need not try it again."""
+        if isinstance(outcome, Exception):
+            return {**self.lost, "error": str(outcome)}, False
+        return self.value_of(outcome[0]), True
 
 
 def keys_of(document: Document) -> list[Key]:
@@ -42,13 +50,16 @@ def keys_of(document: Document) -> list[Key]:
     return [(document.digest, page) for page in document.pages]
 
 
+# Asks about all pages that are not done: (key, what became of the page, whether that is kept for later runs).
+Asking = Callable[[Sequence[Document], Done, PageTask], Iterator[tuple[Key, Value, bool]]]
+
+
 def answer_documents(
-    vlm: VLM | None,
+    asking: Asking | None,
     documents: Sequence[Document],
     done: Done,
     task: PageTask,
     *,
-    concurrency: int = CONCURRENCY,
     report: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Document, list[Value]]]:
     """Each document with what became of its pages, in order, as soon as it and those before it are complete.
@@ -57,8 +68,7 @@ def answer_documents(
     as `error`; the next run tries it again.
 
     Args:
-        vlm: None where all pages are done.
-        concurrency: pages under way at a time.
+        asking: who answers; None where all pages are done.
         report: called after each page that was answered now.
 
     Raises:
@@ -77,28 +87,37 @@ def answer_documents(
     yield from complete()
     if current is None:
         return
-    assert vlm is not None
-    vlm.prepare([{"role": "user", "content": task.question}], task.options)  # said once, and not of each page
-    for key, outcome in vlm.as_completed(requests_of(documents, done, task), ahead=concurrency):
-        if isinstance(outcome, PocketVLMError):
-            done.add(key, task.failed(outcome), keep=False)
-        elif isinstance(outcome, Exception):
-            raise outcome  # a fault of ours, or the engine's: no page after it would fare better
-        else:
-            done.add(key, task.value_of(outcome[0]))
+    assert asking is not None
+    for key, value, keep in asking(documents, done, task):
+        done.add(key, value, keep=keep)
         report()
         yield from complete()
+
+
+def ask_here(
+    vlm: VLM, concurrency: int, documents: Sequence[Document], done: Done, task: PageTask
+) -> Iterator[tuple[Key, Value, bool]]:
+    """`Asking` of one model in this process, with `concurrency` pages under way at a time."""
+    vlm.prepare([{"role": "user", "content": task.question}], task.options)  # said once, and not of each page
+    for key, outcome in vlm.as_completed(requests_of(documents, done, task), ahead=concurrency):
+        if isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError):
+            raise outcome  # a fault of ours, or the engine's: no page after it would fare better
+        yield key, *task.outcome(outcome)
 
 
 def requests_of(
     documents: Sequence[Document], done: Done, task: PageTask
 ) -> Iterator[tuple[Key, list[dict[str, Any]], Mapping[str, Any]]]:
     """What is asked about each page that is not done, as `VLM.as_completed` takes it."""
+    for key, document in pages_to_ask(documents, done):
+        yield key, task.conversation(page_source(document, key[1])), task.options
+
+
+def pages_to_ask(documents: Sequence[Document], done: Done) -> Iterator[tuple[Key, Document]]:
+    """Each page that is not done, once."""
     asked = set[Key]()
     for document in documents:
         for key in keys_of(document):
             if key not in done and key not in asked:
                 asked.add(key)
-                image = {"type": "image", "image": page_source(document, key[1])}
-                text = {"type": "text", "text": task.question}
-                yield key, [{"role": "user", "content": [image, text]}], task.options
+                yield key, document

@@ -76,7 +76,11 @@ def _split(text: str) -> list[str]:
 
 def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]) -> dict[str, Any]:
     source = page_source(document, page)
-    choice = source.removeprefix("./").removeprefix(str(document.path))
+    if isinstance(source, bytes):
+        where = f"{document.url}#{page}"
+    else:
+        choice = source.removeprefix("./").removeprefix(str(document.path))
+        where = f"{document.path.resolve()}{choice}"
     return {
         "file": document.name,
         "page": page,
@@ -85,11 +89,11 @@ def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]
         "digits": value.get("digits", {}),
         "kinds": {name: kind._asdict() for name, kind in field_kinds(value["data"], schema)},
         "picture": _data_url(source),
-        "source": f"{document.path.resolve()}{choice}",
+        "source": where,
     }
 
 
-def _data_url(source: str) -> str:
+def _data_url(source: str | bytes) -> str:
     picture = Image.fromarray(load_image(source))
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     file = io.BytesIO()

@@ -19,6 +19,7 @@ from pocketvlm.processing.media.file_roots import is_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import NamedBytes
 from pocketvlm.ranges import show
+from pocketvlm.remote_files import is_remote
 
 MAX_CHOICE = 200  # characters behind the #
 _RANGE = re.compile(r"([0-9]{1,9})(?:(-)([0-9]{1,9})?)?")
@@ -113,7 +114,7 @@ def split_pages(source: object, *, files: bool = True) -> tuple[object, str | No
         # Base64 has no #; in the other form it may be a byte of the picture.
         is_base64 = text[: text.find(",")].lower().endswith(";base64")
         return (bare, choice) if is_base64 else (source, None)
-    if is_url(text) or is_file_url(text):
+    if is_url(text) or is_file_url(text) or (files and is_remote(text)):
         return bare, choice
     if not files or _is_there(text) or not _is_there(bare):
         return source, None

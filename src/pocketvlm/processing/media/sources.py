@@ -11,11 +11,12 @@ from typing import IO, Self
 
 import numpy as np
 
-from pocketvlm.errors import MediaError
+from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.fetch import fetch, is_data_url, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.kinds import is_base64
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.remote_files import is_remote, read_remote
 
 _PIECE = 2**18  # bytes that are decoded at a time: more would leave the caches and take memory
 # Byte → its value as a hexadecimal digit; 255 where it is none.
@@ -73,6 +74,8 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
         raise MediaError("The path is empty", hint=f"Give the path of {what}.")
     if is_file_url(text):
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
+    if is_remote(text):
+        return io.BytesIO(_read_remote(text, name, limits))
     try:
         return existing_file(source, name).open("rb")
     except OSError:
@@ -81,7 +84,7 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
 
 def is_path(text: str) -> bool:
     """Whether a source is looked for in a folder: neither a URL of any kind nor base64, which is named as such."""
-    return not (is_url(text) or is_data_url(text) or is_file_url(text) or is_base64(text[:64]))
+    return not (is_url(text) or is_data_url(text) or is_file_url(text) or is_remote(text) or is_base64(text[:64]))
 
 
 def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
@@ -143,6 +146,17 @@ def existing_file(source: str | Path, name: str) -> Path:
     if status.st_size == 0:
         raise MediaError(f"{name} is empty", hint="Check how it was written.")
     return path
+
+
+def _read_remote(url: str, name: str, limits: MediaLimits) -> bytes:
+    try:
+        body = read_remote(url)
+    except ConfigError as error:
+        raise MediaError(str(error)) from None
+    limits.check_bytes(len(body), name)
+    if not body:
+        raise MediaError(f"{name} is empty", hint="Check how it was written.")
+    return body
 
 
 def _read_data_url(url: str, name: str, limits: MediaLimits) -> bytes:

@@ -1,0 +1,63 @@
+"""The options of `batch`, `read` and `extract` that let many engines work on Ray."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pocketvlm.cli.common import PLACES, directory_of
+from pocketvlm.errors import ConfigError
+from pocketvlm.ranges import Range
+
+if TYPE_CHECKING:
+    from pocketvlm.distributed.fleet import Fleet
+
+_ENGINES = Range(int, 1)
+# What may follow --ray: anything else is the next argument of the command.
+_ADDRESS = re.compile(r"auto|[a-z]+://\S+|[^\s/]+:\d+")
+
+
+def add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add --ray and what goes with it."""
+    where = "host:port of a cluster, auto for the one of this machine, or nothing: a new one of this machine alone"
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=f"answer on Ray. {where}")
+    many = "with --ray: how many engines (default: one a GPU, without GPUs one a machine)"
+    parser.add_argument("--engines", type=int, metavar="N", help=many)
+    parser.add_argument("--engine-cores", type=int, metavar="N", help="with --ray: cores of each engine")
+
+
+def join_address(arguments: Sequence[str]) -> list[str]:
+    """The arguments with an address behind --ray joined to it, so that nothing else is taken for one."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--ray" and _ADDRESS.fullmatch(argument):
+            joined[-1] = f"--ray={argument}"
+        else:
+            joined.append(argument)
+    return [f"{argument}=" if argument == "--ray" else argument for argument in joined]
+
+
+def check_ray(args: argparse.Namespace) -> None:
+    """Refuse options that nothing would come of."""
+    for name in ("engines", "engine_cores"):
+        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        _ENGINES.check(option, value)
+        if args.ray is None:
+            raise ConfigError(f"{option} {value} is for runs on Ray", hint="Pass --ray as well.")
+
+
+@contextmanager
+def fleet_of(args: argparse.Namespace) -> Iterator[Fleet]:
+    """The engines that a command asks for."""
+    from pocketvlm.distributed.fleet import open_fleet
+    from pocketvlm.distributed.stages import ModelSpec
+
+    spec = ModelSpec.of(directory_of(args), {name: getattr(args, name) for name in PLACES})
+    options = {"engines": args.engines, "cores": args.engine_cores, "ahead": args.concurrency, "device": args.device}
+    with open_fleet(args.ray, spec, **options) as fleet:
+        yield fleet

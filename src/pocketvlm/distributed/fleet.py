@@ -1,0 +1,151 @@
+"""Many engines, which share the rows of a run: a pipeline of Ray Data whose results come in the order of completion."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pocketvlm.distributed.cluster import Shares, connected, resources_of_cluster, share
+from pocketvlm.distributed.stages import Answerer, ModelSpec, Row, Work, prepare
+from pocketvlm.errors import EngineError, need
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from ray.data import Dataset
+
+_MOST_BLOCKS = 20_000  # of a run: each costs its driver a millisecond or two
+_CALLS = 2  # that an engine works on at a time, so that its batch is full when one of them ends
+_RETRIES = 3  # of a call whose engine was lost
+
+
+class Fleet:
+    """Engines on a cluster. See `open_fleet`.
+
+    Attributes:
+        shares: how many, and what each of them has.
+        machines: of the cluster.
+    """
+
+    def __init__(self, spec: ModelSpec, shares: Shares, ahead: int, machines: int = 1) -> None:
+        self.spec, self.shares, self.machines = spec, shares, machines
+        self._rows = max(1, ahead // _CALLS)  # of a call
+
+    def answer(self, rows: Iterable[tuple[int, Row]], work: Work) -> Iterator[tuple[int, Any]]:
+        """Answer rows, by their numbers: each number comes out once, whatever was lost on the way.
+
+        A call whose engine was lost is done again by another. Rows that came to nothing all the same are asked again
+        one by one, and what is lost then too has an `EngineError` as its outcome.
+
+        Args:
+            rows: (number, what `work` needs to know).
+
+        Raises:
+            EngineError: the engines could not be started.
+        """
+        waiting = dict(rows)
+        for size in (self._rows, 1):
+            if not waiting:
+                return
+            for number, value in self._answer(list(waiting.items()), work, size):
+                if waiting.pop(number, None) is not None:
+                    yield number, value
+        for number, row in waiting.items():
+            yield number, work.value(row, EngineError("the process that worked on it ended, time and again"))
+
+    def _answer(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Iterator[tuple[int, Any]]:
+        """What comes of one walk through the rows, `size` of them a call."""
+        import ray
+
+        _be_quiet()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `max_task_retries` has no other place yet; the extra has Ray's bound
+            answered = self._pipeline(rows, work, size)
+        try:
+            batches: Iterable[Any] = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for batch in batches:
+                for number, value in zip(batch["number"].to_pylist(), batch["value"].to_pylist(), strict=True):
+                    yield number, json.loads(value)
+        except ray.exceptions.RayError as error:
+            raise EngineError(f"the run on Ray failed: {_reason(error)}") from None
+
+    def _pipeline(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Dataset:
+        """Tables of rows → tables of what became of them."""
+        from ray.data import ActorPoolStrategy, from_arrow
+
+        shares = self.shares
+        size = max(size, math.ceil(len(rows) / _MOST_BLOCKS))
+        prepared = from_arrow(list(_tables(rows, size))).map_batches(
+            prepare,  # type: ignore[arg-type]  # what it takes beside a table is in fn_args
+            fn_args=(self.spec, work),
+            batch_size=size,
+            batch_format="pyarrow",
+            num_cpus=shares.preparing_cpus,
+            concurrency=None if shares.gpus else 2 * shares.engines,
+        )
+        return prepared.map_batches(
+            Answerer,
+            fn_constructor_args=(self.spec, work, shares.cores),
+            batch_size=size,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=shares.engines,
+                max_tasks_in_flight_per_actor=2 * _CALLS,
+                max_concurrent_calls_per_actor=_CALLS,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=shares.engine_cpus,
+            num_gpus=shares.gpus or None,
+            # An engine whose process ends is started again, but no row may end one engine after the other for ever.
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+            runtime_env={"env_vars": {"LOKY_MAX_CPU_COUNT": str(shares.cores), "OMP_NUM_THREADS": str(shares.cores)}},
+        )
+
+
+@contextmanager
+def open_fleet(
+    address: str, spec: ModelSpec, *, engines: int | None, cores: int | None, ahead: int, device: str = "auto"
+) -> Iterator[Fleet]:
+    """Engines on the cluster at `address`, see `connected` and `share`.
+
+    Args:
+        ahead: rows that an engine has at a time.
+    """
+    need("pyarrow", "pyarrow", "ray")
+    with connected(address):
+        resources, machines = resources_of_cluster()
+        yield Fleet(spec, share(resources, machines, engines, cores, device), ahead, machines)
+
+
+def _tables(rows: list[tuple[int, Row]], size: int) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    source = iter(rows)
+    while some := list(islice(source, size)):
+        numbers, values = zip(*some, strict=True)
+        packed = [json.dumps(value).encode() for value in values]
+        yield pa.table({"number": pa.array(numbers, pa.int64()), "row": pa.array(packed, pa.binary())})
+
+
+def _be_quiet() -> None:
+    """No bars, log or warnings of Ray Data; blocks that were lost are noticed by what is missing."""
+    warnings.filterwarnings("ignore", module="ray")  # of its own settings, which it has deprecated
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what went wrong on another machine, which is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:400] if lines else type(error).__name__

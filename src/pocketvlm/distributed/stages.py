@@ -1,0 +1,137 @@
+"""What runs on the machines of a cluster: tasks that fetch, decode and cut pictures, and engines that answer.
+
+A row is a dict of JSON values and has a number. Between the stages it travels in Arrow tables:
+
+    number int64 · row binary (JSON)
+    → with prepared binary (pickle; null where it failed) and value binary (JSON; null where it did not)
+    → number int64 · value binary
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pocketvlm.api.processed import Processed, process
+from pocketvlm.errors import EngineError, PocketVLMError, UnavailableError
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.hub import resolve
+from pocketvlm.processing.processor import Processor
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    from pocketvlm.api.answers import Answer
+
+Row = Mapping[str, Any]
+Outcome = list["Answer"] | Exception
+
+
+class Work(Protocol):
+    """What is asked about a row, and what becomes of the answer. Sent to the machines by pickle."""
+
+    def request(self, row: Row) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any]]:
+        """Messages and options; `PocketVLMError` where there can be none."""
+
+    def value(self, row: Row, outcome: Outcome) -> Any:
+        """JSON values."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that every machine loads for itself.
+
+    Attributes:
+        name: as `load` takes it: a directory or a hub id that every machine knows, or "nano".
+        adapter: a folder that becomes part of the weights, or None.
+        places: device, dtype, runtime and quantization.
+        fingerprint: of the weights; machines that have others refuse.
+    """
+
+    name: str
+    adapter: str | None
+    places: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, directory: ModelDirectory, places: Mapping[str, str]) -> ModelSpec:
+        """The spec of a directory of this machine."""
+        name = directory.name
+        if Path(name).exists():
+            name = str(Path(name).absolute())
+        adapter = None if directory.adapter is None else str(directory.adapter.absolute())
+        return cls(name, adapter, tuple(places.items()), directory.fingerprint)
+
+    def directory(self) -> ModelDirectory:
+        """Where the model is on this machine."""
+        found = resolve(self.name)
+        return found if self.adapter is None else found.with_adapter(self.adapter)
+
+
+@cache
+def _processor(spec: ModelSpec) -> Processor:
+    """Of this process, whose tasks follow each other."""
+    directory = spec.directory()
+    return Processor.from_directory(directory.path, configs=directory.configs)
+
+
+def prepare(table: pa.Table, spec: ModelSpec, work: Work) -> pa.Table:
+    """Rows → their pictures fetched, decoded and cut, and their prompts; what is wrong with one is its value."""
+    import pyarrow as pa
+
+    prepared: list[bytes | None] = []
+    values: list[bytes | None] = []
+    for row in map(json.loads, table["row"].to_pylist()):
+        try:
+            messages, options = work.request(row)
+            prepared.append(pickle.dumps((process(_processor(spec), messages, options), dict(options)), protocol=5))
+            values.append(None)
+        except PocketVLMError as error:
+            prepared.append(None)
+            values.append(_json(work.value(row, error)))
+    return table.append_column("prepared", pa.array(prepared, pa.large_binary())).append_column(
+        "value", pa.array(values, pa.binary())
+    )
+
+
+class Answerer:
+    """An engine, which answers tables of prepared rows; several calls at a time fill its batch."""
+
+    def __init__(self, spec: ModelSpec, work: Work, cores: int) -> None:
+        import torch
+
+        from pocketvlm.api.vlm import load
+
+        torch.set_num_threads(cores)
+        directory, options = spec.directory(), dict[str, Any](spec.places)
+        if directory.fingerprint != spec.fingerprint:
+            raise EngineError(f"{spec.name} has other weights on this machine than where the run was begun")
+        self._vlm, self._work = load(directory, **options), work
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        rows = [json.loads(row) for row in table["row"].to_pylist()]
+        values = table["value"].to_pylist()
+        for index, outcome in self._vlm.as_completed(_requests(table["prepared"]), ahead=max(1, len(rows))):
+            if isinstance(outcome, UnavailableError):
+                os._exit(70)  # the engine is broken for good: Ray starts another, and gives it these rows
+            values[index] = _json(self._work.value(rows[index], outcome))
+        return pa.table({"number": table["number"], "value": pa.array(values, pa.binary())})
+
+
+def _requests(prepared: pa.ChunkedArray) -> Iterator[tuple[int, Processed, dict[str, Any]]]:
+    """What is to be answered, each unpacked when there is room for it."""
+    for index, packed in enumerate(prepared):
+        if packed.is_valid:
+            yield index, *pickle.loads(packed.as_buffer())
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")

@@ -1,0 +1,161 @@
+"""Files elsewhere (s3://, gs://, az://, …), through fsspec and its package for each kind of storage.
+
+They are worked on as copies on this machine: what is read is fetched first, what is written is sent when it is whole.
+Only callers whose names come from the user himself may open such addresses: they carry the rights of this process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.errors import ConfigError, OutputError, need
+
+MAX_BYTES = 2**30  # of a document
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+# These have a meaning of their own everywhere in this package.
+_OURS = frozenset({"http", "https", "file", "data"})
+
+
+def is_remote(text: str) -> bool:
+    """Whether a name is an address of a storage, such as s3://bucket/name."""
+    found = _SCHEME.match(text)
+    return found is not None and found[1].lower() not in _OURS
+
+
+def storage(url: str) -> tuple[Any, str]:
+    """The file system of fsspec for an address, and the path there.
+
+    Raises:
+        MissingExtraError: fsspec is not installed.
+        ConfigError: there is no such kind of storage, or its package is missing, or it cannot be reached.
+    """
+    need("fsspec", "fsspec", "remote")
+    import fsspec
+
+    try:
+        with reaching(url):
+            filesystem, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(f"{_short(url)}: {error}", hint="Install the package for this kind of storage.") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{_short(url)}: {error}", hint="Check the address.") from None
+    return filesystem, str(path)
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """What goes wrong within this block is that `url` cannot be reached: `ConfigError`."""
+    try:
+        yield
+    except (ConfigError, ImportError, ValueError):
+        raise
+    except Exception as error:  # each kind of storage has its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"{_short(url)} cannot be reached: {reason:.200}", hint="Check the address.") from None
+
+
+def find_remote(url: str) -> list[tuple[str, str]]:
+    """(address, path below the folder that was named) of each file that is meant: one file, those of a folder and below
+    it, or those that a pattern fits; sorted.
+
+    Raises:
+        ConfigError: there is none, or the storage cannot be reached.
+    """
+    filesystem, path = storage(url)
+    scheme = url.partition("://")[0]
+    with reaching(url):
+        if any(mark in path for mark in "*?["):
+            found = {name: Path(name).name for name in filesystem.glob(path) if filesystem.isfile(name)}
+        elif filesystem.isdir(path):
+            base = path.rstrip("/") + "/"
+            found = {name: name.removeprefix(base) for name in filesystem.find(path)}
+        elif filesystem.isfile(path):
+            found = {path: Path(path).name}
+        else:
+            found = {}
+    if not found:
+        raise ConfigError(f"there is no file at {_short(url)}", hint="Name files, folders or patterns.")
+    return [(f"{scheme}://{name}", below) for name, below in sorted(found.items())]
+
+
+def exists(url: str) -> bool:
+    """Whether there is a file or a folder at this address."""
+    filesystem, path = storage(url)
+    with reaching(url):
+        return bool(filesystem.exists(path))
+
+
+@lru_cache(maxsize=4)  # the pages of a document follow each other
+def read_remote(url: str) -> bytes:
+    """The content of the file at `url`.
+
+    Raises:
+        ConfigError: it is not there, cannot be reached, or is larger than `MAX_BYTES`.
+    """
+    filesystem, path = storage(url)
+    with reaching(url):
+        if not filesystem.isfile(path):
+            raise ConfigError(f"there is no file at {_short(url)}", hint="Check the address.")
+        size = filesystem.size(path) or 0
+        if size > MAX_BYTES:
+            raise ConfigError(f"{_short(url)} has {size} bytes, at most {MAX_BYTES} are read", hint="Split it.")
+        return bytes(filesystem.cat_file(path))
+
+
+def fetch_file(url: str, target: Path) -> None:
+    """Make `target` a copy of the file at `url`.
+
+    Raises:
+        ConfigError: it is not there, or cannot be reached.
+    """
+    filesystem, path = storage(url)
+    with reaching(url):
+        if not filesystem.isfile(path):
+            raise ConfigError(f"there is no file at {_short(url)}", hint="Check the address.")
+        filesystem.get_file(path, str(target))
+
+
+def send(local: Path, url: str) -> None:
+    """Put a file, or all files below a folder, at `url`; what is there is replaced.
+
+    Raises:
+        OutputError: that was not possible.
+    """
+    filesystem, path = storage(url)
+    # What resumes a run has names that begin with a dot.
+    below = (one for one in local.rglob("*") if one.is_file() and not one.name.startswith("."))
+    files = [local] if local.is_file() else sorted(below)
+    try:
+        with reaching(url):
+            for file in files:
+                target = path if file == local else f"{path.rstrip('/')}/{file.relative_to(local).as_posix()}"
+                filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+                filesystem.put_file(str(file), target)
+    except ConfigError as error:
+        raise OutputError(f"{local} could not be sent: {error}", hint="The same command goes on from there.") from None
+
+
+def stand_in(url: str, base: Path) -> Path:
+    """Where a run that writes to `url` keeps its files until they are sent: a folder of its own below `base`, which a
+    run that goes on finds again."""
+    folder = base / hashlib.sha256(url.encode()).hexdigest()[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Remove a stand-in whose files were sent."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short(url: str) -> str:
+    return url if len(url) <= 120 else f"{url[:117]}..."

@@ -1,0 +1,206 @@
+"""Requests, documents and outputs on a storage elsewhere, and as tables: the same results as from files here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow
+import pytest
+from helpers.command import run
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from pyarrow import parquet
+
+from pocketvlm.machine import cache_directory
+from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.remote_files import is_remote, read_remote
+
+RECEIPT = Path("examples/receipt.png").resolve()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of a bucket of S3, which a server of this machine has."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("receipts")
+        yield "s3://receipts"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture
+def memory(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a folder in the memory of this process."""
+    folder = f"memory://{request.node.name.partition('[')[0]}"
+    yield folder
+    fsspec.filesystem("memory").store.clear()
+    read_remote.cache_clear()
+
+
+def put(url: str, body: bytes) -> None:
+    with fsspec.open(url, "wb") as file:
+        file.write(body)
+
+
+def get(url: str) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        return bytes(file.read())
+
+
+def requests(count: int = 3) -> list[dict[str, Any]]:
+    def body(number: int) -> dict[str, Any]:
+        content = [{"type": "image", "image": "receipt.png"}, {"type": "text", "text": f"Total?{' ' * number}"}]
+        return {"messages": [{"role": "user", "content": content}], "max_tokens": 3}
+
+    names = [f"n{number}" for number in range(count)]
+    return [
+        {"custom_id": n, "method": "POST", "url": "/v1/chat/completions", "body": body(i)} for i, n in enumerate(names)
+    ]
+
+
+def as_lines(asked: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(one) + "\n" for one in asked).encode()
+
+
+def as_table(asked: list[dict[str, Any]], body: Callable[[Any], Any]) -> bytes:
+    file = BytesIO()
+    rows = [{"custom_id": one["custom_id"], "body": body(one["body"]), "more": 1} for one in asked]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("body", [json.dumps, lambda value: value], ids=["text", "struct"])
+def test_tables_of_a_bucket_are_answered_as_files_here_are(
+    bucket: str, body: Callable[[Any], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    put(f"{bucket}/{body.__name__}/in.parquet", as_table(requests(), body))
+    put(f"{bucket}/{body.__name__}/receipt.png", RECEIPT.read_bytes())
+    out = f"{bucket}/{body.__name__}/out.parquet"
+    status, _, err = run(capsys, "batch", f"{bucket}/{body.__name__}/in.parquet", out)
+    assert status == 0, err
+    (tmp_path / "in.jsonl").write_bytes(as_lines(requests()))
+    (tmp_path / "receipt.png").write_bytes(RECEIPT.read_bytes())
+    run(capsys, "batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    here = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    there = parquet.read_table(BytesIO(get(out))).to_pylist()
+    assert [row["custom_id"] for row in there] == [line["custom_id"] for line in here]
+    for row, line in zip(there, here, strict=True):
+        choices = line["response"]["body"]["choices"]
+        assert (row["status_code"], row["content"]) == (200, choices[0]["message"]["content"])
+        assert json.loads(row["body"])["choices"] == choices
+
+
+def test_what_is_there_is_not_replaced_unasked_and_a_run_leaves_nothing_behind(
+    memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(f"{memory}/in.jsonl", as_lines(requests(1)))
+    put(f"{memory}/receipt.png", RECEIPT.read_bytes())
+    put(f"{memory}/out.jsonl", b"precious")
+    status, _, err = run(capsys, "batch", f"{memory}/in.jsonl", f"{memory}/out.jsonl")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "already there" in err
+    assert get(f"{memory}/out.jsonl") == b"precious"
+    assert run(capsys, "batch", "--overwrite", f"{memory}/in.jsonl", f"{memory}/out.jsonl")[0] == 0
+    assert json.loads(get(f"{memory}/out.jsonl"))["response"]["status_code"] == 200
+    left = [path.name for path in (cache_directory() / "elsewhere").rglob("*") if path.is_file()]
+    assert not [name for name in left if name.endswith((".partial", "out.jsonl"))]
+
+
+def test_documents_are_read_and_written_elsewhere(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = BytesIO()
+    picture = Image.open(RECEIPT).convert("RGB")
+    picture.save(made, "PDF", save_all=True, append_images=[picture])
+    put(f"{memory}/in/a.pdf", made.getvalue())
+    put(f"{memory}/in/deep/b.png", RECEIPT.read_bytes())
+    put(f"{memory}/in/c.png", b"broken")
+    options = ("--max-tokens", "4", "--json")
+    status, out, err = run(capsys, "read", f"{memory}/in", "--out", f"{memory}/text", *options)
+    assert (status, json.loads(out)["out"]) == (1, f"{memory}/text")
+    assert "c.png" in err
+    assert b"<!-- page 2 -->" in get(f"{memory}/text/a.md")
+    assert get(f"{memory}/text/deep/b.md")
+    index = [json.loads(line) for line in get(f"{memory}/text/index.jsonl").decode().splitlines()]
+    assert [(row["page"], bool(row["error"])) for row in index] == [(1, False), (2, False), (None, True), (1, False)]
+    assert json.loads(get(f"{memory}/text/failed.jsonl"))["error"]
+    # One page of it, as a row of a table.
+    row = f"{memory}/row.csv"
+    schema = ("--schema", "total: number", "--max-tokens", "24")
+    assert run(capsys, "extract", f"{memory}/in/a.pdf#2", "--out", row, *schema)[0] in (0, 1)
+    assert get(row).decode().count("a.pdf#2") == 1
+
+
+def test_a_picture_elsewhere_may_be_asked_about(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(f"{memory}/receipt.png", RECEIPT.read_bytes())
+    assert (load_image(f"{memory}/receipt.png") == load_image(RECEIPT)).all()
+    asked = ("What is the total?", "--max-tokens", "2", "--temperature", "0")
+    here = run(capsys, "ask", str(RECEIPT), *asked)
+    assert run(capsys, "ask", f"{memory}/receipt.png", *asked) == here
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("batch", "memory://absent/in.jsonl", "out.jsonl"), "there is no file"),
+        (("batch", "nosuch://bucket/in.jsonl", "out.jsonl"), "nosuch"),
+        (("read", "memory://absent/", "--out", "out"), "there is no file"),
+        (("extract", "memory://absent/*.pdf", "--schema", "a: string", "--out", "a.csv"), "there is no file"),
+        (("ask", "memory://absent/a.png", "What?"), "there is no file"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    command: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *command)
+    assert (status, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_without_requests_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"custom_id": ["a"]}), tmp_path / "in.parquet")
+    (tmp_path / "bad.parquet").write_text("no table")
+    for name, said in (("in", "no column body"), ("bad", "no table of Parquet"), ("absent", "no file")):
+        status, _, err = run(capsys, "batch", str(tmp_path / f"{name}.parquet"), str(tmp_path / "out.jsonl"))
+        assert (status, err.count("\n")) == (2, 1), err
+        assert said in err
+
+
+@pytest.mark.parametrize(
+    ("name", "elsewhere"),
+    [
+        ("s3://bucket/a.png", True),
+        ("GS://bucket/a.png", True),
+        ("https://host/a.png", False),
+        ("HTTP://host/a.png", False),
+        ("file:///a.png", False),
+        ("data:image/png;base64,AAAA", False),
+        ("a.png", False),
+        ("C:\\a.png", False),
+        ("folder/s3://a.png", False),
+    ],
+)
+def test_which_names_are_addresses_of_a_storage(name: str, elsewhere: bool) -> None:
+    assert is_remote(name) == elsewhere
+
+
+def test_strangers_reach_no_storage(memory: str) -> None:
+    put(f"{memory}/receipt.png", RECEIPT.read_bytes())
+    with pytest.raises(ValueError, match="Paths are not accepted"):
+        load_image(f"{memory}/receipt.png", files=False)
