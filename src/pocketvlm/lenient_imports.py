@@ -6,6 +6,9 @@ namespace that find no operator are left out during the import.
 
 bitsandbytes, on a processor with bf16, downloads a kernel from the hub where the package `kernels` is installed, and
 warns where it is not. Nothing is to leave the machine, so it does not see that package during the import.
+
+accelerate imports boto3 where it is installed, and that opens a socket to find out whether there is IPv6: it does not
+see that package either.
 """
 
 from __future__ import annotations
@@ -46,17 +49,28 @@ def lenient_registrations() -> Iterator[None]:
 
 
 @contextmanager
-def without_hub_kernels() -> Iterator[None]:
-    """Within this block bitsandbytes can be imported without a download and without its warning."""
-    modules: dict[str, Any] = sys.modules
-    log, absent = logging.getLogger("bitsandbytes.backends.cpu.ops"), object()
-    level, before = log.level, modules.get("kernels", absent)
-    modules["kernels"] = None  # an import of it is an ImportError
+def offline() -> Iterator[None]:
+    """Within this block peft and bitsandbytes can be imported without a download, a socket or a warning."""
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = log.level
     log.setLevel(logging.ERROR)
+    try:
+        with _unseen("kernels"), _unseen("boto3"):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _unseen(package: str) -> Iterator[None]:
+    """Within this block an import of a package is an ImportError."""
+    modules: dict[str, Any] = sys.modules
+    absent = object()
+    before = modules.get(package, absent)
+    modules[package] = None
     try:
         yield
     finally:
-        log.setLevel(level)
-        del modules["kernels"]
+        del modules[package]
         if before is not absent:
-            modules["kernels"] = before
+            modules[package] = before

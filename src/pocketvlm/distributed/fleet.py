@@ -16,7 +16,7 @@ from pocketvlm.distributed.stages import Answerer, ModelSpec, Row, Work, prepare
 from pocketvlm.errors import EngineError, need
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from ray.data import Dataset
 
 _MOST_BLOCKS = 20_000  # of a run: each costs its driver a millisecond or two

@@ -25,7 +25,7 @@ from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     from pocketvlm.api.answers import Answer
 

@@ -11,7 +11,7 @@ from pocketvlm.documents.extracting import bounded
 from pocketvlm.errors import MissingExtraError
 
 try:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
     from pyarrow import parquet
 except ImportError:
     raise MissingExtraError("pyarrow", "tables") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import MissingExtraError
-from pocketvlm.lenient_imports import lenient_registrations, without_hub_kernels
+from pocketvlm.lenient_imports import lenient_registrations, offline
 from pocketvlm.model.adapters.lora import Adapter, LowRankUpdate
 from pocketvlm.model.adapters.write import write_adapter
 from pocketvlm.model.vlm import MiniCPMV
@@ -28,7 +28,7 @@ def import_peft() -> Any:
         import_bitsandbytes()  # which peft would import where it is there, in its own way
     try:
         # It imports transformers, and that torchvision where it is there; and bitsandbytes.
-        with lenient_registrations(), without_hub_kernels():
+        with lenient_registrations(), offline():
             import peft
     except ImportError:
         raise MissingExtraError("peft", "tune") from None

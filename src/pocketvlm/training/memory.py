@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pocketvlm.errors import MissingExtraError
-from pocketvlm.lenient_imports import without_hub_kernels
+from pocketvlm.lenient_imports import offline
 from pocketvlm.machine import peak_resident_bytes
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.training.precision import autocast_dtype
@@ -27,7 +27,7 @@ def recompute_layers(model: MiniCPMV) -> None:
 def import_bitsandbytes() -> Any:
     """The package, or an error that says how to get it."""
     try:
-        with without_hub_kernels():
+        with offline():
             import bitsandbytes
     except ImportError:
         raise MissingExtraError("bitsandbytes", "qlora") from None
