@@ -65,7 +65,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held - {"pocketvlm/commit.txt"} == ours
     assert {"pocketvlm/py.typed", "pocketvlm/assets/nano/model.safetensors"} < held
-    assert wheel.stat().st_size < 12_000_000
+    assert wheel.stat().st_size < 20_000_000
 
 
 def test_the_sdist_builds_the_same_wheel(wheel: Path, unpacked_sdist: Path, tmp_path: Path) -> None:

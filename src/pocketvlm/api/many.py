@@ -5,25 +5,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from pocketvlm.api.answers import Answer
 from pocketvlm.api.job import Job
+from pocketvlm.api.processed import Conversation
 from pocketvlm.api.shared_engine import SharedEngine
 from pocketvlm.errors import PocketVLMError, PromptError
 from pocketvlm.machine import usable_cores
 
 logger = logging.getLogger(__name__)
 Key = TypeVar("Key", bound=Hashable)
-Conversation = tuple[Key, Sequence[Mapping[str, Any]], Mapping[str, Any]]
+Asked = tuple[Key, Conversation, Mapping[str, Any]]
 
 
 def answer_many(
     engine: SharedEngine,
-    prepare: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], Job],
-    requests: Iterable[Conversation[Key]],
+    prepare: Callable[[Conversation, Mapping[str, Any]], Job],
+    requests: Iterable[Asked[Key]],
     ahead: int,
 ) -> Generator[tuple[Key, list[Answer] | Exception], None, None]:
     """See `VLM.as_completed`. `prepare` is called in threads."""

@@ -28,6 +28,10 @@ class Processed:
     seconds: float
 
 
+# What is asked: messages in OpenAI's format, or what `process` made of them.
+Conversation = Sequence[Mapping[str, Any]] | Processed
+
+
 def process(processor: Processor, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Processed:
     """Fetch, decode and cut the media of a conversation, and render its prompt.
 

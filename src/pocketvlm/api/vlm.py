@@ -16,7 +16,7 @@ from pocketvlm.api.answers import Answer, with_alternatives
 from pocketvlm.api.job import Job
 from pocketvlm.api.loading import load_runner
 from pocketvlm.api.many import answer_many
-from pocketvlm.api.processed import PROMPT_OPTIONS, Processed, process
+from pocketvlm.api.processed import PROMPT_OPTIONS, Conversation, Processed, process
 from pocketvlm.api.shared_engine import Progress, SharedEngine, refuse_to_travel
 from pocketvlm.api.stream import Stream
 from pocketvlm.engine.config import EngineConfig
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-Conversation = Sequence[Mapping[str, Any]] | Processed
 
 
 def load(

@@ -101,7 +101,7 @@ def _check(config: ModelConfig) -> None:
     if vision.positions_per_side != POSITIONS_PER_SIDE:
         raise ConfigError(
             f"the tower has {vision.positions_per_side} positions a side, GGUF readers expect {POSITIONS_PER_SIDE}",
-            hint="Only towers with image_size = 70 × patch_size can be exported (the embedded model is none).",
+            hint="Only towers with image_size = 70 × patch_size can be exported.",
         )
     if text.linear_key_head_dim != text.linear_value_head_dim:
         raise ConfigError("GGUF readers expect linear-attention keys and values of one dimension")
