@@ -1,20 +1,15 @@
-"""Ray: joining a cluster or starting one on this machine, and how its cores and GPUs are shared among engines."""
+"""How the cores and GPUs of a cluster are shared among engines, and joining one for a run."""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pocketvlm.errors import ConfigError, need
-from pocketvlm.machine import usable_processors
 
-_PATIENCE = 10  # seconds that an address has to answer
 _PREPARING = 0.25  # of a core that a task which decodes pictures is counted as, where engines take the cores
 
 
@@ -23,55 +18,24 @@ def connected(address: str = "") -> Iterator[None]:
     """Within this block Ray is there, with no word of it on the terminal. What is started for it ends with the block.
 
     Args:
-        address: "host:port" of a cluster's head, or "auto" for the one that this machine belongs to; "" is that of
-            $RAY_ADDRESS, or without one a cluster of this machine alone, which is started now.
+        address: as of `connection.cluster`; "" is that of $RAY_ADDRESS, or without one a cluster of this machine alone.
 
     Raises:
         MissingExtraError: Ray is not installed.
         ConfigError: there is no cluster at the address.
+        EngineError: none could be started.
     """
     need("ray", "ray", "ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves these machines
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its processes, which write to the terminal otherwise
     import ray
+
+    from pocketvlm.distributed.connection import cluster
 
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        check_address(address)
-        options["address"] = address
-    else:
-        options |= {"address": "local", "num_cpus": usable_processors(), "include_dashboard": False}
-    try:
-        ray.init(**options)
-    except Exception as error:  # Ray raises plain ones too
-        reason = str(error).strip().partition("\n")[0]
-        where = f"at {address}" if address else "on this machine"
-        raise ConfigError(f"no Ray could be reached {where}: {reason}", hint="Check the address.") from None
-    try:
+    with cluster(address or os.environ.get("RAY_ADDRESS", ""), logs=False):
         yield
-    finally:
-        ray.shutdown()
-
-
-def check_address(address: str) -> None:
-    """Refuse what is no address of a cluster, or where nobody answers; `ConfigError`."""
-    if address == "auto":
-        return
-    if address.startswith("ray://"):
-        hint = "Run the command on a machine of the cluster, with --ray auto, or by `ray job submit`."
-        raise ConfigError(f"--ray {address} is an address for Ray's client, which runs no data pipelines", hint=hint)
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"[\w.\-\[\]:]+", host) or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--ray {address!r:.80} is no address", hint="Give host:port, or auto, or nothing at all.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--ray {address}: nobody answers there ({reason})", hint="Check the address.") from None
 
 
 def resources_of_cluster() -> tuple[dict[str, float], int]:

@@ -19,14 +19,15 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from pocketvlm.distributed.connection import Cluster, cluster
 from pocketvlm.distributed.serving.application import NAME, application
-from pocketvlm.distributed.serving.cluster import Cluster, cluster
 from pocketvlm.distributed.serving_options import Shape
 from pocketvlm.errors import ConfigError, EngineError
 from pocketvlm.machine import usable_processors
 from pocketvlm.server.listening import listen
 from pocketvlm.server.settings import ServerSettings
 
+OBJECT_STORE_BYTES = 2**29  # for bodies on their way
 LOOK_SECONDS = 5.0  # between two looks at whether the cluster is still there
 MISSES = 3  # such looks in a row without an answer
 _ENDED = re.compile(r"(?:pocketvlm\.)?(?:\w+\.)*(\w*(?:Error|Exception|Exit)): (.+)")
@@ -85,7 +86,7 @@ def serve_on_ray(
             settings = replace(settings, port=sock.getsockname()[1])
     stop = Stop()
     # Twice: Ray sets handlers of its own once it has started.
-    with stop.listening(), cluster(address) as found, stop.listening():
+    with stop.listening(), cluster(address, object_store=OBJECT_STORE_BYTES) as found, stop.listening():
         shape = _with_gpus(settings, shape, found)
         if lacking := _lacking(shape, found):
             if found.is_own:

@@ -1,4 +1,4 @@
-"""A cluster of Ray to serve on: one that is there, or one of this machine alone that ends with this process."""
+"""A cluster of Ray: one that is there, or one of this machine alone that ends with this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pocketvlm.machine import usable_processors
 
 CONNECT_SECONDS = 5.0
 STARTS = 2  # Ray gives its own processes half a minute, which a machine that is busy may not keep
-OBJECT_STORE_BYTES = 2**29  # for bodies on their way; more go to the disk
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,16 @@ class Cluster:
 
 
 @contextmanager
-def cluster(address: str, *, processors: int | None = None) -> Iterator[Cluster]:
+def cluster(
+    address: str, *, processors: int | None = None, object_store: int | None = None, logs: bool = True
+) -> Iterator[Cluster]:
     """Connect to a cluster within the block, or start one where `address` is empty.
 
     Args:
         address: HOST:PORT of its head, or auto, which is the one that runs on this machine.
         processors: that one of our own shares out; all of this machine by default.
+        object_store: bytes for what is on its way in one of our own; more goes to the disk. None leaves it to Ray.
+        logs: whether what processes of the cluster write is shown here.
 
     Raises:
         ConfigError: there is none at the address, or it is of another version.
@@ -54,17 +57,17 @@ def cluster(address: str, *, processors: int | None = None) -> Iterator[Cluster]
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        found = _joined(where) if where else _started(processors)
+        found = _joined(where, logs) if where else _started(processors, object_store, logs)
         yield found
     finally:
         with suppress(Exception):  # whatever is wrong with it, this process is through with it
             ray.shutdown()
 
 
-def _joined(address: str) -> Cluster:
+def _joined(address: str, logs: bool) -> Cluster:
     try:
         with _nothing_said():  # its reports of each attempt would bury the one line below
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=True)
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=logs)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         hint = "Give the address of a head; where it wants a token, set RAY_AUTH_MODE=token."
@@ -72,7 +75,7 @@ def _joined(address: str) -> Cluster:
     return Cluster(address, is_own=False)
 
 
-def _started(processors: int | None) -> Cluster:
+def _started(processors: int | None, object_store: int | None, logs: bool) -> Cluster:
     count = processors if processors is not None else usable_processors()
     for attempt in range(STARTS):
         try:
@@ -80,9 +83,9 @@ def _started(processors: int | None) -> Cluster:
                 "local",
                 num_cpus=count,
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=object_store,
                 logging_level=logging.ERROR,
-                log_to_driver=True,
+                log_to_driver=logs,
             )
             break
         except Exception as error:  # it has no class of its own
@@ -100,6 +103,9 @@ def _reached(address: str) -> str:
         address = os.environ.get("RAY_ADDRESS", "") or _running_here()
         if not address:
             raise ConfigError("--ray auto: no Ray runs on this machine", hint="Start it with: ray start --head")
+    if address.startswith("ray://"):
+        hint = "Run the command on a machine of the cluster, with --ray auto, or by `ray job submit`."
+        raise ConfigError(f"--ray {said!r:.80} is an address for Ray's client, which runs too little", hint=hint)
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"--ray {said!r:.80} is no address", hint="Give HOST:PORT of Ray's head, or auto.")
