@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import ray
-
-from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.errors import ConfigError, EngineError, need
 from pocketvlm.machine import usable_processors
+
+need("ray", "ray", "ray")
+import ray  # noqa: E402
 
 CONNECT_SECONDS = 5.0
 STARTS = 2  # Ray gives its own processes half a minute, which a machine that is busy may not keep
