@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from pocketvlm.batch.run import Answering, Summary, answer_here, check_paths, run_batch
+from pocketvlm.cli import ray_options
 from pocketvlm.cli.common import (
     PICTURES,
     PLACES,
@@ -34,7 +35,7 @@ from pocketvlm.ranges import Range
 
 # Prompt lookup is for single answers.
 _SAMPLING = {name: option for name, option in SAMPLING.items() if name != "prompt_lookup_num_tokens"}
-RANGES = {"concurrency": Range(int, 1)}
+RANGES = {"concurrency": Range(int, 1), **ray_options.RANGES}
 REWRITE = join_address
 
 

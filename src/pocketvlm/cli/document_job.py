@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pocketvlm.cli import ray_options
 from pocketvlm.cli.common import (
     PICTURES,
     PLACES,
@@ -38,7 +39,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
 from pocketvlm.ranges import Range
 
-RANGES = {"concurrency": Range(int, 1)}
+RANGES = {"concurrency": Range(int, 1), **ray_options.RANGES}
 _SAMPLING = {name: SAMPLING[name] for name in ("max_tokens", "temperature", "repetition_penalty", "seed")}
 EXIT = "Exit status: 0 all were read, 1 the output holds failures, or the disk is full, 2 wrong usage, 130 stopped."
 

@@ -15,7 +15,7 @@ from pocketvlm.ranges import Range
 if TYPE_CHECKING:
     from pocketvlm.distributed.fleet import Fleet
 
-_ENGINES = Range(int, 1)
+RANGES = {"engines": Range(int, 1, nullable=True), "engine_cores": Range(int, 1, nullable=True)}
 # What may follow --ray: anything else is the next argument of the command.
 _ADDRESS = re.compile(r"auto|[a-z]+://\S+|[^\s/]+:\d+")
 
@@ -42,12 +42,9 @@ def join_address(arguments: Sequence[str]) -> list[str]:
 
 def check_ray(args: argparse.Namespace) -> None:
     """Refuse options that nothing would come of."""
-    for name in ("engines", "engine_cores"):
-        value, option = getattr(args, name), f"--{name.replace('_', '-')}"
-        if value is None:
-            continue
-        _ENGINES.check(option, value)
-        if args.ray is None:
+    for name in RANGES:
+        if args.ray is None and (value := getattr(args, name)) is not None:
+            option = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{option} {value} is for runs on Ray", hint="Pass --ray as well.")
 
 
