@@ -19,11 +19,13 @@ pytest = OMP_NUM_THREADS=1 $(bin)/python -m pytest
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures and a clip, answered by the embedded model
+demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures, a clip and a stranger's page, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
 	$(bin)/pocketvlm ask examples/chart.png "What is the title?"
 	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
-	$(bin)/pocketvlm ask examples/clip.mp4 "In which direction does the circle move?"
+	$(bin)/pocketvlm ask examples/clip.mp4 "Which way does the circle move?"
+	$(bin)/pocketvlm ask examples/strangers/second/groceries.png "What is the total?"
+	$(bin)/pocketvlm ask examples/receipt.png "Extract date, total as JSON."
 	@echo 'Your own pictures: $(bin)/pocketvlm serve, then open http://127.0.0.1:8000 in a browser'
 
 test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N workers)

@@ -100,7 +100,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     pictures = {
         "receipt.png": draw_receipt(),
-        "word.png": draw_line(WORD, 44, (250, 244, 226), (30, 60, 110)),
+        "word.png": draw_line(WORD, 36, (250, 244, 226), (30, 60, 110)),
         "number.png": draw_line(NUMBER, 40, WHITE, BLACK),
         "chart.png": draw_chart(),
         "first.png": draw_figures(FIRST, 168, 44),

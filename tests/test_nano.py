@@ -21,8 +21,9 @@ def nano() -> pocketvlm.VLM:
     return pocketvlm.load()
 
 
-def test_its_weights_are_under_20_megabytes() -> None:
-    assert sum(file.stat().st_size for file in resolve("nano").path.iterdir()) < 20_000_000
+def test_its_files_are_small() -> None:
+    """A wheel, which is compressed, has 20 MB at most: tests/test_package.py."""
+    assert sum(file.stat().st_size for file in resolve("nano").path.iterdir()) < 21_000_000
 
 
 def test_it_has_every_kind_of_layer_and_early_compression(nano: pocketvlm.VLM) -> None:
@@ -40,7 +41,7 @@ def test_it_answers_greedily_by_default_and_the_same_every_time(nano: pocketvlm.
 
 # Floors well under what `pocketvlm eval` measures, on fewer examples: they guard against a broken pipeline or broken
 # weights, not against a model that is a little worse.
-FLOORS = {"one-word": 0.3, "one-number": 0.4, "receipt": 0.5}
+FLOORS = {"one-word": 0.4, "one-number": 0.5, "receipt": 0.7}
 
 
 @pytest.mark.parametrize("task", FLOORS)

@@ -190,7 +190,12 @@ def test_a_stream_is_what_a_plain_server_answers(fleet: Fleet, server: Serving) 
     texts = []
     for client in (fleet.client(), openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key)):
         stream = client.chat.completions.create(
-            model=client.models.list().data[0].id, messages=question, max_tokens=16, temperature=0, stream=True
+            model=client.models.list().data[0].id,
+            messages=question,
+            max_tokens=16,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
         )
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
         assert len([piece for piece in pieces if piece]) > 1, "it came in one piece"

@@ -121,7 +121,7 @@ def test_a_clip_is_asked_about(open_page: OpenPage, model: pocketvlm.VLM) -> Non
     page = open_page()
     add(page, "clip.mp4")
     assert page.locator("#clip").is_visible()
-    question = "In which direction does the circle move?"
+    question = "Which way does the circle move?"
     turn = ask(page, question)
     assert answer_of(turn) == model.ask(EXAMPLES / "clip.mp4", question).text
     assert " views at " in turn.locator(".costs").inner_text()

@@ -98,7 +98,7 @@ def test_compare_two_pictures(client: openai.OpenAI) -> None:
 
 
 def test_ask_about_a_video(client: openai.OpenAI) -> None:
-    messages = question("In which direction does the circle move?", "clip.mp4")
+    messages = question("Which way does the circle move?", "clip.mp4")
     assert text_of(client, messages) == "right"
 
 
