@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from pocketvlm.cli.common import PLACES, directory_of
@@ -56,5 +57,6 @@ def fleet_of(args: argparse.Namespace) -> Iterator[Fleet]:
 
     spec = ModelSpec.of(directory_of(args), {name: getattr(args, name) for name in PLACES})
     options = {"engines": args.engines, "cores": args.engine_cores, "ahead": args.concurrency, "device": args.device}
-    with open_fleet(args.ray, spec, **options) as fleet:
+    # Ray tells of processes that have ended on stdout, which is for what the command was asked for.
+    with redirect_stdout(sys.stderr), open_fleet(args.ray, spec, **options) as fleet:
         yield fleet
