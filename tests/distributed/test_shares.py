@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from helpers.command import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketvlm.cli.ray_options import join_address
+from pocketvlm.cli import command_parser
+from pocketvlm.cli.ray_options import fleet_of, join_address
 from pocketvlm.distributed.cluster import share
 from pocketvlm.distributed.connection import cluster
 from pocketvlm.errors import ConfigError
@@ -86,3 +89,18 @@ def test_engines_without_ray_are_refused(command: str, capsys: pytest.CaptureFix
     status, _, err = run(capsys, command, "--engines", "2", *more)
     assert (status, err.count("\n")) == (2, 1)
     assert "--ray" in err
+
+
+def test_what_ray_prints_is_no_part_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def talkative(*_: object, **__: object) -> Iterator[None]:
+        print("(raylet) A worker died")
+        yield
+
+    monkeypatch.setattr("pocketvlm.distributed.fleet.open_fleet", talkative)
+    parser = command_parser("batch")
+    with fleet_of(parser.parse_args(["--ray=", "in.jsonl", "out.jsonl"])):
+        print("(raylet) A task failed")
+    assert capsys.readouterr() == ("", "(raylet) A worker died\n(raylet) A task failed\n")
