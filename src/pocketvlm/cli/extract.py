@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pocketvlm.cli.document_job import (
 )
 from pocketvlm.cli.elsewhere import output_sent
 from pocketvlm.cli.ray_options import join_address
+from pocketvlm.documents.calibration import Calibration
 from pocketvlm.documents.extracting import extraction, rows_done
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value, open_done
@@ -74,13 +76,17 @@ def _run(args: argparse.Namespace) -> int:
     )
     outputs = [args.out, *([second_table(args.out)] if args.arrays == "table" and args.out.suffix == ".csv" else [])]
     options = check_options(args)
-    task = extraction(schema, prompt, options)
+    calibration = Calibration.of(directory_of(args), options)
+    task = extraction(schema, prompt, options, calibration)
     documents = open_all(args, lambda path: _is_ours(absolute(path), absolute(args.out)))
     read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents)])
     for out in (*outputs, failed_path, review):
         if check_output(out, read=read) and out in outputs and not (args.overwrite or args.dry_run):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
-    job = DocumentJob(args, documents, task, journal, {"schema": json.dumps(schema), "prompts": prompts.version})
+    settings: dict[str, Any] = {"schema": json.dumps(schema), "prompts": prompts.version}
+    if calibration is not None:
+        settings["calibration"] = asdict(calibration)
+    job = DocumentJob(args, documents, task, journal, settings)
     if args.dry_run:
         return job.dry_run()
     per_page = args.per == "page"

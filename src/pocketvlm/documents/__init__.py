@@ -20,6 +20,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.documents import reading
+from pocketvlm.documents.calibration import Calibration
 from pocketvlm.documents.extracting import extraction, rows_of
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done
@@ -60,8 +61,10 @@ def extract(
     Raises:
         ConfigError: a file does not exist, or the schema cannot be honoured; with the first row, options that cannot.
             A file that cannot be read is no error: it has a row that says why.
+        CheckpointError: the calibration of confidence in the model's folder is none.
     """
-    task = extraction(schema_of(schema), prompt or packaged()["extract"], options)
+    calibration = Calibration.of(vlm.directory, options)
+    task = extraction(schema_of(schema), prompt or packaged()["extract"], options, calibration)
     opened = _open(files)
     return (
         row

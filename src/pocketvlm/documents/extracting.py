@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.documents.calibration import Calibration
 from pocketvlm.documents.confidence import confidences, leaves
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done, Value
@@ -26,11 +28,14 @@ MAX_TOKENS = 1024  # of an answer, where nothing else is said
 _LOST: dict[str, Any] = {"data": None, "confidence": {}}
 
 
-def extraction(schema: Mapping[str, Any], prompt: str, options: Mapping[str, Any]) -> PageTask:
+def extraction(
+    schema: Mapping[str, Any], prompt: str, options: Mapping[str, Any], calibration: Calibration | None = None
+) -> PageTask:
     """The task of filling in `schema`, which stands behind the prompt and which the grammar keeps answers to.
 
     Args:
         options: of pictures and sampling.
+        calibration: what the confidence of fields goes through.
 
     Raises:
         ConfigError: it is no schema, or one that answers could not be kept to.
@@ -38,7 +43,8 @@ def extraction(schema: Mapping[str, Any], prompt: str, options: Mapping[str, Any
     structure = StructuredOutputs(json=bounded(schema), disable_any_whitespace=True)
     question = f"{prompt}\n{json.dumps(schema, ensure_ascii=False)}"
     fixed = {"logprobs": 0, "structured_outputs": structure}
-    return PageTask(question, _value_of, _LOST, {"temperature": 0, "max_tokens": MAX_TOKENS, **options, **fixed})
+    value_of = partial(_value_of, calibration)
+    return PageTask(question, value_of, _LOST, {"temperature": 0, "max_tokens": MAX_TOKENS, **options, **fixed})
 
 
 def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def rows_done(documents: Sequence[Document], done: Done, *, per_page: bool) -> I
         yield from rows_of(document, [done.get(key) or {} for key in keys_of(document)], per_page=per_page)
 
 
-def _value_of(answer: Answer) -> Value:
+def _value_of(calibration: Calibration | None, answer: Answer) -> Value:
     try:
         data = json.loads(answer.text, parse_int=_whole, parse_float=_finite)
     except _NumberError as error:
@@ -92,7 +98,10 @@ def _value_of(answer: Answer) -> Value:
         spent = answer.usage.completion_tokens
         reason = f"the answer was cut off after {spent} tokens, before its JSON was whole; raise max_tokens"
         return {**_LOST, "error": reason}
-    made = {"data": data, "confidence": confidences(answer), "error": None}
+    sure = confidences(answer)
+    if calibration is not None:
+        sure = {name: calibration(value) for name, value in sure.items()}
+    made = {"data": data, "confidence": sure, "error": None}
     return {**made, "digits": digits} if (digits := _digits(answer.text)) else made
 
 

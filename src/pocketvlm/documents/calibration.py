@@ -1,0 +1,71 @@
+"""How often fields of a confidence were right: what was measured of a model, from a file in its folder.
+
+`benchmarks/confidence.py --save` writes it, where it tells more than the plain number does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pocketvlm.errors import CheckpointError
+from pocketvlm.model.directory import ModelDirectory
+
+FILE = "confidence.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A curve that never falls, through points.
+
+    Attributes:
+        confidence: geometric means of the probabilities of a field's tokens, from 0 to 1.
+        right: the share of the fields of each that was right.
+    """
+
+    confidence: tuple[float, ...]
+    right: tuple[float, ...]
+
+    @classmethod
+    def of(cls, directory: ModelDirectory | None, options: Mapping[str, Any] | None = None) -> Calibration | None:
+        """That of a model; None where nobody measured it, and with an adapter, which changes what the model is sure of.
+
+        Args:
+            options: of requests, among which an adapter may be named.
+
+        Raises:
+            CheckpointError: the file is no such curve.
+        """
+        if directory is None or directory.adapter is not None or (options or {}).get("adapter"):
+            return None
+        path = directory.path / FILE
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            made = cls(_shares(found["confidence"]), _shares(found["right"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _unusable(path, error) from None
+        if not made.confidence or len(made.confidence) != len(made.right):
+            raise _unusable(path, f"{len(made.confidence)} points have {len(made.right)} shares")
+        return made
+
+    def __call__(self, confidence: float) -> float:
+        return round(float(np.interp(confidence, self.confidence, self.right)), 4)
+
+
+def _shares(values: Sequence[Any]) -> tuple[float, ...]:
+    shares = tuple(float(value) for value in values)
+    if any(not 0 <= share <= 1 for share in shares) or any(a > b for a, b in pairwise(shares)):
+        raise ValueError("its numbers are not from 0 to 1, none less than the one before")
+    return shares
+
+
+def _unusable(path: object, error: object) -> CheckpointError:
+    hint = f"Make it with benchmarks/confidence.py --save, or remove it. ({error})"
+    return CheckpointError(f"{path} is no calibration of confidence", hint=hint)

@@ -1,0 +1,84 @@
+"""A model's folder may say how often fields of a confidence were right: `extract` then says that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+import pocketvlm
+from pocketvlm import documents
+from pocketvlm.documents.calibration import FILE, Calibration
+from pocketvlm.errors import CheckpointError
+from pocketvlm.model.hub import resolve
+
+CURVE = {"confidence": [0.0, 0.5, 0.5, 1.0], "right": [0.0, 0.2, 0.4, 0.9]}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Nano in a folder of its own."""
+    folder = tmp_path / "model"
+    shutil.copytree(resolve("nano").path, folder)
+    (folder / FILE).unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (224, 112), "white")
+    ImageDraw.Draw(image).text((10, 30), "Total 11.60", "black", font_size=30)
+    image.save(tmp_path / "page.png")
+    return tmp_path / "page.png"
+
+
+def test_between_its_points_the_curve_is_straight(model: Path) -> None:
+    (model / FILE).write_text(json.dumps(CURVE))
+    made = Calibration.of(resolve(str(model)))
+    assert made is not None
+    assert [made(sure) for sure in (0.0, 0.25, 0.75, 1.0)] == [0.0, 0.1, 0.65, 0.9]
+
+
+def test_an_adapter_is_not_what_was_measured(model: Path) -> None:
+    (model / FILE).write_text(json.dumps(CURVE))
+    assert Calibration.of(resolve(str(model)), {"adapter": "mine"}) is None
+    assert Calibration.of(None) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"confidence": [], "right": []}',
+        '{"confidence": [0, 1], "right": [0]}',
+        '{"confidence": [0, 1], "right": [0.5, 0.2]}',
+        '{"confidence": [0, 1], "right": [0, 2]}',
+        '{"confidence": [0, 1], "right": [0, NaN]}',
+        '{"confidence": "ab", "right": "ab"}',
+        '{"confidence": 3, "right": 3}',
+    ],
+)
+def test_what_is_no_curve_is_refused_in_a_line(model: Path, text: str) -> None:
+    (model / FILE).write_text(text)
+    with pytest.raises(CheckpointError, match="no calibration of confidence") as caught:
+        Calibration.of(resolve(str(model)))
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_say_what_was_measured(model: Path, page: Path) -> None:
+    def row() -> dict[str, Any]:
+        with pocketvlm.load(str(model)) as vlm:
+            return next(documents.extract(vlm, str(page), "total: string", max_tokens=48))
+
+    plain = row()
+    (model / FILE).write_text(json.dumps({"confidence": [0.0, 1.0], "right": [0.25, 0.25]}))
+    measured = row()
+    assert measured["data"] == plain["data"]
+    assert plain["confidence"]["total"] != 0.25
+    assert measured["confidence"] == {"total": 0.25}
