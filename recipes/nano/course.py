@@ -109,7 +109,7 @@ class Length:
 
     def factor(self, done: Progress) -> float:
         """Of the highest rate, in the next step."""
-        return self._of_run(done) * self.course.stages[self.course.stage_at(done.step)].rate
+        return self._of_run(done) * self.course.stages[self.course.stage_at(done.step)].rate_at(done.step)
 
     def _of_run(self, done: Progress) -> float:
         warm = (done.step + 1) / self.warmup

@@ -57,7 +57,8 @@ class Stage:
             from prints, and a strip as it is costs an eighth of one enlarged.
         measured: the shares follow what the suite says is weakest, see `mix.py`.
         rate: what the learning rate of the run is multiplied by.
-        tower_rests: the tower learns in its own steps only: those of the decoder cost half then.
+        alone_rate: the same in the steps of the tower alone; `rate` when 0.
+        tower_rests: the tower learns in its own steps only: those of the decoder cost a third less then.
     """
 
     name: str
@@ -75,11 +76,16 @@ class Stage:
     as_is: float = 0.4
     measured: bool = False
     rate: float = 1.0
+    alone_rate: float = 0.0
     tower_rests: bool = False
 
     def has_language(self, step: int) -> bool:
         """Whether the decoder takes part in this step."""
         return self.alone == 0 or step % self.alone != self.alone - 1
+
+    def rate_at(self, step: int) -> float:
+        """What the learning rate of the run is multiplied by in this step."""
+        return self.rate if self.has_language(step) else self.alone_rate or self.rate
 
     def patches_at(self, step: int) -> int:
         """How many patches this step has at least, in each process."""
@@ -185,22 +191,31 @@ LOOKED_UP = (
 )
 
 # Large steps while everything is still to be found, small ones where characters are told apart (docs/log.md).
-FINE = 0.25
+FINE, DECODER = 0.25, 0.2
 
-# Where the decoder learns.
-_with_decoder = partial(Stage, rates=MOSTLY_4X, alone=3, between=CELLS, between_patches=8192, rate=FINE)
+# Where the decoder learns; the tower does in steps of its own only.
+_with_decoder = partial(
+    Stage,
+    rates=MOSTLY_4X,
+    alone=4,
+    between=CELLS,
+    between_patches=8192,
+    rate=DECODER,
+    alone_rate=FINE,
+    tower_rests=True,
+)
 
 CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, alone=1, cells=1.0, as_is=0.8, rate=0.5),
     Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, alone=1, cells=1.0, rate=0.5),
-    _with_decoder("first words", FIRST_WORDS, 1024, 1.20, as_is=1.0, tower_rests=True),
-    _with_decoder("reading aloud", ALOUD, 3072, 1.60, tower_rests=True),
-    _with_decoder("first pairs", FIRST_PAIRS, 3072, 1.40, questions=6, tower_rests=True),
-    _with_decoder("looking up", LOOKED_UP, 3072, 1.00, questions=6, tower_rests=True),
-    _with_decoder("one picture", ONE_PICTURE, 4096, 0.70, questions=10, measured=True),
-    _with_decoder("several pictures", SEVERAL_PICTURES, 4096, 0, questions=10, measured=True),
+    _with_decoder("first words", FIRST_WORDS, 1024, 1.20, as_is=1.0),
+    _with_decoder("reading aloud", ALOUD, 3072, 1.60),
+    _with_decoder("first pairs", FIRST_PAIRS, 3072, 1.40, questions=6),
+    _with_decoder("looking up", LOOKED_UP, 3072, 1.00, questions=6),
+    _with_decoder("one picture", ONE_PICTURE, 3072, 0.70, questions=10, measured=True),
+    _with_decoder("several pictures", SEVERAL_PICTURES, 3072, 0, questions=10, measured=True),
 )
 
 

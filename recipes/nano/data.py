@@ -23,12 +23,14 @@ from recipes.nano.collage import CollageLevel, draw_collage
 from recipes.nano.curriculum import Share, Stage
 from recipes.nano.lookup import LookupLevel, draw_lookup
 from recipes.nano.parts import PartTargets, part_targets
-from recipes.nano.places import places
+from recipes.nano.places import named, places
 from recipes.nano.rewording import reword
 from recipes.nano.views import EncodedPicture, encode_picture
 
 # Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
 RARE = frozenset({"absent", "box"})
+NOWHERE = -1
+TURN = 16  # tokens behind a question, and a few more: the end of its turn, and the opening of the answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,17 +38,22 @@ class TrainingBatch(Batch):
     """What one process learns from in one step.
 
     Attributes:
+        weights: float [R], of the losses of the `rows`: with a mean of 1, and less for each token of a longer answer.
         cells: of the N visual tokens, for the dense losses, which are multiplied by `cells_weight`.
         parts: of the tower's tokens, four for each of the N visual tokens.
         places: int64 [2, K], which of the `rows` is shown by which of the N visual tokens, where that is known.
+        names: int64 [2, K], which of the `input_ids`, of a question, names what which of the N visual tokens shows;
+            `NOWHERE` in the place of a visual token where it is not there.
         tasks: of each sample.
         language: whether the decoder takes part.
         tower_rests: whether nothing but the decoder learns.
     """
 
+    weights: Tensor
     cells: CellTargets
     parts: PartTargets
     places: Tensor
+    names: Tensor
     tasks: list[str]
     language: bool
     cells_weight: float
@@ -145,8 +152,10 @@ class Collator:
         ids: list[int] = []
         rows: list[int] = []
         targets: list[int] = []
+        weights: list[float] = []
         lengths, cells, parts = [], [], []
         shown: list[tuple[int, int]] = []
+        names: list[tuple[int, int]] = []
         visual = 0
         for sample, pictures, questions in drawn:
             began = len(ids)
@@ -157,8 +166,10 @@ class Collator:
                 # The end of an answer is only an input when another turn follows it.
                 if language:
                     shown += self.shown(sample, pictures, reply[:-1], len(rows), visual)
+                    names += self.named(sample, pictures, prompt, question, len(ids), visual)
                 rows += range(len(ids) + len(prompt) - 1, len(ids) + len(prompt) + len(reply) - 1)
                 targets += reply
+                weights += [len(reply) ** -0.5] * len(reply)
                 ids += prompt + reply[:-1]
                 if number + 1 < len(questions):
                     ids.append(self.end)
@@ -179,9 +190,11 @@ class Collator:
             views=[view for picture in pictures_of_all for view in picture.views],
             lengths=lengths,
             sources=[f"{task} of seed {(*seed, number)}" for number, task in enumerate(tasks)],
+            weights=torch.tensor(weights) * (len(weights) / sum(weights)),
             cells=CellTargets(*(torch.cat(part) for part in zip(*cells, strict=True))),
             parts=PartTargets(*(torch.cat(part) for part in zip(*parts, strict=True))),
             places=torch.tensor(shown, dtype=torch.long).reshape(-1, 2).T,
+            names=torch.tensor(names, dtype=torch.long).reshape(-1, 2).T,
             tasks=tasks,
             language=language,
             cells_weight=cells_weight,
@@ -192,7 +205,7 @@ class Collator:
     ) -> list[tuple[int, int]]:
         """Pairs of `TrainingBatch.places` for an answer, whose rows begin at `row`, and the visual tokens of whose
         pictures begin at `visual`; none where the answer stands in several pictures."""
-        tokens = [self.tokenizer.decode([token]) for token in reply]
+        tokens = [self.tokenizer.decode([token], skip_special=False) for token in reply]
         objects = sample.objects or ((),) * len(pictures)
         found: list[tuple[int, int]] = []
         for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
@@ -202,3 +215,33 @@ class Collator:
             found += [(row + i, visual + cell) for i, cells in enumerate(where or ()) for cell in cells]
             visual += sum(view.visual_tokens for view in picture.views)
         return found
+
+    def named(
+        self,
+        sample: Sample,
+        pictures: Sequence[EncodedPicture],
+        prompt: Sequence[int],
+        question: Question,
+        position: int,
+        visual: int,
+    ) -> list[tuple[int, int]]:
+        """Pairs of `TrainingBatch.names` for the question that ends `prompt`, which begins at `position`."""
+        first = max(0, len(prompt) - len(question.text) - TURN)
+        tokens = [self.tokenizer.decode([token], skip_special=False) for token in prompt[first:]]
+        ends = np.cumsum([len(token) for token in tokens])
+        began = "".join(tokens).rfind(question.text)
+        inside = [i for i, end in enumerate(ends) if began < end <= began + len(question.text)]
+        objects = sample.objects or ((),) * len(pictures)
+        found: dict[int, list[int]] = {}
+        missed: set[int] = set()
+        words, absent = [tokens[i] for i in inside], question.kind == "absent"
+        for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
+            where = named(words, print_, things, picture.plan, self.config.patch_size, absent=absent)
+            for i, cells in zip(inside, where, strict=True):
+                if cells is None:
+                    missed.add(i)
+                elif cells:
+                    found.setdefault(i, []).extend(visual + cell for cell in cells)
+            visual += sum(view.visual_tokens for view in picture.views)
+        nowhere = {i: [NOWHERE] for i in missed - found.keys()}
+        return [(position + first + i, cell) for i, cells in (found | nowhere).items() for cell in cells]

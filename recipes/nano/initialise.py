@@ -86,10 +86,10 @@ def start_from(
 
 
 def _take_heads(reader: nn.Module, known: Mapping[str, Tensor]) -> None:
-    """The heads that the run had; those it had not stay as they are."""
+    """The heads that the run had; those it had not stay as they are, and those that nobody asks any more are left."""
     missing, unexpected = reader.load_state_dict(known, strict=False)
-    if unexpected or len(missing) == len(reader.state_dict()):
-        names = ", ".join(sorted(unexpected or missing)[:3])
+    if len(missing) == len(reader.state_dict()):
+        names = ", ".join(sorted(unexpected)[:3])
         raise CheckpointError(f"{READER} holds the heads of another recipe ({names})", hint="Give a model instead.")
 
 

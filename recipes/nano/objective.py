@@ -16,11 +16,14 @@ from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.training.objectives import Objective
 from pocketvlm.training.processes import Processes
 from recipes.nano.cells import PARTS, CellReader
-from recipes.nano.data import TrainingBatch
+from recipes.nano.data import NOWHERE, TrainingBatch
+from recipes.nano.guided import Watched
 from recipes.nano.parts import PartReader
-from recipes.nano.places import Pointer
 
-PLACES_WEIGHT = 0.3
+PLACES_WEIGHT = 0.5
+# Heads that are told where to look: of the first layer of full attention to what a question names, of the last one (a
+# head of each group of keys and values) to where the answer stands.
+NAMING, ANSWERING = (0,), (0, 2)
 PARTS_WEIGHT = 2.0  # of what stands under the tower's own tokens: 1 and 3 both read sooner than 0, 3 a little sooner
 OBJECTS_WEIGHT = 0.1  # its loss is four times that of characters, and comes from few pictures of a step
 
@@ -30,7 +33,7 @@ class Heads(nn.Module):
 
     def __init__(self, hidden: int, tower: int) -> None:
         super().__init__()
-        self.cells, self.pointer, self.parts = CellReader(hidden), Pointer(hidden), PartReader(tower)
+        self.cells, self.parts = CellReader(hidden), PartReader(tower)
 
 
 class Learner(nn.Module):
@@ -85,13 +88,13 @@ class CellsAndAnswers(Objective):
         dense = batch.cells_weight * dense
         if answers is None or right is None:
             return dense[None]
-        dense = dense + PLACES_WEIGHT * cells["places"]
+        dense = dense + PLACES_WEIGHT * (cells["places"] + cells["names"])
         self._seen |= {"answers": answers.detach().mean(), "right": right.float().mean()}
         of_task = defaultdict(list)
         for sample, loss in zip(batch.samples.tolist(), answers.tolist(), strict=True):
             of_task[batch.tasks[sample]].append(loss)
         self._tasks = {task: sum(values) / len(values) for task, values in of_task.items()}
-        return answers + dense
+        return answers * batch.weights.to(answers.device) + dense
 
     @staticmethod
     def parts(learner: Learner, batch: TrainingBatch) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
@@ -107,14 +110,13 @@ class CellsAndAnswers(Objective):
             cells["parts"] = learner.reader.parts(tokens, batch.parts.to(device))
         if not batch.language:
             return cells, None, None
-        states: list[Tensor] = []
-        layers = model.language_model.layers
-        hook = layers[len(layers) // 2].register_forward_hook(lambda _layer, _args, out: states.append(out))
-        try:
-            hidden = model(batch.input_ids.to(device), batch.packed(device), features)
-        finally:
-            hook.remove()
-        cells["places"] = learner.reader.pointer(states[0], *_places(batch, model.config, device))
+        text, packed = model.config.text, batch.packed(device)
+        full = [layer.self_attn for layer in model.language_model.layers if not layer.is_linear]
+        with Watched(full[0], NAMING) as naming, Watched(full[-1], ANSWERING) as answering:
+            hidden = model(batch.input_ids.to(device), packed, features)
+        samples, names, places = _places(batch, model.config, device)
+        cells["names"] = naming.loss(text, packed, samples, *names)
+        cells["places"] = answering.loss(text, packed, samples, *places)
         logits, targets = model.logits(hidden.index_select(0, batch.rows.to(device))).float(), batch.targets.to(device)
         right = logits.detach().argmax(-1) == targets
         return cells, F.cross_entropy(logits, targets, reduction="none"), right
@@ -129,11 +131,17 @@ class CellsAndAnswers(Objective):
         return {**dict(zip(self._seen, means.tolist(), strict=True)), "samples": self._samples * world, **tasks}
 
 
-def _places(batch: TrainingBatch, config: ModelConfig, device: torch.device) -> tuple[Tensor, ...]:
-    """What a `Pointer` asks for of a batch."""
+def _places(
+    batch: TrainingBatch, config: ModelConfig, device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """[T] samples of the tokens; what questions name, and where answers stand, as pairs of tokens (`Watched.loss`)."""
     pads = torch.tensor([config.image_token_id, config.video_token_id])
     visual = torch.isin(batch.input_ids, pads).nonzero().squeeze(1)
     ends = torch.tensor(batch.lengths).cumsum(0)
-    visual_samples = torch.bucketize(visual, ends, right=True)
-    parts = (batch.rows, visual, batch.samples, visual_samples, batch.places)
-    return tuple(part.to(device) for part in parts)
+    samples = torch.bucketize(torch.arange(len(batch.input_ids)), ends, right=True)
+    # What is not there is looked for at the beginning of the sample, which shows nothing.
+    beginnings = (ends - torch.tensor(batch.lengths))[samples[batch.names[0]]]
+    where = torch.where(batch.names[1] == NOWHERE, beginnings, visual[batch.names[1]])
+    names = (batch.names[0].to(device), where.to(device))
+    places = (batch.rows[batch.places[0]].to(device), visual[batch.places[1]].to(device))
+    return samples.to(device), names, places

@@ -1,25 +1,24 @@
-"""Where an answer stands: for each of its tokens the visual tokens that show it, and a head that asks for them.
+"""Where an answer stands, and what its question names: for each of their tokens the visual tokens that show it.
 
-Reading and looking up both come down to finding the next character in the picture. The loss of the answers alone leaves
-it to the decoder to discover that; here the state in which the second half of its layers begins must point to the
-place. Training only: the head is not published.
-
-Shapes:  N visual tokens of all views · T tokens · R answer tokens · K pairs of an answer token and its visual token
+Reading and looking up both come down to finding something in the picture: what the question names, then the next
+character. The loss of the answers alone leaves it to the decoder to discover that; `guided.py` tells it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor, nn
-
 from pocketvlm.processing.patches.slicing import SlicePlan
+from pocketvlm.synthetic.drawing.figures import COLOURS
 from pocketvlm.synthetic.sample import CharacterBox, ObjectBox, box_answer
-from recipes.nano.cells import HALO, grids
+from recipes.nano.cells import HALO, KINDS, grids
 
-WIDTH = 64  # of queries and keys
+SHORTEST_NAME = 3  # characters of a printed word that a question names: shorter ones stand in others too often
+_KINDS = frozenset(KINDS[1:])
+_WORD = re.compile(r"[A-Za-z0-9][^\s?:,\"']*[A-Za-z0-9]")
 
 
 def places(
@@ -36,14 +35,13 @@ def places(
         tokens: text of the tokens of an answer, without its end.
 
     Returns:
-        None where the answer is not printed, or stands in several places, and is not the box of an object. Of JSON each
-        string is looked for by itself.
+        None where the answer is not printed, or stands in several places, and is neither the box of an object nor the
+        kind or colour of one only. Of JSON each string is looked for by itself.
     """
     answer = "".join(tokens)
     for box in objects:
         if answer == box_answer(box.left, box.top, box.right, box.bottom, plan.image.height, plan.image.width):
-            middle = _cells((box.left + box.right) / 2, (box.top + box.bottom) / 2, plan, patch)
-            return [middle] * len(tokens)
+            return [_middle(box, plan, patch)] * len(tokens)
     printed = "".join(box.character for box in characters)
     found: list[list[int]] = [[] for _ in tokens]
     is_json = answer[:1] in ("{", "[")
@@ -53,7 +51,59 @@ def places(
             for i, character in _characters(tokens, characters, start, end, place):
                 x, y = (character.left + character.right) / 2, (character.top + character.bottom) / 2
                 found[i] = _cells(x, y, plan, patch)
-    return found if any(found) else None
+    if any(found):
+        return found
+    meant = [box for box in objects if answer in (box.kind, box.colour)]
+    return [_middle(meant[0], plan, patch)] * len(tokens) if len(meant) == 1 else None
+
+
+def named(
+    tokens: Sequence[str],
+    characters: Sequence[CharacterBox],
+    objects: Sequence[ObjectBox],
+    plan: SlicePlan,
+    patch: int,
+    *,
+    absent: bool = False,
+) -> list[list[int] | None]:
+    """The visual tokens that show what each token of a question names: of a printed word the cells of its characters;
+    of a colour the middle of each object that has it, of a kind the same, but behind a colour only of those of both.
+
+    Args:
+        tokens: text of the tokens of a question.
+        absent: whether the question names something printed that is not there.
+
+    Returns:
+        None where a kind or a colour is named that no object has, or what is `absent`; [] for tokens that name nothing.
+    """
+    ends = list(itertools.accumulate(len(token) for token in tokens))
+    printed = "".join(box.character for box in characters).casefold()
+    found: list[list[int] | None] = [[] for _ in tokens]
+    colour = ""
+    for match in _WORD.finditer("".join(tokens)):
+        word = match.group().casefold()
+        names = {word, word.removesuffix("s"), word.removesuffix("es")}  # "crosses"
+        kind, before, colour = names & _KINDS, colour, word if word in COLOURS else ""
+        last = bisect_left(ends, match.end())  # a word is known once its last token is
+        if objects and (kind or colour):
+            meant = [
+                box for box in objects if box.colour == colour or (box.kind in kind and before in ("", box.colour))
+            ]
+            found[last] = [cell for box in meant for cell in _middle(box, plan, patch)] or None
+        elif len(word) >= SHORTEST_NAME and (place := _only_place(word, printed, in_any_case=False)) is not None:
+            for i, character in _characters(tokens, characters, match.start(), match.end(), place):
+                x, y = (character.left + character.right) / 2, (character.top + character.bottom) / 2
+                found[i] = _cells(x, y, plan, patch)
+        elif absent and bisect_right(ends, match.start()) < last and word not in printed:
+            found[last] = (
+                None  # names are spelt letter by letter, the other words of questions have tokens of their own
+            )
+    return found
+
+
+def _middle(box: ObjectBox, plan: SlicePlan, patch: int) -> list[int]:
+    """The visual tokens that hold the middle of an object."""
+    return _cells((box.left + box.right) / 2, (box.top + box.bottom) / 2, plan, patch)
 
 
 def _strings(answer: str) -> list[tuple[int, int]]:
@@ -97,34 +147,3 @@ def _cells(x: float, y: float, plan: SlicePlan, patch: int) -> list[int]:
                     found.append(before + row * grid.columns + column)
         before += grid.rows * grid.columns
     return found
-
-
-class Pointer(nn.Module):
-    """Queries from answer tokens, keys from visual tokens."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(hidden, WIDTH)
-        self.key = nn.Linear(hidden, WIDTH, bias=False)
-
-    def forward(
-        self, states: Tensor, rows: Tensor, visual: Tensor, row_samples: Tensor, visual_samples: Tensor, pairs: Tensor
-    ) -> Tensor:
-        """The mean loss over the answer tokens that have a place: minus the logarithm of the probability of all their
-        visual tokens together.
-
-        Args:
-            states: [T, D] of the decoder.
-            rows: [R] where the answer tokens are predicted; visual: [N] where visual tokens stand.
-            row_samples, visual_samples: [R], [N] number of the sample that each belongs to.
-            pairs: [2, K] (place in `rows`, place in `visual`).
-        """
-        if not pairs.shape[1]:
-            return states.sum() * 0
-        asked, wanted = pairs[0].unique(return_inverse=True)
-        queries, keys = self.query(states[rows[asked]]).float(), self.key(states[visual]).float()
-        scores = queries @ keys.T * WIDTH**-0.5
-        scores = scores.masked_fill(row_samples[asked, None] != visual_samples[None], -torch.inf)
-        right = torch.full_like(scores, -torch.inf)
-        right[wanted, pairs[1]] = scores[wanted, pairs[1]]
-        return (scores.logsumexp(1) - right.logsumexp(1)).mean()

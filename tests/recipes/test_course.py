@@ -126,6 +126,8 @@ def test_the_tower_learns_first_and_at_both_rates() -> None:
     for stage, twice in zip(CURRICULUM, scaled(CURRICULUM, 2), strict=True):
         assert [stage.patches_at(step) * 2 for step in range(6)] == [twice.patches_at(step) for step in range(6)]
     reading = CURRICULUM[stage_number("reading aloud")]
-    assert [reading.has_language(step) for step in range(6)] == [True, True, False] * 2
-    assert [reading.patches_at(step) for step in range(3)] == [reading.patches] * 2 + [reading.between_patches]
+    assert [reading.has_language(step) for step in range(8)] == [*[True] * 3, False] * 2
+    assert [reading.patches_at(step) for step in range(4)] == [reading.patches] * 3 + [reading.between_patches]
+    assert [reading.rate_at(step) for step in range(4)] == [reading.rate] * 3 + [reading.alone_rate]
+    assert [CURRICULUM[0].rate_at(step) for step in range(5)] == [CURRICULUM[0].rate] * 5
     assert not CURRICULUM[-1].mark

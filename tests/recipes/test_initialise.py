@@ -132,6 +132,9 @@ def test_heads_that_a_run_did_not_have_stay_as_they_are_and_those_of_another_rec
     start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
     assert learner.reader.parts.patches.weight.equal(before)
     assert learner.reader.cells.characters.weight.equal(kept["cells.characters.weight"])
+    save_file({**kept, "asked.no.more": torch.zeros(3)}, tmp_path / "run" / READER)
+    start_from(learner.model, learner.reader, tmp_path / "run", TOKENIZER)
+    assert learner.reader.parts.patches.weight.equal(kept["parts.patches.weight"])
     for wrong in ({"other": kept["cells.characters.bias"]}, {}):
         save_file(wrong, tmp_path / "run" / READER)
         with pytest.raises(CheckpointError, match="heads of another recipe"):
