@@ -81,6 +81,7 @@ class Collator:
         tasks, mix = stage.tasks_at(step), mix if stage.has_language(step) else {}
         weights = np.array([share.weight * mix.get(share.task, 1.0) for share in tasks])
         drawn: list[tuple[Sample, list[EncodedPicture], list[Question]]] = []
+        brief: list[bool] = []
         wanted = stage.patches_at(step) if patches is None else patches
         while wanted > 0:
             share = tasks[int(rng.choice(len(weights), p=weights / weights.sum()))]
@@ -88,8 +89,9 @@ class Collator:
             pictures = self.encode(sample, stage, rng)
             questions = [reword(rng, question) for question in self.choose(sample, rng, stage.questions)]
             drawn.append((sample, pictures, questions))
+            brief.append(bool(rng.random() < stage.brief))
             wanted -= sum(len(picture.patches) for picture in pictures)
-        batch = self.pack(drawn, seed, stage.has_language(step), stage.cells)
+        batch = self.pack(drawn, seed, stage.has_language(step), stage.cells, brief)
         return dataclasses.replace(batch, tower_rests=batch.language and stage.tower_rests)
 
     @staticmethod
@@ -135,9 +137,11 @@ class Collator:
             blocks = ["".join(blocks)]
         return "<|im_start|>user\n" + "".join(f"<image_id>{i}</image_id>{block}\n" for i, block in enumerate(blocks))
 
-    def turn(self, question: str, first: bool) -> str:
+    def turn(self, question: str, first: bool, brief: bool = False) -> str:
         """A question and the opening of its answer. In training every answer is opened as the last one is at
-        inference; there, earlier turns have lost their (empty) reasoning."""
+        inference; there, earlier turns have lost their (empty) reasoning. A later one may be `brief`."""
+        if brief and not first:
+            return f"\n{question}</think>\n\n"
         start = "" if first else "\n<|im_start|>user\n"
         return f"{start}{question}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
@@ -147,8 +151,10 @@ class Collator:
         seed: tuple[int, ...] = (),
         language: bool = True,
         cells_weight: float = 0.5,
+        brief: Sequence[bool] = (),
     ) -> TrainingBatch:
-        """One sequence a sample: nothing passes from one to the next. `seed` is said of them in errors."""
+        """One sequence a sample: nothing passes from one to the next. `seed` is said of them in errors; `brief` are
+        those of `Stage.brief`, none when empty."""
         ids: list[int] = []
         rows: list[int] = []
         targets: list[int] = []
@@ -157,11 +163,12 @@ class Collator:
         shown: list[tuple[int, int]] = []
         names: list[tuple[int, int]] = []
         visual = 0
-        for sample, pictures, questions in drawn:
+        for place, (sample, pictures, questions) in enumerate(drawn):
+            is_brief = bool(brief) and brief[place]
             began = len(ids)
             text = self.opening(sample, pictures)
             for number, question in enumerate(questions):
-                prompt = self.tokenizer.encode_trusted(text + self.turn(question.text, number == 0))
+                prompt = self.tokenizer.encode_trusted(text + self.turn(question.text, number == 0, is_brief))
                 reply = [*self.tokenizer.encode_trusted(question.answer), self.end]
                 # The end of an answer is only an input when another turn follows it.
                 if language:

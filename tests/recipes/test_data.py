@@ -328,3 +328,18 @@ def test_the_collator_draws_the_same_step_again() -> None:
     assert torch.equal(first.input_ids, second.input_ids)
     other = COLLATE(CURRICULUM[3], (1, 2, 4), 300)
     assert not torch.equal(other.input_ids, first.input_ids)
+
+
+def test_brief_turns_have_the_same_answers_without_the_template_between_them() -> None:
+    sample = make_sample("form", 3, "train", 0)
+    questions = list(sample.questions[:3])
+    drawn = [(sample, encoded(sample, "4x"), questions)]
+    whole, brief = COLLATE.pack(drawn), COLLATE.pack(drawn, brief=[True])
+    assert brief.targets.equal(whole.targets)
+    texts = [TOKENIZER.decode(batch.input_ids.tolist(), skip_special=False) for batch in (whole, brief)]
+    assert [text.count("<|im_start|>") for text in texts] == [6, 2]
+    assert texts[1].startswith(texts[0][: texts[0].index(questions[0].answer)])  # the first turn is that of inference
+    for question in questions[1:]:
+        assert f"<|im_end|>\n{question.text}</think>\n\n{question.answer}" in texts[1]
+    for batch in (whole, brief):  # what the first answer is read from
+        assert batch.input_ids[batch.rows[0]] == whole.input_ids[whole.rows[0]]
