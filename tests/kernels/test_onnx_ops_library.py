@@ -102,6 +102,20 @@ def test_two_that_compile_at_once_do_not_meet(place: Path, tmp_path: Path, monke
 
 
 @pytest.mark.usefixtures("place")
+def test_tiles_are_another_library_and_what_cannot_be_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
+    assert library.compiled("off") == library.compiled()
+    assert library.compiled("plain") != library.compiled()
+    for wanted, reason in (("on", "off, amx, plain"), ("amx", "no AMX")):
+        monkeypatch.setenv(library.TILES_VARIABLE, wanted)
+        library.compiled.cache_clear()
+        with pytest.raises(ConfigError, match=reason):
+            library.compiled()
+
+
+@pytest.mark.usefixtures("place")
 def test_bundles_are_made_of_what_this_machine_has(monkeypatch: pytest.MonkeyPatch, compiled_library: Path) -> None:
     made = {}
     for found in (None, compiled_library):

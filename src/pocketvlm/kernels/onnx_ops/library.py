@@ -2,6 +2,9 @@
 
 The sources are in `onnx_ops`. Where they cannot be compiled (another processor, no compiler), bundles are made of
 standard operators, which compute the same in more nodes.
+
+Products of many rows run on the tile registers of Intel's newer servers (AMX) where `POCKETVLM_TILES=amx` asks for it;
+nobody has measured yet what it brings, so it is off.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from pocketvlm.errors import ConfigError
 from pocketvlm.machine import cache_directory, processor_flags
 
 logger = logging.getLogger(__name__)
@@ -25,6 +30,9 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility
 # What the kernels are written for; as in quantized_product.h.
 NEEDED = {"avx512_vnni", "avx512bw", "avx512dq"}
 TIMEOUT = 120
+TILES_VARIABLE = "POCKETVLM_TILES"
+TILES = {"off": 0, "amx": 1, "plain": 2}  # as in tiles.h; "plain" computes the same without the instructions, slowly
+TILE_FLAGS = {"amx_tile", "amx_int8"}
 
 
 def compiler() -> str | None:
@@ -38,20 +46,42 @@ def is_possible() -> bool:
     return processor_flags() >= NEEDED and compiler() is not None
 
 
+def wanted_tiles() -> str:
+    """What `TILES_VARIABLE` asks for, of `TILES`.
+
+    Raises:
+        ConfigError: it is none of them, or what this processor has not.
+    """
+    wanted = os.environ.get(TILES_VARIABLE) or "off"
+    if wanted not in TILES:
+        raise ConfigError(f"{TILES_VARIABLE}={wanted} is unknown", hint=f"Use one of {', '.join(TILES)}.")
+    if wanted == "amx" and not processor_flags() >= TILE_FLAGS:
+        raise ConfigError(f"{TILES_VARIABLE}=amx: this processor has no AMX", hint="Unset it.")
+    return wanted
+
+
 @cache
-def compiled() -> Path | None:
+def compiled(tiles: str | None = None) -> Path | None:
     """The library to register with a session, compiled now (in seconds) if this was not done before; None where it
-    cannot be."""
+    cannot be.
+
+    Args:
+        tiles: of `TILES`; as `wanted_tiles` says when None.
+
+    Raises:
+        ConfigError: what the environment asks for cannot be had.
+    """
     flags, program = processor_flags(), compiler()
     if not program or not is_possible():
         return None
-    key = hashlib.sha256(repr((program, FLAGS, sorted(flags))).encode())
+    options = (*FLAGS, f"-DPOCKETVLM_TILES={TILES[tiles or wanted_tiles()]}")
+    key = hashlib.sha256(repr((program, options, sorted(flags))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())
     try:
         file = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
         if not file.is_file():
-            _compile(program, file)
+            _compile([program, *options], file)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning("operators were not compiled, standard ones are used: %s", reason.strip().splitlines()[0][:200])
@@ -59,11 +89,11 @@ def compiled() -> Path | None:
     return file
 
 
-def _compile(program: str, file: Path) -> None:
+def _compile(command: Sequence[str], file: Path) -> None:
     """Compile beside the file first: processes that compile at once do not see each other's halves."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{file.stem}.partial-", dir=file.parent) as folder:
         out = Path(folder) / file.name
-        command = [program, *FLAGS, str(SOURCES / "operators.cpp"), "-o", str(out)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
+        whole = [*command, str(SOURCES / "operators.cpp"), "-o", str(out)]
+        subprocess.run(whole, check=True, capture_output=True, text=True, timeout=TIMEOUT)
         out.replace(file)

@@ -13,6 +13,9 @@
 #include "call.h"
 #include "gate.h"
 #include "quantized_product.h"
+#if POCKETVLM_TILES
+#include "tile_product.h"
+#endif
 
 namespace pocketvlm {
 
@@ -84,7 +87,10 @@ class QuantizedLinear {
     else if ((status = parallel_for(api, context, rows, prepare)))
       return status;
     const Weights weights{values.as<uint8_t>(), scales.as<float>()};
-    const auto run = bits_ == 8 ? panel<8> : panel<4>;
+    auto* run = bits_ == 8 ? panel<8> : panel<4>;
+#if POCKETVLM_TILES
+    if (suits_tiles(size_, bits_, rows)) run = tile_panel;
+#endif
     const Finish finish{bias.as<float>(), has_gelu_};
     return parallel_for(api, context, panels, [&](int64_t number) {
       run(size_, activations, weights, finish, out.as<float>(), rows, number);
@@ -99,7 +105,11 @@ class QuantizedLinear {
     std::vector<int32_t> starts;
 
     bool resize(int64_t rows, const Size& size, bool changes) try {
+#if POCKETVLM_TILES
+      values.resize(tile_rows(rows) * size.inputs);
+#else
       values.resize(rows * size.inputs);
+#endif
       if (changes) changed.resize(rows * size.inputs);
       scales.resize(rows * size.blocks());
       starts.resize(rows * size.blocks());

@@ -164,6 +164,19 @@ inline void add_block(const Activations& x, int64_t blocks, int64_t b, const flo
   }
 }
 
+// totals [rows, 64], with what becomes of them, to the first `columns` of each row of `out` [., N].
+inline void write_rows(const Size& size, const Finish& finish, const float* totals, int64_t rows, float* out,
+                       int64_t columns) {
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const auto mask = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns - j, 0, kLanes)) - 1);
+    const __m512 bias = finish.bias ? _mm512_maskz_loadu_ps(mask, finish.bias + j) : _mm512_setzero_ps();
+    for (int64_t t = 0; t < rows; ++t) {
+      const __m512 value = _mm512_add_ps(_mm512_load_ps(totals + t * kPanel + j), bias);
+      _mm512_mask_storeu_ps(out + t * size.outputs + j, mask, finish.has_gelu ? gelu(value) : value);
+    }
+  }
+}
+
 // At most kGroup rows by one panel: every block of weights is used by all tiles of rows while it is in the first-level
 // cache, and the next one is on its way meanwhile. `x` and `out` [., N] start at the first row, `w`, `finish` and `out` at
 // the panel.
@@ -194,14 +207,7 @@ void multiply_group(const Size& size, const Activations& x, const Weights& w, co
     }
     add_block(x, blocks, b, w.scales + b * kPanel, rows, sums, totals);
   }
-  for (int64_t j = 0; j < kPanel; j += kLanes) {
-    const auto mask = static_cast<__mmask16>((1u << std::clamp<int64_t>(columns - j, 0, kLanes)) - 1);
-    const __m512 bias = finish.bias ? _mm512_maskz_loadu_ps(mask, finish.bias + j) : _mm512_setzero_ps();
-    for (int64_t t = 0; t < rows; ++t) {
-      const __m512 value = _mm512_add_ps(_mm512_load_ps(totals + t * kPanel + j), bias);
-      _mm512_mask_storeu_ps(out + t * size.outputs + j, mask, finish.has_gelu ? gelu(value) : value);
-    }
-  }
+  write_rows(size, finish, totals, rows, out, columns);
 }
 
 // All rows by one panel.

@@ -1,0 +1,55 @@
+"""Products on tile registers are those of vectors, to the bit; the plain twin of the instructions runs everywhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx.graph import GraphBuilder
+from pocketvlm.export.onnx.linear import compiled_linear
+from pocketvlm.kernels.onnx_ops import library
+from pocketvlm.machine import processor_flags
+
+FLOAT = ir.DataType.FLOAT
+pytestmark = pytest.mark.usefixtures("compiled_library")
+KINDS = ["plain", *(["amx"] if processor_flags() >= library.TILE_FLAGS else [])]
+# Rows that fill tiles of 16 and groups of 32, and that do not; inputs that fill tiles of 64, and that do not.
+ROWS, INPUTS = st.integers(10, 75), st.sampled_from([48, 64, 96, 112, 192, 1072])
+OUTPUTS = st.sampled_from([1, 31, 32, 33, 64, 65, 130])
+
+
+@cache
+def made(kind: str, inputs: int, outputs: int, has_gelu: bool) -> Any:
+    found: Path | None = library.compiled(kind)
+    assert found is not None
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    g = GraphBuilder("product", compiled=True)
+    x = g.input("x", FLOAT, ("batch", "new", inputs))
+    weight, bias = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
+    out = compiled_linear(g, "product", x, [weight], "int8", biases=[bias], gelu=has_gelu)
+    g.output("y", out, FLOAT, ("batch", "new", outputs))
+    return product_session(ir.to_proto(g.model()).SerializeToString(), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(rows=ROWS, inputs=INPUTS, outputs=OUTPUTS, has_gelu=st.booleans(), seed=st.integers(0, 99))
+def test_tiles_change_no_bit(kind: str, rows: int, inputs: int, outputs: int, has_gelu: bool, seed: int) -> None:
+    x = torch.randn(1, rows, inputs, generator=torch.Generator().manual_seed(seed)).numpy() * 3
+    (expected,) = made("off", inputs, outputs, has_gelu).run(None, {"x": x})
+    (got,) = made(kind, inputs, outputs, has_gelu).run(None, {"x": x})
+    assert got.tobytes() == expected.tobytes()
+
+
+def test_the_twin_is_what_was_asked() -> None:
+    """Without tiles in it, the library above would be compared with itself."""
+    assert library.compiled("plain") != library.compiled("off")
+    assert "load<4>" in (library.SOURCES / "tile_product.h").read_text()
