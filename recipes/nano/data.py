@@ -29,8 +29,8 @@ from recipes.nano.views import EncodedPicture, encode_picture
 
 # Kinds of questions that are always asked: a picture has few of them, and all others outnumber them.
 RARE = frozenset({"absent", "box"})
-NOWHERE = -1
-TURN = 16  # tokens behind a question, and a few more: the end of its turn, and the opening of the answer
+NOWHERE = -1  # of `TrainingBatch.names`
+TURN = 32  # tokens behind a question, and some more: the end of its turn, and the opening of the answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,9 +241,10 @@ class Collator:
         objects = sample.objects or ((),) * len(pictures)
         found: dict[int, list[int]] = {}
         missed: set[int] = set()
-        words, absent = [tokens[i] for i in inside], question.kind == "absent"
+        assert began >= 0, question
+        words = [tokens[i] for i in inside]
         for picture, print_, things in zip(pictures, sample.characters, objects, strict=True):
-            where = named(words, print_, things, picture.plan, self.config.patch_size, absent=absent)
+            where = named(words, print_, things, picture.plan, self.config.patch_size, question.kind)
             for i, cells in zip(inside, where, strict=True):
                 if cells is None:
                     missed.add(i)

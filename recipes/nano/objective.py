@@ -29,7 +29,7 @@ OBJECTS_WEIGHT = 0.1  # its loss is four times that of characters, and comes fro
 
 
 class Heads(nn.Module):
-    """What is learnt beside the model: the heads on the visual tokens, inside the tower and on the decoder."""
+    """What is learnt beside the model: the heads on the visual tokens and inside the tower."""
 
     def __init__(self, hidden: int, tower: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from pocketvlm.processing.patches.slicing import SlicePlan
 from pocketvlm.synthetic.drawing.figures import COLOURS
-from pocketvlm.synthetic.sample import CharacterBox, ObjectBox, box_answer
+from pocketvlm.synthetic.sample import CharacterBox, ObjectBox, QuestionKind, box_answer
 from recipes.nano.cells import HALO, KINDS, grids
 
 SHORTEST_NAME = 3  # characters of a printed word that a question names: shorter ones stand in others too often
@@ -63,18 +63,18 @@ def named(
     objects: Sequence[ObjectBox],
     plan: SlicePlan,
     patch: int,
-    *,
-    absent: bool = False,
+    kind: QuestionKind = "text",
 ) -> list[list[int] | None]:
     """The visual tokens that show what each token of a question names: of a printed word the cells of its characters;
     of a colour the middle of each object that has it, of a kind the same, but behind a colour only of those of both.
 
     Args:
         tokens: text of the tokens of a question.
-        absent: whether the question names something printed that is not there.
+        kind: of the question. One of the kind "absent" names something printed that is not there; the word "box" in
+            one of that kind is no object.
 
     Returns:
-        None where a kind or a colour is named that no object has, or what is `absent`; [] for tokens that name nothing.
+        None where a kind or a colour is named that no object has, or what is absent; [] for tokens that name nothing.
     """
     ends = list(itertools.accumulate(len(token) for token in tokens))
     printed = "".join(box.character for box in characters).casefold()
@@ -83,18 +83,21 @@ def named(
     for match in _WORD.finditer("".join(tokens)):
         word = match.group().casefold()
         names = {word, word.removesuffix("s"), word.removesuffix("es")}  # "crosses"
-        kind, before, colour = names & _KINDS, colour, word if word in COLOURS else ""
+        kinds = names & _KINDS - ({"box"} if kind == "box" else set())
+        before, colour = colour, word if word in COLOURS else ""
         last = bisect_left(ends, match.end())  # a word is known once its last token is
-        if objects and (kind or colour):
+        if objects and (kinds or colour):
             meant = [
-                box for box in objects if box.colour == colour or (box.kind in kind and before in ("", box.colour))
+                box
+                for box in objects
+                if (box.colour == colour if colour else box.kind in kinds and before in ("", box.colour))
             ]
             found[last] = [cell for box in meant for cell in _middle(box, plan, patch)] or None
         elif len(word) >= SHORTEST_NAME and (place := _only_place(word, printed, in_any_case=False)) is not None:
             for i, character in _characters(tokens, characters, match.start(), match.end(), place):
                 x, y = (character.left + character.right) / 2, (character.top + character.bottom) / 2
                 found[i] = _cells(x, y, plan, patch)
-        elif absent and bisect_right(ends, match.start()) < last and word not in printed:
+        elif kind == "absent" and bisect_right(ends, match.start()) < last and word not in printed:
             found[last] = (
                 None  # names are spelt letter by letter, the other words of questions have tokens of their own
             )

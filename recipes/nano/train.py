@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from pocketvlm.errors import PocketVLMError
+from pocketvlm.kernels.fastest_dtype import fastest_dtype
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.checkpoints import Checkpoints
 from pocketvlm.training.processes import Processes
@@ -28,7 +29,6 @@ from pocketvlm.training.trainer import Report
 from recipes.nano import curriculum
 from recipes.nano.initialise import start_from
 from recipes.nano.logs import Reports
-from recipes.nano.machine import fastest_dtype
 from recipes.nano.run import SAVE_EVERY, Run, new_learner
 from recipes.nano.settings import ASSETS, PRESETS
 

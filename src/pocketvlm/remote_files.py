@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ MAX_BYTES = 2**30  # of a document
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # These have a meaning of their own everywhere in this package.
 _OURS = frozenset({"http", "https", "file", "data"})
+# Storages without folders: the first part of a path there is made by people, not by the way.
+_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "obs", "r2", "tos"})
 
 
 def is_remote(text: str) -> bool:
@@ -65,26 +66,52 @@ def reaching(url: str) -> Iterator[None]:
 
 def find_remote(url: str) -> list[tuple[str, str]]:
     """(address, path below the folder that was named) of each file that is meant: one file, those of a folder and below
-    it, or those that a pattern fits; sorted.
+    it but hidden ones, or those that a pattern fits; sorted.
 
     Raises:
         ConfigError: there is none, or the storage cannot be reached.
     """
     filesystem, path = storage(url)
-    scheme = url.partition("://")[0]
     with reaching(url):
         if any(mark in path for mark in "*?["):
             found = {name: Path(name).name for name in filesystem.glob(path) if filesystem.isfile(name)}
         elif filesystem.isdir(path):
             base = path.rstrip("/") + "/"
-            found = {name: name.removeprefix(base) for name in filesystem.find(path)}
+            below = ((name, name.removeprefix(base)) for name in filesystem.find(path))
+            found = {name: place for name, place in below if not any(part[:1] == "." for part in place.split("/"))}
         elif filesystem.isfile(path):
             found = {path: Path(path).name}
         else:
             found = {}
     if not found:
         raise ConfigError(f"there is no file at {_short(url)}", hint="Name files, folders or patterns.")
-    return [(f"{scheme}://{name}", below) for name, below in sorted(found.items())]
+    before = _before(url, path)
+    return [(before + name, below) for name, below in sorted(found.items())]
+
+
+def _before(url: str, path: str) -> str:
+    """What of an address stands before the path that its storage knows: the kind, and often a host."""
+    bare, bare_path = url.rstrip("/"), path.rstrip("/")
+    if bare_path and bare.endswith(bare_path):
+        return bare.removesuffix(bare_path)
+    return f"{url.partition('://')[0]}://"
+
+
+def _has_buckets(url: str) -> bool:
+    return url.partition("://")[0].lower() in _BUCKETS
+
+
+def check_target(url: str) -> None:
+    """Say now, and not when all is done, that nothing can be written at this address.
+
+    Raises:
+        ConfigError: it cannot be reached, or its bucket does not exist.
+    """
+    filesystem, path = storage(url)
+    bucket = path.partition("/")[0]
+    with reaching(url):
+        if _has_buckets(url) and not filesystem.exists(bucket):
+            raise ConfigError(f"{_short(url)}: there is no bucket {bucket!r:.80}", hint="Check the address.")
 
 
 def exists(url: str) -> bool:
@@ -138,7 +165,8 @@ def send(local: Path, url: str) -> None:
         with reaching(url):
             for file in files:
                 target = path if file == local else f"{path.rstrip('/')}/{file.relative_to(local).as_posix()}"
-                filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+                if not _has_buckets(url):  # where a folder that is made may be a bucket
+                    filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
                 filesystem.put_file(str(file), target)
     except ConfigError as error:
         raise OutputError(f"{local} could not be sent: {error}", hint="The same command goes on from there.") from None
@@ -152,9 +180,32 @@ def stand_in(url: str, base: Path) -> Path:
     return folder
 
 
-def forget(folder: Path) -> None:
-    """Remove a stand-in whose files were sent."""
-    shutil.rmtree(folder, ignore_errors=True)
+def forget(sent: Path) -> None:
+    """Remove a file that was sent, or all of a folder but what resumes a run."""
+    if not sent.is_dir():
+        sent.unlink(missing_ok=True)
+        return
+    for one in sorted(sent.rglob("*"), reverse=True):
+        if one.is_file() and not one.name.startswith("."):
+            one.unlink(missing_ok=True)
+    for one in sorted((one for one in sent.rglob("*") if one.is_dir()), reverse=True):
+        with suppress(OSError):  # not empty
+            one.rmdir()
+
+
+def remove(url: str) -> None:
+    """Remove the file at this address, if there is one.
+
+    Raises:
+        OutputError: that was not possible.
+    """
+    filesystem, path = storage(url)
+    try:
+        with reaching(url):
+            if filesystem.isfile(path):
+                filesystem.rm_file(path)
+    except ConfigError as error:
+        raise OutputError(f"{_short(url)} could not be removed: {error}") from None
 
 
 def _short(url: str) -> str:

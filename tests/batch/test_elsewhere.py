@@ -16,6 +16,8 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import parquet
 
+from pocketvlm.api.vlm import VLM
+from pocketvlm.errors import OutputError
 from pocketvlm.machine import cache_directory
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.remote_files import is_remote, read_remote
@@ -141,6 +143,54 @@ def test_documents_are_read_and_written_elsewhere(memory: str, capsys: pytest.Ca
     assert get(row).decode().count("a.pdf#2") == 1
 
 
+def test_a_bucket_is_never_made_by_the_way(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(f"{bucket}/bucketless/in.jsonl", as_lines(requests(1)))
+    status, _, err = run(capsys, "batch", f"{bucket}/bucketless/in.jsonl", "s3://reciepts/out.jsonl")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "no bucket 'reciepts'" in err
+    assert not fsspec.filesystem("s3").exists("reciepts")
+
+
+def test_a_dry_run_sends_nothing_and_leaves_what_resumes_a_run(
+    memory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(f"{memory}/in/a.png", RECEIPT.read_bytes())
+    put(f"{memory}/in/b.png", RECEIPT.read_bytes() + b"0")
+    out = f"{memory}/rows.csv"
+    command = ("extract", f"{memory}/in", "--schema", "total: number", "--max-tokens", "24", "--out", out)
+
+    def journals() -> list[bytes]:
+        return [path.read_bytes() for path in (cache_directory() / "elsewhere").rglob("rows.csv.journal")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketvlm.cli.elsewhere.send", lambda *_: (_ for _ in ()).throw(OutputError("no network")))
+        assert run(capsys, *command)[0] == 1
+    (journal,) = journals()
+    assert run(capsys, *command, "--dry-run")[0] == 0
+    assert journals() == [journal]
+    assert run(capsys, *command)[0] in (0, 1)  # it goes on, and sends
+    assert get(out).decode().count(".png") == 2
+
+
+def test_a_finished_run_elsewhere_is_repeated_from_its_journal_and_reads_nothing_of_its_own(
+    memory: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(f"{memory}/in/a.png", RECEIPT.read_bytes())
+    put(f"{memory}/in/c.png", b"broken")
+    put(f"{memory}/in/.DS_Store", b"hidden")
+    out = f"{memory}/in/rows.csv"
+    command = ("extract", f"{memory}/in", "--schema", "total: number", "--max-tokens", "24", "--out", out)
+    assert run(capsys, *command)[0] == 1
+    assert get(f"{out}.failed.jsonl").count(b"\n") >= 1
+    put(f"{memory}/in/c.png", RECEIPT.read_bytes())
+    monkeypatch.setattr(VLM, "as_completed", None)  # nothing is asked again: both are the same picture
+    status, _, err = run(capsys, *command, "--overwrite")
+    rows = get(out).decode().splitlines()
+    assert [line.partition(",")[0].rpartition("/")[2] for line in rows[1:]] == ["a.png", "c.png"]
+    if status == 0:  # what failed before did not fail again
+        assert not fsspec.core.url_to_fs(out)[0].exists(f"{out}.failed.jsonl"), err
+
+
 def test_a_picture_elsewhere_may_be_asked_about(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(f"{memory}/receipt.png", RECEIPT.read_bytes())
     assert (load_image(f"{memory}/receipt.png") == load_image(RECEIPT)).all()
@@ -176,7 +226,12 @@ def test_what_is_not_there_is_one_line(
 def test_a_table_without_requests_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"custom_id": ["a"]}), tmp_path / "in.parquet")
     (tmp_path / "bad.parquet").write_text("no table")
-    for name, said in (("in", "no column body"), ("bad", "no table of Parquet"), ("absent", "no file")):
+    whole = as_table(requests(400), json.dumps)
+    damaged = bytearray(whole)
+    damaged[40 : len(damaged) // 2] = bytes(len(damaged) // 2 - 40)
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
+    refused = (("in", "no column body"), ("bad", "no table of"), ("damaged", "no table of"), ("absent", "no file"))
+    for name, said in refused:
         status, _, err = run(capsys, "batch", str(tmp_path / f"{name}.parquet"), str(tmp_path / "out.jsonl"))
         assert (status, err.count("\n")) == (2, 1), err
         assert said in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,11 @@ def test_the_peak_of_memory_is_known_where_there_is_no_proc(monkeypatch: pytest.
     assert shown / 2 < offline.peak_bytes() < 100e9
 
 
-def test_transformers_is_a_contender(seeded_checkpoint: Callable[[int], Path]) -> None:
-    (result,) = compete([("transformers", (str(seeded_checkpoint(0)),))], ["prompt", "decode1"], 1)
-    assert set(result.seconds) == {"prompt", "decode1"}
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_is_a_contender(seeded_checkpoint: Callable[[int], Path], dtype: str) -> None:
+    (result,) = compete([("transformers", (str(seeded_checkpoint(0)), dtype))], ["view", "prompt", "decode1"], 1)
+    assert (result.name, result.error) == (f"transformers {dtype}", "")
+    assert set(result.seconds) == {"view", "prompt", "decode1"}
 
 
 def test_a_contender_that_fails_is_one_line() -> None:
@@ -54,6 +57,33 @@ def test_a_contender_that_fails_is_one_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="no contender"):
         compete([("other", ())], ["view"], 1)
+
+
+def test_the_others_go_on_when_one_fails(
+    seeded_checkpoint: Callable[[int], Path], tmp_path: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be made, one whose program crashes, and one whose own process does."""
+    (tools / "llama-bench").write_text("#!/bin/sh\nkill -ILL $$\n")
+    ours = ("pocketvlm", (str(seeded_checkpoint(0)), "torch", "none"))
+    specs = [("pocketvlm", (str(tmp_path), "torch", "none")), ours, ("llama.cpp", (tools / "model.gguf", None, 1))]
+    broken, fine, crashed = compete([*specs], ["prompt", "decode1"], 2)
+    assert {line: len(times) for line, times in fine.seconds.items()} == {"prompt": 2, "decode1": 2}
+    assert fine.error == ""
+    assert broken.error
+    assert "llama-bench failed: it ended by SIGILL" in crashed.error
+    assert broken.seconds == crashed.seconds == {}
+    run = offline.Worker.run
+
+    def killed(worker: offline.Worker, line: str) -> float | None:
+        if worker.result.seconds:
+            assert worker.process.pid is not None
+            os.kill(worker.process.pid, signal.SIGILL)
+            worker.process.join()
+        return run(worker, line)
+
+    monkeypatch.setattr(offline.Worker, "run", killed)
+    with pytest.raises(ConfigError, match="ended by SIGILL"):
+        compete([ours], ["prompt"], 2)
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -161,11 +191,14 @@ def test_the_command_prints_one_json_line(
     assert main([*command, "--json"]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["results"][0]["rates"]["prompt"] > 0
-    monkeypatch.setattr(offline, "compete", lambda *_: seen[0])  # in words, the same results
+    seen[0].append(Result("other", error="ended by SIGILL"))
+    monkeypatch.setattr(offline, "compete", lambda *_: seen[0])  # in words, the same results, and one that failed
     for found in ({"fp32": 1.0, "read": 1.0, "int8": 1.0}, {"fp32": 1.0, "read": 1.0}):  # with the extra onnx, without
         monkeypatch.setattr(ceilings, "measure", lambda found=found: found)
-        assert main(command) == 0
-        assert "pocketvlm torch" in capsys.readouterr().out
+        assert main(command) == 1
+        shown = capsys.readouterr().out
+        assert "pocketvlm torch" in shown
+        assert "other failed: ended by SIGILL" in shown
 
 
 @pytest.mark.parametrize(

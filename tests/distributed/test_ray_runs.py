@@ -17,7 +17,7 @@ from PIL import Image
 from pocketvlm.distributed.cluster import Shares
 from pocketvlm.distributed.fleet import Fleet
 from pocketvlm.distributed.stages import ModelSpec, Outcome, Row
-from pocketvlm.errors import PromptError
+from pocketvlm.errors import EngineError, PromptError
 from pocketvlm.model.hub import resolve
 
 RECEIPT = Path("examples/receipt.png").resolve()
@@ -142,3 +142,21 @@ def test_machines_with_other_weights_refuse(fleet: Fleet) -> None:
     other = ModelSpec("nano", None, fleet.spec.places, "0" * 64)
     with pytest.raises(Exception, match="other weights"):
         list(Fleet(other, SHARES, ahead=8).answer([(0, {})], Whatever()))
+
+
+@pytest.mark.parametrize("stage", ["request", "value"])
+def test_a_fault_in_the_program_ends_the_run_and_is_said(fleet: Fleet, stage: str) -> None:
+    """Ray would drop it, and blame processes that ended."""
+
+    class Faulty:
+        def request(self, row: Row) -> tuple[Any, Any]:  # noqa: ARG002
+            if stage == "request":
+                raise ZeroDivisionError("no such number")
+            return QUESTION, {"max_tokens": 1}
+
+        def value(self, row: Row, outcome: Outcome) -> str:  # noqa: ARG002
+            raise ZeroDivisionError("no such number")
+
+    with pytest.raises(EngineError, match="ZeroDivisionError: no such number") as caught:
+        list(fleet.answer([(0, {})], Faulty()))
+    assert "\n" not in str(caught.value)

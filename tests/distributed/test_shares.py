@@ -13,42 +13,73 @@ from hypothesis import strategies as st
 
 from pocketvlm.cli import command_parser
 from pocketvlm.cli.ray_options import fleet_of, join_address
-from pocketvlm.distributed.cluster import share
+from pocketvlm.distributed import fleet
+from pocketvlm.distributed.cluster import Machine, share
 from pocketvlm.distributed.connection import cluster
 from pocketvlm.errors import ConfigError
 
+MACHINES = st.lists(st.builds(Machine, st.integers(1, 64), st.just(0)), min_size=1, max_size=8)
 
-@given(
-    cpus=st.integers(1, 512),
-    machines=st.integers(1, 16),
-    engines=st.none() | st.integers(1, 64),
-    cores=st.none() | st.integers(1, 64),
-)
-def test_engines_and_what_prepares_for_them_fit_into_the_cores(
-    cpus: int, machines: int, engines: int | None, cores: int | None
+
+@given(machines=MACHINES, engines=st.none() | st.integers(1, 64), cores=st.none() | st.integers(1, 64))
+def test_engines_and_what_prepares_for_them_fit_on_the_machines(
+    machines: list[Machine], engines: int | None, cores: int | None
 ) -> None:
-    if (engines or 1) * (cores or 1) > cpus or (engines is None and cores is None and machines > cpus):
+    def room(many: int) -> int:
+        return sum(machine.cpus // many for machine in machines)
+
+    if room(cores or 1) < (engines or 1):
         with pytest.raises(ConfigError, match="do not fit"):
-            share({"CPU": cpus}, machines, engines, cores, "auto")
+            share(machines, engines, cores)
         return
-    found = share({"CPU": cpus}, machines, engines, cores, "auto")
+    found = share(machines, engines, cores)
     assert found.engines == (engines or found.engines)
     assert found.cores == (cores or found.cores)
-    assert found.engines * found.cores <= cpus
+    assert room(found.cores) >= found.engines >= 1
+    if engines is None and cores is None:
+        assert found.engines >= len(machines)
     # Two tasks that prepare run beside each engine without waiting for a core that no engine gives back.
-    assert found.engines * (found.engine_cpus + 2 * found.preparing_cpus) <= cpus
+    assert found.engine_cpus + 2 * found.preparing_cpus <= found.cores
     assert found.engine_cpus > 0
 
 
+def test_an_engine_has_its_cores_on_one_machine() -> None:
+    assert share([Machine(3)] * 4, 3, None).cores == 3
+    for engines, cores in ((None, 8), (3, 4)):
+        with pytest.raises(ConfigError, match="6 at most on one"):
+            share([Machine(6)] * 2, engines, cores)
+
+
 def test_each_gpu_has_an_engine_unless_fewer_are_asked_for() -> None:
-    eight = {"CPU": 96.0, "GPU": 8.0}
-    assert (share(eight, 2, None, None, "auto").engines, share(eight, 2, 3, None, "cuda").engines) == (8, 3)
-    assert share(eight, 2, None, None, "auto").gpus == 1
-    assert share(eight, 2, None, None, "cpu").gpus == 0
+    eight = [Machine(48, 4)] * 2
+    assert (share(eight, None, None).engines, share(eight, 3, None, device="cuda").engines) == (8, 3)
+    assert share(eight, None, None).gpus == 1
+    assert share(eight, None, None, device="cpu").gpus == 0
+    assert share(eight, None, None, runtime="onnx").gpus == 0
     with pytest.raises(ConfigError, match="8 GPUs"):
-        share(eight, 2, 9, None, "auto")
+        share(eight, 9, None)
     with pytest.raises(ConfigError, match="no GPU"):
-        share({"CPU": 4.0}, 1, None, None, "cuda")
+        share([Machine(4)], None, None, device="cuda")
+    with pytest.raises(ConfigError, match="sees one GPU"):
+        share(eight, None, None, device="cuda:1")
+
+
+@pytest.mark.parametrize(("cpus", "cores"), [(1, None), (16, None), (16, 15)])
+def test_pictures_are_prepared_beside_an_engine_on_a_gpu(cpus: int, cores: int | None) -> None:
+    found = share([Machine(cpus, 1)], None, cores)
+    assert 0 < found.preparing_cpus <= cpus - found.engine_cpus
+
+
+def test_an_engine_on_a_gpu_leaves_a_core() -> None:
+    with pytest.raises(ConfigError, match="prepares pictures"):
+        share([Machine(16, 1)], None, 16)
+
+
+def test_windows_hold_a_number_of_rows_or_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "_MOST_BYTES", 10)
+    rows = [(number, {"text": "x" * size}) for number, size in enumerate((1, 1, 1, 12, 4, 4, 4, 1))]
+    windows = [list(window) for window in fleet._windows(iter(rows), 3)]
+    assert windows == [[0, 1, 2], [3], [4, 5, 6], [7]]
 
 
 @pytest.mark.parametrize("address", ["here", "host:0", "host:99999", "host:port", "ray://head:10001"])
@@ -75,6 +106,8 @@ def test_an_address_where_nobody_answers_is_refused() -> None:
         (["a.pdf", "--ray"], ["a.pdf", "--ray="]),
         (["--ray", "--engines", "2"], ["--ray=", "--engines", "2"]),
         (["--ray", "./page:2"], ["--ray=", "./page:2"]),
+        (["--ray", "gs://bucket/scans/"], ["--ray=", "gs://bucket/scans/"]),
+        (["--ray", "https://host/a.pdf"], ["--ray=", "https://host/a.pdf"]),
     ],
 )
 def test_no_file_is_taken_for_an_address(given_: list[str], read: list[str]) -> None:

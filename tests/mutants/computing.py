@@ -5,6 +5,12 @@ from __future__ import annotations
 from mutants.mutant import of
 
 MUTANTS = [
+    # Operators of our own.
+    *of(
+        "kernels/onnx_ops/tiles.h",
+        "export/test_tile_product.py",
+        ("        sum += static_cast<int8_t>", "        sum -= static_cast<int8_t>", "test_tiles_change_no_bit"),
+    ),
     # The engine.
     *of(
         "engine/scheduler.py",

@@ -23,6 +23,17 @@ MUTANTS = [
         ("[_harmless(row.get(name)) for", "[row.get(name) for", "test_no_cell_is_a_formula"),
     ),
     *of(
+        "documents/calibration.py",
+        "documents/test_calibration.py",
+        (" or directory.adapter is not None", "", "test_an_adapter_is_not_what_was_measured"),
+        ("any(a > b for", "any(a > 2 for", "test_what_is_no_curve_is_refused_in_a_line"),
+    ),
+    *of(
+        "cli/elsewhere.py",
+        "batch/test_elsewhere.py",
+        ("    if is_dry:\n        return\n", "", "test_a_dry_run_sends_nothing_and_leaves_what_resumes_a_run"),
+    ),
+    *of(
         "documents/extracting.py",
         "documents/test_rows_and_tables.py",
         (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
-from pocketvlm.synthetic import make_sample
+from pocketvlm.synthetic import Question, make_sample
 from pocketvlm.synthetic.sample import CharacterBox, ObjectBox
 from recipes.nano.cells import UNKNOWN
 from recipes.nano.curriculum import Share, Stage
@@ -85,9 +87,26 @@ def test_a_kind_behind_a_colour_is_what_has_both_and_what_no_object_has_is_nowhe
     assert not any(named(tokens, [], (), PLAN, 14))  # nothing is known of a page of print
 
 
+def test_what_has_no_colour_is_found_by_its_kind_and_a_box_that_is_asked_for_is_none() -> None:
+    objects = [ObjectBox("button", "", 0, 0, 28, 28), ObjectBox("box", "", 56, 56, 84, 84)]
+    tokens = ["Where", " is", " the", " button", "?", " Answer", " with", " a", " box", "."]
+    assert named(tokens, [], objects, PLAN, 14, "box") == [[], [], [], [0], [], [], [], [], [], []]
+    assert named(tokens, [], objects, PLAN, 14)[8] == [10]
+
+
+@pytest.mark.parametrize("text", ["Until?", "title?", "What is the value of Gount?"])
+def test_a_short_first_question_is_found_in_its_prompt(text: str) -> None:
+    printed = tuple(CharacterBox(c, 14.0 * i, 87, 14.0 * i + 8, 95) for i, c in enumerate("Until title Gount"))
+    sample = dataclasses.replace(make_sample("form", 3, "train", 0), characters=(printed,))
+    picture = encode_picture(sample.image, IMAGE, "4x", np.random.default_rng(0), 1.0)
+    batch = COLLATE.pack([(sample, [picture], [Question(text, "x")])])
+    found = [TOKENIZER.decode([int(batch.input_ids[i])]) for i in batch.names[0].unique().tolist()]
+    assert "".join(found).strip() in ("Until", "title", "Gount")
+
+
 def test_a_printed_name_that_is_not_there_is_nowhere_only_where_that_is_asked() -> None:
     tokens = ["What", " is", " the", " c", "it", "y", "?"]
-    assert named(tokens, [], (), PLAN, 14, absent=True) == [[], [], [], [], [], None, []]
+    assert named(tokens, [], (), PLAN, 14, "absent") == [[], [], [], [], [], None, []]
     assert named(tokens, [], (), PLAN, 14) == [[]] * 7
 
 

@@ -37,16 +37,21 @@ def lines_of_table(table: Path, lines: Path, name: str) -> None:
         MissingExtraError: pyarrow is not installed.
     """
     need("pyarrow", "pyarrow", "tables")
+    with whole_file(lines) as file:
+        for row in _rows_of(table, name):
+            file.write(_line(row, name))
+
+
+def _rows_of(table: Path, name: str) -> Iterator[dict[str, Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
-        with whole_file(lines) as file, parquet.ParquetFile(table) as source:
+        with parquet.ParquetFile(table) as source:
             for missing in {"custom_id", "body"} - set(source.schema_arrow.names):
                 raise ConfigError(f"{name} has no column {missing}", hint="Give custom_id, and the request as body.")
             for group in source.iter_batches(_ROWS, columns=["custom_id", "body"]):
-                for row in group.to_pylist():
-                    file.write(_line(row, name))
-    except (OSError, ArrowException) as error:
+                yield from group.to_pylist()
+    except (OSError, ArrowException) as error:  # pyarrow has the former of damage, too
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"{name} is no table of Parquet: {reason:.200}", hint="Check the file.") from None
 

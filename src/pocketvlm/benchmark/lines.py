@@ -6,8 +6,10 @@ Timing is done where the work is, so that programs which report their own times 
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +76,14 @@ class Work:
 
     ceiling: str
     amount: float
+
+
+def ended(code: int | None) -> str:
+    """How a process of this exit status ended, as in "it ended by SIGILL"."""
+    if code is not None and code < 0:
+        with suppress(ValueError):  # a signal without a name
+            return f"by {signal.Signals(-code).name}"
+    return "by itself"
 
 
 class Contender(Protocol):

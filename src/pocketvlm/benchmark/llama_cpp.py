@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of
+from pocketvlm.benchmark.lines import STEPS, Timed, Work, ended, line_of
 from pocketvlm.benchmark.runners import BEFORE, SIDES, noise
 from pocketvlm.errors import ConfigError
 
@@ -57,7 +57,8 @@ class LlamaCppContender:
     def _run(self, command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
         if done.returncode:
-            reason = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1][:200]
+            said = (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1][:200]
+            reason = said if done.returncode > 0 else f"it ended {ended(done.returncode)}"
             raise ConfigError(f"{command[0]} failed: {reason}")
         return done.stdout + done.stderr
 

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pocketvlm.benchmark.lines import Contender, Timed, Work, line_of
+from pocketvlm.benchmark.lines import Contender, Timed, Work, ended, line_of
 from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.machine import peak_resident_bytes
 
@@ -27,12 +27,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Result:
-    """What came of one contender: seconds of every round of each line, and the largest memory it ever had."""
+    """What came of one contender: seconds of every round of each line, the largest memory it ever had, and why it ended
+    before its time, if it did."""
 
     name: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: int = 0
     work: dict[str, Work] = field(default_factory=dict)
+    error: str = ""
 
     def share(self, line: str, ceilings: Mapping[str, float]) -> float | None:
         """Return how much of the machine's ceiling (10^9 a second) the median round reaches."""
@@ -127,18 +129,29 @@ class Worker:
     def _receive(self, kind: str) -> Any:
         try:
             found, value = self.pipe.recv()
-        except EOFError:
-            raise ConfigError(
-                "a process of the benchmark ended by itself", hint="Was there enough memory for all of them?"
-            ) from None
+        except (EOFError, ConnectionError):
+            raise self._ended() from None
         if found == "error":
             raise ConfigError(str(value))
         assert found == kind, (found, kind)
         return value
 
+    def _ended(self) -> ConfigError:
+        """Why a process that says nothing more has ended."""
+        self.process.join(5)
+        how = ended(self.process.exitcode)
+        return ConfigError(f"a process of the benchmark ended {how}", hint="Was there enough memory for all of them?")
+
     def run(self, line: str) -> float | None:
-        """Run a line once; returns its seconds, None where this contender has no such line."""
-        self.pipe.send(line)
+        """Run a line once; returns its seconds, None where this contender has no such line.
+
+        Raises:
+            PocketVLMError: the contender failed, or its process ended.
+        """
+        try:
+            self.pipe.send(line)
+        except OSError:
+            raise self._ended() from None
         seconds = self._receive("seconds")
         self.result.peak_bytes = max(self.result.peak_bytes, int(self._receive("peak")))
         if (work := self._receive("work")) is not None:
@@ -154,24 +167,53 @@ class Worker:
 
 
 def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: Progress | None = None) -> list[Result]:
-    """Run every line in turn: one warm-up of each contender, then `rounds` times one run of each after the other."""
+    """Run every line in turn: one warm-up of each contender, then `rounds` times one run of each after the other.
+
+    A contender that fails has its reason in its result, and the others go on without it.
+
+    Raises:
+        PocketVLMError: all have failed; the first one's reason.
+    """
+    results: list[Result] = []
+    workers: list[Worker] = []
+    errors: list[PocketVLMError] = []
+
+    def run(worker: Worker, line: str) -> float | None:
+        try:
+            return worker.run(line)
+        except PocketVLMError as error:
+            worker.result.error = str(error)
+            errors.append(error)
+            workers.remove(worker)
+            worker.close()
+        return None
+
     with ExitStack() as stack:
-        workers = []
         for spec in specs:
-            worker = Worker(spec)
+            try:
+                worker = Worker(spec)
+            except PocketVLMError as error:
+                results.append(Result(spec[0], error=str(error)))
+                errors.append(error)
+                continue
             stack.callback(worker.close)
             workers.append(worker)
+            results.append(worker.result)
         for line in lines:
             turns = min(rounds, line_of(line).rounds)
-            able = [worker for worker in workers if worker.run(line) is not None]
+            able = [worker for worker in list(workers) if run(worker, line) is not None]
             for turn in range(turns):
-                for worker in able:
-                    seconds = worker.run(line)
-                    assert seconds is not None
+                for worker in list(able):
+                    seconds = run(worker, line)
+                    if seconds is None:
+                        able.remove(worker)
+                        continue
                     worker.result.seconds.setdefault(line, []).append(seconds)
                 if progress:
                     progress(line_of(line).label, turn + 1, turns)
-        return [worker.result for worker in workers]
+        if not workers and errors:
+            raise errors[0]
+        return results
 
 
 def ratio(of: Result, to: Result, line: str) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 from pocketvlm.batch.run import Answering, Summary, answer_here, check_paths, run_batch
+from pocketvlm.batch.tables import is_table
 from pocketvlm.cli import ray_options
 from pocketvlm.cli.common import (
     PICTURES,
@@ -30,6 +31,7 @@ from pocketvlm.cli.common import (
 from pocketvlm.cli.console import ReaderLeftError, put, put_json
 from pocketvlm.cli.elsewhere import folder_of, output_sent, requests_here
 from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of, join_address
+from pocketvlm.errors import need
 from pocketvlm.files import check_output
 from pocketvlm.ranges import Range
 
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if is_table(args.output):
+        need("pyarrow", "pyarrow", "tables")  # said before anything is asked
     requests = requests_here(args.input)
     check_paths(requests, args.output, overwrite=args.overwrite)
     options = options_of(args, PICTURES, VIDEO, _SAMPLING)

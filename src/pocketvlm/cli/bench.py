@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         put_json(facts | {"ceilings": _rounded(best), "results": [_as_json(result, best) for result in results]})
     else:
         _print(facts, best, results, args.lines)
-    return 0
+    return int(any(result.error for result in results))
 
 
 def _make_bundles(directory: ModelDirectory, specs: list[tuple[str, tuple[Any, ...]]]) -> None:
@@ -115,6 +115,7 @@ def _growth(args: argparse.Namespace, directory: ModelDirectory, spec: tuple[str
 
 def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
     from pocketvlm.bundle import parse_quantization
+    from pocketvlm.kernels.fastest_dtype import fastest_dtype
 
     specs: list[tuple[str, tuple[Any, ...]]] = []
     for text in args.runs:
@@ -125,7 +126,8 @@ def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
             parse_quantization(quantization or "int8")
         specs.append(("pocketvlm", (args.model, runtime, quantization or "int8")))
     if "transformers" in args.against:
-        specs.append(("transformers", (args.model,)))
+        dtypes = dict.fromkeys(("float32", str(fastest_dtype()).removeprefix("torch.")))
+        specs += [("transformers", (args.model, dtype)) for dtype in dtypes]
 
     specs += [("llama.cpp", (file, args.mmproj, usable_cores())) for file in args.gguf]
     return specs
@@ -140,6 +142,7 @@ def _as_json(result: Any, best: dict[str, float]) -> dict[str, Any]:
     rates = {line: LINES[line].amount / seconds for line, seconds in medians.items() if seconds}
     return {
         "name": result.name,
+        **({"error": result.error} if result.error else {}),
         "peak_bytes": result.peak_bytes,
         "seconds": _rounded({line: seconds for line, seconds in medians.items() if seconds}),
         "rates": _rounded(rates),
@@ -152,7 +155,7 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
 
     from pocketvlm.benchmark.offline import ratio
 
-    first = results[0]
+    first = next(result for result in results if result.seconds)
     table = Table(box=None, padding=(0, 1))
     for name in ("", *(LINES[line].label for line in lines), "peak memory"):
         table.add_column(name, justify="right" if name else "left", max_width=22)
@@ -164,11 +167,12 @@ def _print(facts: dict[str, Any], best: dict[str, float], results: list[Any], li
             share = result.share(name, best)
             cell += f"\n{100 * share:.0f} % of {result.work[name].ceiling}" if share else ""
             row.append(cell + (f"\n{times:.2f} ×" if times and result is not first else ""))
-        table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB")
+        table.add_row(*row, f"{result.peak_bytes / 2**30:.2f} GiB" if result.peak_bytes else "")
     where = f"{facts['model']} on {facts['machine']}, {facts['threads']} threads"
     int8 = f"int8 {best['int8']:,.0f} GOP/s, " if "int8" in best else ""
     put_rich(
         f"{where}, medians of {facts['rounds']}, warm; × is against {first.name}",
         f"ceilings: {int8}fp32 {best['fp32']:,.0f} GFLOP/s, reading {best['read']:.1f} GB/s",
         table,
+        *(f"{result.name} failed: {result.error}" for result in results if result.error),
     )

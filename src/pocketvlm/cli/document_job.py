@@ -38,6 +38,7 @@ from pocketvlm.documents.pages import CONCURRENCY, Asking, PageTask, answer_docu
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
 from pocketvlm.ranges import Range
+from pocketvlm.remote_files import is_remote
 
 RANGES = {"concurrency": Range(int, 1), **ray_options.RANGES}
 _SAMPLING = {name: SAMPLING[name] for name in ("max_tokens", "temperature", "repetition_penalty", "seed")}
@@ -77,6 +78,8 @@ def check_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of pictures and sampling; what is wrong with them is found before torch and weights are loaded."""
     check_ranges(args, RANGES)
     check_ray(args)
+    if args.dry_run and args.ray is not None:
+        raise ConfigError("--dry-run measures one engine of this machine", hint="Leave --ray out.")
     options = options_of(args, PICTURES, _SAMPLING)
     read_media(args, [], options)
     return options
@@ -93,11 +96,20 @@ def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Doc
     Args:
         ours: tells files that the run itself writes.
     """
-    documents = list(open_documents(find_files(args.files, ours)))
+    found = [one for one in find_files(args.files, ours) if not _is_sent_there(one.name, args.shown_out)]
+    if not found:
+        raise ConfigError("nothing is left to read but what the run itself writes", hint="Name documents or pictures.")
+    documents = list(open_documents(found))
     if not any(document.pages for document in documents):
         others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
         raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
     return documents
+
+
+def _is_sent_there(name: str, out: str) -> bool:
+    """Whether an input elsewhere is the output, or stands in it or beside it under its name."""
+    bare = out.rstrip("/")
+    return is_remote(out) and (name == bare or name.startswith((f"{bare}/", f"{bare}.")))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,16 @@ from pathlib import Path
 from pocketvlm.batch.tables import is_table, lines_of_table
 from pocketvlm.errors import ConfigError
 from pocketvlm.machine import cache_directory
-from pocketvlm.remote_files import exists, fetch_file, forget, is_remote, send, stand_in
+from pocketvlm.remote_files import check_target, exists, fetch_file, forget, is_remote, remove, send, stand_in
+
+_KEPT = (".journal", ".partial", ".fetched")  # they resume a run
 
 
 @contextmanager
 def output_sent(args: argparse.Namespace, name: str = "out") -> Iterator[None]:
     """Within this block the output that `args` names is a path of this machine. What stands there or beside it when the
-    block ends well is sent to where it belongs; what resumes a run stays here until then.
+    block ends well is sent to where it belongs, and what an earlier run had beside it and this one has not is removed
+    there. What resumes a run stays here. A dry run sends nothing.
 
     Raises:
         ConfigError: the output is there already, and --overwrite was not given; or it cannot be reached.
@@ -28,17 +32,31 @@ def output_sent(args: argparse.Namespace, name: str = "out") -> Iterator[None]:
         setattr(args, name, Path(text))
         yield
         return
-    if exists(text) and not args.overwrite:
-        raise ConfigError(f"{text:.200} is already there", hint="Pass --overwrite, or give another name.")
-    url = text.rstrip("/")
+    url, is_dry = text.rstrip("/"), getattr(args, "dry_run", False)
     folder = stand_in(url, cache_directory() / "elsewhere")
-    setattr(args, name, folder / url.rpartition("/")[2])
+    out = folder / url.rpartition("/")[2]
+    # What is here was not sent: that run goes on.
+    if not (is_dry or args.overwrite or _is_unsent(out)) and exists(text):
+        raise ConfigError(f"{text:.200} is already there", hint="Pass --overwrite, or give another name.")
+    check_target(text)
+    setattr(args, name, out)
     args.overwrite = True  # of what an earlier run left here and could not send
     yield
-    for made in sorted(folder.iterdir()):
-        if not made.name.endswith((".journal", ".partial", ".fetched")):
-            send(made, f"{url.rpartition('/')[0]}/{made.name}")
-    forget(folder)
+    if is_dry:
+        return
+    made = [one for one in sorted(folder.iterdir()) if not one.name.endswith(_KEPT)]
+    for one in made:
+        send(one, f"{url.rpartition('/')[0]}/{one.name}")
+    for beside in ("/failed.jsonl",) if out.is_dir() else (".failed.jsonl", ".review.html"):
+        if not Path(f"{out}{beside}").exists():
+            remove(f"{url}{beside}")
+    for one in made:
+        forget(one)
+
+
+def _is_unsent(out: Path) -> bool:
+    """Whether an output stands here, beside what resumes a run."""
+    return out.is_file() or any(one.is_file() and not one.name.startswith(".") for one in out.rglob("*"))
 
 
 def requests_here(text: str) -> Path:
@@ -54,7 +72,12 @@ def requests_here(text: str) -> Path:
     folder = stand_in(f"requests {text if is_remote(text) else path.absolute()}", cache_directory() / "elsewhere")
     copy, lines = folder / f"{path.name[:64]}.fetched", folder / f"{path.name[:64]}.jsonl"
     if is_remote(text):
-        fetch_file(text, copy)
+        partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
+        try:
+            fetch_file(text, partial)
+            partial.replace(copy)  # another command may be reading the copy of before
+        finally:
+            partial.unlink(missing_ok=True)
         path = copy
     elif not path.is_file():
         raise ConfigError(f"{text!r:.200} is no file", hint="Check the path.")

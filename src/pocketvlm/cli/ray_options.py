@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RANGES = {"engines": Range(int, 1, nullable=True), "engine_cores": Range(int, 1, nullable=True)}
 # What may follow --ray: anything else is the next argument of the command.
-_ADDRESS = re.compile(r"auto|[a-z]+://\S+|[^\s/]+:\d+")
+_ADDRESS = re.compile(r"auto|ray://\S+|[^\s/]+:\d+")
 
 
 def add_ray(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def fleet_of(args: argparse.Namespace) -> Iterator[Fleet]:
     from pocketvlm.distributed.stages import ModelSpec
 
     spec = ModelSpec.of(directory_of(args), {name: getattr(args, name) for name in PLACES})
-    options = {"engines": args.engines, "cores": args.engine_cores, "ahead": args.concurrency, "device": args.device}
+    options = {"engines": args.engines, "cores": args.engine_cores, "ahead": args.concurrency}
     # Ray tells of processes that have ended on stdout, which is for what the command was asked for.
     with redirect_stdout(sys.stderr), open_fleet(args.ray, spec, **options) as fleet:
         yield fleet

@@ -30,6 +30,7 @@ from pocketvlm.documents.reading import (
     FORMATS,
     INDEX,
     JOURNAL,
+    OWN_FILES,
     index_rows,
     make_folder,
     output_names,
@@ -60,11 +61,17 @@ def run(args: argparse.Namespace) -> int:
         return _run(args)
 
 
+def _is_ours(path: Path, out: Path) -> bool:
+    """Whether a file is one that a run writes: below `out`, and of a name as its files have."""
+    is_written = path.name in OWN_FILES or path.suffix in FORMATS.values()
+    return is_written and absolute(out) in absolute(path).parents
+
+
 def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
-    documents = open_all(args, lambda path: absolute(args.out) in absolute(path).parents)
+    documents = open_all(args, lambda path: _is_ours(path, args.out))
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pocketvlm.errors import ConfigError, need
 
+_GPU_ENGINE = 0.5  # of a core that an engine on a GPU is counted as, where nobody says more
 _PREPARING = 0.25  # of a core that a task which decodes pictures is counted as, where engines take the cores
 
 
@@ -38,12 +39,21 @@ def connected(address: str = "") -> Iterator[None]:
         yield
 
 
-def resources_of_cluster() -> tuple[dict[str, float], int]:
-    """What a cluster has in all, as Ray counts it, and how many machines that are alive."""
+class Machine(NamedTuple):
+    """What of a machine Ray gives away."""
+
+    cpus: int
+    gpus: int = 0
+
+
+def machines_of_cluster() -> list[Machine]:
+    """Those that are alive and have something to give away: the head of a large cluster keeps its own cores."""
     import ray
 
     ray_: Any = ray  # parts of it have no types
-    return ray_.cluster_resources(), len([node for node in ray_.nodes() if node["Alive"]])
+    alive = [node["Resources"] for node in ray_.nodes() if node["Alive"]]
+    machines = [Machine(int(has.get("CPU", 0)), int(has.get("GPU", 0))) for has in alive]
+    return [machine for machine in machines if any(machine)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,33 +74,61 @@ class Shares:
     preparing_cpus: float
 
 
-def share(resources: dict[str, float], nodes: int, engines: int | None, cores: int | None, device: str) -> Shares:
+def share(
+    machines: Sequence[Machine], engines: int | None, cores: int | None, *, device: str = "auto", runtime: str = "auto"
+) -> Shares:
     """Decide how many engines run, and with what.
 
-    With GPUs there is an engine for each. Else there is one a machine with all its cores, or as many as asked for,
-    which share the cores.
+    With GPUs there is an engine for each. Else there is one a machine, or as many as asked for, which share the cores:
+    an engine has its cores on one machine.
 
     Args:
-        resources: of the whole cluster, as Ray counts them.
-        nodes: machines.
         engines, cores: as asked for; None decides.
-        device: of the engines, as `load` takes it.
+        device, runtime: of the engines, as `load` takes them.
 
     Raises:
         ConfigError: so much is not there.
     """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    if device.startswith("cuda") and not gpus:
-        raise ConfigError(f"--device {device}: the cluster has no GPU", hint="Leave --device out, or give cpu.")
-    if gpus and device != "cpu":
-        engines = engines or gpus
-        if engines > gpus:
-            raise ConfigError(f"--engines {engines}: the cluster has {gpus} GPUs", hint="Give fewer, or --device cpu.")
-        return Shares(engines=engines, cores=cores or 1, gpus=1, engine_cpus=cores or 1, preparing_cpus=1)
-    engines = engines or (cpus // cores if cores else nodes)
-    cores = cores or cpus // max(engines, 1)
-    if engines < 1 or cores < 1 or engines * cores > cpus:
-        wanted = f"{engines} engines of {max(cores, 1)} cores"
-        raise ConfigError(f"{wanted} do not fit: the cluster has {cpus} cores", hint="Give smaller --engines.")
+    gpus, cpus = sum(machine.gpus for machine in machines), sum(machine.cpus for machine in machines)
+    if device.startswith("cuda"):
+        if not gpus:
+            raise ConfigError(f"--device {device}: the cluster has no GPU", hint="Leave --device out, or give cpu.")
+        if device != "cuda":
+            raise ConfigError(f"--device {device}: an engine on Ray sees one GPU", hint="Give --device cuda.")
+    if gpus and device != "cpu" and runtime != "onnx":
+        return _share_of_gpus(machines, engines, cores)
+    if cores is None:
+        wanted = engines or len(machines)
+        cores = next((many for many in range(cpus, 0, -1) if _fitting(machines, many) >= wanted), 0)
+    engines = engines or (_fitting(machines, cores) if cores else 0)
+    if not cores or engines < 1 or engines > _fitting(machines, cores):
+        wanted_cores, largest = max(cores, 1), max((machine.cpus for machine in machines), default=0)
+        there = f"{len(machines)} machines with {cpus} cores in all, {largest} at most on one"
+        raise ConfigError(
+            f"{max(engines, 1)} engines of {wanted_cores} cores do not fit: the cluster has {there}",
+            hint="Give smaller --engines or --engine-cores.",
+        )
     # Decoding pictures is a hundredth of the work there; two tasks of it find room beside each engine.
     return Shares(engines=engines, cores=cores, gpus=0, engine_cpus=cores - 2 * _PREPARING, preparing_cpus=_PREPARING)
+
+
+def _fitting(machines: Sequence[Machine], cores: int) -> int:
+    """How many engines of so many cores the machines have room for."""
+    return sum(machine.cpus // cores for machine in machines)
+
+
+def _share_of_gpus(machines: Sequence[Machine], engines: int | None, cores: int | None) -> Shares:
+    """An engine for each GPU, or fewer; a core at least is left for preparing pictures."""
+    gpus = sum(machine.gpus for machine in machines)
+    engines = engines or gpus
+    if engines > gpus:
+        raise ConfigError(f"--engines {engines}: the cluster has {gpus} GPUs", hint="Give fewer, or --device cpu.")
+    each: float = cores or _GPU_ENGINE
+    room = sum(min(machine.gpus, int(machine.cpus / each)) for machine in machines)
+    left = sum(machine.cpus for machine in machines) - engines * each
+    if engines > room or left < _GPU_ENGINE:
+        raise ConfigError(
+            f"{engines} engines of {each:g} cores and a GPU leave no core that prepares pictures",
+            hint="Give smaller --engines or --engine-cores.",
+        )
+    return Shares(engines=engines, cores=cores or 1, gpus=1, engine_cpus=each, preparing_cpus=min(1.0, left))

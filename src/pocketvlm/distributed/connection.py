@@ -58,18 +58,19 @@ def cluster(
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        found = _joined(where, logs) if where else _started(processors, object_store, logs)
+        found = _joined(where, address == "auto", logs) if where else _started(processors, object_store, logs)
         yield found
     finally:
         with suppress(Exception):  # whatever is wrong with it, this process is through with it
             ray.shutdown()
 
 
-def _joined(address: str, logs: bool) -> Cluster:
+def _joined(address: str, is_here: bool, logs: bool) -> Cluster:
     try:
-        with _nothing_said():  # its reports of each attempt would bury the one line below
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=logs)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        # Its reports of each attempt would bury the one line below. Ray finds the token of a cluster by "auto" only.
+        with _nothing_said():
+            ray.init("auto" if is_here else address, logging_level=logging.ERROR, log_to_driver=logs)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:200]
         hint = "Give the address of a head; where it wants a token, set RAY_AUTH_MODE=token."
         raise ConfigError(f"--ray {address} cannot be joined ({reason})", hint=hint) from None
@@ -101,7 +102,8 @@ def _reached(address: str) -> str:
     """The address of a head that listens; Ray itself would wait for it for minutes."""
     said = address
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "") or _running_here()
+        named = os.environ.get("RAY_ADDRESS", "")
+        address = named if named not in ("", "auto") else _running_here()
         if not address:
             raise ConfigError("--ray auto: no Ray runs on this machine", hint="Start it with: ray start --head")
     if address.startswith("ray://"):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.distributed.cluster import Shares, connected, resources_of_cluster, share
+from pocketvlm.distributed.cluster import Shares, connected, machines_of_cluster, share
 from pocketvlm.distributed.stages import Answerer, ModelSpec, Row, Work, prepare
 from pocketvlm.errors import EngineError, need
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-_MOST_BLOCKS = 20_000  # of a run: each costs its driver a millisecond or two
+_MOST_BLOCKS = 20_000  # of a pipeline: each costs its driver a millisecond or two
+_MOST_BYTES = 2**29  # of requests that are sent to machines at a time
 _CALLS = 2  # that an engine works on at a time, so that its batch is full when one of them ends
 _RETRIES = 3  # of a call whose engine was lost
 
@@ -46,17 +47,17 @@ class Fleet:
             rows: (number, what `work` needs to know).
 
         Raises:
-            EngineError: the engines could not be started.
+            EngineError: the engines could not be started, or something is wrong with a machine.
         """
-        waiting = dict(rows)
-        for size in (self._rows, 1):
-            if not waiting:
-                return
-            for number, value in self._answer(list(waiting.items()), work, size):
-                if waiting.pop(number, None) is not None:
-                    yield number, value
-        for number, row in waiting.items():
-            yield number, work.value(row, EngineError("the process that worked on it ended, time and again"))
+        for waiting in _windows(rows, _MOST_BLOCKS * self._rows):
+            for size in (self._rows, 1):
+                if not waiting:
+                    break
+                for number, value in self._answer(list(waiting.items()), work, size):
+                    if waiting.pop(number, None) is not None:
+                        yield number, value
+            for number, row in waiting.items():
+                yield number, work.value(row, EngineError("the process that worked on it ended, time and again"))
 
     def _answer(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Iterator[tuple[int, Any]]:
         """What comes of one walk through the rows, `size` of them a call."""
@@ -69,7 +70,10 @@ class Fleet:
         try:
             batches: Iterable[Any] = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             for batch in batches:
-                for number, value in zip(batch["number"].to_pylist(), batch["value"].to_pylist(), strict=True):
+                columns = (batch[name].to_pylist() for name in ("number", "value", "fault"))
+                for number, value, fault in zip(*columns, strict=True):
+                    if fault is not None:
+                        raise EngineError(f"{fault}; the same command goes on from there")
                     yield number, json.loads(value)
         except ray.exceptions.RayError as error:
             raise EngineError(f"the run on Ray failed: {_reason(error)}") from None
@@ -109,9 +113,7 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(
-    address: str, spec: ModelSpec, *, engines: int | None, cores: int | None, ahead: int, device: str = "auto"
-) -> Iterator[Fleet]:
+def open_fleet(address: str, spec: ModelSpec, *, engines: int | None, cores: int | None, ahead: int) -> Iterator[Fleet]:
     """Engines on the cluster at `address`, see `connected` and `share`.
 
     Args:
@@ -119,8 +121,26 @@ def open_fleet(
     """
     need("pyarrow", "pyarrow", "ray")
     with connected(address):
-        resources, machines = resources_of_cluster()
-        yield Fleet(spec, share(resources, machines, engines, cores, device), ahead, machines)
+        machines, places = machines_of_cluster(), dict(spec.places)
+        shares = share(
+            machines, engines, cores, device=places.get("device", "auto"), runtime=places.get("runtime", "auto")
+        )
+        yield Fleet(spec, shares, ahead, len(machines))
+
+
+def _windows(rows: Iterable[tuple[int, Row]], most: int) -> Iterator[dict[int, Row]]:
+    """So many rows at a time, or as many as hold `_MOST_BYTES` of text: each window is a pipeline of its own, and all
+    of its rows are in memory."""
+    window: dict[int, Row] = {}
+    held = 0
+    for number, row in rows:
+        window[number] = row
+        held += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(window) >= most or held >= _MOST_BYTES:
+            yield window
+            window, held = {}, 0
+    if window:
+        yield window
 
 
 def _tables(rows: list[tuple[int, Row]], size: int) -> Iterator[pa.Table]:
@@ -142,6 +162,7 @@ def _be_quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1
+    context.execution_no_progress_timeout_s = -1  # long answers on slow machines are no fault
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 

@@ -3,8 +3,11 @@
 A row is a dict of JSON values and has a number. Between the stages it travels in Arrow tables:
 
     number int64 · row binary (JSON)
-    → with prepared binary (pickle; null where it failed) and value binary (JSON; null where it did not)
-    → number int64 · value binary
+    → with prepared binary (pickle; null where it failed), value binary (JSON; null where it did not) and fault string
+    → number int64 · value binary · fault string
+
+What is wrong with a row is its value. What is wrong with a machine (a model or a package that it has not, a fault in
+the program) is a fault, null elsewhere: it ends the run, which would go on to fail row after row.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pocketvlm.api.processed import Processed, process
-from pocketvlm.errors import EngineError, PocketVLMError, UnavailableError
+from pocketvlm.errors import EngineError, MissingExtraError, PocketVLMError, UnavailableError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.processor import Processor
@@ -69,9 +73,17 @@ class ModelSpec:
         return cls(name, adapter, tuple(places.items()), directory.fingerprint)
 
     def directory(self) -> ModelDirectory:
-        """Where the model is on this machine."""
+        """Where the model is on this machine.
+
+        Raises:
+            CheckpointError: it is not there.
+            EngineError: it has other weights than where the run was begun.
+        """
         found = resolve(self.name)
-        return found if self.adapter is None else found.with_adapter(self.adapter)
+        found = found if self.adapter is None else found.with_adapter(self.adapter)
+        if found.fingerprint != self.fingerprint:
+            raise EngineError(f"{self.name} has other weights on this machine than where the run was begun")
+        return found
 
 
 @cache
@@ -85,19 +97,32 @@ def prepare(table: pa.Table, spec: ModelSpec, work: Work) -> pa.Table:
     """Rows → their pictures fetched, decoded and cut, and their prompts; what is wrong with one is its value."""
     import pyarrow as pa
 
-    prepared: list[bytes | None] = []
-    values: list[bytes | None] = []
-    for row in map(json.loads, table["row"].to_pylist()):
+    made = [_prepared(row, spec, work) for row in map(json.loads, table["row"].to_pylist())]
+    kinds = (("prepared", pa.large_binary()), ("value", pa.binary()), ("fault", pa.string()))
+    for place, (name, kind) in enumerate(kinds):
+        table = table.append_column(name, pa.array([row[place] for row in made], kind))
+    return table
+
+
+def _prepared(row: Row, spec: ModelSpec, work: Work) -> tuple[bytes | None, bytes | None, str | None]:
+    """What is prepared, the value, and the fault of a row: one of them."""
+    try:
+        processor = _processor(spec)
         try:
             messages, options = work.request(row)
-            prepared.append(pickle.dumps((process(_processor(spec), messages, options), dict(options)), protocol=5))
-            values.append(None)
+            return pickle.dumps((process(processor, messages, options), dict(options)), protocol=5), None, None
+        except MissingExtraError:
+            raise
         except PocketVLMError as error:
-            prepared.append(None)
-            values.append(_json(work.value(row, error)))
-    return table.append_column("prepared", pa.array(prepared, pa.large_binary())).append_column(
-        "value", pa.array(values, pa.binary())
-    )
+            return None, _json(work.value(row, error)), None
+    except Exception as error:  # whatever it is, Ray would drop it
+        return None, None, _fault(error)
+
+
+def _fault(error: Exception) -> str:
+    """One line of what is wrong with this machine."""
+    reason = str(error) if isinstance(error, PocketVLMError | EngineError) else f"{type(error).__name__}: {error}"
+    return f"{' '.join(reason.split())[:300]} (on {socket.gethostname()})"
 
 
 class Answerer:
@@ -110,20 +135,25 @@ class Answerer:
 
         torch.set_num_threads(cores)
         directory, options = spec.directory(), dict[str, Any](spec.places)
-        if directory.fingerprint != spec.fingerprint:
-            raise EngineError(f"{spec.name} has other weights on this machine than where the run was begun")
         self._vlm, self._work = load(directory, **options), work
 
     def __call__(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
 
         rows = [json.loads(row) for row in table["row"].to_pylist()]
-        values = table["value"].to_pylist()
-        for index, outcome in self._vlm.as_completed(_requests(table["prepared"]), ahead=max(1, len(rows))):
-            if isinstance(outcome, UnavailableError):
-                os._exit(70)  # the engine is broken for good: Ray starts another, and gives it these rows
-            values[index] = _json(self._work.value(rows[index], outcome))
-        return pa.table({"number": table["number"], "value": pa.array(values, pa.binary())})
+        values, faults = table["value"].to_pylist(), table["fault"].to_pylist()
+        try:
+            for index, outcome in self._vlm.as_completed(_requests(table["prepared"]), ahead=max(1, len(rows))):
+                if isinstance(outcome, UnavailableError):
+                    os._exit(70)  # the engine is broken for good: Ray starts another, and gives it these rows
+                if isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError | EngineError):
+                    raise outcome
+                values[index] = _json(self._work.value(rows[index], outcome))
+        except Exception as error:  # whatever it is, Ray would drop it
+            fault = _fault(error)
+            faults = [fault if value is None else None for value in values]
+        columns = {"value": pa.array(values, pa.binary()), "fault": pa.array(faults, pa.string())}
+        return pa.table({"number": table["number"], **columns})
 
 
 def _requests(prepared: pa.ChunkedArray) -> Iterator[tuple[int, Processed, dict[str, Any]]]:

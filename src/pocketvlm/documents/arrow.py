@@ -61,6 +61,10 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+# Where these stand, an object may have more than its properties: it stays JSON text.
+_MORE = {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
+
+
 def arrow_type(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> pyarrow.DataType:
     """The type of values of a JSON schema.
 
@@ -73,7 +77,8 @@ def arrow_type(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> pyarrow
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if isinstance(kind, list) and len(kind) == 2 and "null" in kind:  # every column may be null
         kind = next(one for one in kind if one != "null")
-    if kind == "object" and schema.get("properties") and not schema.get("additionalProperties", True):
+    is_closed = not schema.get("additionalProperties", True) if isinstance(schema, Mapping) else False
+    if kind == "object" and schema.get("properties") and is_closed and not _MORE & schema.keys():
         parts = schema["properties"].items()
         return pyarrow.struct([(name, arrow_type(part, whole, depth + 1)) for name, part in parts])
     if kind == "array" and "items" in schema and "prefixItems" not in schema:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,8 +15,7 @@ import numpy as np
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.model.directory import ModelDirectory
-
-FILE = "confidence.json"
+from pocketvlm.model.fingerprint import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Calibration:
         """
         if directory is None or directory.adapter is not None or (options or {}).get("adapter"):
             return None
-        path = directory.path / FILE
+        path = directory.path / CONFIDENCE
         if not path.is_file():
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             made = cls(_shares(found["confidence"]), _shares(found["right"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise _unusable(path, error) from None
         if not made.confidence or len(made.confidence) != len(made.right):
             raise _unusable(path, f"{len(made.confidence)} points have {len(made.right)} shares")
@@ -59,7 +58,9 @@ class Calibration:
         return round(float(np.interp(confidence, self.confidence, self.right)), 4)
 
 
-def _shares(values: Sequence[Any]) -> tuple[float, ...]:
+def _shares(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError("its numbers are no list")
     shares = tuple(float(value) for value in values)
     if any(not 0 <= share <= 1 for share in shares) or any(a > b for a, b in pairwise(shares)):
         raise ValueError("its numbers are not from 0 to 1, none less than the one before")

@@ -80,7 +80,14 @@ def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path
             ) from None
     if not found:
         raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf'.")
-    return [Found(name, place) for name, place in found.items()]
+    once = {_identity(name): Found(name, place) for name, place in reversed(found.items())}  # the first name of each
+    return [*reversed(once.values())]
+
+
+def _identity(name: str) -> tuple[str, str | None]:
+    """What two names of the same pages of the same file have in common."""
+    bare, choice = split_pages(name)
+    return name if is_remote(name) else os.path.abspath(str(bare)), choice  # noqa: PTH100
 
 
 def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:

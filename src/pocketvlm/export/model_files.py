@@ -8,10 +8,12 @@ from pathlib import Path
 
 from pocketvlm.config import ModelConfig
 from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.model.fingerprint import CONFIDENCE
 from pocketvlm.text_files import is_there, read_json
 
 TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
-_NOT_COPIED = ("model.safetensors.index.json", "bundle.json", "adapter_config.json")
+# Other weights, or other numbers of theirs, are right another number of times.
+_NOT_COPIED = ("model.safetensors.index.json", "bundle.json", "adapter_config.json", CONFIDENCE)
 
 
 def copy_text_files(directory: ModelDirectory, out: Path, config: ModelConfig) -> None:

@@ -25,6 +25,7 @@ from pocketvlm.machine import cache_directory, usable_processors
 
 # Configurations, tokenizer and defaults; chat template; weights; graphs of a bundle, and theirs.
 PATTERNS = ("*.json", "*.jinja", "*.safetensors", "*.onnx", "*.data")
+CONFIDENCE = "confidence.json"  # how often a model was right changes none of its answers
 _CHUNK, _BUFFER = 2**26, 2**20
 _KEPT_FROM = 2**20  # bytes: what is smaller is hashed sooner than looked up
 # A file may be written twice within the tick of the system's clock, so what is that young is not kept.
@@ -41,6 +42,7 @@ def fingerprint(directory: Path, patterns: Sequence[str] = PATTERNS) -> str:
     """
     whole = hashlib.sha256()
     files = sorted({file for pattern in patterns for file in directory.glob(pattern) if file.is_file()})
+    files = [file for file in files if file.name != CONFIDENCE]
     try:
         with ThreadPoolExecutor(usable_processors(), "pocketvlm-fingerprint") as threads:
             for file in files:

@@ -217,5 +217,5 @@ def _end(is_ours: bool, is_own_serve: bool) -> None:
         if is_ours:
             serve.delete(NAME)
     with suppress(Exception):
-        if is_own_serve:
+        if is_own_serve and not serve.status().applications:  # others may have put theirs there since
             serve.shutdown()

@@ -71,10 +71,10 @@ def compiled(tiles: str | None = None) -> Path | None:
     Raises:
         ConfigError: what the environment asks for cannot be had.
     """
+    options = (*FLAGS, f"-DPOCKETVLM_TILES={TILES[tiles or wanted_tiles()]}")
     flags, program = processor_flags(), compiler()
     if not program or not is_possible():
         return None
-    options = (*FLAGS, f"-DPOCKETVLM_TILES={TILES[tiles or wanted_tiles()]}")
     key = hashlib.sha256(repr((program, options, sorted(flags))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())

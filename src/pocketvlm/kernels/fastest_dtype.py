@@ -13,7 +13,8 @@ GAIN = 1.1  # bfloat16 must be this many times as fast: casts around the product
 
 
 def fastest_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where its products are faster than those of fp32, measured on a CPU with the shapes of nano's tower."""
+    """bfloat16 where its products are faster than those of fp32, measured on a CPU, in a moment, with products as
+    those of a small tower."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():

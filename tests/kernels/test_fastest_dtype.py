@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipes.nano import machine
+from pocketvlm.kernels import fastest_dtype as machine
 from recipes.nano.muon import Muon, orthogonalise
 
 
