@@ -13,7 +13,8 @@ from PIL import Image
 
 import pocketvlm
 from pocketvlm import documents
-from pocketvlm.documents.inputs import Document
+from pocketvlm.cli.read import _is_ours
+from pocketvlm.documents.inputs import Document, find_files
 from pocketvlm.documents.reading import as_html, output_names, written
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import packaged, read_prompts
@@ -218,3 +219,22 @@ def test_the_iterators(folder: Path) -> None:
             documents.extract(vlm, folder, {"type": "array"})
         with pytest.raises(ConfigError):
             documents.read(vlm, folder / "none.png")
+        for name in ("n", "logprobs", "structured_outputs"):
+            with pytest.raises(ConfigError, match=f"{name} is no option"):
+                documents.read(vlm, folder, **{name: 2})
+            with pytest.raises(ConfigError, match=f"{name} is no option"):
+                documents.extract(vlm, folder, schema, **{name: 2})
+
+
+def test_a_file_with_two_names_is_read_once_under_the_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = [one.name for one in find_files(["b.jpg", "./b.jpg", str(folder / "b.jpg"), "sub/a.png", "sub"])]
+    assert found[:2] == ["b.jpg", "sub/a.png"]
+    assert sum(Path(name).name == "b.jpg" for name in found) == 1
+
+
+def test_inputs_below_the_output_are_read(folder: Path) -> None:
+    """Only what a run itself writes there is left out."""
+    assert not _is_ours(folder / "b.jpg", folder)
+    assert all(_is_ours(folder / "sub" / name, folder) for name in ("a.md", "index.jsonl", "failed.jsonl"))
+    assert not _is_ours(folder / "a.md", folder / "sub")

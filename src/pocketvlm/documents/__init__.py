@@ -14,7 +14,7 @@ for page in documents.read(vlm, ["contract.pdf#2-5"]):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from pocketvlm.prompts import packaged
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
 
+_OURS = {"structured_outputs", "response_format", "logprobs", "top_logprobs", "n", "stream"}
 Files = str | PathLike[str] | Sequence[str | PathLike[str]]
 __all__ = ["extract", "read"]
 
@@ -63,6 +64,7 @@ def extract(
             A file that cannot be read is no error: it has a row that says why.
         CheckpointError: the calibration of confidence in the model's folder is none.
     """
+    _check_options(options)
     calibration = Calibration.of(vlm.directory, options)
     task = extraction(schema_of(schema), prompt or packaged()["extract"], options, calibration)
     opened = _open(files)
@@ -95,6 +97,7 @@ def read(
     Raises:
         ConfigError: a file does not exist; with the first page, options that cannot be honoured.
     """
+    _check_options(options)
     task = reading.transcription(prompt or packaged()[reading.check_format(format)], options)
     opened = _open(files)
     return (
@@ -102,6 +105,12 @@ def read(
         for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task)
         for page in reading.page_rows(document, values, format)
     )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what pages are asked with in one way only."""
+    for name in sorted(_OURS & options.keys()):
+        raise ConfigError(f"{name} is no option of documents", hint="A page has one answer; its form is the schema's.")
 
 
 def _open(files: Files) -> list[Document]:
