@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import stat
@@ -231,7 +232,9 @@ def test_wrong_input_is_one_line(
 
 def test_a_worker_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = offline.Worker.__new__(offline.Worker)
-    worker.pipe, other = __import__("multiprocessing").Pipe()
+    worker.pipe, other = multiprocessing.Pipe()
+    worker.process = multiprocessing.get_context("spawn").Process(target=print)
+    worker.process.start()
     other.close()
     with pytest.raises(ConfigError, match="ended by itself"):
         worker._receive("seconds")

@@ -50,23 +50,24 @@ class Fleet:
             EngineError: the engines could not be started, or something is wrong with a machine.
         """
         for waiting in _windows(rows, _MOST_BLOCKS * self._rows):
-            for size in (self._rows, 1):
+            for size, calls in ((self._rows, _CALLS), (1, 1)):
                 if not waiting:
                     break
-                for number, value in self._answer(list(waiting.items()), work, size):
+                for number, value in self._answer(list(waiting.items()), work, size, calls):
                     if waiting.pop(number, None) is not None:
                         yield number, value
             for number, row in waiting.items():
                 yield number, work.value(row, EngineError("the process that worked on it ended, time and again"))
 
-    def _answer(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Iterator[tuple[int, Any]]:
-        """What comes of one walk through the rows, `size` of them a call."""
+    def _answer(self, rows: list[tuple[int, Row]], work: Work, size: int, calls: int) -> Iterator[tuple[int, Any]]:
+        """What comes of one walk through the rows, `size` of them a call, and so many calls at a time for an engine:
+        what shares its engine with a row that ends it is lost as well."""
         import ray
 
         _be_quiet()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `max_task_retries` has no other place yet; the extra has Ray's bound
-            answered = self._pipeline(rows, work, size)
+            answered = self._pipeline(rows, work, size, calls)
         try:
             batches: Iterable[Any] = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
             for batch in batches:
@@ -78,7 +79,7 @@ class Fleet:
         except ray.exceptions.RayError as error:
             raise EngineError(f"the run on Ray failed: {_reason(error)}") from None
 
-    def _pipeline(self, rows: list[tuple[int, Row]], work: Work, size: int) -> Dataset:
+    def _pipeline(self, rows: list[tuple[int, Row]], work: Work, size: int, calls: int) -> Dataset:
         """Tables of rows → tables of what became of them."""
         from ray.data import ActorPoolStrategy, from_arrow
 
@@ -99,8 +100,8 @@ class Fleet:
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 size=shares.engines,
-                max_tasks_in_flight_per_actor=2 * _CALLS,
-                max_concurrent_calls_per_actor=_CALLS,
+                max_tasks_in_flight_per_actor=2 * calls if calls > 1 else 1,
+                max_concurrent_calls_per_actor=calls,
                 enable_true_multi_threading=True,
             ),
             num_cpus=shares.engine_cpus,

@@ -51,7 +51,7 @@ def test_let_the_package_run_the_tools_that_the_model_calls(server: Serving) -> 
 
 
 def test_carry_on_a_response_with_its_output_as_it_came(server: Serving) -> None:
-    assert use(server, "responses") == ["11.60", "CORNER CAFE"]
+    assert use(server, "responses") == ["11.60", "2026-03-14"]
 
 
 def test_follow_a_response_by_its_events(server: Serving) -> None:

@@ -63,7 +63,7 @@ const uses = {
 
   async responses() {
     const answer = await client.responses.create({ model: "reader", input });
-    const again = [...input, ...answer.output, { role: "user", content: "What is the title?" }];
+    const again = [...input, ...answer.output, { role: "user", content: "What is the date?" }];
     return [answer.output_text, (await client.responses.create({ model: "reader", input: again })).output_text];
   },
 
