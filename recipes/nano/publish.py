@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.model.checkpoint import load_model, save_model
+from pocketvlm.model.fingerprint import CONFIDENCE
 from recipes.nano.logs import read_run
 from recipes.nano.settings import ASSETS
 
@@ -37,6 +38,7 @@ def main() -> None:
     except PocketVLMError as error:
         raise SystemExit(str(error)) from None
     save_model(model, ASSETS)
+    (ASSETS / CONFIDENCE).unlink(missing_ok=True)  # of the model before: benchmarks/confidence.py measures it again
     with Path(__file__).with_name("log.jsonl").open("a" if args.append else "w", encoding="utf-8") as log:
         log.writelines(json.dumps(report) + "\n" for run in args.run for report in read_run(run))
     size = (ASSETS / "model.safetensors").stat().st_size
