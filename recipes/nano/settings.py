@@ -32,7 +32,7 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
     """
     return ModelConfig(
         vision=VisionConfig(
-            hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=3, image_size=980
+            hidden_size=192, intermediate_size=512, num_hidden_layers=12, num_attention_heads=3, image_size=980
         ),
         text=TextConfig(
             hidden_size=256,
@@ -50,7 +50,7 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
             linear_key_head_dim=64,
             linear_value_head_dim=64,
         ),
-        insert_layer_id=1,
+        insert_layer_id=3,
         image_token_id=image_token_id,
         video_token_id=video_token_id,
         eos_token_id=eos_token_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from pocketvlm.api.vlm import VLM
-from pocketvlm.errors import OutputError
+from pocketvlm.documents import inputs
+from pocketvlm.errors import ConfigError, OutputError
 from pocketvlm.machine import cache_directory
 from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.remote_files import is_remote, read_remote
@@ -259,3 +261,29 @@ def test_strangers_reach_no_storage(memory: str) -> None:
     put(f"{memory}/receipt.png", RECEIPT.read_bytes())
     with pytest.raises(ValueError, match="Paths are not accepted"):
         load_image(f"{memory}/receipt.png", files=False)
+
+
+def test_documents_elsewhere_are_fetched_side_by_side_and_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are fetched at a time must be under way before the first of them ends; and never more than that."""
+    together, running, most = threading.Barrier(inputs.FETCHED_AHEAD), 0, 0
+    counting, body = threading.Lock(), RECEIPT.read_bytes()
+
+    def fetch(url: str) -> bytes:
+        nonlocal running, most
+        with counting:
+            running += 1
+            most = max(most, running)
+        if int(url.rpartition("/")[2].removesuffix(".png")) < inputs.FETCHED_AHEAD:
+            together.wait(timeout=60)
+        with counting:
+            running -= 1
+        if url.endswith("/3.png"):
+            raise ConfigError("it is gone", hint="Look again.")
+        return body
+
+    monkeypatch.setattr(inputs, "read_remote", fetch)
+    found = [inputs.Found(f"memory://receipts/{number}.png", Path(f"{number}.png")) for number in range(20)]
+    documents = list(inputs.open_documents(found))
+    assert [document.name for document in documents] == [file.name for file in found]
+    assert [document.name for document in documents if document.error] == ["memory://receipts/3.png"]
+    assert most == inputs.FETCHED_AHEAD

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.processing.media.sources import NamedBytes, is_path
 from pocketvlm.remote_files import find_remote, is_remote, read_remote
 
+FETCHED_AHEAD = 8  # documents elsewhere
 _MANY = MediaLimits(max_images=1_000_000)  # pages are asked for one by one, so that a document may have many
 
 
@@ -134,13 +137,12 @@ def _as_path(path: Path) -> str:
 
 
 def open_documents(files: Iterable[Found], resolution: Resolution | None = None) -> Iterator[Document]:
-    """Look into each file; what is wrong with one is its `error`, and the others go on."""
-    for name, place in files:
+    """Look into each file, in their order; what is wrong with one is its `error`, and the others go on."""
+    for (name, place), url, fetched in _fetched(files):
         bare, choice = split_pages(name)
-        url = str(bare) if is_remote(name) else None
         about: dict[str, Any] = {"name": name, "path": Path(str(bare)), "place": place, "choice": choice, "url": url}
         try:
-            body = None if url is None else read_remote(url)
+            body = None if fetched is None else fetched.result()
             digest = _digest(about["path"]) if body is None else hashlib.sha256(body).hexdigest()
             source = name if body is None else NamedBytes(body, name, choice)
             with open_pages(source, _MANY, True, resolution or Resolution()) as pages:
@@ -151,6 +153,23 @@ def open_documents(files: Iterable[Found], resolution: Resolution | None = None)
         except (ConfigError, MediaError, OSError) as error:
             reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
             yield Document(**about, error=reason)
+
+
+def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, str | None, Future[bytes] | None]]:
+    """Each file with its address and its content where it is elsewhere. Several are fetched at a time, since most of
+    that is waiting, and never more than `FETCHED_AHEAD` of them are kept."""
+    ahead: deque[tuple[Found, str | None, Future[bytes] | None]] = deque()
+    with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
+        try:
+            for file in files:
+                url = str(split_pages(file.name)[0]) if is_remote(file.name) else None
+                ahead.append((file, url, None if url is None else pool.submit(read_remote, url)))
+                if len(ahead) >= FETCHED_AHEAD:
+                    yield ahead.popleft()
+            while ahead:
+                yield ahead.popleft()
+        finally:  # also where the caller wants no more
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _digest(path: Path) -> str:

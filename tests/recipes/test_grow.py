@@ -1,0 +1,86 @@
+"""A tower with more layers: the new first ones look at neighbours, and halves of layers compute what the whole did."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.vision.view_packing import pack_views
+from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.views import Size, View
+from recipes.nano.grow import OUTPUTS, grow, look_at, some_views
+from recipes.nano.settings import ASSETS, IMAGE
+
+LEFT, BELOW = (0, -1), (1, 0)
+
+
+@pytest.fixture(scope="module")
+def nano() -> MiniCPMV:
+    return load_model(ASSETS)
+
+
+def larger(model: MiniCPMV, more: int) -> MiniCPMV:
+    vision = dataclasses.replace(model.config.vision, num_hidden_layers=model.config.vision.num_hidden_layers + more)
+    torch.manual_seed(0)
+    return MiniCPMV(dataclasses.replace(model.config, vision=vision), IMAGE.image_mean, IMAGE.image_std)
+
+
+def features(model: MiniCPMV) -> Tensor:
+    view = View(Size(height=8, width=12), "4x")
+    patches = torch.rand(96, 588, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model.vision_tower(patches, pack_views([view], model.config.vision.positions_per_side))
+
+
+def test_half_a_layer_twice_is_nearly_the_layer(nano: MiniCPMV) -> None:
+    grown = larger(nano, 2)
+    grow(nano, grown, neighbours=(), halved=(3, 5))
+    one = features(nano)
+    halves = (one - features(grown)).norm() / one.norm()
+    assert halves < 0.1
+    with torch.no_grad():  # a whole layer twice is not
+        for layer in (3, 4, 6, 7):
+            for name, p in grown.vision_tower.layers[layer].named_parameters():
+                p.mul_(2 if name.startswith(OUTPUTS) else 1)
+    assert (one - features(grown)).norm() / one.norm() > 2 * halves
+
+
+def test_new_layers_come_first_and_the_others_keep_their_weights(nano: MiniCPMV) -> None:
+    grown = larger(nano, 1)
+    grow(nano, grown, neighbours=((LEFT, LEFT, BELOW),), halved=(), steps=2)
+    for old, new in zip(nano.vision_tower.layers, list(grown.vision_tower.layers)[1:], strict=True):
+        for name, p in old.named_parameters():
+            assert torch.equal(p, new.get_parameter(name)), name
+    assert torch.equal(nano.merger.state_dict()["linear_1.weight"], grown.merger.state_dict()["linear_1.weight"])
+
+
+@pytest.mark.parametrize("offset", [LEFT, BELOW])
+def test_a_head_learns_to_look_at_its_neighbour(nano: MiniCPMV, offset: tuple[int, int]) -> None:
+    views = list(some_views(nano, 16))
+    torch.manual_seed(0)
+    head = look_at(views[:12], offset, 64, steps=300)
+    paid = []
+    for view in views[12:]:
+        here, there = view.beside(offset)
+        scores = head["q_proj"](view.tokens[here]) @ head["k_proj"](view.tokens).T / 8
+        paid.append(scores.softmax(-1)[torch.arange(len(here)), there].mean().item())
+    assert sum(paid) / len(paid) > 0.4  # spread evenly it is less than a hundredth
+
+
+def test_numbers_of_layers_that_do_not_fit_are_said(nano: MiniCPMV) -> None:
+    with pytest.raises(ValueError, match="grow to"):
+        grow(nano, larger(nano, 1), neighbours=(), halved=(3, 5))
+
+
+def test_neighbours_are_those_of_the_grid(nano: MiniCPMV) -> None:
+    view = next(some_views(nano, 1))
+    rows, columns = view.grid.shape
+    here, there = view.beside(LEFT)
+    assert len(here) == rows * (columns - 1)
+    assert (here - there == 1).all()
+    here, there = view.beside(BELOW)
+    assert (there - here == columns).all()
