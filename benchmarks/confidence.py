@@ -153,10 +153,14 @@ def share(right: Floats) -> float | None:
     return round(float(right.mean()), 4) if len(right) else None
 
 
-def split_at(documents: Sequence[Answered]) -> dict[str, Any]:
-    """Accuracy of fields, and of documents of which all fields are right, above `SURE` against the rest."""
+def split_at(documents: Sequence[Answered], points: tuple[Floats, Floats] | None = None) -> dict[str, Any]:
+    """Accuracy of fields, and of documents of which all fields are right, above `SURE` against the rest; of calibrated
+    numbers where there are `points`."""
     sure, right = arrays(documents)
-    rows_sure = np.array([all(s >= SURE for s, _ in one.fields) and bool(one.fields) for one in documents])
+    if points is not None:
+        sure = np.interp(sure, *points)
+    ends = np.cumsum([len(one.fields) for one in documents])
+    rows_sure = np.array([bool((part >= SURE).all() and len(part)) for part in np.split(sure, ends[:-1])])
     rows_right = np.array(
         [all(r for _, r in one.fields) and bool(one.fields) and not one.missing for one in documents], float
     )
@@ -223,6 +227,7 @@ def main() -> int:
         "calibration_error": round(errors[0], 4),
         **split_at(judged),
         "calibrated_error": round(errors[1], 4),
+        "calibrated": split_at(judged, points),
         "better_in_samples": in_samples,
         "clearly_better": is_better,
     }

@@ -66,13 +66,23 @@ def start_from(
     Layers that it lacks are added behind its last ones and start as the identity (their residual branches give zero).
     Tokens keep their embeddings by their text; those it lacks start at the mean of the others.
 
+    Raises:
+        CheckpointError: it compresses views behind another layer, or the heads are those of another recipe.
+
     Args:
         add_positions: add `position_waves`, which models trained before there were any lack.
     """
     if (checkpoint / READER).is_file():
         _take_heads(reader, load_file(checkpoint / READER))
         checkpoint = checkpoint / "model"
-    known = dict(load_model(checkpoint).named_parameters())
+    before = load_model(checkpoint)
+    if before.config.insert_layer_id != model.config.insert_layer_id:
+        was, is_now = before.config.insert_layer_id, model.config.insert_layer_id
+        raise CheckpointError(
+            f"{checkpoint} compresses behind layer {was}, nano of today behind layer {is_now}",
+            hint="Let it grow first: python -m recipes.nano.grow.",
+        )
+    known = dict(before.named_parameters())
     embedding = "language_model.embed_tokens.weight"
     for name, p in model.named_parameters():
         if name == embedding:

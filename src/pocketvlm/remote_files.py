@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from pocketvlm.errors import ConfigError, OutputError, need
 
@@ -73,20 +75,31 @@ def find_remote(url: str) -> list[tuple[str, str]]:
     """
     filesystem, path = storage(url)
     with reaching(url):
-        if any(mark in path for mark in "*?["):
-            found = {name: Path(name).name for name in filesystem.glob(path) if filesystem.isfile(name)}
+        if filesystem.isfile(path):  # also one whose name has the marks of a pattern
+            found = {path: PurePosixPath(path).name}
+        elif any(mark in path for mark in "*?["):
+            found = {name: PurePosixPath(name).name for name in filesystem.glob(path) if filesystem.isfile(name)}
         elif filesystem.isdir(path):
             base = path.rstrip("/") + "/"
-            below = ((name, name.removeprefix(base)) for name in filesystem.find(path))
-            found = {name: place for name, place in below if not any(part[:1] == "." for part in place.split("/"))}
-        elif filesystem.isfile(path):
-            found = {path: Path(path).name}
+            found = {name: name.removeprefix(base) for name in filesystem.find(path)}
+            found = {name: place for name, place in found.items() if not _is_left_out(place)}
         else:
             found = {}
     if not found:
         raise ConfigError(f"there is no file at {_short(url)}", hint="Name files, folders or patterns.")
     before = _before(url, path)
-    return [(before + name, below) for name, below in sorted(found.items())]
+    return [(before + name, _safe(below)) for name, below in sorted(found.items())]
+
+
+def _is_left_out(place: str) -> bool:
+    """Hidden, or no file: a name that ends in / stands for a folder in storages that have none."""
+    is_hidden = any(part[:1] == "." and part not in (".", "..") for part in place.split("/"))
+    return is_hidden or not place or place.endswith("/")
+
+
+def _safe(place: str) -> str:
+    """A relative path that stays below where it begins, whatever the names in a storage are: they are any text."""
+    return "/".join("_" if part in (".", "..") else part for part in place.split("/") if part)
 
 
 def _before(url: str, path: str) -> str:
@@ -121,13 +134,63 @@ def exists(url: str) -> bool:
         return bool(filesystem.exists(path))
 
 
-@lru_cache(maxsize=4)  # the pages of a document follow each other
+class RemoteFile(str):
+    """The address of a file elsewhere, as a source of pictures: whatever characters it holds.
+
+    Attributes:
+        pages: those wanted, as behind the # of a name; None: as it comes.
+    """
+
+    pages: str | None
+
+    def __new__(cls, url: str, pages: str | None = None) -> Self:
+        self = super().__new__(cls, url)
+        self.pages = pages
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
+        return type(self), (str(self), self.pages)
+
+
+_KEPT = 4  # files whose content is kept: the pages of a document follow each other
+_recent: OrderedDict[str, Future[bytes]] = OrderedDict()
+_changing = threading.Lock()
+
+
 def read_remote(url: str) -> bytes:
-    """The content of the file at `url`.
+    """The content of the file at `url`. That of the last few is kept until `forget_contents`, and threads that want the
+    same one wait for one download.
 
     Raises:
         ConfigError: it is not there, cannot be reached, or is larger than `MAX_BYTES`.
     """
+    with _changing:
+        wanted = _recent.get(url)
+        if is_mine := wanted is None:
+            wanted = _recent[url] = Future()
+            while len(_recent) > _KEPT:
+                _recent.popitem(last=False)
+        else:
+            _recent.move_to_end(url)
+    assert wanted is not None
+    if is_mine:
+        try:
+            wanted.set_result(_download(url))
+        except BaseException as error:
+            with _changing:
+                if _recent.get(url) is wanted:  # the next one tries again
+                    del _recent[url]
+            wanted.set_exception(error)
+    return wanted.result()
+
+
+def forget_contents() -> None:
+    """Let what is read next be what stands there then."""
+    with _changing:
+        _recent.clear()
+
+
+def _download(url: str) -> bytes:
     filesystem, path = storage(url)
     with reaching(url):
         if not filesystem.isfile(path):

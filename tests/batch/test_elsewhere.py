@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 from pyarrow import parquet
 
+from pocketvlm import remote_files
 from pocketvlm.api.vlm import VLM
 from pocketvlm.documents import inputs
 from pocketvlm.errors import ConfigError, OutputError
 from pocketvlm.machine import cache_directory
 from pocketvlm.processing.media.load_image import load_image
-from pocketvlm.remote_files import is_remote, read_remote
+from pocketvlm.remote_files import forget_contents, is_remote, read_remote
 
 RECEIPT = Path("examples/receipt.png").resolve()
 
@@ -50,7 +52,7 @@ def memory(request: pytest.FixtureRequest) -> Iterator[str]:
     folder = f"memory://{request.node.name.partition('[')[0]}"
     yield folder
     fsspec.filesystem("memory").store.clear()
-    read_remote.cache_clear()
+    forget_contents()
 
 
 def put(url: str, body: bytes) -> None:
@@ -189,8 +191,69 @@ def test_a_finished_run_elsewhere_is_repeated_from_its_journal_and_reads_nothing
     status, _, err = run(capsys, *command, "--overwrite")
     rows = get(out).decode().splitlines()
     assert [line.partition(",")[0].rpartition("/")[2] for line in rows[1:]] == ["a.png", "c.png"]
-    if status == 0:  # what failed before did not fail again
+    if status == 1:  # the answer is no row; but what failed before did not fail again
+        assert "cannot be read" not in get(f"{out}.failed.jsonl").decode(), err
+    else:
         assert not fsspec.core.url_to_fs(out)[0].exists(f"{out}.failed.jsonl"), err
+
+
+def test_names_in_a_bucket_may_be_any_text(bucket: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Empty parts, steps upwards, signs of pages and patterns, and names that stand for folders."""
+    s3 = fsspec.filesystem("s3")
+    names = ("odd//2024/a.png", "odd/../../up.png", "odd/inv#12.png", "odd/scan[1].png", "odd/a.pdf#2")
+    for name in names:
+        s3.pipe_file(f"receipts/{name}", RECEIPT.read_bytes())
+    for folder in ("odd/", "odd/empty/"):
+        s3.call_s3("put_object", Bucket="receipts", Key=folder, Body=b"")
+    s3.invalidate_cache()
+    status, _, err = run(capsys, "read", f"{bucket}/odd", "--out", str(tmp_path / "text"), "--max-tokens", "2")
+    assert status == 0, err
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    assert written == {f"text/{name}.md" for name in ("2024/a", "_/_/up", "inv#12", "scan[1]", "a")}
+    for name in names[2:]:  # each by its own name
+        found = inputs.find_files([f"{bucket}/{name}"])
+        assert [(file.url, file.choice) for file in found] == [(f"{bucket}/{name}", None)], name
+
+
+def test_documents_elsewhere_may_be_as_large_as_those_here(memory: str) -> None:
+    put(f"{memory}/large.png", RECEIPT.read_bytes() + bytes(21 * 2**20))
+    (document,) = inputs.open_documents(inputs.find_files([f"{memory}/large.png"]))
+    assert (document.error, document.pages) == (None, (1,))
+    assert (load_image(inputs.page_source(document, 1)) == load_image(RECEIPT)).all()
+
+
+def test_what_has_changed_elsewhere_is_seen(memory: str) -> None:
+    put(f"{memory}/a.png", RECEIPT.read_bytes())
+    (before,) = inputs.open_documents(inputs.find_files([f"{memory}/a.png"]))
+    put(f"{memory}/a.png", RECEIPT.read_bytes() + b"0")
+    (after,) = inputs.open_documents(inputs.find_files([f"{memory}/a.png"]))
+    assert before.digest != after.digest
+
+
+def test_threads_that_want_the_same_file_wait_for_one_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that failed is tried again by the next."""
+    began, may_end, downloads = threading.Event(), threading.Event(), []
+
+    def download(url: str) -> bytes:
+        downloads.append(url)
+        began.set()
+        assert may_end.wait(60)
+        if len(downloads) == 2:
+            raise ConfigError("it is gone", hint="Look again.")
+        return b"content"
+
+    monkeypatch.setattr(remote_files, "_download", download)
+    forget_contents()
+    with ThreadPoolExecutor(4) as pool:
+        several = [pool.submit(read_remote, "memory://a") for _ in range(4)]
+        assert began.wait(60)
+        may_end.set()
+        assert [future.result() for future in several] == [b"content"] * 4
+    assert downloads == ["memory://a"]
+    with pytest.raises(ConfigError, match="gone"):
+        read_remote("memory://b")
+    assert read_remote("memory://b") == b"content"
+    forget_contents()
 
 
 def test_a_picture_elsewhere_may_be_asked_about(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +345,8 @@ def test_documents_elsewhere_are_fetched_side_by_side_and_keep_their_order(monke
         return body
 
     monkeypatch.setattr(inputs, "read_remote", fetch)
-    found = [inputs.Found(f"memory://receipts/{number}.png", Path(f"{number}.png")) for number in range(20)]
+    urls = [f"memory://receipts/{number}.png" for number in range(20)]
+    found = [inputs.Found(url, Path(Path(url).name), url) for url in urls]
     documents = list(inputs.open_documents(found))
     assert [document.name for document in documents] == [file.name for file in found]
     assert [document.name for document in documents if document.error] == ["memory://receipts/3.png"]

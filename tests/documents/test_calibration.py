@@ -47,11 +47,14 @@ def test_between_its_points_the_curve_is_straight(model: Path) -> None:
     assert [made(sure) for sure in (0.0, 0.25, 0.75, 1.0)] == [0.0, 0.1, 0.65, 0.9]
 
 
-def test_an_adapter_is_not_what_was_measured(model: Path) -> None:
+def test_other_weights_and_options_are_not_what_was_measured(model: Path) -> None:
     (model / CONFIDENCE).write_text(json.dumps(CURVE))
     found = resolve(str(model))
     assert Calibration.of(found) is not None
     assert Calibration.of(found, {"adapter": "mine"}) is None
+    assert Calibration.of(found, {"temperature": 0.7}) is None
+    assert Calibration.of(found, {"downsample_mode": "16x"}) is None
+    assert Calibration.of(found, {"downsample_mode": "4x", "temperature": 0}) is not None
     assert Calibration.of(dataclasses.replace(found, adapter=model)) is None
     assert Calibration.of(None) is None
 

@@ -78,7 +78,7 @@ def test_other_forms(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path:
     assert not pages[2]
     out = tmp_path / "html"
     assert run(capsys, "read", f"{folder / 'a.tif'}#1", "--out", str(out), "--format", "html", *ASK)[0] == 0
-    assert '<section data-page="1">\n<p>castle</p>' in (out / "a-1.html").read_text()
+    assert '<section data-page="1">\n<p>castle</p>' in (out / "a.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,9 @@ def test_no_two_documents_have_one_name() -> None:
     names = output_names([Document(name=p, path=Path(p), place=Path(p)) for p in places], "markdown")
     assert [str(name) for name in names[:2]] == ["a.md", "a.pdf.md"]
     assert len({str(name).lower() for name in names}) == len(places)
-    chosen = Document(name="a.pdf#2-5", path=Path("a.pdf"), place=Path("a.pdf"), choice="2-5")
-    assert output_names([chosen], "html") == [Path("a-2-5.html")]
+    chosen = [Document(name=f"a.pdf#{c}", path=Path("a.pdf"), place=Path("a.pdf"), choice=c) for c in ("2-5", "7")]
+    assert output_names(chosen[:1], "html") == [Path("a.html")]
+    assert output_names(chosen, "html") == [Path("a-2-5.html"), Path("a-7.html")]
 
 
 def test_names_leave_room_for_folders_and_for_our_own_files() -> None:

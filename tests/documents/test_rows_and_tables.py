@@ -98,12 +98,14 @@ def test_items_have_columns_or_a_table_of_their_own(tmp_path: Path) -> None:
         ("b.png", "items", "0", "1.0"),
         ("b.png", "items", "1", "2.0"),
     ]
+    assert items[0]["confidence.n"] == "0.25"
 
 
 def test_no_property_name_takes_the_place_of_another(tmp_path: Path) -> None:
     item = {"pages": 3, "file": "own", "item": "x", "array": "y"}
     data = {"a.b": "1", "a": {"b": "2"}, "pages": "123", "items": [item], "2024": 5}
-    row = {"file": "f", "page": 1, "data": data, "confidence": {"a\\.b": 0.25, "a.b": 0.5, "2024": 0.75}, "error": None}
+    sure = {"a\\.b": 0.25, "a.b": 0.5, "2024": 0.75, "items.0.pages": 0.125}
+    row = {"file": "f", "page": 1, "data": data, "confidence": sure, "error": None}
     for arrays in ("columns", "table"):
         write_rows(tmp_path / "rows.csv", lambda: [row], arrays=arrays)
         (found,) = read_csv(tmp_path / "rows.csv")
@@ -113,6 +115,7 @@ def test_no_property_name_takes_the_place_of_another(tmp_path: Path) -> None:
     (found,) = read_csv(tmp_path / "rows.items.csv")
     assert [found[name] for name in ("file", "page", "array", "item")] == ["f", "1", "items", "0"]
     assert [found[f"value.{name}"] for name in item] == ["3", "own", "x", "y"]
+    assert found["confidence.pages"] == "0.125"
 
 
 def test_no_cell_breaks_a_row(tmp_path: Path) -> None:

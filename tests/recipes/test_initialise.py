@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 from helpers.invariants import assert_close
 
 from pocketvlm.errors import CheckpointError
-from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.checkpoint import load_model, save_model
+from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from recipes.nano.curriculum import CURRICULUM
 from recipes.nano.data import Collator
 from recipes.nano.initialise import READER, RESIDUAL_OUTPUTS, position_waves, start_from
 from recipes.nano.run import Run, new_learner
-from recipes.nano.settings import ASSETS, IMAGE, Optimiser
+from recipes.nano.settings import ASSETS, IMAGE, TEXT_FILES, Optimiser
 from recipes.nano.state import main, pack, unpack
 
 TOKENIZER = Tokenizer.from_directory(ASSETS)
@@ -73,10 +75,8 @@ def test_what_cannot_be_packed_or_unpacked_is_one_line(
 
 
 def test_added_layers_change_nothing_at_first() -> None:
-    from pocketvlm.model.vlm import MiniCPMV
-
     config = new_learner(0).config
-    short = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_hidden_layers=3))
+    short = dataclasses.replace(config, vision=dataclasses.replace(config.vision, num_hidden_layers=6))
     torch.manual_seed(1)
     small, large = MiniCPMV(short), MiniCPMV(config)
     known = dict(small.named_parameters())
@@ -100,6 +100,21 @@ def test_tokens_keep_their_embeddings_by_their_text(tmp_path: Path) -> None:
     assert len(rows) == TOKENIZER.vocab_size
     for token, row in vocabulary.items():
         assert torch.equal(rows[row], known[row]), token
+
+
+def test_a_model_that_compresses_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Its layers would stand on the wrong side of the compression, and read nothing."""
+    learner = new_learner(1)
+    vision = learner.config.vision
+    shorter = dataclasses.replace(vision, num_hidden_layers=vision.num_hidden_layers - 2)
+    before = MiniCPMV(
+        dataclasses.replace(learner.config, vision=shorter, insert_layer_id=1), IMAGE.image_mean, IMAGE.image_std
+    )
+    save_model(before, tmp_path)
+    for name in TEXT_FILES:
+        shutil.copy(ASSETS / name, tmp_path)
+    with pytest.raises(CheckpointError, match="Let it grow first"):
+        start_from(learner.model, learner.reader, tmp_path, TOKENIZER)
 
 
 def test_position_waves_tell_every_place_and_can_be_added(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ from pocketvlm.documents.pages import CONCURRENCY, Asking, PageTask, answer_docu
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
 from pocketvlm.ranges import Range
-from pocketvlm.remote_files import is_remote
 
 RANGES = {"concurrency": Range(int, 1), **ray_options.RANGES}
 _SAMPLING = {name: SAMPLING[name] for name in ("max_tokens", "temperature", "repetition_penalty", "seed")}
@@ -90,13 +89,16 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
-def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Document]:
+def open_all(
+    args: argparse.Namespace, ours: Callable[[Path], bool], sent: Callable[[str], bool] = lambda _url: False
+) -> list[Document]:
     """The documents that are meant; `ConfigError` where none of them can be read.
 
     Args:
         ours: tells files that the run itself writes.
+        sent: tells addresses that it sends them to, where the output is elsewhere.
     """
-    found = [one for one in find_files(args.files, ours) if not _is_sent_there(one.name, args.shown_out)]
+    found = [one for one in find_files(args.files, ours) if one.url is None or not sent(one.url)]
     if not found:
         raise ConfigError("nothing is left to read but what the run itself writes", hint="Name documents or pictures.")
     documents = list(open_documents(found))
@@ -104,12 +106,6 @@ def open_all(args: argparse.Namespace, ours: Callable[[Path], bool]) -> list[Doc
         others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
         raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
     return documents
-
-
-def _is_sent_there(name: str, out: str) -> bool:
-    """Whether an input elsewhere is the output, or stands in it or beside it under its name."""
-    bare = out.rstrip("/")
-    return is_remote(out) and (name == bare or name.startswith((f"{bare}/", f"{bare}.")))
 
 
 @dataclass(frozen=True)

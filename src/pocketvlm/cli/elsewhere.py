@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +17,16 @@ _KEPT = (".journal", ".partial", ".fetched")  # they resume a run
 
 
 @contextmanager
-def output_sent(args: argparse.Namespace, name: str = "out") -> Iterator[None]:
+def output_sent(args: argparse.Namespace, name: str = "out", others: Sequence[str] = ()) -> Iterator[None]:
     """Within this block the output that `args` names is a path of this machine. What stands there or beside it when the
     block ends well is sent to where it belongs, and what an earlier run had beside it and this one has not is removed
     there. What resumes a run stays here. A dry run sends nothing.
 
+    Args:
+        others: addresses that are written as well, where the output is elsewhere.
+
     Raises:
-        ConfigError: the output is there already, and --overwrite was not given; or it cannot be reached.
+        ConfigError: one of them is there already, and --overwrite was not given; or it cannot be reached.
         OutputError: it could not be sent; the files are kept.
     """
     text: str = getattr(args, name)
@@ -36,8 +39,9 @@ def output_sent(args: argparse.Namespace, name: str = "out") -> Iterator[None]:
     folder = stand_in(url, cache_directory() / "elsewhere")
     out = folder / url.rpartition("/")[2]
     # What is here was not sent: that run goes on.
-    if not (is_dry or args.overwrite or _is_unsent(out)) and exists(text):
-        raise ConfigError(f"{text:.200} is already there", hint="Pass --overwrite, or give another name.")
+    if not (is_dry or args.overwrite or _is_unsent(out)):
+        for there in filter(exists, (text, *others)):
+            raise ConfigError(f"{there:.200} is already there", hint="Pass --overwrite, or give another name.")
     check_target(text)
     setattr(args, name, out)
     args.overwrite = True  # of what an earlier run left here and could not send

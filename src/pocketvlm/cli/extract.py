@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with output_sent(args):
+    has_second = args.arrays == "table" and args.out.endswith(".csv")
+    with output_sent(args, others=[_second_address(args.out)] if has_second else []):
         return _run(args)
 
 
@@ -78,7 +79,9 @@ def _run(args: argparse.Namespace) -> int:
     options = check_options(args)
     calibration = Calibration.of(directory_of(args), options)
     task = extraction(schema, prompt, options, calibration)
-    documents = open_all(args, lambda path: _is_ours(absolute(path), absolute(args.out)))
+    documents = open_all(
+        args, lambda path: _is_ours(absolute(path), absolute(args.out)), lambda url: _is_sent(url, args.shown_out)
+    )
     read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents)])
     for out in (*outputs, failed_path, review):
         if check_output(out, read=read) and out in outputs and not (args.overwrite or args.dry_run):
@@ -126,6 +129,17 @@ def _write_review(
 def _is_ours(path: Path, out: Path) -> bool:
     """Whether a file is one that the run writes: `out`, or one beside it."""
     return path in (out, second_table(out)) or (path.parent == out.parent and path.name.startswith(f"{out.name}."))
+
+
+def _is_sent(url: str, out: str) -> bool:
+    """The same of addresses, where the output is elsewhere."""
+    return url in (out, _second_address(out)) or url.startswith(f"{out}.")
+
+
+def _second_address(out: str) -> str:
+    """`second_table` of an address."""
+    stem, dot, ending = out.rpartition(".")
+    return f"{stem}.items{dot}{ending}"
 
 
 def _nothing(_document: Document, _values: list[Value]) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             await serve_stdio(model, sources)
 
     limits = MediaLimits(max_bytes=MAX_BYTES, fetch_urls=args.fetch_urls)
-    sources = Sources(tuple(args.root), limits)
+    sources = Sources(tuple(args.root), limits, MAX_BYTES)
     with loaded(args) as vlm:
         vlm.progress = None
         vlm.processor.restrict(limits)

@@ -71,7 +71,8 @@ def _run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
-    documents = open_all(args, lambda path: _is_ours(path, args.out))
+    out = args.shown_out.rstrip("/")
+    documents = open_all(args, lambda path: _is_ours(path, args.out), lambda url: url.startswith(f"{out}/"))
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:

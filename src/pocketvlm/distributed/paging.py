@@ -9,11 +9,12 @@ from typing import Any
 from pocketvlm.api.processed import PROMPT_OPTIONS, process
 from pocketvlm.distributed.fleet import Fleet
 from pocketvlm.distributed.stages import ModelSpec, Outcome, Row
-from pocketvlm.documents.inputs import Document, page_source, remote_page
+from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Key, Value
 from pocketvlm.documents.pages import PageTask, pages_to_ask
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.processing.processor import Processor
+from pocketvlm.remote_files import RemoteFile
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class _Pages:
     task: PageTask
 
     def request(self, row: Row) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
-        page = row["page"] if "url" not in row else remote_page(row["url"], str(row["page"]))
+        page = RemoteFile(row["url"], row["page"]) if "url" in row else row["page"]
         return self.task.conversation(page), self.task.options
 
     def value(self, row: Row, outcome: Outcome) -> tuple[Value, bool]:  # noqa: ARG002
@@ -40,11 +41,9 @@ def ask_on(
     def rows() -> Iterator[tuple[int, Row]]:
         for key, document in pages_to_ask(documents, done):
             keys.append(key)
-            if document.url is not None:
-                yield len(keys) - 1, {"url": document.url, "page": key[1]}
-                continue
-            here = replace(document, path=document.path.absolute())
-            yield len(keys) - 1, {"page": page_source(here, key[1])}
+            source = page_source(replace(document, path=document.path.absolute()), key[1])
+            elsewhere = {"url": str(source), "page": source.pages} if isinstance(source, RemoteFile) else None
+            yield len(keys) - 1, elsewhere or {"page": source}
 
     for number, (value, keep) in fleet.answer(rows(), _Pages(task)):
         yield keys[number], value, keep

@@ -32,15 +32,20 @@ class Calibration:
 
     @classmethod
     def of(cls, directory: ModelDirectory | None, options: Mapping[str, Any] | None = None) -> Calibration | None:
-        """That of a model; None where nobody measured it, and with an adapter, which changes what the model is sure of.
+        """That of a model; None where nobody measured it: also with an adapter, at another rate of compression than the
+        model's own, or with a temperature.
 
         Args:
-            options: of requests, among which an adapter may be named.
+            options: of requests.
 
         Raises:
             CheckpointError: the file is no such curve.
         """
-        if directory is None or directory.adapter is not None or (options or {}).get("adapter"):
+        options = options or {}
+        if directory is None or directory.adapter is not None or options.get("adapter") or options.get("temperature"):
+            return None
+        own_mode = directory.config.downsample_mode
+        if (options.get("downsample_mode") or own_mode) != own_mode:
             return None
         path = directory.path / CONFIDENCE
         if not path.is_file():

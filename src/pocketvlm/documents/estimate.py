@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done
-from pocketvlm.documents.pages import PageTask, requests_of
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.documents.pages import PageTask, pages_to_ask, request_of
+from pocketvlm.errors import UnavailableError
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
@@ -40,15 +40,16 @@ def estimate(
     vlm: VLM, documents: Sequence[Document], done: Done, task: PageTask, *, concurrency: int, samples: int = SAMPLES
 ) -> Estimate:
     """Answer some pages, spread evenly, as many at a time as the run would, and multiply."""
-    waiting = list(requests_of(documents, done, task))
+    waiting = list(pages_to_ask(documents, done))
     count = min(samples, len(waiting))
-    some = [waiting[len(waiting) * number // count] for number in range(count)]
+    chosen = [waiting[len(waiting) * number // count] for number in range(count)]
+    some = [request_of(key, document, task) for key, document in chosen]
     prompt = output = measured = 0
     if some:
         vlm.prepare([{"role": "user", "content": task.question}], task.options)  # as the run would
     began = time.perf_counter()
     for _, outcome in vlm.as_completed(some, ahead=concurrency):
-        if isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError):
+        if isinstance(outcome, UnavailableError):
             raise outcome
         if not isinstance(outcome, Exception):
             measured += 1

@@ -18,10 +18,11 @@ from pocketvlm.processing.media.page_reader import open_pages
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.processing.media.sources import NamedBytes, is_path
-from pocketvlm.remote_files import find_remote, is_remote, read_remote
+from pocketvlm.remote_files import MAX_BYTES, RemoteFile, exists, find_remote, forget_contents, is_remote, read_remote
 
 FETCHED_AHEAD = 8  # documents elsewhere
-_MANY = MediaLimits(max_images=1_000_000)  # pages are asked for one by one, so that a document may have many
+# Pages are asked for one by one, so that a document may have many; what is elsewhere may be as large as what is here.
+_MANY = MediaLimits(max_images=1_000_000, max_bytes=MAX_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,14 @@ class Found(NamedTuple):
     Attributes:
         name: as the user wrote it, or as it was found.
         place: below the folder that was named, or its name alone.
+        url: where it is, on a storage elsewhere.
+        choice: pages that are wanted of that, as behind a #.
     """
 
     name: str
     place: Path
+    url: str | None = None
+    choice: str | None = None
 
 
 def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path: False) -> list[Found]:
@@ -70,7 +75,7 @@ def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path
     Raises:
         ConfigError: a word names nothing, no ordinary file, or a folder without files, or one that cannot be listed.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Found] = {}
     for word in words:
         try:
             found |= _found(word, ours)
@@ -83,24 +88,25 @@ def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path
             ) from None
     if not found:
         raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf'.")
-    once = {_identity(name): Found(name, place) for name, place in reversed(found.items())}  # the first name of each
+    once = {_identity(file): file for file in reversed(found.values())}  # the first name of each
     return [*reversed(once.values())]
 
 
-def _identity(name: str) -> tuple[str, str | None]:
+def _identity(file: Found) -> tuple[str, str | None]:
     """What two names of the same pages of the same file have in common."""
-    bare, choice = split_pages(name)
-    return name if is_remote(name) else os.path.abspath(str(bare)), choice  # noqa: PTH100
+    if file.url is not None:
+        return file.url, file.choice
+    bare, choice = split_pages(file.name)
+    return os.path.abspath(str(bare)), choice  # noqa: PTH100
 
 
-def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:
-    """Names and places of what one word means."""
+def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Found]:
+    """What one word means, by name."""
     if not word:  # which a path would take for the working directory
         raise ConfigError("the name of a file is empty", hint="Name files, folders or patterns.")
-    bare, choice = split_pages(word)
     if is_remote(word):
-        pages = "" if choice is None else f"#{choice}"
-        return {f"{url}{pages}": Path(below) for url, below in find_remote(str(bare))}
+        return {file.name: file for file in _found_elsewhere(word)}
+    bare, _ = split_pages(word)
     path = Path(str(bare))
     if path.is_dir():
         if str(bare) != word:
@@ -108,15 +114,26 @@ def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Path]:
         inside = sorted(one for one in _below(path) if not ours(one))
         if not inside:
             raise ConfigError(f"the folder {word} holds no file to read", hint="Name one that does.")
-        return {_as_path(one): one.relative_to(path) for one in inside}
+        return {_as_path(one): Found(_as_path(one), one.relative_to(path)) for one in inside}
     if path.is_file():
-        return {word if is_path(str(bare)) else f"./{word}": Path(path.name)}
+        name = word if is_path(str(bare)) else f"./{word}"
+        return {name: Found(name, Path(path.name))}
     if path.exists():
         raise ConfigError(f"{word!r:.200} is no ordinary file", hint="Name files, folders or patterns.")
     matches = (Path(one) for one in sorted(glob.glob(word, recursive=True)))  # noqa: PTH207
-    if names := {_as_path(one): Path(one.name) for one in matches if one.is_file() and not ours(one)}:
+    files = (Found(_as_path(one), Path(one.name)) for one in matches if one.is_file() and not ours(one))
+    if names := {file.name: file for file in files}:
         return names
     raise ConfigError(f"there is no file {word!r:.200}", hint="Name files, folders or patterns.")
+
+
+def _found_elsewhere(word: str) -> Iterator[Found]:
+    """What an address means: the file of that very name, or what stands before its last # with a choice of pages."""
+    bare, hash_, choice = word.rpartition("#")
+    if not hash_ or exists(word):
+        yield from (Found(url, Path(below), url) for url, below in find_remote(word))
+    else:
+        yield from (Found(f"{url}#{choice}", Path(below), url, choice) for url, below in find_remote(bare))
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -138,9 +155,11 @@ def _as_path(path: Path) -> str:
 
 def open_documents(files: Iterable[Found], resolution: Resolution | None = None) -> Iterator[Document]:
     """Look into each file, in their order; what is wrong with one is its `error`, and the others go on."""
-    for (name, place), url, fetched in _fetched(files):
-        bare, choice = split_pages(name)
-        about: dict[str, Any] = {"name": name, "path": Path(str(bare)), "place": place, "choice": choice, "url": url}
+    forget_contents()
+    for (name, place, url, choice), fetched in _fetched(files):
+        bare, pages_of_file = (url, choice) if url is not None else split_pages(name)
+        about: dict[str, Any] = {"name": name, "path": Path(str(bare)), "place": place, "choice": pages_of_file}
+        about["url"] = url
         try:
             body = None if fetched is None else fetched.result()
             digest = _digest(about["path"]) if body is None else hashlib.sha256(body).hexdigest()
@@ -155,15 +174,14 @@ def open_documents(files: Iterable[Found], resolution: Resolution | None = None)
             yield Document(**about, error=reason)
 
 
-def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, str | None, Future[bytes] | None]]:
-    """Each file with its address and its content where it is elsewhere. Several are fetched at a time, since most of
+def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, Future[bytes] | None]]:
+    """Each file with its content where it is elsewhere. Several are fetched at a time, since most of
     that is waiting, and never more than `FETCHED_AHEAD` of them are kept."""
-    ahead: deque[tuple[Found, str | None, Future[bytes] | None]] = deque()
+    ahead: deque[tuple[Found, Future[bytes] | None]] = deque()
     with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
         try:
             for file in files:
-                url = str(split_pages(file.name)[0]) if is_remote(file.name) else None
-                ahead.append((file, url, None if url is None else pool.submit(read_remote, url)))
+                ahead.append((file, None if file.url is None else pool.submit(read_remote, file.url)))
                 if len(ahead) >= FETCHED_AHEAD:
                     yield ahead.popleft()
             while ahead:
@@ -177,25 +195,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def page_source(document: Document, page: int) -> str | NamedBytes:
-    """One page of a document, as the model takes a picture: its name, or its content where it is elsewhere."""
-    if document.url is not None:
-        try:
-            return remote_page(document.url, str(page))
-        except MediaError:
-            return document.url  # where no path is either: an error of this page alone
+def page_source(document: Document, page: int) -> str:
+    """One page of a document, as the model takes a picture: by name, so that it is read where it is prepared."""
     # Pictures have no choice of pages.
+    is_whole = document.pages == (1,) and document.choice is None
+    if document.url is not None:
+        return RemoteFile(document.url, None if is_whole else str(page))
     path = _as_path(document.path)
-    if document.pages == (1,) and document.choice is None:
+    if is_whole:
         return path
     # A file may be called as if it were a page of another one.
     ways = (f"{path}#{way}" for way in (page, f"page={page}", f"{page}-{page}", f"{page:04}"))
     return next(way for way in ways if not os.path.lexists(way))
-
-
-def remote_page(url: str, page: str) -> NamedBytes:
-    """The content of a document on a storage elsewhere, of which one page is wanted; `MediaError` where it is gone."""
-    try:
-        return NamedBytes(read_remote(url), url, page)
-    except ConfigError as error:
-        raise MediaError(str(error)) from None

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Key, Value
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.errors import EngineError, PocketVLMError, UnavailableError
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
 
 CONCURRENCY = 16  # pages under way at a time: as many as a step of the engine decodes well, and some being opened
+
+FAULTS = 8  # of a run that goes on: a page may hit a fault of the program, but where many do, all will
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class PageTask:
     def outcome(self, outcome: list[Answer] | Exception) -> tuple[Value, bool]:
         """What became of a page, and whether later runs need not try it again."""
         if isinstance(outcome, Exception):
-            return {**self.lost, "error": str(outcome)}, False
+            is_ours = isinstance(outcome, PocketVLMError | EngineError)
+            reason = str(outcome) if is_ours else f"a fault of the program: {type(outcome).__name__}: {outcome}"
+            return {**self.lost, "error": reason}, False
         return self.value_of(outcome[0]), True
 
 
@@ -99,18 +103,19 @@ def ask_here(
 ) -> Iterator[tuple[Key, Value, bool]]:
     """`Asking` of one model in this process, with `concurrency` pages under way at a time."""
     vlm.prepare([{"role": "user", "content": task.question}], task.options)  # said once, and not of each page
-    for key, outcome in vlm.as_completed(requests_of(documents, done, task), ahead=concurrency):
-        if isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError):
-            raise outcome  # a fault of ours, or the engine's: no page after it would fare better
+    faults = 0  # of the program or the engine, one after the other
+    requests = (request_of(key, document, task) for key, document in pages_to_ask(documents, done))
+    for key, outcome in vlm.as_completed(requests, ahead=concurrency):
+        is_fault = isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError)
+        faults = faults + 1 if is_fault else 0
+        if isinstance(outcome, UnavailableError) or (isinstance(outcome, Exception) and faults > FAULTS):
+            raise outcome  # no page after it would fare better
         yield key, *task.outcome(outcome)
 
 
-def requests_of(
-    documents: Sequence[Document], done: Done, task: PageTask
-) -> Iterator[tuple[Key, list[dict[str, Any]], Mapping[str, Any]]]:
-    """What is asked about each page that is not done, as `VLM.as_completed` takes it."""
-    for key, document in pages_to_ask(documents, done):
-        yield key, task.conversation(page_source(document, key[1])), task.options
+def request_of(key: Key, document: Document, task: PageTask) -> tuple[Key, list[dict[str, Any]], Mapping[str, Any]]:
+    """What is asked about a page, as `VLM.as_completed` takes it."""
+    return key, task.conversation(page_source(document, key[1])), task.options
 
 
 def pages_to_ask(documents: Sequence[Document], done: Done) -> Iterator[tuple[Key, Document]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,14 +111,16 @@ def output_names(documents: Sequence[Document], form: str) -> list[Path]:
     """A file name for each document, relative to the folder that is written, no two of them alike, and none that of a
     folder or of our own files.
 
-    It is the name of the file with another ending, in the folders that it had below the one that was named. Where two
-    would be alike, the first ending stays, and then a number is added.
+    It is the name of the file with another ending, in the folders that it had below the one that was named. Several
+    choices of pages of one file have these in their names. Where two would be alike, the first ending stays, and then a
+    number is added.
     """
     ending, names = FORMATS[form], list[Path]()
     places = [_own_place(document.place) for document in documents]
+    choices = Counter(places)
     taken = {str(parent).lower() for place in places for parent in place.parents}
     for document, place in zip(documents, places, strict=True):
-        pages = re.sub(r"[^0-9,-]", "", document.choice or "")[:40]
+        pages = re.sub(r"[^0-9,-]", "", document.choice or "")[:40] if choices[place] > 1 else ""
         stem = _short(f"{_short(place.stem)}-{pages}" if pages else place.stem)
         numbered = (f"{stem}-{number}{ending}" for number in itertools.count(2))
         tries = itertools.chain(

@@ -21,6 +21,7 @@ from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.pages import keys_of
 from pocketvlm.processing.media.load_image import load_image
+from pocketvlm.remote_files import RemoteFile
 
 MAX_PAGES = 300  # of a file: a hundred megabytes of pictures
 _LONGEST_SIDE, _QUALITY = 1400, 80  # of a picture: to be read on a screen
@@ -76,8 +77,8 @@ def _split(text: str) -> list[str]:
 
 def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]) -> dict[str, Any]:
     source = page_source(document, page)
-    if isinstance(source, bytes):
-        where = f"{document.url}#{page}"
+    if isinstance(source, RemoteFile):
+        where = str(source) if source.pages is None else f"{source}#{source.pages}"
     else:
         choice = source.removeprefix("./").removeprefix(str(document.path))
         where = f"{document.path.resolve()}{choice}"
@@ -93,7 +94,7 @@ def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]
     }
 
 
-def _data_url(source: str | bytes) -> str:
+def _data_url(source: str) -> str:
     picture = Image.fromarray(load_image(source))
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     file = io.BytesIO()

@@ -110,9 +110,13 @@ def flattened(value: Any, name: str, *, arrays: bool = True) -> dict[str, Any]:
 
 def items_of(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each item of the arrays in `data`: the file, its pages, the array's name, the item's number from 0, and
-    its fields, each behind `value`."""
+    its fields, each behind `value`, and how sure the model is of them, behind `confidence`."""
     for array, number, item in _items(row["data"], ""):
-        yield {**_where(row), "array": array, "item": number, **flattened(item, "value")}
+        cells = flattened(item, "value")
+        names = {name: name.removeprefix("value") for name in cells}
+        sure = {f"confidence{rest}": row["confidence"].get(f"{join(array, number)}{rest}") for rest in names.values()}
+        known = {name: value for name, value in sure.items() if value is not None}
+        yield {**_where(row), "array": array, "item": number, **cells, **known}
 
 
 def _where(row: Mapping[str, Any]) -> dict[str, Any]:

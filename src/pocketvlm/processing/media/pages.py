@@ -19,7 +19,7 @@ from pocketvlm.processing.media.file_roots import is_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import NamedBytes
 from pocketvlm.ranges import show
-from pocketvlm.remote_files import is_remote
+from pocketvlm.remote_files import RemoteFile, is_remote
 
 MAX_CHOICE = 200  # characters behind the #
 _RANGE = re.compile(r"([0-9]{1,9})(?:(-)([0-9]{1,9})?)?")
@@ -101,7 +101,7 @@ def split_pages(source: object, *, files: bool = True) -> tuple[object, str | No
     Args:
         files: False looks for no paths.
     """
-    if isinstance(source, NamedBytes):
+    if isinstance(source, (NamedBytes, RemoteFile)):
         return source, source.pages
     if not isinstance(source, (str, Path)):
         return source, None

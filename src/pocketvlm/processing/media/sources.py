@@ -75,7 +75,7 @@ def open_source(source: object, name: str, limits: MediaLimits, files: bool, wha
     if is_file_url(text):
         raise MediaError(f"{name} is a file: URL", hint="Give the path alone, without file:// in front.")
     if is_remote(text):
-        return io.BytesIO(_read_remote(text, name, limits))
+        return io.BytesIO(_read_remote(text, name))
     try:
         return existing_file(source, name).open("rb")
     except OSError:
@@ -148,12 +148,12 @@ def existing_file(source: str | Path, name: str) -> Path:
     return path
 
 
-def _read_remote(url: str, name: str, limits: MediaLimits) -> bytes:
+def _read_remote(url: str, name: str) -> bytes:
+    """As large as `remote_files.MAX_BYTES`: like files here, these are named by the user himself."""
     try:
         body = read_remote(url)
     except ConfigError as error:
         raise MediaError(str(error)) from None
-    limits.check_bytes(len(body), name)
     if not body:
         raise MediaError(f"{name} is empty", hint="Check how it was written.")
     return body

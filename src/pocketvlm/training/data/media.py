@@ -18,6 +18,7 @@ from pocketvlm.processing.media.file_roots import is_file_url
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import NamedBytes, describe, existing_file, is_path
 from pocketvlm.ranges import show_json
+from pocketvlm.remote_files import is_remote
 from pocketvlm.training.data.conversations import Turn
 from pocketvlm.training.data.reading import check_text
 
@@ -95,6 +96,12 @@ def locate(source: Any, kind: Kind, folder: Path, what: str, *, inside: bool = F
         raise PromptError(f"{what} is {show_json(source)}, expected a path, a URL or bytes", hint=hint)
     check_text(source, f"the name of {what}")
     if is_url(source) or is_data_url(source):
+        return source
+    if is_remote(source):
+        if inside:
+            raise PromptError(
+                f"{what}, {describe(source)}, lies outside of the folder", hint="Put it beside the others."
+            )
         return source
     if is_file_url(source):
         raise PromptError(f"{what} is a file: URL", hint="Give the path alone, without file:// in front.")
