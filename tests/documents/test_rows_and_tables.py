@@ -198,6 +198,20 @@ def test_parquet_has_the_types_of_the_schema(tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
+def test_a_class_of_pydantic_is_its_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop_schemas.py").write_text(
+        "from pydantic import BaseModel\n\nclass Receipt(BaseModel):\n    total: float\n    shop: str\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = read_schema("shop_schemas:Receipt")
+    assert {name: part["type"] for name, part in found["properties"].items()} == {"total": "number", "shop": "string"}
+
+    class Card(BaseModel):
+        name: str
+
+    assert schema_of(Card) == Card.model_json_schema()
+
+
 def test_parquet_knows_references_and_what_may_be_null(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="Parquet needs the extra tables")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from helpers.documents import BLUE, GREEN, RED, coloured
 from helpers.training_data import chat, write_lines
 
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.remote_files import forget_contents
 from pocketvlm.training.data.check_media import check_media
 from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.emit import emit
@@ -38,6 +40,27 @@ def test_pages_are_named_as_elsewhere(tmp_path: Path) -> None:
             check_media(read(tmp_path, "a.pdf", "a.pdf"), MediaLimits(max_images=5), decode=decode)
     with pytest.raises(SampleError, match=r"b\.pdf#2 does not exist"):
         read(tmp_path, "b.pdf#2")
+
+
+def test_what_is_elsewhere_may_be_learnt_from(tmp_path: Path) -> None:
+    """As a review of documents on a storage names its pages."""
+    store = fsspec.filesystem("memory")
+    try:
+        with store.open("samples/a.pdf", "wb") as file:
+            file.write(coloured(RED, GREEN))
+        sample = read(tmp_path, "memory://samples/a.pdf#2")
+        assert urls(sample) == ["memory://samples/a.pdf#2"]
+        with pytest.raises(SampleError, match="has no place for media on a storage"):
+            emit([sample], tmp_path / "out", "swift")
+        for decode in (False, True):
+            check_media(sample, decode=decode)
+            with pytest.raises(SampleError, match="there is no page 4"):
+                check_media(read(tmp_path, "memory://samples/a.pdf#4"), decode=decode)
+            with pytest.raises(SampleError, match="there is no file"):
+                check_media(read(tmp_path, "memory://samples/b.pdf"), decode=decode)
+    finally:
+        store.store.clear()
+        forget_contents()
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.pdf#1"])

@@ -18,6 +18,7 @@ from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import read_bytes
+from pocketvlm.remote_files import is_remote
 from pocketvlm.text_files import read_json
 from pocketvlm.training.data.dataset_info import FILE
 from pocketvlm.training.data.reading import MAX_RECORD
@@ -170,6 +171,8 @@ class _Row:
         source = source["url"] if isinstance(source, Mapping) else source
         if isinstance(source, str) and is_url(source) and self.format == "llamafactory":
             self._refuse("media on the network")
+        if isinstance(source, str) and is_remote(source):
+            self._refuse("media on a storage")
         bare, pages = split_pages(source)
         if pages is not None or str(bare)[-4:].lower() == ".pdf":
             self._refuse("pages of a document")
