@@ -189,7 +189,7 @@ class StubVLM:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> StubVLM:
     vlm = StubVLM()
-    monkeypatch.setattr("pocketvlm.cli.batch.loaded", lambda _args: nullcontext(vlm))
+    monkeypatch.setattr("pocketvlm.cli.batch.loaded", lambda _args, **_: nullcontext(vlm))
     return vlm
 
 
@@ -255,7 +255,7 @@ def test_an_input_that_changes_while_it_runs_is_noticed(
 ) -> None:
     requests, out = write(tmp_path / "in.jsonl", [line("a"), line("b")]), tmp_path / "out.jsonl"
 
-    def load(_args: Any) -> Any:
+    def load(_args: Any, **_: Any) -> Any:
         write(requests, [line("b"), line("a")])
         return nullcontext(stub)
 
@@ -382,7 +382,7 @@ def test_a_file_that_came_while_it_ran_is_not_replaced(
 ) -> None:
     requests, out = write(tmp_path / "in.jsonl", [line("a", messages=saying("a"))]), tmp_path / "out.jsonl"
 
-    def load(_args: Any) -> Any:
+    def load(_args: Any, **_: Any) -> Any:
         out.write_text("another's")
         return nullcontext(stub)
 

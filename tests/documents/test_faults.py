@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from helpers.command import run
 
 from pocketvlm.api.vlm import VLM
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done
 from pocketvlm.documents.pages import FAULTS, PageTask, ask_here
 from pocketvlm.errors import EngineError, MediaError, UnavailableError
+from pocketvlm.processing.media_encoding import MediaTask
+from pocketvlm.processing.media_workers import MediaWorkers
 
 TASK = PageTask("What?", lambda answer: {"text": answer, "error": None}, {"text": ""})
 
@@ -62,3 +65,25 @@ def test_an_engine_that_is_broken_for_good_ends_it_at_once() -> None:
     assert next(found) == (None, True)
     with pytest.raises(UnavailableError):
         next(found)
+
+
+@pytest.mark.parametrize("command", ["read", "extract"])
+def test_a_decoder_that_crashes_takes_one_page_with_it(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Media are decoded in processes of their own."""
+    picture, whole = Path("examples/receipt.png").read_bytes(), MediaWorkers.encode
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(picture + bytes([number]))
+    asked = []
+
+    def encode(self: MediaWorkers, task: MediaTask) -> Any:
+        asked.extend(str(part.source) for part in task.parts)
+        if task.parts and asked[-1].endswith("1.png"):
+            raise MediaError("the decoder crashed")
+        return whole(self, task)
+
+    monkeypatch.setattr(MediaWorkers, "encode", encode)
+    out = {"read": ("--out", str(tmp_path / "out")), "extract": ("--schema", "a: string", "--out", f"{tmp_path}/r.csv")}
+    status, _, err = run(capsys, command, *sorted(map(str, tmp_path.glob("*.png"))), *out[command], "--max-tokens", "8")
+    assert (status, len(asked), "decoder crashed" in err) == (1, 3, True), err

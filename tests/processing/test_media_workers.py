@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from helpers.app import data_url, png
@@ -28,10 +30,12 @@ from pocketvlm.processing.abandonment import abandoned_by
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
 from pocketvlm.processing.media_forkserver import has_forkserver, start_early
-from pocketvlm.processing.media_worker import LostError, Worker
-from pocketvlm.processing.media_workers import MediaWorkers, fetched
+from pocketvlm.processing.media_worker import MEMORY, LostError, Worker
+from pocketvlm.processing.media_workers import MediaWorkers, decoding_apart, fetched
 from pocketvlm.processing.picture_options import PictureOptions
+from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.messages import MediaPart
+from pocketvlm.remote_files import RemoteFile, forget_contents
 
 CLIP = Path(__file__).parents[2] / "examples" / "clip.mp4"
 
@@ -276,3 +280,44 @@ def test_a_current_directory_that_is_gone_is_told_as_that(tmp_path: Path, monkey
     gone.rmdir()
     with pytest.raises(ConfigError, match="the current directory does not exist any more"):
         start_early()
+
+
+def test_a_processor_decodes_apart_within_a_block(tmp_path: Path) -> None:
+    """What its own user names is read here, from storages too, and may be larger than a request's body."""
+    processor = Processor.from_directory(resolve("nano").path)
+    own, store = processor.encode, fsspec.filesystem("memory")
+    large = png(30, 40, 2) + bytes(21 * 2**20)
+    (tmp_path / "a.png").write_bytes(large)
+    try:
+        store.pipe_file("/apart/a b#2.png", large)
+        with decoding_apart(processor, 1):
+            assert processor.encode is not own
+            sources = [
+                RemoteFile("memory://apart/a b#2.png"),
+                RemoteFile("memory://apart/a b#2.png", "1"),
+                png(30, 40, 2),
+            ]
+            made = [processor([content(source)]).patches for source in (str(tmp_path / "a.png"), *sources)]
+            with pytest.raises(MediaError, match="there is no file"):
+                processor([content("memory://apart/missing.png")])
+            with pytest.raises(MediaError, match="there is no page 2"):
+                processor([content(RemoteFile("memory://apart/a b#2.png", "2"))])
+        assert processor.encode is own
+    finally:
+        store.store.clear()
+        forget_contents()
+    for patches in made[1:]:
+        np.testing.assert_array_equal(patches.numpy(), made[0].numpy())
+
+
+def content(source: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of systems that limit the memory of a process")
+def test_a_worker_may_not_take_all_memory(workers: MediaWorkers, directory: ModelDirectory) -> None:
+    workers.encode(task_of(directory, png()))
+    (pid,) = workers.pids
+    (line,) = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "address space" in line]
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    assert int(line.split()[3]) < used + 2 * MEMORY

@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
 @contextmanager
 def _answering(args: argparse.Namespace) -> Iterator[Answering]:
     if args.ray is None:
-        with loaded(args) as vlm:
+        with loaded(args, apart=True) as vlm:
             yield partial(answer_here, vlm, args.concurrency)
         return
     from pocketvlm.distributed.batching import answer_on

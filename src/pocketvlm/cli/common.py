@@ -7,7 +7,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from pocketvlm.config import (
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import CheckpointError, PromptError
 from pocketvlm.json_text import is_text
+from pocketvlm.machine import usable_cores
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.processing.media.pages import file_named
+from pocketvlm.processing.media_forkserver import start_early
 from pocketvlm.processing.picture_options import RANGES, option_help
 from pocketvlm.protocol.chat_response import logprobs_of
 from pocketvlm.ranges import Range
@@ -256,12 +258,18 @@ def loaded(
     args: argparse.Namespace,
     engine_config: EngineConfig | None = None,
     adapters: Mapping[str, Path] | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[VLM]:
     """Load the model, with progress bars on a terminal meanwhile and while it reads long prompts.
 
     Args:
         adapters: as of `load`; that of --adapter is part of the model.
+        apart: decode media in processes of their own: for commands that read many files, of which one may crash or
+            hold up a decoder.
     """
+    if apart:
+        start_early()  # it imports while this process does
     # Imports and loading make objects that stay: looking through all of them for garbage, time and again, takes a
     # tenth of a first answer.
     gc.disable()
@@ -276,8 +284,16 @@ def loaded(
         gc.enable()
     with progress_bars() as report:
         vlm.progress = report
-        with vlm:
+        with vlm, _decoding(vlm, apart=apart):
             yield vlm
+
+
+def _decoding(vlm: VLM, *, apart: bool) -> AbstractContextManager[None]:
+    if not apart:
+        return nullcontext()
+    from pocketvlm.processing.media_workers import decoding_apart
+
+    return decoding_apart(vlm.processor, max(1, min(4, usable_cores())))
 
 
 def answer_json(answer: Answer, **stages: float) -> dict[str, Any]:

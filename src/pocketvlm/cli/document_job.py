@@ -144,7 +144,7 @@ class DocumentJob:
         done = Done()
         for key in keys_done(self.journal, self.identity()):
             done.add(key, {}, keep=False)
-        with loaded(self.args) as vlm:
+        with loaded(self.args, apart=True) as vlm:
             vlm.progress = None
             found = estimate(vlm, self.documents, done, self.task, concurrency=self.args.concurrency)
         failed = [document for document in self.documents if document.error]
@@ -192,7 +192,7 @@ class DocumentJob:
 @contextmanager
 def _asking(args: argparse.Namespace) -> Iterator[Asking]:
     if args.ray is None:
-        with loaded(args) as vlm:
+        with loaded(args, apart=True) as vlm:
             vlm.progress = None  # one bar is enough
             yield partial(ask_here, vlm, args.concurrency)
         return

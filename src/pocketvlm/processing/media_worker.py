@@ -31,6 +31,7 @@ from pocketvlm.views import Size, View
 
 logger = logging.getLogger(__name__)
 MAX_HEAD = 2**24  # bytes of what a worker says of its patches
+MEMORY = 8 * 2**30  # bytes that decoding may take: frames of a long 4K video are 3
 END_SECONDS = 2.0  # until the process that forks workers has reported the end of one
 _FAULTS: dict[str, type[Exception]] = {"MediaError": MediaError, "ConfigError": ConfigError}
 
@@ -135,6 +136,7 @@ def _serve(line: Connection) -> None:
     if sys.platform.startswith("linux"):
         with suppress(OSError):  # where memory runs out, a picture goes and not the server
             Path("/proc/self/oom_score_adj").write_text("500")
+    _limit_memory()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
@@ -144,6 +146,20 @@ def _serve(line: Connection) -> None:
             else:
                 _answer(line, task)
     os._exit(0)
+
+
+def _limit_memory() -> None:
+    """What a file makes a decoder ask for beyond `MEMORY` is refused, where the system keeps such limits."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with suppress(OSError, ValueError, IndexError):
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = now + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], list[Units]] = encode_media) -> None:

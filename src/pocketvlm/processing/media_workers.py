@@ -8,27 +8,33 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pocketvlm.errors import EngineError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.abandonment import check_wanted
 from pocketvlm.processing.media.fetch import fetch, is_url
 from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import split_pages
-from pocketvlm.processing.media.sources import NamedBytes, describe
+from pocketvlm.processing.media.sources import FileBytes, NamedBytes, describe
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask
 from pocketvlm.processing.media_forkserver import context, end_forkserver
 from pocketvlm.processing.media_worker import LostError, Worker
 from pocketvlm.processing.prompt.expansion import Units
 from pocketvlm.processing.prompt.messages import MediaPart
+from pocketvlm.remote_files import is_remote, read_remote
+
+if TYPE_CHECKING:
+    from pocketvlm.processing.processor import Processor
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+DECODE_SECONDS = 120.0  # that the media of a request may take, where nobody says
 FETCHING = 8  # downloads of one request at a time
 START_SECONDS = 60.0  # until a new worker has answered
 STARTS = 3  # tries
@@ -44,11 +50,13 @@ def fetching_first(encode: MediaEncoder) -> MediaEncoder:
 
 
 def fetched(task: MediaTask) -> MediaTask:
-    """The task with bytes in place of http(s) and file: URLs; `MediaError` names the place of one that fails."""
-    wanted = [_bare(url) for part in task.parts for url in _urls(part)]
+    """The task with bytes in place of http(s) and file: URLs, and of addresses of a storage where paths are accepted;
+    `MediaError` names the place of one that fails."""
+    files = task.files
+    wanted = [_bare(url, files) for part in task.parts for url in _urls(part, files)]
     if not wanted:
         return task
-    places = {_bare(url): part.where for part in reversed(task.parts) for url in _urls(part)}
+    places = {_bare(url, files): part.where for part in reversed(task.parts) for url in _urls(part, files)}
 
     def read(url: str) -> NamedBytes:
         try:
@@ -62,38 +70,63 @@ def fetched(task: MediaTask) -> MediaTask:
     else:
         with ThreadPoolExecutor(min(FETCHING, len(distinct)), "pocketvlm-fetch") as pool:
             found = dict(zip(distinct, pool.map(read, distinct), strict=True))
-    parts = (replace(part, source=_replaced(part.source, found)) if _urls(part) else part for part in task.parts)
+    parts = (
+        replace(part, source=_replaced(part.source, found, files)) if _urls(part, files) else part
+        for part in task.parts
+    )
     return replace(task, parts=tuple(parts))
 
 
-def _urls(part: MediaPart) -> list[str]:
+def _urls(part: MediaPart, files: bool) -> list[str]:
     """Those of a source, or of a list of frames."""
     sources = part.source if isinstance(part.source, list | tuple) else [part.source]
-    return [one for one in sources if isinstance(one, str) and (is_url(one) or is_file_url(one))]
+    return [one for one in sources if isinstance(one, str) and _is_fetched(one, files)]
 
 
-def _replaced(source: Any, found: dict[str, NamedBytes]) -> Any:
+def _is_fetched(text: str, files: bool) -> bool:
+    return is_url(text) or is_file_url(text) or (files and is_remote(text))
+
+
+def _replaced(source: Any, found: dict[str, NamedBytes], files: bool) -> Any:
     if isinstance(source, list | tuple):
-        return [_replaced(one, found) for one in source]
+        return [_replaced(one, found, files) for one in source]
     if not isinstance(source, str):
         return source
-    bare, pages = split_pages(source, files=False)
-    body = found.get(str(bare), source)
-    return NamedBytes(body, body.name, pages) if pages is not None and isinstance(body, NamedBytes) else body
+    _, pages = split_pages(source, files=files and is_remote(source))
+    body = found.get(_bare(source, files), source)
+    return type(body)(body, body.name, pages) if pages is not None and isinstance(body, NamedBytes) else body
 
 
-def _bare(url: str) -> str:
+def _bare(url: str, files: bool) -> str:
     """The URL without the pages that are wanted: what several of them name is fetched once."""
-    return str(split_pages(url, files=False)[0])
+    return str(split_pages(url, files=files and is_remote(url))[0])
 
 
 def _read(url: str, limits: MediaLimits) -> NamedBytes:
     if is_url(url):
         return NamedBytes(fetch(url, limits), describe(url))
+    if is_remote(url):
+        try:
+            return FileBytes(read_remote(url), describe(url))
+        except ConfigError as error:
+            raise MediaError(str(error)) from None
     if not limits.file_roots:
         raise MediaError("Expected a data: or http(s) URL, got a file: URL", hint="No folder is open to requests here.")
     with open_file_url(url, limits) as file:
         return NamedBytes(file.read(limits.max_bytes + 1), "The file of the file: URL")
+
+
+@contextmanager
+def decoding_apart(processor: Processor, count: int, seconds: float = DECODE_SECONDS) -> Iterator[None]:
+    """Within the block the media of a processor are decoded in `count` processes: a decoder that crashes, hangs or
+    takes all memory takes one request with it, and the others go on."""
+    with closing(MediaWorkers(count, seconds)) as workers:
+        workers.start()
+        before, processor.encode = processor.encode, fetching_first(workers.encode)
+        try:
+            yield
+        finally:
+            processor.encode = before
 
 
 def taking_turns(encode: MediaEncoder, count: int) -> MediaEncoder:

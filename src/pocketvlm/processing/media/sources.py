@@ -44,6 +44,10 @@ class NamedBytes(bytes):
         return type(self), (bytes(self), self.name, self.pages)
 
 
+class FileBytes(NamedBytes):
+    """The content of a file that the user himself named, which may be larger than the body of a request."""
+
+
 def open_source(source: object, name: str, limits: MediaLimits, files: bool, what: str, others: str) -> IO[bytes]:
     """A stream of a path, bytes, a data: or http(s) URL.
 
@@ -100,7 +104,8 @@ def read_bytes(source: str | bytes, limits: MediaLimits) -> bytes:
         return fetch(source, limits)
     else:
         body = _read_data_url(source, name, limits)
-    limits.check_bytes(len(body), name)
+    if not isinstance(source, FileBytes):
+        limits.check_bytes(len(body), name)
     if not body:
         raise MediaError(f"{name} is empty", hint="Check what it was made from.")
     return body
