@@ -25,7 +25,10 @@ IMAGE = ImageConfig(scale_resolution=224)
 
 
 def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_token_id: int) -> ModelConfig:
-    """MiniCPM-V 4.6 at toy width: every kind of layer, early compression at the same relative depth (a quarter).
+    """MiniCPM-V 4.6 at toy width: every kind of layer, early compression after a third of them.
+
+    The first two layers of the tower came when it could read, with heads that look at neighbours (`grow.py`). Without
+    them early compression stood after a quarter, as in the published model.
 
     Every second layer is full attention (every fourth in the published model): with four layers, reading needs two of
     them, one to find the place in the picture and one to copy what was found.

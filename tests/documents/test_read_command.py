@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.command import run
+from helpers.documents import pdf, rectangle, words
 from PIL import Image
 
 import pocketvlm
@@ -95,6 +96,24 @@ def test_html_of_a_model_does_nothing(hostile: str) -> None:
     for tag in ("<script", "<img", 'href="javascript'):
         assert tag not in made
     assert "<td>2</td>" in made
+
+
+def test_the_text_that_a_pdf_holds_stands_beside_what_the_model_reads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf(words("Total: 5.60"), words("second"), rectangle((255, 0, 0), 0, 0, 9, 9)))
+    Image.open(WORD).save(tmp_path / "b.png")
+    files = (f"{tmp_path}/a.pdf#2-3", f"{tmp_path}/a.pdf#1", str(tmp_path / "b.png"))
+    command = ("read", *files, "--out", str(tmp_path / "out"), "--max-tokens", "2")
+    assert run(capsys, *command, "--text-layer")[0] == 0
+    index = index_of(tmp_path / "out")
+    held = [row["text_layer"] and row["text_layer"].strip() for row in index]
+    assert held == ["second", "", "Total: 5.60", None]
+    assert run(capsys, *command, "--overwrite")[0] == 0
+    assert not any("text_layer" in row for row in index_of(tmp_path / "out"))
+    with pocketvlm.load("nano") as vlm:
+        rows = list(documents.read(vlm, files[0], max_tokens=1, text_layer=True))
+    assert [(row["page"], row["text_layer"].strip()) for row in rows] == [(2, "second"), (3, "")]
 
 
 def test_boxes_are_kept_in_html() -> None:

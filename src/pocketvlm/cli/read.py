@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a folder, made if it is not there")
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="of the files (default markdown)")
+    layer = "add the text that a PDF itself holds to the index, beside what the model reads"
+    parser.add_argument("--text-layer", action="store_true", help=layer)
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
     add_document_arguments(parser)
 
@@ -93,16 +95,17 @@ def _run(args: argparse.Namespace) -> int:
     with open_done(args.out / JOURNAL, job.identity()) as done:
         job.run(done, write)
 
-        def rows() -> Iterator[dict[str, Any]]:
+        def rows(*, text_layer: bool = False) -> Iterator[dict[str, Any]]:
             """From the journal each time: of a million pages no list would be short."""
             for document in documents:
                 values = [done.get(key) or {} for key in keys_of(document)]
-                yield from index_rows(document, values, None if document.error else str(names[document]))
+                out = None if document.error else str(names[document])
+                yield from index_rows(document, values, out, text_layer=text_layer)
 
         failed = sum(bool(row["error"]) for row in rows())
         if failed or failures.exists():
             write_rows(failures, lambda: (row for row in rows() if row["error"]))
-        write_rows(index, rows)
+        write_rows(index, lambda: rows(text_layer=args.text_layer))
         report_failures((row for row in rows() if row["error"]), failed)
     seconds = time.perf_counter() - began
     if args.json:

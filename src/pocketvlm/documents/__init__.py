@@ -80,6 +80,7 @@ def read(
     files: Files,
     *,
     format: str = "markdown",
+    text_layer: bool = False,
     prompt: str | None = None,
     concurrency: int = CONCURRENCY,
     **options: Any,
@@ -89,6 +90,7 @@ def read(
     Args:
         files, concurrency, options: as for `extract`.
         format: markdown, text or html, which decides what is asked; `prompt` is asked instead where it is given.
+        text_layer: add `text_layer`, the text that a PDF itself holds: None of a picture, "" of a scan without one.
 
     Yields:
         `file`, `page` (from 1; None for a file that cannot be read), `text`, `tokens`, `seconds`, `finish_reason`,
@@ -103,7 +105,7 @@ def read(
     return (
         page
         for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task)
-        for page in reading.page_rows(document, values, format)
+        for page in reading.page_rows(document, values, format, text_layer=text_layer)
     )
 
 

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value
 from pocketvlm.documents.pages import PageTask
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.kinds import HEAD_BYTES, is_pdf
+from pocketvlm.processing.media.pdf import page_texts
+from pocketvlm.remote_files import read_remote
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
@@ -56,19 +59,39 @@ def check_format(form: str) -> str:
     return form
 
 
-def page_rows(document: Document, values: Sequence[Value], form: str = "markdown") -> Iterator[dict[str, Any]]:
+def page_rows(
+    document: Document, values: Sequence[Value], form: str = "markdown", *, text_layer: bool = False
+) -> Iterator[dict[str, Any]]:
     """Of each page `file`, `page` (from 1), `text`, `tokens`, `seconds`, `finish_reason`, `mean_logprob`, `error`; one
-    row without a page where the document could not be read."""
+    row without a page where the document could not be read.
+
+    Args:
+        text_layer: add `text_layer`, the text that a PDF itself holds; None of what is none.
+    """
+    none: dict[str, Any] = {"text_layer": None} if text_layer else {}
     if document.error:
-        yield {"file": document.name, "page": None, **_LOST, "error": document.error}
-    for page, value in zip(document.pages, values, strict=True):
+        yield {"file": document.name, "page": None, **_LOST, **none, "error": document.error}
+    layers = _text_layers(document) if text_layer else ()
+    for number, (page, value) in enumerate(zip(document.pages, values, strict=True)):
         text = as_html(value["text"]) if form == "html" and not value["error"] else value["text"]
-        yield {"file": document.name, "page": page, **value, "text": text}
+        layer = {"text_layer": layers[number]} if layers else none
+        yield {"file": document.name, "page": page, **value, "text": text, **layer}
 
 
-def index_rows(document: Document, values: Sequence[Value], out: str | None) -> Iterator[dict[str, Any]]:
+def _text_layers(document: Document) -> Sequence[str | None]:
+    """Of each page; none where the file is no PDF, or cannot be read any more."""
+    try:
+        body = document.path.read_bytes() if document.url is None else read_remote(document.url)
+        return page_texts(body, document.pages) if is_pdf(body[:HEAD_BYTES]) else ()
+    except (OSError, ConfigError, MediaError):
+        return ()
+
+
+def index_rows(
+    document: Document, values: Sequence[Value], out: str | None, *, text_layer: bool = False
+) -> Iterator[dict[str, Any]]:
     """A line of the index for each page: as `page_rows`, with the file that was written in the place of the text."""
-    for row in page_rows(document, values):
+    for row in page_rows(document, values, text_layer=text_layer):
         fields = {"file": row.pop("file"), "page": row.pop("page"), "out": out}
         yield {**fields, **{name: value for name, value in row.items() if name != "text"}}
 

@@ -14,7 +14,7 @@ import ctypes
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -266,11 +266,18 @@ def page_text(data: bytes, page: int, limits: MediaLimits | None = None) -> str:
     Raises:
         MediaError: as `PdfReader`; there is no such page.
     """
+    return page_texts(data, (page,), limits)[0]
+
+
+def page_texts(data: bytes, pages: Sequence[int], limits: MediaLimits | None = None) -> list[str]:
+    """`page_text` of several pages."""
     name = getattr(data, "name", "The given data")
     with closing(PdfReader(BytesIO(data), name, limits or MediaLimits(), Resolution())) as reader:
-        if not 1 <= page <= reader.count:
-            raise MediaError(f"{name} has {reader.count} pages, there is no page {page}", hint="Pages count from 1.")
-        return reader.text(page - 1)
+        for page in pages:
+            if not 1 <= page <= reader.count:
+                told = f"{name} has {reader.count} pages, there is no page {page}"
+                raise MediaError(told, hint="Pages count from 1.")
+        return [reader.text(page - 1) for page in pages]
 
 
 def _load_pdfium() -> Any:
