@@ -216,7 +216,7 @@ CURRICULUM: tuple[Stage, ...] = (
     Stage("tower", (Share("words", 0, 1.0),), 1152, 0.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("strips", STRIPS, 1536, 1.60, HYBRID, SEES, alone=1, cells=1.0, as_is=1.0),
     Stage("sizes", ANY_SIZE, 2048, 1.40, HYBRID, SEES, alone=1, cells=1.0, as_is=0.8, rate=0.5),
-    Stage("print", CELLS, 8192, 0.60, MOSTLY_4X, SEES, alone=1, cells=1.0, rate=0.5),
+    Stage("print", CELLS, 8192, 0.40, MOSTLY_4X, SEES, alone=1, cells=1.0, rate=0.5),
     _with_decoder("first words", FIRST_WORDS, 1024, 1.20, as_is=1.0),
     _with_decoder("reading aloud", ALOUD, 3072, 1.60),
     _with_decoder("first pairs", FIRST_PAIRS, 3072, 1.40, questions=6),
