@@ -58,7 +58,13 @@ def position_waves(model: MiniCPMV) -> Tensor:
 
 @torch.no_grad()
 def start_from(
-    model: MiniCPMV, reader: nn.Module, checkpoint: Path, tokenizer: Tokenizer, *, add_positions: bool = False
+    model: MiniCPMV,
+    reader: nn.Module,
+    checkpoint: Path,
+    tokenizer: Tokenizer,
+    *,
+    add_positions: bool = False,
+    compressed_elsewhere: bool = False,
 ) -> None:
     """Take over the weights of `checkpoint`: a model's folder, or that of a run (then `reader`, the heads of the dense
     losses, are taken over as well).
@@ -70,13 +76,14 @@ def start_from(
         CheckpointError: it compresses views behind another layer, or the heads are those of another recipe.
 
     Args:
+        compressed_elsewhere: take it over though it compresses views behind another layer.
         add_positions: add `position_waves`, which models trained before there were any lack.
     """
     if (checkpoint / READER).is_file():
         _take_heads(reader, load_file(checkpoint / READER))
         checkpoint = checkpoint / "model"
     before = load_model(checkpoint)
-    if before.config.insert_layer_id != model.config.insert_layer_id:
+    if before.config.insert_layer_id != model.config.insert_layer_id and not compressed_elsewhere:
         was, is_now = before.config.insert_layer_id, model.config.insert_layer_id
         raise CheckpointError(
             f"{checkpoint} compresses behind layer {was}, nano of today behind layer {is_now}",
