@@ -33,7 +33,7 @@ from pocketvlm.api.many import answer_many
 from pocketvlm.documents.extracting import extraction
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done
-from pocketvlm.documents.pages import CONCURRENCY, PageTask, requests_of
+from pocketvlm.documents.pages import CONCURRENCY, PageTask, pages_to_ask, request_of
 from pocketvlm.documents.schema import schema_of
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.machine import processor_name
@@ -71,7 +71,7 @@ def by_extract(vlm: pocketvlm.VLM, folder: Path, options: Mapping[str, Any]) -> 
 def by_engine(vlm: pocketvlm.VLM, opened: Sequence[Document], task: PageTask) -> tuple[float, float]:
     """Seconds for all answers, and how long they were prepared before, on one core."""
     began = time.perf_counter()
-    requests = list(requests_of(opened, Done(), task))
+    requests = [request_of(key, document, task) for key, document in pages_to_ask(opened, Done())]
     jobs = [vlm.prepare(messages, options) for _, messages, options in requests]
     prepared = time.perf_counter()
 
