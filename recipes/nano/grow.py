@@ -149,8 +149,9 @@ def main() -> None:
     try:
         grow(load_model(args.run / "model"), learner.model)
         learner.reader.load_state_dict(load_file(args.run / READER))
-    except (PocketVLMError, OSError, ValueError) as error:
-        raise SystemExit(f"{args.run} does not grow to nano's shapes of today: {error}") from None
+    except (PocketVLMError, OSError, ValueError, RuntimeError) as error:  # of other widths, or another vocabulary
+        reason = " ".join(str(error).split())
+        raise SystemExit(f"{args.run} does not grow to nano's shapes of today: {reason:.300}") from None
     write_run(learner, args.out)
 
 

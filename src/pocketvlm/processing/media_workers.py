@@ -84,7 +84,7 @@ def _urls(part: MediaPart, files: bool) -> list[str]:
 
 
 def _is_fetched(text: str, files: bool) -> bool:
-    return is_url(text) or is_file_url(text) or (files and is_remote(text))
+    return is_url(text) or (is_remote(text) if files else is_file_url(text))
 
 
 def _replaced(source: Any, found: dict[str, NamedBytes], files: bool) -> Any:

@@ -275,8 +275,8 @@ def page_texts(data: bytes, pages: Sequence[int], limits: MediaLimits | None = N
     with closing(PdfReader(BytesIO(data), name, limits or MediaLimits(), Resolution())) as reader:
         for page in pages:
             if not 1 <= page <= reader.count:
-                told = f"{name} has {reader.count} pages, there is no page {page}"
-                raise MediaError(told, hint="Pages count from 1.")
+                message = f"{name} has {reader.count} pages, there is no page {page}"
+                raise MediaError(message, hint="Pages count from 1.")
         return [reader.text(page - 1) for page in pages]
 
 
