@@ -31,9 +31,11 @@ from pocketvlm.documents.reading import (
     INDEX,
     JOURNAL,
     OWN_FILES,
+    TextLayers,
     index_rows,
     make_folder,
     output_names,
+    text_layers,
     transcription,
     written,
 )
@@ -95,17 +97,18 @@ def _run(args: argparse.Namespace) -> int:
     with open_done(args.out / JOURNAL, job.identity()) as done:
         job.run(done, write)
 
-        def rows(*, text_layer: bool = False) -> Iterator[dict[str, Any]]:
+        def rows(layers: TextLayers | None = None) -> Iterator[dict[str, Any]]:
             """From the journal each time: of a million pages no list would be short."""
             for document in documents:
                 values = [done.get(key) or {} for key in keys_of(document)]
                 out = None if document.error else str(names[document])
-                yield from index_rows(document, values, out, text_layer=text_layer)
+                yield from index_rows(document, values, out, layers=layers)
 
         failed = sum(bool(row["error"]) for row in rows())
         if failed or failures.exists():
             write_rows(failures, lambda: (row for row in rows() if row["error"]))
-        write_rows(index, lambda: rows(text_layer=args.text_layer))
+        with text_layers(args.text_layer) as layers:
+            write_rows(index, lambda: rows(layers))
         report_failures((row for row in rows() if row["error"]), failed)
     seconds = time.perf_counter() - began
     if args.json:

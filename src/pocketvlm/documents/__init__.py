@@ -102,11 +102,13 @@ def read(
     _check_options(options)
     task = reading.transcription(prompt or packaged()[reading.check_format(format)], options)
     opened = _open(files)
-    return (
-        page
-        for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task)
-        for page in reading.page_rows(document, values, format, text_layer=text_layer)
-    )
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with reading.text_layers(text_layer) as layers:
+            for document, values in answer_documents(partial(ask_here, vlm, concurrency), opened, Done(), task):
+                yield from reading.page_rows(document, values, format, layers=layers)
+
+    return rows()
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

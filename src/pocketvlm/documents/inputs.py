@@ -8,21 +8,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.media.limits import MediaLimits
-from pocketvlm.processing.media.page_reader import open_pages
+from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.processing.media.pages import split_pages
-from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.processing.media.sources import NamedBytes, is_path
-from pocketvlm.remote_files import MAX_BYTES, RemoteFile, exists, find_remote, forget_contents, is_remote, read_remote
+from pocketvlm.remote_files import RemoteFile, exists, find_remote, forget_contents, is_remote, read_remote
 
 FETCHED_AHEAD = 8  # documents elsewhere
-# Pages are asked for one by one, so that a document may have many; what is elsewhere may be as large as what is here.
-_MANY = MediaLimits(max_images=1_000_000, max_bytes=MAX_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,25 +149,26 @@ def _as_path(path: Path) -> str:
     return str(path) if is_path(str(path)) else f"./{path}"
 
 
-def open_documents(files: Iterable[Found], resolution: Resolution | None = None) -> Iterator[Document]:
+def open_documents(files: Iterable[Found]) -> Iterator[Document]:
     """Look into each file, in their order; what is wrong with one is its `error`, and the others go on."""
     forget_contents()
-    for (name, place, url, choice), fetched in _fetched(files):
-        bare, pages_of_file = (url, choice) if url is not None else split_pages(name)
-        about: dict[str, Any] = {"name": name, "path": Path(str(bare)), "place": place, "choice": pages_of_file}
-        about["url"] = url
-        try:
-            body = None if fetched is None else fetched.result()
-            digest = _digest(about["path"]) if body is None else hashlib.sha256(body).hexdigest()
-            source = name if body is None else NamedBytes(body, name, choice)
-            with open_pages(source, _MANY, True, resolution or Resolution()) as pages:
-                for index in pages.indices[:1]:
-                    pages.reader.size(index)  # some readers look into the file only now
-                numbers = tuple(dict.fromkeys(index + 1 for index in pages.indices))
-            yield Document(**about, pages=numbers, digest=digest)
-        except (ConfigError, MediaError, OSError) as error:
-            reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-            yield Document(**about, error=reason)
+    with DocumentOpener() as opener:
+        for file, fetched in _fetched(files):
+            yield _opened(opener, file, fetched)
+
+
+def _opened(opener: DocumentOpener, file: Found, fetched: Future[bytes] | None) -> Document:
+    name, place, url, choice = file
+    bare, pages_of_file = (url, choice) if url is not None else split_pages(name)
+    document = Document(name, Path(str(bare)), place=place, choice=pages_of_file, url=url)
+    try:
+        body = None if fetched is None else fetched.result()
+        digest = _digest(document.path) if body is None else hashlib.sha256(body).hexdigest()
+        pages = opener.pages(name if body is None else NamedBytes(body, name, choice))
+        return replace(document, pages=pages, digest=digest)
+    except (ConfigError, MediaError, OSError) as error:
+        reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return replace(document, error=reason)
 
 
 def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, Future[bytes] | None]]:

@@ -6,7 +6,8 @@ import html
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,7 @@ from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value
 from pocketvlm.documents.pages import PageTask
 from pocketvlm.errors import ConfigError, MediaError
-from pocketvlm.processing.media.kinds import HEAD_BYTES, is_pdf
-from pocketvlm.processing.media.pdf import page_texts
+from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.remote_files import read_remote
 
 if TYPE_CHECKING:
@@ -59,39 +59,52 @@ def check_format(form: str) -> str:
     return form
 
 
+# Of each page of a document the text that the file itself holds; nothing of a document that has none.
+TextLayers = Callable[[Document], Sequence[str]]
+
+
 def page_rows(
-    document: Document, values: Sequence[Value], form: str = "markdown", *, text_layer: bool = False
+    document: Document, values: Sequence[Value], form: str = "markdown", *, layers: TextLayers | None = None
 ) -> Iterator[dict[str, Any]]:
     """Of each page `file`, `page` (from 1), `text`, `tokens`, `seconds`, `finish_reason`, `mean_logprob`, `error`; one
     row without a page where the document could not be read.
 
     Args:
-        text_layer: add `text_layer`, the text that a PDF itself holds; None of what is none.
+        layers: add `text_layer`, the text that a PDF itself holds; None of what is none.
     """
-    none: dict[str, Any] = {"text_layer": None} if text_layer else {}
+    none: dict[str, Any] = {} if layers is None else {"text_layer": None}
     if document.error:
         yield {"file": document.name, "page": None, **_LOST, **none, "error": document.error}
-    layers = _text_layers(document) if text_layer else ()
+    texts = () if layers is None or document.error else layers(document)
     for number, (page, value) in enumerate(zip(document.pages, values, strict=True)):
         text = as_html(value["text"]) if form == "html" and not value["error"] else value["text"]
-        layer = {"text_layer": layers[number]} if layers else none
+        layer = {"text_layer": texts[number]} if texts else none
         yield {"file": document.name, "page": page, **value, "text": text, **layer}
 
 
-def _text_layers(document: Document) -> Sequence[str | None]:
-    """Of each page; none where the file is no PDF, or cannot be read any more."""
-    try:
-        body = document.path.read_bytes() if document.url is None else read_remote(document.url)
-        return page_texts(body, document.pages) if is_pdf(body[:HEAD_BYTES]) else ()
-    except (OSError, ConfigError, MediaError):
-        return ()
+@contextmanager
+def text_layers(wanted: bool) -> Iterator[TextLayers | None]:
+    """What `page_rows` takes; None where none are `wanted`. Where a file cannot be read any more it has none."""
+    if not wanted:
+        yield None
+        return
+    with DocumentOpener() as opener:
+
+        def layers(document: Document) -> Sequence[str]:
+            try:
+                source = str(document.path) if document.url is None else read_remote(document.url)
+                return opener.texts(source, document.pages) or ()
+            except (ConfigError, MediaError):
+                return ()
+
+        yield layers
 
 
 def index_rows(
-    document: Document, values: Sequence[Value], out: str | None, *, text_layer: bool = False
+    document: Document, values: Sequence[Value], out: str | None, *, layers: TextLayers | None = None
 ) -> Iterator[dict[str, Any]]:
     """A line of the index for each page: as `page_rows`, with the file that was written in the place of the text."""
-    for row in page_rows(document, values, text_layer=text_layer):
+    for row in page_rows(document, values, layers=layers):
         fields = {"file": row.pop("file"), "page": row.pop("page"), "out": out}
         yield {**fields, **{name: value for name, value in row.items() if name != "text"}}
 

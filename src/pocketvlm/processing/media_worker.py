@@ -11,18 +11,17 @@ import logging
 import os
 import pickle
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from pocketvlm.errors import ConfigError, EngineError, MediaError
+from pocketvlm.processing.confinement import confine
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
 from pocketvlm.processing.media_forkserver import end_forkserver
 from pocketvlm.processing.patches.image import ImageViews
@@ -131,12 +130,7 @@ class Worker:
 
 def _serve(line: Connection) -> None:
     """What a worker does until its line ends."""
-    with suppress(ValueError, OSError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to answer
-    if sys.platform.startswith("linux"):
-        with suppress(OSError):  # where memory runs out, a picture goes and not the server
-            Path("/proc/self/oom_score_adj").write_text("500")
-    _limit_memory()
+    confine(MEMORY)  # Ctrl-C is the server's to answer
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
@@ -146,20 +140,6 @@ def _serve(line: Connection) -> None:
             else:
                 _answer(line, task)
     os._exit(0)
-
-
-def _limit_memory() -> None:
-    """What a file makes a decoder ask for beyond `MEMORY` is refused, where the system keeps such limits."""
-    if not sys.platform.startswith("linux"):
-        return
-    import resource
-
-    with suppress(OSError, ValueError, IndexError):
-        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = now + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], list[Units]] = encode_media) -> None:
