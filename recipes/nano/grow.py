@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""More layers for a tower that reads already.
+"""More layers for a model that reads already.
 
     python -m recipes.nano.grow --run runs/before --out runs/grown
     python -m recipes.nano.train --init runs/grown --stage print --seed 2 --out runs/nano
@@ -7,7 +7,9 @@
 Trained from nothing, the first layers of nano's tower attend evenly over the whole picture: a patch learns late, and
 only blurred, what stands in the patch beside it, though most letters reach into several (docs/log.md). So new layers
 come first, whose heads look at one neighbour each from the start. Layers in the middle are cut in two halves: the same
-layer twice, each with half of its output, compute nearly what the one did.
+layer twice, each with half of its output, compute nearly what the one did. In the decoder the first pair of layers
+comes again behind itself, with a small output: what is looked up by two names wants one more look. (A pair of the
+decoder in halves is far from the whole: of its four layers each adds too much.)
 
 Shapes:  P patches of a view · D hidden size of the tower · E of a head
 """
@@ -37,8 +39,10 @@ from recipes.nano.views import encode_picture
 # (down, right) of the patch that each head of each new layer looks at.
 NEIGHBOURS = (((0, -1), (0, 1), (1, 0)), ((-1, 0), (0, -1), (0, 1)))
 HALVED = (3, 5)  # layers, counted before there are new ones
-OUTPUTS = ("self_attn.out_proj.", "mlp.fc2.")
+AGAIN = (0, 1)  # layers of the decoder that come again behind the last of them
+OUTPUTS = ("self_attn.out_proj.", "mlp.fc2.", "linear_attn.out_proj.", "self_attn.o_proj.", "mlp.down_proj.")
 START = 0.3  # of the usual size of weights: what new layers add to the residual stream
+ECHO = 0.2  # of their first outputs: what layers of the decoder add where they come again
 
 PICTURES = ("words", "paragraph", "receipt", "table")  # of several shapes
 
@@ -96,29 +100,35 @@ def grow(
     *,
     neighbours: Sequence[Sequence[tuple[int, int]]] = NEIGHBOURS,
     halved: Sequence[int] = HALVED,
+    again: Sequence[int] = (),
     steps: int = 400,
 ) -> None:
-    """Give `after`, of the same widths but `len(neighbours) + len(halved)` more layers, the weights of `before`.
+    """Give `after`, of the same widths but with more layers, the weights of `before`.
+
+    Args:
+        neighbours: of the heads of new first layers of the tower.
+        halved: layers of the tower that are cut in two.
+        again: layers of the decoder, one behind the other, that come again behind the last of them.
 
     Raises:
         ValueError: the numbers of layers do not fit.
     """
     old, new = before.vision_tower.layers, after.vision_tower.layers
-    order = sorted([*range(len(old)), *halved])
-    if len(new) != len(neighbours) + len(order):
-        raise ValueError(f"{len(old)} layers grow to {len(neighbours) + len(order)}, not to {len(new)}")
-    views = list(some_views(before, 24))
-    width = before.config.vision.hidden_size // before.config.vision.num_attention_heads
+    text = before.language_model.layers
+    end = max(again, default=-1) + 1
     with torch.no_grad():
-        known = {name: p for name, p in before.named_parameters() if ".layers." not in name or "vision" not in name}
+        known = {name: p for name, p in before.named_parameters() if ".layers." not in name}
         for name, p in after.named_parameters():
             if name in known:
                 p.copy_(known[name])
-        for layer, number in zip(list(new)[len(neighbours) :], order, strict=True):
-            layer.load_state_dict(old[number].state_dict())
-            if number in halved:
-                for name, p in layer.named_parameters():
-                    p.mul_(0.5 if name.startswith(OUTPUTS) else 1.0)
+        order = [(i, 0.5 if i in halved else 1.0) for i in sorted([*range(len(old)), *halved])]
+        _take_layers(old, list(new)[len(neighbours) :], order)
+        parts = ((range(end), 1.0), (again, ECHO), (range(end, len(text)), 1.0))
+        _take_layers(text, list(after.language_model.layers), [(i, share) for some, share in parts for i in some])
+    if not neighbours:
+        return
+    views = list(some_views(before, 24))
+    width = before.config.vision.hidden_size // before.config.vision.num_attention_heads
     for layer, offsets in zip(new, neighbours, strict=False):
         heads = [look_at(views, offset, width, steps) for offset in offsets]
         with torch.no_grad():
@@ -128,6 +138,16 @@ def grow(
                 projection = getattr(layer.self_attn, name)
                 projection.weight.copy_(torch.cat([head[name].weight for head in heads]))
                 projection.bias.copy_(torch.cat([head[name].bias for head in heads]))
+
+
+def _take_layers(old: nn.ModuleList, new: Sequence[nn.Module], order: Sequence[tuple[int, float]]) -> None:
+    """Layers of `old` into `new`, each with a share of its outputs: `order` is (number, share)."""
+    if len(new) != len(order):
+        raise ValueError(f"{len(old)} layers grow to {len(order)}, not to {len(new)}")
+    for layer, (number, share) in zip(new, order, strict=True):
+        layer.load_state_dict(old[number].state_dict())
+        for name, p in layer.named_parameters():
+            p.mul_(share if name.startswith(OUTPUTS) else 1.0)
 
 
 def _begin(layer: nn.Module) -> None:
@@ -141,13 +161,27 @@ def _begin(layer: nn.Module) -> None:
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--run", type=Path, required=True, help="the --out folder of a training with fewer layers")
+    cli.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="the --out folder of a training with fewer layers",
+    )
     cli.add_argument("--out", type=Path, required=True, help="folder that a training can begin with (--init)")
     cli.add_argument("--seed", type=int, default=0, help="of the new weights")
     args = cli.parse_args()
     learner = new_learner(args.seed)
     try:
-        grow(load_model(args.run / "model"), learner.model)
+        before = load_model(args.run / "model")
+        is_seeing = len(before.vision_tower.layers) == len(learner.model.vision_tower.layers)
+        is_finding = len(before.language_model.layers) == len(learner.model.language_model.layers)
+        grow(
+            before,
+            learner.model,
+            neighbours=() if is_seeing else NEIGHBOURS,
+            halved=() if is_seeing else HALVED,
+            again=() if is_finding else AGAIN,
+        )
         learner.reader.load_state_dict(load_file(args.run / READER))
     except (PocketVLMError, OSError, ValueError, RuntimeError) as error:  # of other widths, or another vocabulary
         reason = " ".join(str(error).split())

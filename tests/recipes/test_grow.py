@@ -1,4 +1,4 @@
-"""A tower with more layers: the new first ones look at neighbours, and halves of layers compute what the whole did."""
+"""More layers: the new first ones look at neighbours, and halves of layers compute what the whole did."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import Size, View
-from recipes.nano.grow import OUTPUTS, grow, look_at, some_views
+from recipes.nano.grow import ECHO, OUTPUTS, grow, look_at, some_views
 from recipes.nano.settings import ASSETS, IMAGE
 
 LEFT, BELOW = (0, -1), (1, 0)
@@ -23,10 +24,20 @@ def nano() -> MiniCPMV:
     return load_model(ASSETS)
 
 
-def larger(model: MiniCPMV, more: int) -> MiniCPMV:
-    vision = dataclasses.replace(model.config.vision, num_hidden_layers=model.config.vision.num_hidden_layers + more)
+def larger(model: MiniCPMV, more: int, pairs: int = 0) -> MiniCPMV:
+    """With more layers of the tower, and more pairs of those of the decoder."""
+    config = model.config
+    vision = dataclasses.replace(config.vision, num_hidden_layers=config.vision.num_hidden_layers + more)
+    types = config.text.layer_types + config.text.layer_types[:2] * pairs
+    text = dataclasses.replace(config.text, num_hidden_layers=len(types), layer_types=types)
     torch.manual_seed(0)
-    return MiniCPMV(dataclasses.replace(model.config, vision=vision), IMAGE.image_mean, IMAGE.image_std)
+    return MiniCPMV(dataclasses.replace(config, vision=vision, text=text), IMAGE.image_mean, IMAGE.image_std)
+
+
+def states(model: MiniCPMV) -> Tensor:
+    ids = torch.arange(30, 120)
+    with torch.no_grad():
+        return model(ids, PackedBatch.of([Segment(len(ids), 0)]))
 
 
 def features(model: MiniCPMV) -> Tensor:
@@ -47,6 +58,23 @@ def test_half_a_layer_twice_is_nearly_the_layer(nano: MiniCPMV) -> None:
             for name, p in grown.vision_tower.layers[layer].named_parameters():
                 p.mul_(2 if name.startswith(OUTPUTS) else 1)
     assert (one - features(grown)).norm() / one.norm() > 2 * halves
+
+
+def test_a_pair_of_the_decoder_that_comes_again_changes_little(nano: MiniCPMV) -> None:
+    grown = larger(nano, 0, pairs=1)
+    grow(nano, grown, neighbours=(), halved=(), again=(0, 1))
+    assert torch.equal(features(nano), features(grown))
+    one = states(nano)
+    echo = (one - states(grown)).norm() / one.norm()
+    assert 0 < echo < 0.25
+    for here, there in ((0, 0), (1, 1), (2, 4), (3, 5)):
+        for name, p in nano.language_model.layers[here].named_parameters():
+            assert torch.equal(p, grown.language_model.layers[there].get_parameter(name)), name
+    with torch.no_grad():  # the whole pair again does not
+        for layer in (2, 3):
+            for name, p in grown.language_model.layers[layer].named_parameters():
+                p.mul_(1 / ECHO if name.startswith(OUTPUTS) else 1)
+    assert (one - states(grown)).norm() / one.norm() > 2 * echo
 
 
 def test_new_layers_come_first_and_the_others_keep_their_weights(nano: MiniCPMV) -> None:
