@@ -22,7 +22,7 @@ from pocketvlm.model.hub import resolve
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, and a processor that has what is needed."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.NEEDED))
+    monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx512"].needs)
     compiled = library.compiled
     compiled.cache_clear()
     yield tmp_path / "operators"
@@ -61,7 +61,7 @@ def test_another_source_or_processor_is_another_library(tmp_path: Path, monkeypa
     monkeypatch.setattr(library, "SOURCES", sources)
     library.compiled.cache_clear()
     found.add(library.compiled())
-    monkeypatch.setattr(library, "processor_flags", lambda: frozenset({*library.NEEDED, "new"}))
+    monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx512"].needs | {"new"})
     library.compiled.cache_clear()
     found.add(library.compiled())
     assert len(found) == 3
@@ -113,6 +113,54 @@ def test_tiles_are_another_library_and_what_cannot_be_had_is_refused(
         library.compiled.cache_clear()
         with pytest.raises(ConfigError, match=reason):
             library.compiled()
+
+
+@pytest.mark.usefixtures("place")
+def test_the_best_kind_that_was_measured_is_taken_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler(tmp_path, 'for out; do :; done; echo "$@" > "$out"'))
+    flags = frozenset[str]().union(*(kind.needs for kind in library.KINDS.values()))
+    found: dict[str, Path | None] = {}
+    for has, wanted, kind in (
+        (flags, "", "avx512"),
+        (flags, "auto", "avx512"),
+        (flags, "avx2", "avx2"),
+        (flags, "neon", "neon"),
+        (flags, "standard", None),
+        (frozenset({"avx2", "fma", "avx_vnni"}), "", None),
+        (frozenset({"avx2", "fma", "avx_vnni"}), "avx_vnni", "avx_vnni"),
+        (frozenset({"asimddp"}), "", None),
+    ):
+        monkeypatch.setattr(library, "processor_flags", lambda has=has: has)
+        monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, wanted)
+        library.compiled.cache_clear()
+        made = library.compiled()
+        assert library.instructions() == kind
+        assert library.is_possible() == (made is not None) == (kind is not None)
+        if kind is not None and made is not None:
+            found[kind] = made
+            assert all(flag in made.read_text().split() for flag in library.KINDS[kind].flags)
+    assert len(set(found.values())) == 4
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("wanted", "reason"), [("avx3", "avx3 is unknown. Use one of auto, standard, avx512"), ("neon", "no asimddp")]
+)
+def test_a_kind_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str, reason: str) -> None:
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, wanted)
+    with pytest.raises(ConfigError, match=reason):
+        library.compiled()
+
+
+@pytest.mark.usefixtures("place")
+def test_tiles_go_with_the_kind_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx2"].needs)
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, "avx2")
+    monkeypatch.setenv(library.TILES_VARIABLE, "plain")
+    with pytest.raises(ConfigError, match="avx512 only"):
+        library.compiled()
 
 
 @pytest.mark.usefixtures("place")

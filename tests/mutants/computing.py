@@ -11,6 +11,16 @@ MUTANTS = [
         "export/test_tile_product.py",
         ("        sum += static_cast<int8_t>", "        sum -= static_cast<int8_t>", "test_tiles_change_no_bit"),
     ),
+    *of(
+        "kernels/onnx_ops/products_avx2.h",
+        "export/test_instructions.py",
+        ("_mm256_srli_epi16(bytes, 8)}", "_mm256_srai_epi16(bytes, 8)}", "test_products_are_exact_on_every_kind"),
+        (
+            "x < end; x += 2, w += kColumns",
+            "x + 2 < end; x += 2, w += kColumns",
+            "test_attention_is_that_of_every_kind",
+        ),
+    ),
     # The engine.
     *of(
         "engine/scheduler.py",

@@ -68,8 +68,8 @@ def describe_choice(directory: ModelDirectory) -> str:
         manifest = Manifest.read(directory.path)
         return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
     if _is_for_onnx(directory, device, "auto", "auto", "auto"):
-        operators = "compiled" if library.is_possible() else "standard"
-        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators} operators"
+        operators = f"compiled operators ({library.instructions()})" if library.is_possible() else "standard operators"
+        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators}"
     return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
 
 

@@ -92,7 +92,8 @@ def _check_compiled(quantization: Quantization) -> None:
     if library.compiled() is None:
         raise ConfigError(
             "operators cannot be compiled here: a C++ compiler and a processor with AVX-512 VNNI are needed",
-            hint="Leave --operators out: standard ones compute the same.",
+            hint="Leave --operators out: standard ones compute the same. Other processors: POCKETVLM_INSTRUCTIONS in "
+            "docs/onnx.md.",
         )
 
 

@@ -163,7 +163,8 @@ class ONNXRunner:
             torch.set_num_threads(before)
 
     def describe(self) -> str:
-        made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators"
+        kind = f" ({library.instructions()})" if self.operators else ""
+        made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators{kind}"
         return f"ONNX Runtime on {self.threads} threads, {made_of}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:

@@ -87,23 +87,23 @@ class CausalConv {
 
   void convolve(const Head& head, bool has_length_one) const {
     for (int64_t c = 0; c < head_; c += kLanes) {
-      __m512 taps[kTaps], window[kTaps];
-      for (int64_t w = 0; w <= head.keep; ++w) taps[w] = _mm512_loadu_ps(head.taps + w * head.channels + c);
-      for (int64_t w = 0; w < head.keep; ++w) window[w] = _mm512_loadu_ps(head.past + w * head.channels + c);
+      Floats taps[kTaps], window[kTaps];
+      for (int64_t w = 0; w <= head.keep; ++w) taps[w] = load(head.taps + w * head.channels + c);
+      for (int64_t w = 0; w < head.keep; ++w) window[w] = load(head.past + w * head.channels + c);
       for (int64_t s = 0; s < head.count; ++s) {
-        window[head.keep] = _mm512_loadu_ps(head.x + s * head.stride + c);
-        __m512 sum = _mm512_mul_ps(taps[0], window[0]);
-        for (int64_t w = 1; w <= head.keep; ++w) sum = _mm512_fmadd_ps(taps[w], window[w], sum);
+        window[head.keep] = load(head.x + s * head.stride + c);
+        Floats sum = multiply(taps[0], window[0]);
+        for (int64_t w = 1; w <= head.keep; ++w) sum = multiply_add(taps[w], window[w], sum);
         for (int64_t w = 0; w < head.keep; ++w) window[w] = window[w + 1];
-        _mm512_storeu_ps(head.out + s * head.out_stride + c, silu(sum));
+        store(head.out + s * head.out_stride + c, silu(sum));
       }
-      for (int64_t w = 0; w < head.keep; ++w) _mm512_storeu_ps(head.present + w * head.channels + c, window[w]);
+      for (int64_t w = 0; w < head.keep; ++w) store(head.present + w * head.channels + c, window[w]);
     }
     for (int64_t s = 0; has_length_one && s < head.count; ++s) {
       float* out = head.out + s * head.out_stride;
-      const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(sum_of_squares(out, head_) + epsilon_));
+      const Floats scale = all(1.0f / std::sqrt(sum_of_squares(out, head_) + epsilon_));
       for (int64_t c = 0; c < head_; c += kLanes)
-        _mm512_storeu_ps(out + c, _mm512_mul_ps(_mm512_loadu_ps(out + c), scale));
+        store(out + c, multiply(load(out + c), scale));
     }
   }
 

@@ -13,21 +13,14 @@ constexpr int kMixed = 32;  // inputs that a rotation mixes
 
 enum class Activation : int64_t { kNone = 0, kSilu = 1, kSigmoid = 2 };
 
-// Hadamard's matrix over 32 values that lie in two registers, each of size 32^-0.5: sums and differences at distances
+// Hadamard's matrix over 32 values that lie in two times sixteen, each of size 32^-0.5: sums and differences at distances
 // 16, 8, 4, 2, 1.
-inline void mix(__m512& a, __m512& b) {
-  const __m512 sum = _mm512_add_ps(a, b), difference = _mm512_sub_ps(a, b);
-  a = sum, b = difference;
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int distance = 8; distance; distance /= 2) {
-    const __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(distance));
-    const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(distance));
-    // The lower of two gets their sum, the upper lower minus upper.
-    a = _mm512_add_ps(_mm512_permutexvar_ps(other, a), _mm512_mask_sub_ps(a, upper, _mm512_setzero_ps(), a));
-    b = _mm512_add_ps(_mm512_permutexvar_ps(other, b), _mm512_mask_sub_ps(b, upper, _mm512_setzero_ps(), b));
-  }
-  const __m512 size = _mm512_set1_ps(0.17677669529663687f);
-  a = _mm512_mul_ps(a, size), b = _mm512_mul_ps(b, size);
+inline void mix(Floats& a, Floats& b) {
+  const Floats sum = add(a, b), difference = subtract(a, b), size = all(0.17677669529663687f);
+  const auto rest = [&](Floats x) {
+    return multiply(butterfly<1>(butterfly<2>(butterfly<4>(butterfly<8>(x)))), size);
+  };
+  a = rest(sum), b = rest(difference);
 }
 
 struct Gate {
@@ -42,20 +35,20 @@ struct Gate {
   void apply(const float* x, const float* gate, const float* weight, int64_t inputs, float* out) const {
     const int64_t width = head ? head : inputs;
     for (int64_t first = 0; first < inputs; first += width) {
-      __m512 scale = _mm512_set1_ps(1.0f);
-      if (head) scale = _mm512_set1_ps(1.0f / std::sqrt(sum_of_squares(x + first, width) / width + epsilon));
+      Floats scale = all(1.0f);
+      if (head) scale = all(1.0f / std::sqrt(sum_of_squares(x + first, width) / width + epsilon));
       for (int64_t k = first; k < first + width; k += kLanes) {
-        __m512 value = _mm512_loadu_ps(x + k);
-        if (head) value = _mm512_mul_ps(_mm512_mul_ps(value, scale), _mm512_loadu_ps(weight + k - first));
-        if (activation == Activation::kSilu) value = _mm512_mul_ps(value, silu(_mm512_loadu_ps(gate + k)));
-        if (activation == Activation::kSigmoid) value = _mm512_mul_ps(value, sigmoid(_mm512_loadu_ps(gate + k)));
-        _mm512_storeu_ps(out + k, value);
+        Floats value = load(x + k);
+        if (head) value = multiply(multiply(value, scale), load(weight + k - first));
+        if (activation == Activation::kSilu) value = multiply(value, silu(load(gate + k)));
+        if (activation == Activation::kSigmoid) value = multiply(value, sigmoid(load(gate + k)));
+        store(out + k, value);
       }
     }
     for (int64_t k = 0; rotates && k < inputs; k += kMixed) {
-      __m512 a = _mm512_loadu_ps(out + k), b = _mm512_loadu_ps(out + k + kLanes);
+      Floats a = load(out + k), b = load(out + k + kLanes);
       mix(a, b);
-      _mm512_storeu_ps(out + k, a), _mm512_storeu_ps(out + k + kLanes, b);
+      store(out + k, a), store(out + k + kLanes, b);
     }
   }
 };

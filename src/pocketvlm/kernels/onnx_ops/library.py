@@ -3,8 +3,10 @@
 The sources are in `onnx_ops`. Where they cannot be compiled (another processor, no compiler), bundles are made of
 standard operators, which compute the same in more nodes.
 
-Products of many rows run on the tile registers of Intel's newer servers (AMX) where `POCKETVLM_TILES=amx` asks for it;
-nobody has measured yet what it brings, so it is off.
+They are written for several kinds of processors (`KINDS`), and give the same on all of them. `POCKETVLM_INSTRUCTIONS`
+names one that is not to be gone beyond, or "standard" for none. Products of many rows run on the tile registers of
+Intel's newer servers (AMX) where `POCKETVLM_TILES=amx` asks for it; nobody has measured yet what it brings, so it is
+off.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +29,35 @@ logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")  # after $CXX
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden")
-# What the kernels are written for; as in quantized_product.h.
-NEEDED = {"avx512_vnni", "avx512bw", "avx512dq"}
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of processor.
+
+    Attributes:
+        needs: instruction sets, as Linux names them.
+        flags: of the compiler.
+        is_measured: whether its operators were compared with standard ones on such a machine, and won; others are
+            used where `INSTRUCTIONS_VARIABLE` names them.
+    """
+
+    needs: frozenset[str]
+    flags: tuple[str, ...]
+    is_measured: bool = False
+
+
+# The best first; the macros that these flags set choose the headers in vectors.h and products.h.
+_AVX2 = frozenset({"avx2", "fma"})
+KINDS: Mapping[str, Kind] = {
+    "avx512": Kind(frozenset({"avx512_vnni", "avx512bw", "avx512dq"}), ("-march=native",), is_measured=True),
+    "avx_vnni": Kind(_AVX2 | {"avx_vnni"}, ("-mavx2", "-mfma", "-mavxvnni")),
+    "avx2": Kind(_AVX2, ("-mavx2", "-mfma")),
+    "neon": Kind(frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
+}
+INSTRUCTIONS_VARIABLE = "POCKETVLM_INSTRUCTIONS"
+STANDARD = "standard"
 TIMEOUT = 120
 TILES_VARIABLE = "POCKETVLM_TILES"
 TILES = {"off": 0, "amx": 1, "plain": 2}  # as in tiles.h; "plain" computes the same without the instructions, slowly
@@ -41,9 +70,27 @@ def compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
+def instructions() -> str | None:
+    """The kind of processor that operators are compiled for, of `KINDS`; None where standard ones are used.
+
+    Raises:
+        ConfigError: `INSTRUCTIONS_VARIABLE` names none, or one that this processor is not of.
+    """
+    wanted, flags = os.environ.get(INSTRUCTIONS_VARIABLE) or "auto", processor_flags()
+    if wanted not in ("auto", STANDARD, *KINDS):
+        known = ", ".join(("auto", STANDARD, *KINDS))
+        raise ConfigError(f"{INSTRUCTIONS_VARIABLE}={wanted} is unknown", hint=f"Use one of {known}.")
+    if wanted in KINDS and not flags >= KINDS[wanted].needs:
+        lacks = ", ".join(sorted(KINDS[wanted].needs - flags))
+        raise ConfigError(f"{INSTRUCTIONS_VARIABLE}={wanted}: this processor has no {lacks}", hint="Unset it.")
+    if wanted != "auto":
+        return None if wanted == STANDARD else wanted
+    return next((name for name, kind in KINDS.items() if flags >= kind.needs and kind.is_measured), None)
+
+
 def is_possible() -> bool:
     """Whether this machine has what it takes; compiling may still fail."""
-    return processor_flags() >= NEEDED and compiler() is not None
+    return instructions() is not None and compiler() is not None
 
 
 def wanted_tiles() -> str:
@@ -57,6 +104,8 @@ def wanted_tiles() -> str:
         raise ConfigError(f"{TILES_VARIABLE}={wanted} is unknown", hint=f"Use one of {', '.join(TILES)}.")
     if wanted == "amx" and not processor_flags() >= TILE_FLAGS:
         raise ConfigError(f"{TILES_VARIABLE}=amx: this processor has no AMX", hint="Unset it.")
+    if wanted != "off" and instructions() != "avx512":
+        raise ConfigError(f"{TILES_VARIABLE}={wanted} goes with the operators of avx512 only", hint="Unset it.")
     return wanted
 
 
@@ -71,10 +120,11 @@ def compiled(tiles: str | None = None) -> Path | None:
     Raises:
         ConfigError: what the environment asks for cannot be had.
     """
-    options = (*FLAGS, f"-DPOCKETVLM_TILES={TILES[tiles or wanted_tiles()]}")
-    flags, program = processor_flags(), compiler()
-    if not program or not is_possible():
+    kind, flags, program = instructions(), processor_flags(), compiler()
+    tile_number = TILES[tiles or wanted_tiles()]
+    if kind is None or program is None:
         return None
+    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={tile_number}")
     key = hashlib.sha256(repr((program, options, sorted(flags))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())

@@ -100,7 +100,7 @@ class QuantizedLinear {
  private:
   // What a call needs beside its inputs; kept by each thread that runs sessions.
   struct Scratch {
-    std::vector<int8_t> values;
+    std::vector<Stored> values;
     std::vector<float> scales, changed;
     std::vector<int32_t> starts;
 

@@ -1,5 +1,5 @@
-// ViewAttention: softmax(Q K^T / sqrt(E)) V inside each view, in 16 bits, on AVX-512 with VNNI: twice as many products a
-// cycle as in fp32, and exact beside the 8 bits of the products around it.
+// ViewAttention: softmax(Q K^T / sqrt(E)) V inside each view, in 16 bits: twice as many products a cycle as in fp32, and
+// exact beside the 8 bits of the products around it.
 //
 // Input: queries, keys and values side by side, fp32 [V, N, 3 D]. Output: fp32 [V, N, D]. Attribute: heads.
 // Each query and key is rounded to 5,000 steps of its own largest value, each channel of the values to 1,023 of its own,
@@ -14,10 +14,10 @@
 #include <cmath>
 #include <cstring>
 #include <new>
-#include <utility>
 #include <vector>
 
 #include "call.h"
+#include "products.h"
 #include "vector_math.h"
 
 namespace pocketvlm {
@@ -100,85 +100,34 @@ class ViewAttention {
         for (int64_t e = 0; e < dim; e += 2) std::memcpy(to + e * kKeys, row + e, 4);
       }
       for (int64_t c = 0; c < columns(); ++c) {
-        const __mmask16 mask = lanes(dim - c * kLanes);
-        __m512 most = _mm512_set1_ps(1e-30f);
-        for (int64_t j = 0; j < tokens; ++j)
-          most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(mask, v + j * stride + c * kLanes)));
-        _mm512_storeu_ps(value_scales + c * kLanes, _mm512_mul_ps(most, _mm512_set1_ps(1 / kValueSteps)));
-        const __m512 steps = _mm512_div_ps(_mm512_set1_ps(kValueSteps), most);
+        const Lanes mine = first_lanes(dim - c * kLanes);
+        Floats most = all(1e-30f);
+        for (int64_t j = 0; j < tokens; ++j) most = larger(most, absolute(load(v + j * stride + c * kLanes, mine)));
+        store(value_scales + c * kLanes, multiply(most, all(1 / kValueSteps)));
+        const Floats steps = divide(all(kValueSteps), most);
         const auto rounded = [&](int64_t j) {
-          const __mmask16 known = j < tokens ? mask : 0;
-          return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(known, v + j * stride + c * kLanes), steps));
+          return j < tokens ? to_ints(multiply(load(v + j * stride + c * kLanes, mine), steps)) : all(0);
         };
-        for (int64_t j = 0; j < panels * kKeys; j += 2) {
-          const __m512i low = _mm512_and_si512(rounded(j), _mm512_set1_epi32(0xffff));
-          const __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(rounded(j + 1), 16));
-          _mm512_storeu_si512(values.data() + (j / 2 * columns() + c) * kLanes, both);
-        }
+        for (int64_t j = 0; j < panels * kKeys; j += 2)
+          store(values.data() + (j / 2 * columns() + c) * kLanes, in_pairs(rounded(j), rounded(j + 1)));
       }
     }
   };
 
-  static __mmask16 lanes(int64_t count) { return (1u << std::clamp<int64_t>(count, 0, kLanes)) - 1; }
-
   // To kSteps of its largest value; returns what a step is.
   static float round_row(const float* x, int64_t count, int16_t* out) {
-    __m512 most = _mm512_set1_ps(1e-30f);
+    Floats most = all(1e-30f);
+    for (int64_t e = 0; e < count; e += kLanes) most = larger(most, absolute(load(x + e, first_lanes(count - e))));
+    const float largest = largest_of(most);
+    const Floats steps = all(kSteps / largest);
     for (int64_t e = 0; e < count; e += kLanes)
-      most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes(count - e), x + e)));
-    const float largest = _mm512_reduce_max_ps(most);
-    const __m512 steps = _mm512_set1_ps(kSteps / largest);
-    for (int64_t e = 0; e < count; e += kLanes) {
-      const __m512 values = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(count - e), x + e), steps);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + e), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(values)));
-    }
+      store_halves(out + e, to_ints(multiply(load(x + e, first_lanes(count - e)), steps)));
     return largest / kSteps;
-  }
-
-  template <int kColumns>
-  struct Sums {
-    __m512i a, b, c, d, e;
-  };
-
-  // Two inputs of a row by their weights. As text for the reason that `dot` of quantized_product.h has.
-  template <int kColumns>
-  static void dot(Sums<kColumns>& sum, const __m512i* weights, const int16_t* inputs) {
-    __m512i all;
-    __asm__(
-        "vpbroadcastd %[inputs], %[all]\n\t"
-        "vpdpwssd %[all], %[w0], %[s0]\n\t"
-        "vpdpwssd %[all], %[w1], %[s1]\n\t"
-        "vpdpwssd %[all], %[w2], %[s2]\n\t"
-        "vpdpwssd %[all], %[w3], %[s3]"
-        : [s0] "+v"(sum.a), [s1] "+v"(sum.b), [s2] "+v"(sum.c), [s3] "+v"(sum.d), [all] "=&v"(all)
-        : [w0] "v"(weights[0]), [w1] "v"(weights[1]), [w2] "v"(weights[2]), [w3] "v"(weights[3]),
-          [inputs] "m"(*reinterpret_cast<const char(*)[4]>(inputs)));
-    if (kColumns == 5) sum.e = _mm512_dpwssd_epi32(sum.e, weights[4], all);
-  }
-
-  // int32 [5, 16 C]: products of a tile's rows with 2 * `steps` rows of weights.
-  template <int kColumns, size_t... kRow>
-  __attribute__((noinline)) static void multiply(std::index_sequence<kRow...>, const int16_t* x, int64_t stride,
-                                                 const void* weights, int64_t steps, int32_t* out) {
-    Sums<kColumns> sum[kTile] = {};
-    const auto* w = static_cast<const int32_t*>(weights);
-    for (const int16_t* end = x + 2 * steps; x < end; x += 2, w += kColumns * kLanes) {
-      __m512i some[kColumns];
-      for (int c = 0; c < kColumns; ++c) some[c] = _mm512_loadu_si512(w + c * kLanes);
-      (dot(sum[kRow], some, x + kRow * stride), ...);
-    }
-    const auto store = [&](const Sums<kColumns>& s, int32_t* to) {
-      _mm512_store_si512(to, s.a), _mm512_store_si512(to + 16, s.b);
-      _mm512_store_si512(to + 32, s.c), _mm512_store_si512(to + 48, s.d);
-      if (kColumns == 5) _mm512_store_si512(to + 64, s.e);
-    };
-    (store(sum[kRow], out + kRow * kColumns * kLanes), ...);
   }
 
   // `count` queries, at most 5, of rows `stride` apart, to rows `out_stride` apart.
   template <int kColumns>
   static void attend(Scratch& s, const float* q, int64_t stride, int64_t count, float* out, int64_t out_stride) {
-    constexpr auto kRows = std::make_index_sequence<kTile>{};
     alignas(64) int16_t rows[kTile * (kMostDim + kLanes)] = {};
     alignas(64) int32_t sums[kTile * kMostDim];
     constexpr int64_t row_stride = kMostDim + kLanes;
@@ -187,60 +136,58 @@ class ViewAttention {
       factors[t] = round_row(q + t * stride, s.dim, rows + t * row_stride) / std::sqrt(static_cast<float>(s.dim));
     const int64_t length = s.panels * kKeys;
     for (int64_t p = 0; p < s.panels; ++p) {
-      multiply<4>(kRows, rows, row_stride, s.keys.data() + p * kKeys * s.dim, s.dim / 2, sums);
-      __m512 most[kTile];
-      std::fill_n(most, count, _mm512_set1_ps(-INFINITY));
+      const auto* keys = reinterpret_cast<const int32_t*>(s.keys.data() + p * kKeys * s.dim);
+      multiply_pairs<4, kTile>(rows, row_stride, keys, s.dim / 2, sums);
+      Floats most[kTile];
+      std::fill_n(most, count, all(-INFINITY));
       for (int64_t j = 0; j < kKeys; j += kLanes) {
         const int64_t key = p * kKeys + j;
-        const __m512 scale = _mm512_loadu_ps(s.key_scales.data() + key);
-        const __mmask16 known = lanes(s.tokens - key);
+        const Floats scale = load(s.key_scales.data() + key);
+        const Lanes known = first_lanes(s.tokens - key);
         for (int64_t t = 0; t < count; ++t) {
-          const __m512 score = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + t * kKeys + j)), scale);
-          _mm512_storeu_ps(s.scores.data() + t * length + key, score);
-          most[t] = _mm512_mask_max_ps(most[t], known, most[t], score);
+          const Floats score = multiply(to_floats(load(sums + t * kKeys + j)), scale);
+          store(s.scores.data() + t * length + key, score);
+          most[t] = choose(known, most[t], larger(most[t], score));
         }
       }
-      for (int64_t t = 0; t < count; ++t) s.peaks[t * s.panels + p] = _mm512_reduce_max_ps(most[t]);
+      for (int64_t t = 0; t < count; ++t) s.peaks[t * s.panels + p] = largest_of(most[t]);
     }
     float shares[kTile];
     for (int64_t t = 0; t < count; ++t) {
       float* peaks = s.peaks.data() + t * s.panels;
       const float largest = *std::max_element(peaks, peaks + s.panels);
-      const __m512 factor = _mm512_set1_ps(factors[t]);
+      const Floats factor = all(factors[t]);
       float total = 0;
       for (int64_t p = 0; p < s.panels; ++p) {
-        const __m512 peak = _mm512_set1_ps(peaks[p]);
-        __m512i sum = _mm512_setzero_si512();
+        const Floats peak = all(peaks[p]);
+        Ints sum = all(0);
         for (int64_t j = p * kKeys; j < (p + 1) * kKeys; j += kLanes) {
-          const __m512 score = _mm512_sub_ps(_mm512_loadu_ps(s.scores.data() + t * length + j), peak);
-          const __m512 part = _mm512_mul_ps(exponential(_mm512_mul_ps(score, factor)), _mm512_set1_ps(kParts));
-          const __m512i rounded = _mm512_maskz_cvtps_epi32(lanes(s.tokens - j), part);
-          sum = _mm512_add_epi32(sum, rounded);
-          auto* to = reinterpret_cast<__m256i*>(s.parts.data() + t * length + j);
-          _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(rounded));
+          const Floats score = subtract(load(s.scores.data() + t * length + j), peak);
+          const Floats part = multiply(exponential(multiply(score, factor)), all(kParts));
+          const Ints rounded = only(first_lanes(s.tokens - j), to_ints(part));
+          sum = add(sum, rounded);
+          store_halves(s.parts.data() + t * length + j, rounded);
         }
         peaks[p] = std::exp((peaks[p] - largest) * factors[t]);
-        total += peaks[p] * _mm512_reduce_add_epi32(sum);
+        total += peaks[p] * sum_of(sum);
       }
       shares[t] = 1.0f / total;
     }
     alignas(64) float totals[kTile * kColumns * kLanes] = {};
     for (int64_t p = 0; p < s.panels; ++p) {
       const int32_t* values = s.values.data() + p * kKeys / 2 * kColumns * kLanes;
-      multiply<kColumns>(kRows, s.parts.data() + p * kKeys, length, values, kKeys / 2, sums);
+      multiply_pairs<kColumns, kTile>(s.parts.data() + p * kKeys, length, values, kKeys / 2, sums);
       for (int64_t t = 0; t < count; ++t) {
-        const __m512 weight = _mm512_set1_ps(s.peaks[t * s.panels + p]);
-        for (int64_t i = t * kColumns * kLanes; i < (t + 1) * kColumns * kLanes; i += kLanes) {
-          const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + i));
-          _mm512_store_ps(totals + i, _mm512_fmadd_ps(sum, weight, _mm512_load_ps(totals + i)));
-        }
+        const Floats weight = all(s.peaks[t * s.panels + p]);
+        for (int64_t i = t * kColumns * kLanes; i < (t + 1) * kColumns * kLanes; i += kLanes)
+          store(totals + i, multiply_add(to_floats(load(sums + i)), weight, load(totals + i)));
       }
     }
     for (int64_t t = 0; t < count; ++t)
       for (int64_t c = 0; c < kColumns; ++c) {
-        const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(s.value_scales + c * kLanes), _mm512_set1_ps(shares[t]));
-        const __m512 value = _mm512_mul_ps(_mm512_load_ps(totals + (t * kColumns + c) * kLanes), scale);
-        _mm512_mask_storeu_ps(out + t * out_stride + c * kLanes, lanes(s.dim - c * kLanes), value);
+        const Floats scale = multiply(load(s.value_scales + c * kLanes), all(shares[t]));
+        const Floats value = multiply(load(totals + (t * kColumns + c) * kLanes), scale);
+        store(out + t * out_stride + c * kLanes, value, first_lanes(s.dim - c * kLanes));
       }
   }
 
