@@ -62,7 +62,7 @@ def compiled_library(_own_cache: None) -> Path:
     """Our operators for ONNX Runtime."""
     found = library.compiled()
     if found is None:
-        pytest.skip("needs a C++ compiler, and a processor that library.KINDS has as measured")
+        pytest.skip("needs a C++ compiler, and a processor that library.KINDS knows")
     return found
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pocketvlm.bundle import PRESETS, Manifest, Operators, parse_quantization
+from pocketvlm.api.operators import choose_operators, describe, measured
+from pocketvlm.bundle import PRESETS, Manifest, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
@@ -61,16 +62,22 @@ def load_runner(
     return TorchRunner(load_model(directory, dtype=number_type, device=target, cpu_kernels=True, progress=report))
 
 
-def describe_choice(directory: ModelDirectory) -> str:
-    """What `load` makes of the model when every option is left at auto."""
+def describe_choice(directory: ModelDirectory) -> dict[str, str]:
+    """What `load` makes of the model when every option is left at auto: `runs_with`, and with quantised products on a
+    CPU what they take here with compiled and with standard operators, `operators`."""
     device = choose_device("auto")
     if directory.kind == "bundle":
         manifest = Manifest.read(directory.path)
-        return f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"
-    if _is_for_onnx(directory, device, "auto", "auto", "auto"):
-        operators = f"compiled operators ({library.instructions()})" if library.is_possible() else "standard operators"
-        return f"ONNX Runtime, {PRESETS[AUTO_QUANTIZATION]}, {operators}"
-    return f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"
+        return {"runs_with": f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"}
+    if not _is_for_onnx(directory, device, "auto", "auto", "auto"):
+        return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
+    chosen = PRESETS[AUTO_QUANTIZATION]
+    operators, compiled = choose_operators(chosen), library.compiled()
+    kind = f" ({library.instructions()})" if operators == "compiled" else ""
+    found = {"runs_with": f"ONNX Runtime, {chosen}, {operators} operators{kind}"}
+    if compiled is not None:
+        found["operators"] = describe(measured(chosen, compiled))
+    return found
 
 
 def _is_for_onnx(directory: ModelDirectory, device: torch.device, runtime: str, quantization: str, dtype: str) -> bool:
@@ -97,8 +104,7 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
     adapted = "" if directory.adapter is None else f" with {directory.adapter.name}"
     what = f"Preparing {directory}{adapted} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
-    operators: Operators = "compiled" if chosen.suits_compiled and library.compiled() else "standard"
-    return cached_bundle(directory, chosen, report, operators)
+    return cached_bundle(directory, chosen, report, choose_operators(chosen))
 
 
 def choose_device(name: str) -> torch.device:

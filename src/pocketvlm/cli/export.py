@@ -91,9 +91,8 @@ def _check_compiled(quantization: Quantization) -> None:
         raise ConfigError("there are no compiled operators for fp32", hint="Choose --quantization int8 or int4.")
     if library.compiled() is None:
         raise ConfigError(
-            "operators cannot be compiled here: a C++ compiler and a processor with AVX-512 VNNI are needed",
-            hint="Leave --operators out: standard ones compute the same. Other processors: POCKETVLM_INSTRUCTIONS in "
-            "docs/onnx.md.",
+            "operators cannot be compiled here: Linux, a C++ compiler and a processor with AVX2 or NEON are needed",
+            hint="Leave --operators out: standard ones compute the same.",
         )
 
 

@@ -52,7 +52,7 @@ def gather(model: str) -> dict[str, Any]:
         "model": model,
         "directory": str(directory.path),
         **weights,
-        "runs_with": describe_choice(directory),
+        **describe_choice(directory),
         "vision_layers": config.vision.num_hidden_layers,
         "vision_hidden_size": config.vision.hidden_size,
         "early_compression_after_layer": config.insert_layer_id,

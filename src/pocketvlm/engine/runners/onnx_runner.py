@@ -75,14 +75,15 @@ def _options(runtime: ModuleType, threads: int) -> Any:
     return options
 
 
-def product_session(graph: bytes, operators: Path | None = None) -> Any:
-    """A session of a graph in memory, with as many threads as a runner has.
+def product_session(graph: bytes, operators: Path | None = None, *, threads: int | None = None) -> Any:
+    """A session of a graph in memory.
 
     Args:
         operators: the library of compiled ones, if there are any in it.
+        threads: as many as a runner has when None.
     """
     runtime = import_onnxruntime()
-    options = _options(runtime, usable_cores())
+    options = _options(runtime, threads or usable_cores())
     if operators:
         options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

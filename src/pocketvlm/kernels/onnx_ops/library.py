@@ -4,7 +4,7 @@ The sources are in `onnx_ops`. Where they cannot be compiled (another processor,
 standard operators, which compute the same in more nodes.
 
 They are written for several kinds of processors (`KINDS`), and give the same on all of them. `POCKETVLM_INSTRUCTIONS`
-names one that is not to be gone beyond, or "standard" for none. Products of many rows run on the tile registers of
+names the one to use, or "standard" for none. Products of many rows run on the tile registers of
 Intel's newer servers (AMX) where `POCKETVLM_TILES=amx` asks for it; nobody has measured yet what it brings, so it is
 off.
 """
@@ -39,19 +39,16 @@ class Kind:
     Attributes:
         needs: instruction sets, as Linux names them.
         flags: of the compiler.
-        is_measured: whether its operators were compared with standard ones on such a machine, and won; others are
-            used where `INSTRUCTIONS_VARIABLE` names them.
     """
 
     needs: frozenset[str]
     flags: tuple[str, ...]
-    is_measured: bool = False
 
 
 # The best first; the macros that these flags set choose the headers in vectors.h and products.h.
 _AVX2 = frozenset({"avx2", "fma"})
 KINDS: Mapping[str, Kind] = {
-    "avx512": Kind(frozenset({"avx512_vnni", "avx512bw", "avx512dq"}), ("-march=native",), is_measured=True),
+    "avx512": Kind(frozenset({"avx512_vnni", "avx512bw", "avx512dq"}), ("-march=native",)),
     "avx_vnni": Kind(_AVX2 | {"avx_vnni"}, ("-mavx2", "-mfma", "-mavxvnni")),
     "avx2": Kind(_AVX2, ("-mavx2", "-mfma")),
     "neon": Kind(frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
@@ -85,7 +82,12 @@ def instructions() -> str | None:
         raise ConfigError(f"{INSTRUCTIONS_VARIABLE}={wanted}: this processor has no {lacks}", hint="Unset it.")
     if wanted != "auto":
         return None if wanted == STANDARD else wanted
-    return next((name for name, kind in KINDS.items() if flags >= kind.needs and kind.is_measured), None)
+    return next((name for name, kind in KINDS.items() if flags >= kind.needs), None)
+
+
+def is_named() -> bool:
+    """Whether the environment says what is used; otherwise the faster operators are, see `api.operators`."""
+    return (os.environ.get(INSTRUCTIONS_VARIABLE) or "auto") != "auto"
 
 
 def is_possible() -> bool:
