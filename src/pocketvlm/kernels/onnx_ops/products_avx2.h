@@ -10,6 +10,7 @@ namespace pocketvlm {
 #endif
 
 constexpr int kRows = 3;  // of a tile: 12 sums; the other four registers are inputs and weights
+constexpr int64_t kMostInputs = 256;  // of a segment: 16 KB of weights, which several tiles find in the first-level cache
 constexpr bool kHasSignedWeights = false;
 constexpr int kHalf = kPanel / 2;  // outputs of a pass: four registers of 8
 
@@ -90,6 +91,7 @@ __attribute__((noinline)) void multiply_half(std::index_sequence<kRow...>, const
   const int lines = segment.lines;
   auto* place = reinterpret_cast<__m256i*>(out + first);
   __m256i sum[kParts][sizeof...(kRow)];
+#pragma GCC unroll 4  // everywhere: an array that is addressed by a variable stays in memory
   for (int j = 0; j < kParts; ++j) ((sum[j][kRow] = _mm256_load_si256(place + j + kRow * kPanel / 8)), ...);
   for (const Stored* end = x + segment.inputs; x < end; w += 4 * kPanel) {
     // The two halves of a panel ask for every other line each.
@@ -109,6 +111,7 @@ __attribute__((noinline)) void multiply_half(std::index_sequence<kRow...>, const
       x += 4;
     }
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kParts; ++j) (_mm256_store_si256(place + j + kRow * kPanel / 8, sum[j][kRow]), ...);
 }
 

@@ -6,7 +6,8 @@
 namespace pocketvlm {
 
 using Stored = int8_t;                   // an input as products read it
-constexpr int kRows = 6;                 // of a tile: 24 sums, 4 registers of weights, one of inputs
+constexpr int kRows = 5;                 // of a tile: 20 sums, 4 registers of weights, 5 of inputs
+constexpr int64_t kMostInputs = 256;     // of a segment: 16 KB of weights, which several tiles find in the first-level cache
 constexpr bool kHasSignedWeights = true;  // a weight's zero is taken off it when it is loaded
 constexpr int kQuarter = kPanel / 4;     // outputs of a pass: four registers of 4
 
@@ -38,22 +39,27 @@ __attribute__((noinline)) void multiply_quarter(std::index_sequence<kRow...>, co
   constexpr int kParts = kQuarter / 4;
   const uint8_t* w = segment.values + 4 * first;
   int32x4_t sum[sizeof...(kRow)][kParts];
+#pragma GCC unroll 4  // everywhere: an array that is addressed by a variable stays in memory
   for (int j = 0; j < kParts; ++j) ((sum[kRow][j] = vld1q_s32(out + first + 4 * j + kRow * kPanel)), ...);
   const auto dot = [](int32x4_t* sums, const int8x16_t* weights, const Stored* inputs) {
     const int8x16_t four = broadcast(inputs);
+#pragma GCC unroll 4
     for (int j = 0; j < kParts; ++j) sums[j] = vdotq_s32(sums[j], weights[j], four);
   };
   for (const Stored* end = x + segment.inputs; x < end; w += 4 * kPanel) {
     int8x16_t some[kParts];
+#pragma GCC unroll 4
     for (int j = 0; j < kParts; ++j) some[j] = load_weights<kBits == 8 ? Part::kWhole : Part::kLower>(w + 16 * j);
     (dot(sum[kRow], some, x + kRow * stride), ...);
     x += 4;
     if (kBits == 4) {
+#pragma GCC unroll 4
       for (int j = 0; j < kParts; ++j) some[j] = load_weights<Part::kUpper>(w + 16 * j);
       (dot(sum[kRow], some, x + kRow * stride), ...);
       x += 4;
     }
   }
+#pragma GCC unroll 4
   for (int j = 0; j < kParts; ++j) (vst1q_s32(out + first + 4 * j + kRow * kPanel, sum[kRow][j]), ...);
 }
 
@@ -70,6 +76,7 @@ __attribute__((noinline)) void multiply_column(std::index_sequence<kRow...>, con
                                                const int32_t* w, int64_t steps, int32_t* out) {
   int32x4_t sum[sizeof...(kRow)][4] = {};
   const auto dot_pair = [](int32x4_t* sums, const int16x8x2_t& a, const int16x8x2_t& b, const int16_t* inputs) {
+#pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       sums[0] = vmlal_n_s16(sums[0], vget_low_s16(a.val[i]), inputs[i]);
       sums[1] = vmlal_n_s16(sums[1], vget_high_s16(a.val[i]), inputs[i]);
@@ -82,6 +89,7 @@ __attribute__((noinline)) void multiply_column(std::index_sequence<kRow...>, con
     const int16x8x2_t a = vld2q_s16(at), b = vld2q_s16(at + kLanes);
     (dot_pair(sum[kRow], a, b, x + kRow * stride), ...);
   }
+#pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) (vst1q_s32(out + kRow * kColumns * kLanes + 4 * j, sum[kRow][j]), ...);
 }
 

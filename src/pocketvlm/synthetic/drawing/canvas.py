@@ -73,20 +73,26 @@ class Canvas:
         self.image[top:bottom, left:right] = self.background[top:bottom, left:right]
 
     def lay(self, mask: NDArray[np.uint8], left: int, top: int, colour: Colour) -> None:
-        """Lay `colour` at (left, top) where `mask` (uint8 [h, w]) says; the mask must lie inside the picture."""
-        window = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
-        self.image[window] = blend(self.image[window], mask, colour)
+        """Lay `colour` at (left, top) where `mask` (uint8 [h, w]) says; what lies outside the picture is left out."""
+        mask = mask[max(0, -top) :, max(0, -left) :]
+        below = self.image[max(0, top) :, max(0, left) :][: mask.shape[0], : mask.shape[1]]
+        below[...] = blend(below, mask[: below.shape[0], : below.shape[1]], colour)
 
     def print(self, face: Face, line: Line, x: int, baseline: int, colour: Colour) -> None:
-        """Print `line` with its ink starting at `x`; it must lie inside the picture."""
+        """Print `line` with its ink starting at `x`; what lies outside the picture is left out."""
         if not line.pens:
             return
         mask = np.zeros((line.height, line.width), np.uint8)
         top = baseline + line.top
         boxes = print_line(mask, face, line, 0, -line.top)
         self.lay(mask, x, top, colour)
-        moved = [CharacterBox(c, x + left, top + t, x + right, top + b) for c, left, t, right, b in boxes]
-        self._lines.append((baseline, x, moved))
+        high, wide = self.image.shape[:2]
+        moved = [
+            CharacterBox(c, max(0, x + left), max(0, top + t), min(wide, x + right), min(high, top + b))
+            for c, left, t, right, b in boxes
+        ]
+        seen = [box for box in moved if box.left < box.right and box.top < box.bottom]
+        self._lines.append((baseline, x, seen))
 
     def polyline(self, points: Sequence[Point], colour: Colour, thickness: float) -> None:
         """A smooth line through `points`."""

@@ -1,0 +1,36 @@
+"""A canvas: what lies outside the picture is left out, and boxes are those of what is seen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pocketvlm.synthetic.drawing.canvas import Canvas
+from pocketvlm.synthetic.drawing.fonts import FontFile, load_face
+from pocketvlm.synthetic.drawing.lines import BLACK, set_line
+
+FACE = load_face(FontFile(None, "Regular"), 24)
+HEIGHT, WIDTH, AROUND = 60, 90, 80
+
+
+def blank(more: int = 0) -> Canvas:
+    return Canvas(np.full((HEIGHT + 2 * more, WIDTH + 2 * more, 3), 255, np.uint8))
+
+
+@pytest.mark.parametrize(("x", "baseline"), [(10, 40), (-7, 40), (60, 40), (10, 5), (10, 66), (-7, 66), (10, 200)])
+def test_print_over_an_edge_is_cut_off_there(x: int, baseline: int) -> None:
+    """A larger picture shows the same around the same place."""
+    line, cut, whole = set_line(FACE, "Agj"), blank(), blank(AROUND)
+    cut.print(FACE, line, x, baseline, BLACK)
+    whole.print(FACE, line, x + AROUND, min(baseline, 100) + AROUND, BLACK)
+    if baseline <= 100:
+        assert np.array_equal(cut.image, whole.image[AROUND : AROUND + HEIGHT, AROUND : AROUND + WIDTH])
+    for box in cut.characters:
+        assert 0 <= box.left < box.right <= WIDTH
+        assert 0 <= box.top < box.bottom <= HEIGHT
+    inside = [
+        box.character
+        for box in whole.characters
+        if box.right > AROUND and box.left < AROUND + WIDTH and box.bottom > AROUND and box.top < AROUND + HEIGHT
+    ]
+    assert [box.character for box in cut.characters] == (inside if baseline <= 100 else [])
