@@ -7,7 +7,7 @@ import pytest
 
 from pocketvlm.synthetic.drawing.canvas import Canvas
 from pocketvlm.synthetic.drawing.fonts import FontFile, load_face
-from pocketvlm.synthetic.drawing.lines import BLACK, set_line
+from pocketvlm.synthetic.drawing.lines import BLACK, print_line, set_line
 
 FACE = load_face(FontFile(None, "Regular"), 24)
 HEIGHT, WIDTH, AROUND = 60, 90, 80
@@ -34,3 +34,16 @@ def test_print_over_an_edge_is_cut_off_there(x: int, baseline: int) -> None:
         if box.right > AROUND and box.left < AROUND + WIDTH and box.bottom > AROUND and box.top < AROUND + HEIGHT
     ]
     assert [box.character for box in cut.characters] == (inside if baseline <= 100 else [])
+
+
+@pytest.mark.parametrize(("x", "baseline"), [(10, 40), (-7, 40), (60, 40), (10, 5), (10, 66), (10, 200), (-300, 40)])
+def test_ink_over_an_edge_is_cut_off_there(x: int, baseline: int) -> None:
+    line, cut = set_line(FACE, "Agj"), np.zeros((HEIGHT, WIDTH), np.uint8)
+    around = 400
+    whole = np.zeros((HEIGHT + 2 * around, WIDTH + 2 * around), np.uint8)
+    boxes = print_line(cut, FACE, line, x, baseline)
+    print_line(whole, FACE, line, x + around, baseline + around)
+    assert np.array_equal(cut, whole[around : around + HEIGHT, around : around + WIDTH])
+    assert bool(boxes) == bool(cut.any())
+    for box in boxes:
+        assert cut[int(box.top) : int(box.bottom), int(box.left) : int(box.right)].any()

@@ -59,16 +59,21 @@ def set_line(face: Face, text: str, spacing: float = 0.0) -> Line:
 
 
 def print_line(coverage: NDArray[np.uint8], face: Face, line: Line, x: int, baseline: int) -> list[CharacterBox]:
-    """Print `line` with its ink starting at `x`; it must lie inside `coverage`. Returns the boxes of its characters."""
-    boxes = []
+    """Print `line` with its ink starting at `x`; what lies outside `coverage` is left out. Returns the boxes of the
+    characters that are seen."""
+    boxes, (high, wide) = [], coverage.shape
     for character, pen in line.pens:
         glyph = face.glyph(character)
         height, width = glyph.mask.shape
         left, top = x - line.left + pen + glyph.left, baseline + glyph.top
+        first, last = (max(0, left), max(0, top)), (min(wide, left + width), min(high, top + height))
+        if first[0] >= last[0] or first[1] >= last[1]:
+            continue
         # Maximum, not sum: neighbours that touch must not wrap around.
-        region = coverage[top : top + height, left : left + width]
-        np.maximum(region, glyph.mask, out=region)
-        boxes.append(CharacterBox(character, left, top, left + width, top + height))
+        region = coverage[first[1] : last[1], first[0] : last[0]]
+        mask = glyph.mask[first[1] - top : last[1] - top, first[0] - left : last[0] - left]
+        np.maximum(region, mask, out=region)
+        boxes.append(CharacterBox(character, *first, *last))
     return boxes
 
 
