@@ -175,6 +175,8 @@ def main() -> None:
         before = load_model(args.run / "model")
         is_seeing = len(before.vision_tower.layers) == len(learner.model.vision_tower.layers)
         is_finding = len(before.language_model.layers) == len(learner.model.language_model.layers)
+        if is_seeing and is_finding:
+            raise ValueError("it has all their layers")
         grow(
             before,
             learner.model,

@@ -65,14 +65,26 @@ def test_where_nothing_can_be_noted_it_is_measured_all_the_same(copied: Path, mo
 
 def test_the_environment_is_asked_first(compiled_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "compiled", lambda: compiled_library)
+    monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
     slow = {name: seconds(2, 1) for name in WORK}
     monkeypatch.setattr(operators, "measured", lambda *_: slow)
     assert choose_operators(PRESETS["int8"]) == "standard"
     assert choose_operators(PRESETS["none"]) == "standard"
-    kind = library.instructions()
-    assert kind is not None
-    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, kind)
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, library.kind_of(compiled_library))
     assert choose_operators(PRESETS["int8"]) == "compiled"
     assert choose_operators(PRESETS["none"]) == "standard"
     monkeypatch.setattr(library, "compiled", lambda: None)
     assert choose_operators(PRESETS["int8"]) == "standard"
+
+
+def test_a_library_that_cannot_be_loaded_is_a_line_and_standard_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As from a folder from which nothing may be run."""
+    (tmp_path / "avx2-none.so").write_text("no library\n")
+    monkeypatch.setattr(library, "compiled", lambda: tmp_path / "avx2-none.so")
+    monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
+    assert choose_operators(PRESETS["int8"]) == "standard"
+    (record,) = caplog.records
+    assert "standard ones are" in record.message
+    assert "\n" not in record.message

@@ -39,6 +39,13 @@ def made(kind: str, inputs: int, outputs: int, has_gelu: bool) -> Any:
     return product_session(ir.to_proto(g.model()).SerializeToString(), found)
 
 
+@pytest.fixture(scope="module")
+def _avx512(compiled_library: Path) -> None:
+    if library.kind_of(compiled_library) != "avx512":
+        pytest.skip("tiles go with the operators of AVX-512, which this processor has not")
+
+
+@pytest.mark.usefixtures("_avx512")
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40)
 @given(rows=ROWS, inputs=INPUTS, outputs=OUTPUTS, has_gelu=st.booleans(), seed=st.integers(0, 99))

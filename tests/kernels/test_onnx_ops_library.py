@@ -24,6 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, and a processor that has what is needed."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx512"].needs)
+    monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
     compiled = library.compiled
     compiled.cache_clear()
     yield tmp_path / "operators"
@@ -77,7 +78,7 @@ def test_a_compiler_that_fails_leaves_nothing_but_a_line(
     assert library.compiled() is None
     assert list(place.iterdir()) == []
     (record,) = caplog.records
-    assert "standard ones are used" in record.message
+    assert "operators of avx512 were not compiled" in record.message
     assert "\n" not in record.message
 
 
@@ -136,12 +137,28 @@ def test_the_best_kind_is_taken_unless_another_is_named(tmp_path: Path, monkeypa
         monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, wanted)
         library.compiled.cache_clear()
         made = library.compiled()
-        assert library.instructions() == kind
-        assert library.is_possible() == (made is not None) == (kind is not None)
+        assert (None if made is None else library.kind_of(made)) == kind
         if kind is not None and made is not None:
             found[kind] = made
             assert all(flag in made.read_text().split() for flag in library.KINDS[kind].flags)
     assert len(set(found.values())) == 4
+
+
+@pytest.mark.usefixtures("place")
+def test_where_the_best_kind_cannot_be_compiled_the_next_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of a compiler that is older than the processor."""
+    monkeypatch.setenv("CXX", compiler(tmp_path, f'case "$*" in *-mavxvnni*) echo no >&2; exit 1;; esac; {LAST}'))
+    monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx_vnni"].needs)
+    made = library.compiled()
+    assert made is not None
+    assert library.kind_of(made) == "avx2"
+    assert [record.message for record in caplog.records] == ["operators of avx_vnni were not compiled: no"]
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, "avx_vnni")
+    library.compiled.cache_clear()
+    with pytest.raises(ConfigError, match="avx_vnni: these operators cannot be compiled here"):
+        library.compiled()
 
 
 @pytest.mark.usefixtures("place")
@@ -159,8 +176,9 @@ def test_tiles_go_with_the_kind_that_has_them(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx2"].needs)
     monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, "avx2")
     monkeypatch.setenv(library.TILES_VARIABLE, "plain")
-    with pytest.raises(ConfigError, match="avx512 only"):
-        library.compiled()
+    for tiles in (None, "plain"):
+        with pytest.raises(ConfigError, match="avx512 only"):
+            library.compiled(tiles)
 
 
 @pytest.mark.usefixtures("place")

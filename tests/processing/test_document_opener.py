@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pocketvlm.documents.inputs import find_files, open_documents
-from pocketvlm.errors import MediaError
+from pocketvlm.documents import reading
+from pocketvlm.documents.inputs import Document, find_files, open_documents
+from pocketvlm.errors import EngineError, MediaError
 from pocketvlm.processing.media import document_opener
 from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.processing.media.sources import NamedBytes
@@ -94,6 +95,87 @@ def test_a_file_that_crashes_the_decoder_is_one_document_of_many(
         f"{tmp_path / 'crash.png'}: the decoder crashed. Save the file anew.",
         None,
     ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "no JSON", "null", "[" * 100_000, '{"found": null}', '{"found": []}', '{"found": ["x"]}', '{"found": [0]}',
+     '{"found": [1e400]}', '{"found": [true]}', '{"other": 1}'],
+)  # fmt: skip
+def test_whatever_a_process_that_was_taken_over_says_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiff: str, answer: str
+) -> None:
+    (tmp_path / "answer").write_text(answer)
+    program = tmp_path / "python"
+    program.write_text(
+        f"#!{sys.executable}\nimport pickle, sys\n"
+        'pickle.load(sys.stdin.buffer)\nprint(\'{"found": "ready"}\', flush=True)\n'
+        f"pickle.load(sys.stdin.buffer)\nprint(open({str(tmp_path / 'answer')!r}).read(), flush=True)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with DocumentOpener() as opener, pytest.raises(MediaError, match=r"three\.tiff: the decoder crashed"):
+        opener.pages(tiff)
+    with DocumentOpener() as opener:
+        if answer == '{"found": null}':
+            assert opener.texts(tiff, (1,)) is None  # as of what is no PDF
+        else:
+            with pytest.raises(MediaError, match="the decoder crashed"):
+                opener.texts(tiff, (1, 2))
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/no/such/python"])
+def test_a_process_that_does_not_start_is_no_fault_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tiff: str, program: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with DocumentOpener() as opener, pytest.raises(EngineError, match="process that opens documents"):
+        opener.pages(tiff)
+
+
+def test_it_starts_where_the_package_is_found_from_the_working_directory(
+    tiff: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Path(document_opener.__file__).parents[3]
+    monkeypatch.chdir(package)
+    monkeypatch.setattr(sys, "path", ["", *(path for path in sys.path if Path(path) != package)])
+    with DocumentOpener() as opener:
+        assert opener.pages(tiff) == (1, 2, 3)
+
+
+def test_text_that_cannot_be_had_is_logged_and_the_rest_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reading, "_PAGES_AT_ONCE", 2)
+    asked = list[tuple[int, ...]]()
+
+    def texts(_self: object, _source: object, pages: tuple[int, ...]) -> list[str]:
+        asked.append(tuple(pages))
+        if 3 in pages:
+            raise MediaError("a.pdf: the decoder crashed")
+        return [f"page {page}" for page in pages]
+
+    monkeypatch.setattr(DocumentOpener, "texts", texts)
+    document = Document("a.pdf", tmp_path / "a.pdf", pages=(1, 2, 3, 4, 5))
+    with reading.text_layers(True) as layers:
+        assert layers is not None
+        assert layers(document) == ["page 1", "page 2", None, None, "page 5"]
+    assert asked == [(1, 2), (3, 4), (5,)]
+    (record,) = caplog.records
+    assert "pages 3 to 4 have no text layer: a.pdf: the decoder crashed" in record.message
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux shows what a process is held to")
+def test_it_is_held_to_its_memory_and_leaves_ctrl_c_to_its_owner(opener: DocumentOpener, tiff: str) -> None:
+    opener.pages(tiff)
+    process = opener._process
+    assert process is not None
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
+    assert document_opener.MEMORY < int(line.split()[3]) < 2 * document_opener.MEMORY
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    ignored = int(status.split("SigIgn:")[1].split()[0], 16)
+    assert ignored >> (signal.SIGINT - 1) & 1
 
 
 def test_a_question_that_was_interrupted_does_not_answer_the_next_one(

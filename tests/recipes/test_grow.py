@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import Size, View
-from recipes.nano.grow import ECHO, OUTPUTS, grow, look_at, some_views
+from recipes.nano.grow import ECHO, OUTPUTS, grow, look_at, main, some_views
+from recipes.nano.run import new_learner, write_run
 from recipes.nano.settings import ASSETS, IMAGE
 
 LEFT, BELOW = (0, -1), (1, 0)
@@ -112,3 +115,30 @@ def test_neighbours_are_those_of_the_grid(nano: MiniCPMV) -> None:
     assert (here - there == 1).all()
     here, there = view.beside(BELOW)
     assert (there - here == columns).all()
+
+
+def test_a_run_grows_to_the_shapes_of_today_and_one_of_these_has_nothing_to_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = new_learner(1)
+    write_run(learner, tmp_path / "today")
+    text = learner.model.config.text
+    short = dataclasses.replace(text, num_hidden_layers=len(text.layer_types) - 2, layer_types=text.layer_types[:-2])
+    model = MiniCPMV(dataclasses.replace(learner.model.config, text=short), IMAGE.image_mean, IMAGE.image_std)
+    known = dict(learner.model.named_parameters())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(known[name])
+    learner.model = model
+    write_run(learner, tmp_path / "short")
+    for run, ends in (("short", None), ("today", "has all their layers")):
+        monkeypatch.setattr(sys, "argv", ["grow", "--run", str(tmp_path / run), "--out", str(tmp_path / "grown")])
+        if ends is None:
+            main()
+            grown = load_model(tmp_path / "grown/model")
+            first, old = grown.language_model.layers[0], load_model(tmp_path / "short/model").language_model.layers[0]
+            assert torch.equal(first.mlp.up_proj.weight, old.mlp.up_proj.weight)
+            assert len(grown.language_model.layers) == len(text.layer_types)
+        else:
+            with pytest.raises(SystemExit, match=ends):
+                main()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pocketvlm.model.checkpoint import load_model
+from recipes.nano import publish
 from recipes.nano.publish import SIGNIFICANT_BITS, rounded
+from recipes.nano.run import new_learner, write_run
 
 
 @pytest.mark.parametrize("bits", [3, SIGNIFICANT_BITS, 8])
@@ -34,3 +39,22 @@ def test_what_is_rounded_is_smaller_when_it_is_compressed() -> None:
         return len(zlib.compress(np.ascontiguousarray(values.bfloat16().view(torch.int16).numpy()).tobytes()))
 
     assert size(rounded(weights)) < 0.87 * size(weights)
+
+
+def test_matrices_are_rounded_and_vectors_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = new_learner(1)
+    with torch.no_grad():
+        for p in learner.model.parameters():
+            p.add_(torch.rand_like(p) / 3)
+    write_run(learner, tmp_path / "run")
+    (tmp_path / "run/training.jsonl").write_text("")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/confidence.json").write_text("{}")
+    monkeypatch.setattr(publish, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(publish, "__file__", str(tmp_path / "publish.py"))
+    monkeypatch.setattr(sys, "argv", ["publish", "--run", str(tmp_path / "run")])
+    publish.main()
+    before = dict(load_model(tmp_path / "run/model").named_parameters())
+    for name, p in load_model(tmp_path / "assets").named_parameters():
+        assert torch.equal(p, rounded(before[name]) if p.dim() >= 2 else before[name]), name
+    assert not (tmp_path / "assets/confidence.json").exists()

@@ -73,9 +73,11 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
         return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
     chosen = PRESETS[AUTO_QUANTIZATION]
     operators, compiled = choose_operators(chosen), library.compiled()
-    kind = f" ({library.instructions()})" if operators == "compiled" else ""
+    if compiled is None:
+        return {"runs_with": f"ONNX Runtime, {chosen}, {operators} operators"}
+    kind = f" ({library.kind_of(compiled)})" if operators == "compiled" else ""
     found = {"runs_with": f"ONNX Runtime, {chosen}, {operators} operators{kind}"}
-    if compiled is not None:
+    if not library.is_named():
         found["operators"] = describe(measured(chosen, compiled))
     return found
 

@@ -10,6 +10,7 @@ Shapes:  T rows · K inputs · N outputs
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pocketvlm.bundle import OPERATORS, Operators, Quantization, Scheme
 from pocketvlm.engine.runners.onnx_runner import import_onnxruntime, product_session
+from pocketvlm.errors import PocketVLMError
 from pocketvlm.kernels.onnx_ops import library
 
+logger = logging.getLogger(__name__)
 ROUNDS = 5
 ADVANTAGE = 1.1  # of standard ones: compiled ones spare what stands around a product as well
 
@@ -37,10 +39,11 @@ class Work:
     inputs: int
     outputs: int
     times: int
+    is_of_tower: bool = False
 
 
 WORK: Mapping[str, Work] = {
-    "views": Work(64, 1152, 1152, 28000),
+    "views": Work(64, 1152, 1152, 28000, is_of_tower=True),
     "prompts": Work(64, 1024, 896, 9000),
     "steps": Work(1, 1024, 896, 60000),
 }
@@ -56,7 +59,16 @@ def choose_operators(quantization: Quantization) -> Operators:
     compiled = library.compiled() if quantization.suits_compiled else None
     if compiled is None:
         return "standard"
-    return "compiled" if library.is_named() else faster(measured(quantization, compiled))
+    if library.is_named():
+        return "compiled"
+    try:
+        return faster(measured(quantization, compiled))
+    except PocketVLMError:  # a package is missing, which is said
+        raise
+    except Exception as error:  # of ONNX Runtime: the library cannot be loaded from where it lies, or does not run
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        logger.warning("compiled operators cannot be used, standard ones are: %s", reason)
+        return "standard"
 
 
 def faster(seconds: Mapping[str, Seconds]) -> Operators:
@@ -85,10 +97,11 @@ def measured(quantization: Quantization, compiled: Path) -> dict[str, Seconds]:
     missing = {name: scheme for name, scheme in wanted.items() if f"{name} {scheme}" not in known}
     sessions: dict[tuple[int, int, Scheme], Mapping[Operators, Any]] = {}
     for name, scheme in missing.items():
-        key = (WORK[name].inputs, WORK[name].outputs, scheme)
+        work = WORK[name]
+        key = (work.inputs, work.outputs, scheme)
         if key not in sessions:
-            sessions[key] = _sessions(*key, compiled)
-        known[f"{name} {scheme}"] = _measure(WORK[name], sessions[key])
+            sessions[key] = _sessions(work, scheme, compiled)
+        known[f"{name} {scheme}"] = _measure(work, sessions[key])
     if missing:
         _write(notes, known)
     return {name: known[f"{name} {scheme}"] for name, scheme in wanted.items()}
@@ -112,22 +125,15 @@ def _measure(work: Work, sessions: Mapping[Operators, Any]) -> Seconds:
     return best
 
 
-def _sessions(inputs: int, outputs: int, scheme: Scheme, compiled: Path) -> Mapping[Operators, Any]:
-    import onnx_ir as ir
+def _sessions(work: Work, scheme: Scheme, compiled: Path) -> Mapping[Operators, Any]:
+    from pocketvlm.export.onnx.product import product_of_decoder, product_of_tower
 
-    from pocketvlm.export.onnx.graph import GraphBuilder
-    from pocketvlm.export.onnx.linear import token_linear
-
-    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * inputs**-0.5
-    made: dict[Operators, Any] = {}
-    for kind in OPERATORS:
-        graph = GraphBuilder("product", compiled=kind == "compiled")
-        x = graph.input("x", ir.DataType.FLOAT, ("batch", "new", inputs))
-        y = token_linear(graph, "product", x, [weight], scheme)
-        graph.output("y", y, ir.DataType.FLOAT, ("batch", "new", outputs))
-        body = ir.to_proto(graph.model()).SerializeToString()
-        made[kind] = product_session(body, compiled if kind == "compiled" else None, threads=1)
-    return made
+    product = product_of_tower if work.is_of_tower else product_of_decoder
+    bodies = {kind: product(work.inputs, work.outputs, scheme, compiled=kind == "compiled") for kind in OPERATORS}
+    return {
+        kind: product_session(body, compiled if kind == "compiled" else None, threads=1)
+        for kind, body in bodies.items()
+    }
 
 
 def _read(notes: Path) -> dict[str, Seconds]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Value
 from pocketvlm.documents.pages import PageTask
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.remote_files import read_remote
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
 
+logger = logging.getLogger(__name__)
 FORMATS = {"markdown": ".md", "text": ".txt", "html": ".html"}
 INDEX, FAILED, JOURNAL = OWN_FILES = ("index.jsonl", "failed.jsonl", ".journal")
 _LONGEST_NAME = 180  # bytes
@@ -59,8 +61,9 @@ def check_format(form: str) -> str:
     return form
 
 
-# Of each page of a document the text that the file itself holds; nothing of a document that has none.
-TextLayers = Callable[[Document], Sequence[str]]
+# Of each page of a document the text that the file itself holds, or None; nothing of a document that has none.
+TextLayers = Callable[[Document], Sequence[str | None]]
+_PAGES_AT_ONCE = 100  # that one question for texts may take two minutes for
 
 
 def page_rows(
@@ -84,18 +87,32 @@ def page_rows(
 
 @contextmanager
 def text_layers(wanted: bool) -> Iterator[TextLayers | None]:
-    """What `page_rows` takes; None where none are `wanted`. Where a file cannot be read any more it has none."""
+    """What `page_rows` takes; None where none are `wanted`. What cannot be read is logged, and has none."""
     if not wanted:
         yield None
         return
     with DocumentOpener() as opener:
 
-        def layers(document: Document) -> Sequence[str]:
+        def some(document: Document, source: str | bytes, pages: Sequence[int]) -> Sequence[str | None] | None:
+            try:
+                return opener.texts(source, pages)
+            except (MediaError, EngineError) as error:
+                logger.warning("%s, pages %d to %d have no text layer: %s", document.name, pages[0], pages[-1], error)
+                return [None] * len(pages)
+
+        def layers(document: Document) -> Sequence[str | None]:
             try:
                 source = str(document.path) if document.url is None else read_remote(document.url)
-                return opener.texts(source, document.pages) or ()
-            except (ConfigError, MediaError):
+            except (OSError, ConfigError, MediaError) as error:
+                logger.warning("%s has no text layer: %s", document.name, error)
                 return ()
+            found: list[str | None] = []
+            for first in range(0, len(document.pages), _PAGES_AT_ONCE):
+                texts = some(document, source, document.pages[first : first + _PAGES_AT_ONCE])
+                if texts is None:  # it is no PDF
+                    return ()
+                found += texts
+            return found
 
         yield layers
 

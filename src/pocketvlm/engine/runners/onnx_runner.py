@@ -164,7 +164,7 @@ class ONNXRunner:
             torch.set_num_threads(before)
 
     def describe(self) -> str:
-        kind = f" ({library.instructions()})" if self.operators else ""
+        kind = f" ({library.kind_of(self.operators)})" if self.operators else ""
         made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators{kind}"
         return f"ONNX Runtime on {self.threads} threads, {made_of}"
 

@@ -1,18 +1,44 @@
-"""A graph of one int8 product, to measure what a machine can do."""
+"""Graphs of one product, to measure what a machine can do."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 import torch
 
+from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx.graph import GraphBuilder
-from pocketvlm.export.onnx.linear import linear
+from pocketvlm.export.onnx.linear import compiled_linear, linear, token_linear
 
 
 def int8_product(inputs: int, outputs: int) -> bytes:
     """Input `x` fp32 [T, inputs], output `y` fp32 [T, outputs]."""
     g = GraphBuilder("product")
     x = g.input("x", ir.DataType.FLOAT, ("tokens", inputs))
-    weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
-    g.output("y", linear(g, "product", x, [weight], "int8"), ir.DataType.FLOAT, ("tokens", outputs))
+    g.output("y", linear(g, "product", x, [_weight(inputs, outputs)], "int8"), ir.DataType.FLOAT, ("tokens", outputs))
     return bytes(ir.to_proto(g.model()).SerializeToString())
+
+
+def product_of_tower(inputs: int, outputs: int, scheme: Scheme, *, compiled: bool) -> bytes:
+    """As the tower has it, with a bias: `x` fp32 [1, T, inputs] to `y` fp32 [1, T, outputs]."""
+    g = GraphBuilder("product", compiled=compiled)
+    x = g.input("x", ir.DataType.FLOAT, ("views", "patches", inputs))
+    weights, biases = [_weight(inputs, outputs)], [torch.zeros(outputs)]
+    if compiled:
+        y = compiled_linear(g, "product", x, weights, scheme, biases=biases)
+    else:
+        y = linear(g, "product", x, weights, scheme, biases)
+    g.output("y", y, ir.DataType.FLOAT, ("views", "patches", outputs))
+    return bytes(ir.to_proto(g.model()).SerializeToString())
+
+
+def product_of_decoder(inputs: int, outputs: int, scheme: Scheme, *, compiled: bool) -> bytes:
+    """As the decoder has it: `x` fp32 [1, T, inputs] to `y` fp32 [1, T, outputs]."""
+    g = GraphBuilder("product", compiled=compiled)
+    x = g.input("x", ir.DataType.FLOAT, ("batch", "new", inputs))
+    y = token_linear(g, "product", x, [_weight(inputs, outputs)], scheme)
+    g.output("y", y, ir.DataType.FLOAT, ("batch", "new", outputs))
+    return bytes(ir.to_proto(g.model()).SerializeToString())
+
+
+def _weight(inputs: int, outputs: int) -> torch.Tensor:
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * inputs**-0.5

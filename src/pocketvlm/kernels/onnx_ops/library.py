@@ -48,7 +48,7 @@ class Kind:
 # The best first; the macros that these flags set choose the headers in vectors.h and products.h.
 _AVX2 = frozenset({"avx2", "fma"})
 KINDS: Mapping[str, Kind] = {
-    "avx512": Kind(frozenset({"avx512_vnni", "avx512bw", "avx512dq"}), ("-march=native",)),
+    "avx512": Kind(frozenset({"avx512_vnni", "avx512bw", "avx512dq"}), ("-march=native", "-DPOCKETVLM_AVX512")),
     "avx_vnni": Kind(_AVX2 | {"avx_vnni"}, ("-mavx2", "-mfma", "-mavxvnni")),
     "avx2": Kind(_AVX2, ("-mavx2", "-mfma")),
     "neon": Kind(frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
@@ -67,8 +67,8 @@ def compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def instructions() -> str | None:
-    """The kind of processor that operators are compiled for, of `KINDS`; None where standard ones are used.
+def wanted_kinds() -> tuple[str, ...]:
+    """The kinds of processor that operators may be compiled for, the best first; none where standard ones are used.
 
     Raises:
         ConfigError: `INSTRUCTIONS_VARIABLE` names none, or one that this processor is not of.
@@ -81,18 +81,18 @@ def instructions() -> str | None:
         lacks = ", ".join(sorted(KINDS[wanted].needs - flags))
         raise ConfigError(f"{INSTRUCTIONS_VARIABLE}={wanted}: this processor has no {lacks}", hint="Unset it.")
     if wanted != "auto":
-        return None if wanted == STANDARD else wanted
-    return next((name for name, kind in KINDS.items() if flags >= kind.needs), None)
+        return () if wanted == STANDARD else (wanted,)
+    return tuple(name for name, kind in KINDS.items() if flags >= kind.needs)
+
+
+def kind_of(library: Path) -> str:
+    """What a compiled library is made for, of `KINDS`."""
+    return library.stem.partition("-")[0]
 
 
 def is_named() -> bool:
     """Whether the environment says what is used; otherwise the faster operators are, see `api.operators`."""
     return (os.environ.get(INSTRUCTIONS_VARIABLE) or "auto") != "auto"
-
-
-def is_possible() -> bool:
-    """Whether this machine has what it takes; compiling may still fail."""
-    return instructions() is not None and compiler() is not None
 
 
 def wanted_tiles() -> str:
@@ -106,8 +106,6 @@ def wanted_tiles() -> str:
         raise ConfigError(f"{TILES_VARIABLE}={wanted} is unknown", hint=f"Use one of {', '.join(TILES)}.")
     if wanted == "amx" and not processor_flags() >= TILE_FLAGS:
         raise ConfigError(f"{TILES_VARIABLE}=amx: this processor has no AMX", hint="Unset it.")
-    if wanted != "off" and instructions() != "avx512":
-        raise ConfigError(f"{TILES_VARIABLE}={wanted} goes with the operators of avx512 only", hint="Unset it.")
     return wanted
 
 
@@ -122,21 +120,33 @@ def compiled(tiles: str | None = None) -> Path | None:
     Raises:
         ConfigError: what the environment asks for cannot be had.
     """
-    kind, flags, program = instructions(), processor_flags(), compiler()
-    tile_number = TILES[tiles or wanted_tiles()]
-    if kind is None or program is None:
-        return None
-    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={tile_number}")
-    key = hashlib.sha256(repr((program, options, sorted(flags))).encode())
+    kinds, program, tiles = wanted_kinds(), compiler(), tiles or wanted_tiles()
+    if tiles != "off" and kinds[:1] != ("avx512",):
+        raise ConfigError(f"{TILES_VARIABLE}={tiles} goes with the operators of avx512 only", hint="Unset it.")
+    for kind in kinds if program else ():
+        assert program is not None
+        if (file := _made(kind, program, TILES[tiles])) is not None:
+            return file
+    if kinds and is_named():
+        raise ConfigError(
+            f"{INSTRUCTIONS_VARIABLE}={kinds[0]}: these operators cannot be compiled here", hint="Unset it."
+        )
+    return None
+
+
+def _made(kind: str, program: str, tiles: int) -> Path | None:
+    """The library of a kind, or None where it cannot be compiled."""
+    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={tiles}")
+    key = hashlib.sha256(repr((program, options, sorted(processor_flags()))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())
     try:
-        file = cache_directory() / "operators" / f"{key.hexdigest()[:24]}.so"
+        file = cache_directory() / "operators" / f"{kind}-{key.hexdigest()[:24]}.so"
         if not file.is_file():
             _compile([program, *options], file)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("operators were not compiled, standard ones are used: %s", reason.strip().splitlines()[0][:200])
+        logger.warning("operators of %s were not compiled: %s", kind, reason.strip().splitlines()[0][:200])
         return None
     return file
 

@@ -94,7 +94,7 @@ __attribute__((noinline)) void multiply_half(std::index_sequence<kRow...>, const
 #pragma GCC unroll 4  // everywhere: an array that is addressed by a variable stays in memory
   for (int j = 0; j < kParts; ++j) ((sum[j][kRow] = _mm256_load_si256(place + j + kRow * kPanel / 8)), ...);
   for (const Stored* end = x + segment.inputs; x < end; w += 4 * kPanel) {
-    // The two halves of a panel ask for every other line each.
+    // The two halves of a panel ask for every other line each (of a single one both, and a little more than is needed).
     for (int i = 0; i < lines; i += 2, next += 128) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int j = 0; j < kParts; ++j) {

@@ -9,6 +9,8 @@
 
 namespace pocketvlm {
 
+static_assert(sizeof(Stored) == 1 && !kHasSignedWeights, "tiles read inputs and weights as AVX-512 does");
+
 constexpr int64_t kTileLeast = 12;  // rows: fewer are sooner done without tiles
 constexpr int64_t kTileInputs = tiles::kBytes;
 

@@ -12,21 +12,25 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
-from pocketvlm.errors import MediaError, PocketVLMError
+from pocketvlm.errors import EngineError, MediaError, PocketVLMError
 from pocketvlm.processing.confinement import confine
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.sources import describe
 from pocketvlm.remote_files import MAX_BYTES
 
-SECONDS = 120.0  # that looking into a file may take
+_T = TypeVar("_T")
+SECONDS = 120.0  # that an answer may take
+START_SECONDS = 60.0  # until a new process has answered
+MAX_ANSWER = 2**28  # bytes
 MEMORY = 8 * 2**30  # bytes of address space beyond those of a process that has just begun
 # Pages are asked for one by one, so that a document may have many; what is elsewhere may be as large as what is here.
 _MANY = MediaLimits(max_images=1_000_000, max_bytes=MAX_BYTES)
@@ -42,6 +46,7 @@ class DocumentOpener:
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_late = False
 
     def __enter__(self) -> Self:
         return self
@@ -58,8 +63,9 @@ class DocumentOpener:
         Raises:
             MediaError: the file is neither picture nor document, damaged or protected, has no such page, or looking
                 into it ended the process or took too long.
+            EngineError: no such process can be started.
         """
-        return tuple(map(int, self._ask("pages", source)))
+        return self._ask(_as_pages, "pages", source)
 
     def texts(self, source: str | bytes, pages: Sequence[int]) -> list[str] | None:
         """The text layer of pages of a PDF, "" of a scan without one; None of what is no PDF.
@@ -69,55 +75,79 @@ class DocumentOpener:
             pages: counted from 1.
 
         Raises:
-            MediaError: as `pages`.
+            MediaError, EngineError: as `pages`.
         """
-        found = self._ask("texts", source, list(pages))
-        return None if found is None else list(map(str, found))
 
-    def _ask(self, question: str, source: str | bytes, *more: Any) -> Any:
+        def as_texts(found: Any) -> list[str] | None:
+            if found is None:
+                return None
+            if len(found) != len(pages) or not all(isinstance(text, str) for text in found):
+                raise TypeError
+            return list(found)
+
+        return self._ask(as_texts, "texts", source, list(pages))
+
+    def _ask(self, read: Callable[[Any], _T], question: str, source: str | bytes, *more: Any) -> _T:
+        """What `read` makes of the answer, which may be anything: a decoder that was taken over could be speaking."""
         for _ in range(2):  # once more, as somebody else may have ended the process
-            is_late = threading.Event()
-            process = self._running()
-
-            def kill(process: subprocess.Popen[bytes] = process, is_late: threading.Event = is_late) -> None:
-                is_late.set()
-                process.kill()
-
-            timer = threading.Timer(self._seconds, kill)
-            timer.daemon = True
-            timer.start()
+            process = self._process or self._start()
+            answer = self._exchange(process, (question, source, *more), self._seconds)
             try:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                pickle.dump((question, source, *more), process.stdin, pickle.HIGHEST_PROTOCOL)
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
-                if "fault" in answer:
-                    raise MediaError(str(answer["fault"])[:1000])
-                return answer["found"]
-            except MediaError:
-                raise
-            except (OSError, ValueError, KeyError, TypeError):  # the end of the process, or nothing that it would say
-                self._end()
-            except BaseException:  # Ctrl-C: its answer would be taken for that to the next question
-                self._end()
-                raise
-            finally:
-                timer.cancel()
-            if is_late.is_set():
+                if isinstance(answer, dict) and "fault" in answer:
+                    fault = MediaError(str(answer["fault"])[:1000])
+                elif isinstance(answer, dict):
+                    return read(answer["found"])
+                else:
+                    fault = None
+            except Exception:
+                fault = None
+            if fault is not None:
+                raise fault
+            self._end()
+            if self._is_late:
                 raise MediaError(f"{describe(source)}: looking into it took more than {self._seconds:g} seconds")
         raise MediaError(f"{describe(source)}: the decoder crashed", hint="Save the file anew.")
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
             )
+        except OSError as error:
+            raise EngineError(f"the process that opens documents cannot be started: {error.strerror}") from None
+        if self._exchange(self._process, ("ready",), START_SECONDS) != {"found": "ready"}:
+            self._end()
+            raise EngineError("the process that opens documents did not start")
         return self._process
+
+    def _exchange(self, process: subprocess.Popen[bytes], question: tuple[Any, ...], seconds: float) -> Any:
+        """The answer, or None where the process has ended, says what is no JSON, or was killed as it took too long."""
+        self._is_late = False
+
+        def kill() -> None:
+            self._is_late = True
+            process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            pickle.dump(question, process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            return json.loads(process.stdout.readline(MAX_ANSWER))
+        except Exception:
+            return None
+        except BaseException:  # Ctrl-C: its answer would be taken for that to the next question
+            self._end()
+            raise
+        finally:
+            timer.cancel()
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -129,6 +159,12 @@ class DocumentOpener:
                 with suppress(OSError):  # what was not read any more
                     pipe.close()
         process.wait()
+
+
+def _as_pages(found: Any) -> tuple[int, ...]:
+    if not found or not all(type(page) is int and 0 < page < 2**31 for page in found):
+        raise TypeError
+    return tuple(found)
 
 
 def _pages(source: str | bytes) -> list[int]:
@@ -149,7 +185,7 @@ def _texts(source: str | bytes, pages: Sequence[int]) -> list[str] | None:
     return page_texts(body, pages) if is_pdf(body[:HEAD_BYTES]) else None
 
 
-_QUESTIONS: Mapping[str, Callable[..., Any]] = {"pages": _pages, "texts": _texts}
+_QUESTIONS: Mapping[str, Callable[..., Any]] = {"pages": _pages, "texts": _texts, "ready": lambda: "ready"}
 
 
 def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
@@ -158,18 +194,37 @@ def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
             question, *about = pickle.load(questions)
         except EOFError:
             return
+        # Whoever asks has a clock of its own, but may have been killed.
+        _end_after(2 * SECONDS)
+        name = describe(about[0]) if about else ""
         try:
             answer: dict[str, Any] = {"found": _QUESTIONS[question](*about)}
+        except MemoryError:
+            answer = {"fault": f"{name}: looking into it takes more than {MEMORY >> 30} GiB of memory"}
         except OSError as error:
-            answer = {"fault": f"{describe(about[0])} cannot be read: {error.strerror}"}
+            answer = {"fault": f"{name} cannot be read: {error.strerror}"}
         except PocketVLMError as error:
             answer = {"fault": str(error)}
         except Exception as error:
-            answer = {"fault": f"{describe(about[0])}: a fault of the program: {type(error).__name__}"}
+            answer = {"fault": f"{name}: a fault of the program: {type(error).__name__}"}
+        _end_after(0)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
-if __name__ == "__main__":
+def _end_after(seconds: float) -> None:
+    """Let the system end this process then, whatever it is doing; 0 calls that off."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _main() -> None:
     confine(MEMORY)
-    _serve(sys.stdin.buffer, sys.stdout.buffer)
+    # What a library prints is no answer.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    _main()

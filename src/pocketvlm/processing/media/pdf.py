@@ -3,9 +3,10 @@
 A page is drawn as a printer would: turned as it says, with annotations and the fields of forms. Scripts in it are not
 run, and nothing that it refers to is fetched.
 
-PDFium is no safe program: the server opens documents in processes of their own (`processing.media_workers`), unless it
-was told to decode in threads. The command line and the Python API open the files of their own user in their process, as
-they do with pictures and videos. PDFium has no threads either, so one lock holds all calls.
+PDFium is no safe program: the server, `batch`, `read` and `extract` draw pages in processes of their own
+(`processing.media_workers`), unless the server was told to decode in threads, and look into documents in another one
+(`document_opener`). `ask`, `chat` and the Python API draw the files of their own user in their process, as they do with
+pictures and videos. PDFium has no threads either, so one lock holds all calls.
 """
 
 from __future__ import annotations

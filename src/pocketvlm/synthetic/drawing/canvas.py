@@ -87,11 +87,19 @@ class Canvas:
         boxes = print_line(mask, face, line, 0, -line.top)
         self.lay(mask, x, top, colour)
         high, wide = self.image.shape[:2]
-        moved = [
-            CharacterBox(c, max(0, x + left), max(0, top + t), min(wide, x + right), min(high, top + b))
-            for c, left, t, right, b in boxes
-        ]
-        seen = [box for box in moved if box.left < box.right and box.top < box.bottom]
+        seen = []
+        for character, left, above, right, below in boxes:
+            whole = (right - left) * (below - above)
+            box = CharacterBox(
+                character, max(0, x + left), max(0, top + above), min(wide, x + right), min(high, top + below)
+            )
+            # Of what is cut, as a tall mark at an edge, most must be seen to be read.
+            if (
+                box.left < box.right
+                and box.top < box.bottom
+                and 2 * (box.right - box.left) * (box.bottom - box.top) > whole
+            ):
+                seen.append(box)
         self._lines.append((baseline, x, seen))
 
     def polyline(self, points: Sequence[Point], colour: Colour, thickness: float) -> None:
