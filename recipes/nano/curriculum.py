@@ -197,7 +197,7 @@ LOOKED_UP = (
 )
 
 # Large steps while everything is still to be found, small ones where characters are told apart (docs/log.md).
-FINE, DECODER = 0.25, 0.2
+FINE, DECODER = 0.2, 0.2
 
 # Where the decoder learns; the tower does in steps of its own only.
 _with_decoder = partial(

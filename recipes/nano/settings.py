@@ -30,8 +30,9 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
     The first two layers of the tower came when it could read, with heads that look at neighbours (`grow.py`). Without
     them early compression stood after a quarter, as in the published model.
 
-    Every second layer is full attention (every fourth in the published model): with four layers, reading needs two of
-    them, one to find the place in the picture and one to copy what was found.
+    Every second layer of the decoder is full attention (every fourth in the published model): reading needs two of
+    them, one to find the place in the picture and one to copy what was found. The pair in the middle came later
+    (`grow.py`), for what has to be found by two names.
     """
     return ModelConfig(
         vision=VisionConfig(
@@ -40,8 +41,8 @@ def model_config(vocab_size: int, image_token_id: int, video_token_id: int, eos_
         text=TextConfig(
             hidden_size=256,
             intermediate_size=704,
-            num_hidden_layers=4,
-            layer_types=("linear_attention", "full_attention") * 2,
+            num_hidden_layers=6,
+            layer_types=("linear_attention", "full_attention") * 3,
             vocab_size=vocab_size,
             max_position_embeddings=16384,
             num_attention_heads=4,
