@@ -92,17 +92,10 @@ class DocumentOpener:
         for _ in range(2):  # once more, as somebody else may have ended the process
             process = self._process or self._start()
             answer = self._exchange(process, (question, source, *more), self._seconds)
-            try:
-                if isinstance(answer, dict) and "fault" in answer:
-                    fault = MediaError(str(answer["fault"])[:1000])
-                elif isinstance(answer, dict):
-                    return read(answer["found"])
-                else:
-                    fault = None
-            except Exception:
-                fault = None
-            if fault is not None:
-                raise fault
+            if isinstance(answer, dict) and "fault" in answer:
+                raise MediaError(str(answer["fault"])[:1000])
+            with suppress(Exception):
+                return read(answer["found"])
             self._end()
             if self._is_late:
                 raise MediaError(f"{describe(source)}: looking into it took more than {self._seconds:g} seconds")
