@@ -10,7 +10,6 @@ namespace pocketvlm {
 #endif
 
 constexpr int kRows = 3;  // of a tile: 12 sums; the other four registers are inputs and weights
-constexpr int64_t kMostInputs = 256;  // of a segment: 16 KB of weights, which several tiles find in the first-level cache
 constexpr bool kHasSignedWeights = false;
 constexpr int kHalf = kPanel / 2;  // outputs of a pass: four registers of 8
 

@@ -5,7 +5,6 @@ namespace pocketvlm {
 
 using Stored = int8_t;                    // an input as products read it
 constexpr int kRows = 6;                  // of a tile: 24 sums, 4 registers of weights, one of inputs
-constexpr int64_t kMostInputs = INT64_MAX;  // of a segment: tiles read weights as fast from the second-level cache
 constexpr bool kHasSignedWeights = false;  // what a weight's zero adds to a sum is taken off it
 
 inline void store_inputs(Stored* to, Ints rounded) {

@@ -7,7 +7,6 @@ namespace pocketvlm {
 
 using Stored = int8_t;                   // an input as products read it
 constexpr int kRows = 5;                 // of a tile: 20 sums, 4 registers of weights, 5 of inputs
-constexpr int64_t kMostInputs = 256;     // of a segment: 16 KB of weights, which several tiles find in the first-level cache
 constexpr bool kHasSignedWeights = true;  // a weight's zero is taken off it when it is loaded
 constexpr int kQuarter = kPanel / 4;     // outputs of a pass: four registers of 4
 

@@ -100,8 +100,8 @@ struct Tiles {
   }
 };
 
-// At most kGroup rows by one panel: every block of weights, or every kMostInputs of it, is used by all tiles of rows while
-// it is in the first-level cache, and the next one is on its way meanwhile. `x` and `out` [., N] start at the first row, `w`, `finish` and `out` at
+// At most kGroup rows by one panel: every block of weights is used by all tiles of rows while it is in the first-level
+// cache, and the next one is on its way meanwhile. `x` and `out` [., N] start at the first row, `w`, `finish` and `out` at
 // the panel.
 template <int kBits>
 void multiply_group(const Size& size, const Activations& x, const Weights& w, const Finish& finish, int64_t rows,
@@ -117,17 +117,14 @@ void multiply_group(const Size& size, const Activations& x, const Weights& w, co
   const int lines = count > 1 ? static_cast<int>(4 / count) : 0;
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t t = 0; t < rows; ++t) std::fill_n(sums + t * kPanel, kPanel, x.starts[t * blocks + b]);
-    for (int64_t k = b * size.block, end = k + size.block, step; k < end; k += step) {
-      step = std::min(kMostInputs, end - k);
-      const int64_t bytes = step * kPanel * kBits / 8;
-      const uint8_t* values = w.values + k * kPanel * kBits / 8;
-      // Tiles of equal height: 8 rows are two of four, not one of six and one of two.
-      for (int64_t i = 0, first = 0; i < count; ++i) {
-        const int64_t height = rows / count + (i < rows % count);
-        const Segment segment{values, values + bytes + i * lines * bytes / 4, step, lines};
-        tiles[height - 1](x.values + first * size.inputs + k, size.inputs, segment, sums + first * kPanel);
-        first += height;
-      }
+    const int64_t k = b * size.block, bytes = size.block * kPanel * kBits / 8;
+    const uint8_t* values = w.values + b * bytes;
+    // Tiles of equal height: 8 rows are two of four, not one of six and one of two.
+    for (int64_t i = 0, first = 0; i < count; ++i) {
+      const int64_t height = rows / count + (i < rows % count);
+      const Segment segment{values, values + bytes + i * lines * bytes / 4, size.block, lines};
+      tiles[height - 1](x.values + first * size.inputs + k, size.inputs, segment, sums + first * kPanel);
+      first += height;
     }
     add_block(x, blocks, b, w.scales + b * kPanel, rows, sums, totals);
   }
@@ -142,10 +139,9 @@ void panel(const Size& size, const Activations& x, const Weights& w, const Finis
   const Weights mine{w.values + number * size.inputs * kPanel * kBits / 8, w.scales + number * blocks * kPanel};
   const Finish after{finish.bias ? finish.bias + number * kPanel : nullptr, finish.has_gelu};
   const int64_t columns = std::min<int64_t>(kPanel, size.outputs - number * kPanel);
-  // Where a block of 8 bits, all inputs, is too large for that cache, each tile reads it again.
+  // Weights of 8 bits are read again by each tile: a block of theirs, all inputs, is too large for that cache.
   const int64_t count = (rows + kRows - 1) / kRows;
-  const bool is_shared = kBits == 4 ? rows <= kGroup : kMostInputs <= kPanel * kLanes;
-  const int64_t group = !is_shared ? (rows + count - 1) / count : std::min(rows, kGroup);
+  const int64_t group = kBits == 4 && rows <= kGroup ? rows : (rows + count - 1) / count;
   for (int64_t first = 0; first < rows; first += group) {
     const Activations some{x.values + first * size.inputs, x.scales + first * blocks, x.starts + first * blocks};
     float* place = out + first * size.outputs + number * kPanel;
