@@ -87,7 +87,7 @@ def run(
         if x is None:
             text.append(b"input 0 1 0\n")
         else:
-            kind = 2 if x.dtype == np.uint8 else 1
+            kind = {np.dtype(np.uint8): 2, np.dtype(np.int32): 6}.get(x.dtype, 1)
             text += [f"input {kind} {x.ndim} {' '.join(map(str, x.shape))}\n".encode(), x.tobytes()]
     out = subprocess.run(command, input=b"".join(text), capture_output=True, check=True).stdout
     found = []
@@ -206,6 +206,30 @@ def test_attention_is_that_of_every_kind(
     assert np.linalg.norm(got - expected) <= 2e-3 * np.linalg.norm(expected)
     (other,) = run(next(iter(hosts.values())), "ViewAttention", {"heads": heads}, [joined])
     assert np.abs(got - other).max() <= 1e-6 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize(
+    ("new", "before", "heads", "dim"), [(1, 700, 4, 64), (7, 0, 1, 128), (70, 150, 3, 64), (33, 3, 1, 256)]
+)
+def test_causal_attention_is_that_of_every_kind(
+    hosts: dict[str, list[str]], kind: str, new: int, before: int, heads: int, dim: int
+) -> None:
+    generator, total = np.random.default_rng(dim), before + new
+    q, k, v = (generator.standard_normal((1, new, n * dim), np.float32) for n in (heads, 1, 1))
+    past = [generator.standard_normal((1, 1, total, dim), np.float32) for _ in range(2)]
+    inputs = [q, k, v, *past, np.array([total - 1], np.int32)]
+    attributes = {"num_heads": heads, "kv_num_heads": 1}
+    got, keys, values = run(hosts[kind], "CausalAttention", attributes, inputs)
+    for written, old, one in ((keys, past[0], k), (values, past[1], v)):
+        assert np.array_equal(written, np.concatenate([old[:, :, :before], one[:, None]], 2))
+    scores = q.reshape(new, heads, dim).astype(float).swapaxes(0, 1) @ keys[0, 0].T / dim**0.5
+    scores += np.triu(np.full((new, total), -np.inf), before + 1)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = (shares / shares.sum(-1, keepdims=True) @ values[0, 0]).swapaxes(0, 1).reshape(got.shape)
+    assert np.linalg.norm(got - expected) <= 2e-3 * np.linalg.norm(expected)
+    other, *_ = run(next(iter(hosts.values())), "CausalAttention", attributes, inputs)
+    assert np.linalg.norm(got - other) <= 1e-4 * np.linalg.norm(other)  # a score between two steps may fall to either
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -1,7 +1,7 @@
 // Runs one of our operators without ONNX Runtime: for instruction sets that this processor has not, under an emulator.
 //
 // Input, on stdin: lines of "name NAME", "int NAME VALUE", "float NAME VALUE", and of "input TYPE RANK SIZE…" (TYPE 1 is
-// fp32, 2 is uint8, 0 a missing one), each of which is followed by its bytes. Output: for each output a line "output RANK
+// fp32, 2 is uint8, 6 is int32, 0 a missing one), each of which is followed by its bytes. Output: for each output a line "output RANK
 // SIZE…" and its fp32 values.
 #include <cstdio>
 #include <iostream>
@@ -92,7 +92,7 @@ Status parallel_for(const Context*, void (*work)(void*, size_t), size_t total, s
 
 const ort::Operator* find(const std::string& name) {
   for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
-                                  operator_of<pocketvlm::ViewAttention>()})
+                                  operator_of<pocketvlm::ViewAttention>(), operator_of<pocketvlm::CausalAttention>()})
     if (name == op->name(op)) return op;
   return nullptr;
 }
@@ -125,7 +125,7 @@ int main() {
       words >> type >> rank;
       auto value = std::make_unique<Value>();
       value->shape.sizes.resize(rank);
-      size_t size = type == ort::kFloat ? sizeof(float) : 1;
+      size_t size = type == ort::kUint8 ? 1 : 4;
       for (int64_t& one : value->shape.sizes) words >> one, size *= one;
       value->allocate(size);
       std::cin.read(static_cast<char*>(value->place), static_cast<std::streamsize>(size));

@@ -5,6 +5,8 @@ Shapes:  B sequences · S new tokens of each · C conv channels · V value width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from torch import nn
 
@@ -17,6 +19,7 @@ from pocketvlm.model.vlm import MiniCPMV
 
 LANES = 16  # values of a register: heads of other sizes are left to standard operators
 MOST_TAPS = 8
+HEAD_DIMS = (64, 128, 256)  # of full attention, see attention_tiles.h
 
 
 class CompiledDecoderGraph(DecoderGraph):
@@ -32,6 +35,15 @@ class CompiledDecoderGraph(DecoderGraph):
         if not can_compile(self.graph, layer.in_features, self.scheme):
             return super()._mlp_out(name, joined, layer)
         return self._gated(name, joined, layer, Gate(joined, "silu", x_offset=layer.in_features))
+
+    def _attend(
+        self, attention: GatedAttention, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
+    ) -> Sequence[ir.Value]:
+        if attention.head_dim not in HEAD_DIMS or self.scheme == "fp32":
+            return super()._attend(attention, q, k, v, past)
+        heads = {"num_heads": attention.heads, "kv_num_heads": attention.kv_heads}
+        made: Sequence[ir.Value] = self.graph.own("CausalAttention", q, k, v, *past, self.seqlens_k, outputs=3, **heads)
+        return made
 
     def _attention_out(self, name: str, out: ir.Value, joined: ir.Value, attention: GatedAttention) -> ir.Value:
         layer = attention.o_proj

@@ -176,7 +176,16 @@ class DecoderGraph:
         q, k = self._rotate(self._flat(q), heads), self._rotate(self._flat(k), kv_heads)
         shape = ("batch", kv_heads, "capacity", dim)
         past = [g.input(f"past_{kind}.{i}", FLOAT, shape) for kind in ("key", "value")]
-        out, *present = g.contrib(
+        out, *present = self._attend(attention, q, k, v, past)
+        for kind, value in zip(("key", "value"), present, strict=True):
+            g.output(f"present_{kind}.{i}", value, FLOAT, shape)
+        return self._attention_out(f"{name}.o_proj", out, joined, attention)
+
+    def _attend(
+        self, attention: GatedAttention, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
+    ) -> Sequence[ir.Value]:
+        """What the new tokens get, and the caches with their keys and values."""
+        made: Sequence[ir.Value] = self.graph.contrib(
             "GroupQueryAttention",
             q,
             k,
@@ -185,12 +194,10 @@ class DecoderGraph:
             self.seqlens_k,
             self.total,
             outputs=3,
-            num_heads=heads,
-            kv_num_heads=kv_heads,
+            num_heads=attention.heads,
+            kv_num_heads=attention.kv_heads,
         )
-        for kind, value in zip(("key", "value"), present, strict=True):
-            g.output(f"present_{kind}.{i}", value, FLOAT, shape)
-        return self._attention_out(f"{name}.o_proj", out, joined, attention)
+        return made
 
     def _attention_out(self, name: str, out: ir.Value, joined: ir.Value, attention: GatedAttention) -> ir.Value:
         gate = self._split(joined, *_attention_widths(attention))[1]

@@ -16,7 +16,7 @@
 namespace ort {
 
 constexpr uint32_t kVersion = 17;  // the first with ParallelFor
-constexpr int kFloat = 1, kUint8 = 2;
+constexpr int kFloat = 1, kUint8 = 2, kInt32 = 6;
 constexpr int kFail = 1, kInvalidArgument = 2;  // error codes
 
 using Status = void*;

@@ -1,5 +1,6 @@
 // The library that ONNX Runtime loads: each class of the headers as an operator of the domain "pocketvlm".
 
+#include "causal_attention.h"
 #include "causal_conv.h"
 #include "quantized_linear.h"
 #include "view_attention.h"
@@ -50,7 +51,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(
   ort::Domain* domain = nullptr;  // lives as long as the process, as its operators do
   if (auto status = api->create_domain("pocketvlm", &domain)) return status;
   for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
-                                  operator_of<pocketvlm::ViewAttention>()})
+                                  operator_of<pocketvlm::ViewAttention>(), operator_of<pocketvlm::CausalAttention>()})
     if (auto status = api->add_operator(domain, op)) return status;
   return api->add_domain(options, domain);
 }

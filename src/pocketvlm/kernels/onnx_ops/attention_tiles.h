@@ -1,0 +1,221 @@
+// Attention of many new tokens, as prompts have: in 16 bits, panel of keys by panel, each packed once for many rows.
+//
+// Queries, keys and values are mixed by Hadamard's matrix over every sixteenth channel first, so that none is far larger
+// than the others: products of queries with keys stay what they were, and the sum of values is mixed back at the end.
+// Each query and key is rounded to kSteps of its own largest value, each value to 1,023 of its own, the exponentials
+// (times the size of their value) to 16,383 of the largest of a panel. Sums run over panels, scaled to the largest
+// so far (online softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). No rounding depends on tokens that a row
+// does not see.
+//
+// Shapes:  R rows of a task · E head dim · N = E / 16 registers of a row · 128 keys at once, in two panels of 64
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "attention_rows.h"
+#include "products.h"
+
+namespace pocketvlm {
+
+// Rows that share keys as they were packed, where `total` rows are to be had for `threads`: a task for each of two turns,
+// and not more than stay in the second-level cache (a megabyte) with what belongs to them. Results do not depend on it.
+inline int64_t task_rows(int64_t total, int64_t threads) {
+  constexpr int64_t kTall = 6, kLeast = 60, kMost = 516;
+  const int64_t rows = std::clamp(total / (2 * std::max<int64_t>(threads, 1)), kLeast, kMost);
+  return (rows + kTall - 1) / kTall * kTall;
+}
+
+template <int kDim>
+class PromptAttention {
+ public:
+  // Rows `begin` to `end`; false where memory does not suffice.
+  static bool run(const Queries& q, int64_t begin, int64_t end) {
+    static thread_local PromptAttention scratch;
+    return scratch.resize(end - begin) && (scratch.attend(q, begin, end), true);
+  }
+
+ private:
+  static constexpr int kKeys = 2 * kPanel, kTall = 6, kCount = kDim / kLanes;
+  static constexpr float kSteps = kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;  // kDim products of two fit into 32 bits
+  static constexpr float kParts = 16383, kValueSteps = 1023;                     // kKeys products of these do, too
+  static constexpr float kUnfelt = -21.5f;  // 128 values of this size (a logarithm) changes no sum in fp32
+
+  std::vector<int16_t> queries;        // [R, E]
+  std::vector<float> factors, sums;    // of scores [R]; of values [R, E]
+  std::vector<float> peaks, totals;    // the largest score so far [R]; sums of exponentials by it [R, 16]
+  alignas(64) int16_t keys[kKeys * kDim];        // [2, E / 2, 64, 2]
+  alignas(64) int32_t values[kDim * kKeys / 2];  // [E / 64, 128 / 2, 64], two keys in each
+  alignas(64) float key_scales[kKeys], value_logs[kKeys], value_inverses[kKeys];
+
+  bool resize(int64_t rows) try {
+    queries.assign((rows + kTall) * kDim, 0);
+    factors.resize(rows), peaks.assign(rows, -INFINITY), totals.assign(rows * kLanes, 0.0f);
+    sums.assign(rows * kDim, 0.0f);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+
+  void attend(const Queries& q, int64_t begin, int64_t end) {
+    const float size = 1.0f / std::sqrt(static_cast<float>(kDim));
+    for (int64_t row = begin; row < end; ++row)
+      factors[row - begin] = size * round_row(q.from + q.place(row), queries.data() + (row - begin) * kDim);
+    const int64_t last = q.visible(end - 1);
+    for (int64_t key = 0; key < last; key += kKeys) {
+      pack(q.keys + key * kDim, q.values + key * kDim, std::min<int64_t>(kKeys, last - key));
+      for (int64_t row = begin; row < end; row += kTall) {
+        const int64_t count = std::min<int64_t>(kTall, end - row);
+        int64_t visible[kTall];
+        for (int64_t t = 0; t < count; ++t) visible[t] = q.visible(row + t) - key;
+        if (visible[0] >= kKeys)
+          attend_packed<true>(row - begin, count, visible);
+        else if (visible[count - 1] > 0)
+          attend_packed<false>(row - begin, count, visible);
+      }
+    }
+    for (int64_t row = begin; row < end; ++row) finish(row - begin, q.to + q.place(row));
+  }
+
+  // Hadamard's matrix over the registers of a row, each of size N^-0.5; its own inverse.
+  static void mix(Floats* x) {
+#pragma GCC unroll 4
+    for (int half = 1; half < kCount; half *= 2)
+#pragma GCC unroll 8
+      for (int pair = 0; pair < kCount / 2; ++pair) {
+        const int low = pair / half * 2 * half + pair % half, high = low + half;
+        const Floats sum = add(x[low], x[high]);
+        x[high] = subtract(x[low], x[high]), x[low] = sum;
+      }
+    const Floats size = all(1.0f / std::sqrt(static_cast<float>(kCount)));
+    for (int i = 0; i < kCount; ++i) x[i] = multiply(x[i], size);
+  }
+
+  // `x` [E] mixed, to registers; returns its largest size.
+  static float mix_row(const float* x, Floats* mixed) {
+    for (int i = 0; i < kCount; ++i) mixed[i] = load(x + i * kLanes);
+    mix(mixed);
+    Floats largest = all(1e-20f);
+    for (int i = 0; i < kCount; ++i) largest = larger(largest, absolute(mixed[i]));
+    return largest_of(largest);
+  }
+
+  // `x` [E], mixed and rounded; returns what a step is.
+  static float round_row(const float* x, int16_t* out) {
+    Floats mixed[kCount];
+    const float largest = mix_row(x, mixed);
+    const Floats factor = all(kSteps / largest);
+    for (int i = 0; i < kCount; ++i) store_halves(out + i * kLanes, to_ints(multiply(mixed[i], factor)));
+    return largest / kSteps;
+  }
+
+  // `count` keys and values, at most 128, of rows [., E].
+  void pack(const float* k, const float* v, int64_t count) {
+    if (count < kKeys) {
+      std::fill(std::begin(keys), std::end(keys), int16_t{0}), std::fill(std::begin(values), std::end(values), 0);
+      for (float* some : {key_scales, value_logs, value_inverses}) std::fill_n(some, kKeys, 0.0f);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      alignas(64) int16_t row[kDim];
+      key_scales[j] = round_row(k + j * kDim, row);
+      int16_t* to = keys + j / kPanel * kPanel * kDim + j % kPanel * 2;
+      for (int e = 0; e < kDim; e += 2) std::memcpy(to + e * kPanel, row + e, 4);
+    }
+    for (int64_t j = 0; j < count; j += 2) {
+      Floats mixed[2][kCount], factor[2] = {all(0.0f), all(0.0f)};
+      for (int i = 0; i < 2; ++i) {
+        // A last one without a neighbour stands beside itself by zero.
+        const float largest = mix_row(v + std::min(j + i, count - 1) * kDim, mixed[i]);
+        if (j + i == count) continue;
+        factor[i] = all(kValueSteps / largest);
+        value_logs[j + i] = std::log(largest / kValueSteps), value_inverses[j + i] = kValueSteps / largest;
+      }
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t panel = i * kLanes / kPanel, column = i * kLanes % kPanel;
+        const Ints both = in_pairs(to_ints(multiply(mixed[0][i], factor[0])), to_ints(multiply(mixed[1][i], factor[1])));
+        store(values + (panel * kKeys + j) / 2 * kPanel + column, both);
+      }
+    }
+  }
+
+  // Rows `first` to `first + count`, at most 6, over the packed keys, of which each of them sees `visible`, or all.
+  template <bool kAll>
+  void attend_packed(int64_t first, int64_t count, const int64_t* visible) {
+    alignas(64) int32_t products[kKeys / kPanel][kTall * kPanel];
+    alignas(64) int16_t parts[kTall * kKeys];
+    alignas(64) float distances[kLanes] = {}, weights[kLanes];
+    for (int p = 0; p < kKeys / kPanel; ++p)
+      multiply_pairs<4, kTall>(queries.data() + first * kDim, kDim,
+                               reinterpret_cast<const int32_t*>(keys + p * kPanel * kDim), kDim / 2, products[p]);
+    Floats found[kTall];
+    float nearest_peak = -INFINITY;
+    for (int64_t t = 0; t < count; ++t) {
+      Floats scores[kKeys / kLanes], most = all(-INFINITY);
+      const Floats factor = all(factors[first + t]);
+      for (int j = 0; j < kKeys / kLanes; ++j) {
+        const Floats scale = multiply(load(key_scales + j * kLanes), factor);
+        const Ints product = load(products[j * kLanes / kPanel] + t * kPanel + j * kLanes % kPanel);
+        scores[j] = multiply_add(to_floats(product), scale, load(value_logs + j * kLanes));
+        if (!kAll) scores[j] = choose(first_lanes(visible[t] - j * kLanes), all(-INFINITY), scores[j]);
+        most = larger(most, scores[j]);
+      }
+      const float peak = largest_of(most);
+      const Floats top = all(kAll || visible[t] > 0 ? peak : 0.0f);
+      found[t] = all(0.0f);
+      for (int j = 0; j < kKeys / kLanes; ++j) {
+        Floats part = exponential(subtract(scores[j], top));
+        if (!kAll) part = choose(first_lanes(visible[t] - j * kLanes), all(0.0f), part);
+        found[t] = multiply_add(part, load(value_inverses + j * kLanes), found[t]);
+        store_halves(parts + t * kKeys + j * kLanes, to_ints(multiply(part, all(kParts))));
+      }
+      if (peak > peaks[first + t]) raise(first + t, peak);
+      distances[t] = kAll || visible[t] > 0 ? peak - peaks[first + t] : -INFINITY;
+      nearest_peak = std::max(nearest_peak, distances[t]);
+    }
+    store(weights, exponential(load(distances)));
+    for (int64_t t = 0; t < count; ++t) {
+      float* total = totals.data() + (first + t) * kLanes;
+      store(total, multiply_add(found[t], all(weights[t]), load(total)));
+    }
+    if (nearest_peak <= kUnfelt) return;
+    for (int64_t e = 0; e < kDim; e += kPanel) {
+      multiply_pairs<4, kTall>(parts, kKeys, values + e * kKeys / 2, kKeys / 2, products[0]);
+      for (int64_t t = 0; t < count; ++t) {
+        float* to = sums.data() + (first + t) * kDim + e;
+        const Floats weight = all(weights[t] / kParts);
+        for (int c = 0; c < kPanel; c += kLanes)
+          store(to + c, multiply_add(to_floats(load(products[0] + t * kPanel + c)), weight, load(to + c)));
+      }
+    }
+  }
+
+  // What a row has so far is counted by a new peak.
+  void raise(int64_t row, float peak) {
+    const float scale = std::exp(peaks[row] - peak);
+    float* mine = sums.data() + row * kDim;
+    for (int e = 0; e < kDim; e += kLanes) store(mine + e, multiply(load(mine + e), all(scale)));
+    float* total = totals.data() + row * kLanes;
+    store(total, multiply(load(total), all(scale)));
+    peaks[row] = peak;
+  }
+
+  // A row's values, mixed back, to `out` [E].
+  void finish(int64_t row, float* out) const {
+    const Floats share = all(1.0f / sum_of(load(totals.data() + row * kLanes)));
+    Floats mine[kCount];
+    for (int i = 0; i < kCount; ++i) mine[i] = multiply(load(sums.data() + row * kDim + i * kLanes), share);
+    mix(mine);
+    for (int i = 0; i < kCount; ++i) store(out + i * kLanes, mine[i]);
+  }
+};
+
+// Rows `begin` to `end` of heads of 64, 128 or 256; false where memory does not suffice.
+inline bool attend_prompt(const Queries& q, int64_t begin, int64_t end) {
+  auto* run = q.dim == 64 ? PromptAttention<64>::run : q.dim == 128 ? PromptAttention<128>::run : PromptAttention<256>::run;
+  return run(q, begin, end);
+}
+
+}  // namespace pocketvlm

@@ -1,0 +1,209 @@
+"""The compiled causal attention is softmax attention, behind any cache, in any cut, and writes what it was given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.export.onnx.graph import GraphBuilder
+
+FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
+FEW = 24  # rows up to which keys are read in fp32, see attention_rows.h
+
+
+def session(library: Path, heads: int, groups: int, dim: int) -> Any:
+    g = GraphBuilder("attention", compiled=True)
+    new = [g.input(name, FLOAT, ("batch", "new", n * dim)) for name, n in (("q", heads), ("k", groups), ("v", groups))]
+    past = [g.input(name, FLOAT, ("batch", groups, "capacity", dim)) for name in ("past_key", "past_value")]
+    lengths = g.input("seqlens_k", INT32, ("batch",))
+    made = g.own("CausalAttention", *new, *past, lengths, outputs=3, num_heads=heads, kv_num_heads=groups)
+    shape = ("batch", groups, "capacity", dim)
+    for name, value in zip(("out", "key", "value"), made, strict=True):
+        g.output(name, value, FLOAT, ("batch", "new", heads * dim) if name == "out" else shape)
+    return product_session(ir.to_proto(g.model()).SerializeToString(), library)
+
+
+def run(attention: Any, q: Tensor, k: Tensor, v: Tensor, past: list[Tensor], lengths: list[int]) -> list[Tensor]:
+    """The output and the caches; `lengths` are tokens of each sequence with the new ones."""
+    names = ("q", "k", "v", "past_key", "past_value")
+    feeds = {name: t.numpy() for name, t in zip(names, (q, k, v, *past), strict=True)}
+    feeds["seqlens_k"] = np.array(lengths, np.int32) - 1
+    return [torch.from_numpy(out) for out in attention.run(None, feeds)]
+
+
+def plain(q: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+    """One sequence: [S, H, E] over [G, length, E], in float64."""
+    count, heads, dim = q.shape
+    shared = heads // len(keys)
+    scores = torch.einsum("she,hle->hsl", q.double(), keys.double().repeat_interleave(shared, 0)) / dim**0.5
+    hidden = torch.arange(length)[None] > torch.arange(length - count, length)[:, None]
+    shares = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return torch.einsum("hsl,hle->she", shares, values.double().repeat_interleave(shared, 0)).float()
+
+
+def case(
+    seed: int, batch: int, count: int, lengths: list[int], heads: int, groups: int, dim: int, spread: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    capacity = max(lengths) + 3
+    q, k, v = (torch.randn(batch, count, n * dim, generator=generator) for n in (heads, groups, groups))
+    past = [torch.randn(batch, groups, capacity, dim, generator=generator) for _ in range(2)]
+    return q * spread, k, v, past
+
+
+@settings(max_examples=50)
+@given(
+    dim=st.sampled_from([64, 128, 256]),
+    groups=st.integers(1, 2),
+    shared=st.sampled_from([1, 2, 4, 5]),
+    count=st.sampled_from([1, 2, 5, 6, 7, 25, 64, 100]),
+    before=st.lists(st.sampled_from([0, 1, 39, 63, 64, 65, 511, 512, 1030]), min_size=1, max_size=3),
+    spread=st.sampled_from([0.1, 1.0, 8.0]),
+    seed=st.integers(0, 3),
+)
+def test_it_is_causal_attention(
+    compiled_library: Path,
+    dim: int,
+    groups: int,
+    shared: int,
+    count: int,
+    before: list[int],
+    spread: float,
+    seed: int,
+) -> None:
+    lengths = [b + count for b in before]
+    q, k, v, past = case(seed, len(before), count, lengths, shared * groups, groups, dim, spread)
+    out, *present = run(session(compiled_library, shared * groups, groups, dim), q, k, v, past, lengths)
+    for b, length in enumerate(lengths):
+        for new, old, got in zip((k, v), past, present, strict=True):
+            rows = slice(length - count, length)
+            assert torch.equal(got[b, :, : length - count], old[b, :, : length - count])
+            assert torch.equal(got[b, :, rows], new[b].unflatten(-1, (groups, dim)).transpose(0, 1))
+        expected = plain(q[b].unflatten(-1, (-1, dim)), *(cache[b, :, :length] for cache in present), length)
+        error = out[b].unflatten(-1, (-1, dim)) - expected
+        bound = 1e-5 if count * shared <= FEW else 4e-3
+        assert error.norm() <= bound * expected.norm()
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_row_does_not_depend_on_what_comes_after_it(compiled_library: Path, count: int) -> None:
+    """Nor on which prompts and threads share its keys: to the bit."""
+    q, k, v, past = case(0, 1, 2 * count, [700 + 2 * count], 4, 2, 64)
+    attention = session(compiled_library, 4, 2, 64)
+    whole, *caches = run(attention, q, k, v, past, [700 + 2 * count])
+    k[:, count:], v[:, count:] = 50.0, -50.0
+    other, *_ = run(attention, q, k, v, past, [700 + 2 * count])
+    assert torch.equal(other[:, :count], whole[:, :count])
+    first, *made = run(attention, *(t[:, :count] for t in (q, k, v)), past, [700 + count])
+    if count > FEW:
+        assert torch.equal(first, whole[:, :count])
+    k[:, count:], v[:, count:] = (c[:, :, 700 + count : 700 + 2 * count].transpose(1, 2).flatten(2) for c in caches)
+    last, *_ = run(attention, *(t[:, count:] for t in (q, k, v)), made, [700 + 2 * count])
+    assert torch.equal(last, whole[:, count:])
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_caches_stay_where_they_are(compiled_library: Path, count: int) -> None:
+    """Bound to the same memory only new rows are written; the rest is not even read into another place."""
+    q, k, v, past = case(1, 1, count, [90 + count], 2, 1, 64)
+    attention = session(compiled_library, 2, 1, 64)
+    expected, *caches = run(attention, q, k, v, past, [90 + count])
+    binding = attention.io_binding()
+    for name, t in zip(("q", "k", "v", "past_key", "past_value"), (q, k, v, *past), strict=True):
+        binding.bind_input(name, "cpu", 0, np.float32, tuple(t.shape), t.data_ptr())
+    lengths = np.array([89 + count], np.int32)
+    binding.bind_input("seqlens_k", "cpu", 0, np.int32, (1,), lengths.ctypes.data)
+    binding.bind_output("out", "cpu")
+    for name, t in zip(("key", "value"), past, strict=True):
+        binding.bind_output(name, "cpu", 0, np.float32, tuple(t.shape), t.data_ptr())
+    attention.run_with_iobinding(binding)
+    assert np.array_equal(binding.copy_outputs_to_cpu()[0], expected.numpy())
+    for got, wanted in zip(past, caches, strict=True):
+        assert torch.equal(got[:, :, : 90 + count], wanted[:, :, : 90 + count])
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e9])
+def test_silence_and_very_large_values_stay_finite(compiled_library: Path, count: int, size: float) -> None:
+    q, k, v, past = case(2, 1, count, [100 + count], 2, 1, 64)
+    out, *_ = run(session(compiled_library, 2, 1, 64), q, k, v * size, [past[0], past[1] * size], [100 + count])
+    assert torch.isfinite(out).all()
+    assert out.abs().max() <= 1.01 * max(v.abs().max(), past[1].abs().max()) * size
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_equal_keys_share_alike_however_many(compiled_library: Path, count: int) -> None:
+    q, k, v, past = case(3, 1, count, [9000 + count], 1, 1, 64)
+    past[0][:], k[:] = 1.0, 1.0
+    out, *present = run(session(compiled_library, 1, 1, 64), q, k, v + 1, [past[0], past[1] + 1], [9000 + count])
+    expected = plain(q[0].unflatten(-1, (1, 64)), *(c[0, :, : 9000 + count] for c in present), 9000 + count)
+    assert (out[0].unflatten(-1, (1, 64)) - expected).abs().max() <= 1e-3
+
+
+def test_a_key_without_a_value_takes_its_share(compiled_library: Path) -> None:
+    """As the first tokens of trained models do: nearly all attention goes to them, and they say nothing."""
+    q, k, v, past = case(4, 1, 40, [540], 2, 1, 128)
+    past[0][:, :, 0], past[1][:, :, 0] = q[0, 0, :128] * 0 + 1.5, 0.0
+    q = q + 0.6
+    out, *present = run(session(compiled_library, 2, 1, 128), q, k, v, past, [540])
+    expected = plain(q[0].unflatten(-1, (2, 128)), *(c[0, :, :540] for c in present), 540)
+    assert expected.norm() < 0.5 * v.norm()
+    assert (out[0].unflatten(-1, (2, 128)) - expected).norm() <= 4e-3 * expected.norm()
+
+
+def test_values_of_very_different_sizes_keep_their_precision(compiled_library: Path) -> None:
+    """A channel a thousand times as large as its neighbours, in keys and in values, as trained models have."""
+    q, k, v, past = case(5, 1, 40, [240], 2, 1, 128)
+    for t in (k, v, *past):
+        t[..., 7] *= 100
+    q[..., 7::128] /= 100
+    out, *present = run(session(compiled_library, 2, 1, 128), q, k, v, past, [240])
+    expected = plain(q[0].unflatten(-1, (2, 128)), *(c[0, :, :240] for c in present), 240)
+    assert (out[0].unflatten(-1, (2, 128)) - expected).norm() <= 2e-2 * expected.norm()
+
+
+def test_largest_products_do_not_overflow(compiled_library: Path) -> None:
+    ones = torch.ones(1, 40, 256)
+    past = [torch.ones(1, 1, 300, 256) for _ in range(2)]
+    out, *_ = run(session(compiled_library, 1, 1, 256), ones, ones, ones, past, [300])
+    assert torch.allclose(out, ones, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "length", "reason"),
+    [
+        ({"q": (1, 3, 64)}, 3, "inputs"),
+        ({"k": (1, 2, 64)}, 3, "inputs"),
+        ({"past_value": (1, 1, 9, 64)}, 3, "inputs"),
+        ({}, 2, "more tokens"),
+        ({}, 11, "more tokens"),
+    ],
+)
+def test_nodes_that_are_wrong_are_refused(
+    compiled_library: Path, shapes: dict[str, tuple[int, ...]], length: int, reason: str
+) -> None:
+    usual = {
+        "q": (1, 3, 128),
+        "k": (1, 3, 64),
+        "v": (1, 3, 64),
+        "past_key": (1, 1, 10, 64),
+        "past_value": (1, 1, 10, 64),
+    }
+    q, k, v, *past = (torch.ones(shape) for shape in (usual | shapes).values())
+    with pytest.raises(Exception, match=f"CausalAttention: {reason}|Got invalid dimensions"):
+        run(session(compiled_library, 2, 1, 64), q, k, v, past, [length])
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(3, 2), (0, 1), (1, 0), (1, 2)])
+def test_heads_that_cannot_share_are_refused(compiled_library: Path, heads: int, groups: int) -> None:
+    with pytest.raises(Exception, match="CausalAttention: attributes"):
+        session(compiled_library, heads, groups, 64)
