@@ -25,7 +25,7 @@ def main() -> None:
         os.environ[CACHE_VARIABLE] = folder  # nothing that was noted before
         for kind in [name for name, one in library.KINDS.items() if processor_flags() >= one.needs]:
             os.environ[library.INSTRUCTIONS_VARIABLE] = kind
-            library.compiled.cache_clear()
+            library.compiled_with.cache_clear()
             compiled = library.compiled()
             if compiled is None:
                 raise SystemExit(f"the operators of {kind} cannot be compiled here")

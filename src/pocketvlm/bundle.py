@@ -28,6 +28,33 @@ OPERATORS: tuple[Operators, ...] = get_args(Operators)
 
 
 @dataclass(frozen=True)
+class PartOperators:
+    """Which operators the graphs of a bundle are made of.
+
+    Attributes:
+        vision: tower and merger.
+        decoder: the decoder's layers and the head.
+    """
+
+    vision: Operators = "standard"
+    decoder: Operators = "standard"
+
+    @classmethod
+    def of(cls, operators: Operators | PartOperators) -> PartOperators:
+        """The same for both, unless they are told apart."""
+        return operators if isinstance(operators, PartOperators) else cls(operators, operators)
+
+    @property
+    def has_compiled(self) -> bool:
+        return "compiled" in (self.vision, self.decoder)
+
+    def __str__(self) -> str:
+        if self.vision == self.decoder:
+            return f"{self.vision} operators"
+        return f"{self.vision} operators for vision and {self.decoder} operators for the decoder"
+
+
+@dataclass(frozen=True)
 class Quantization:
     """How the products of each part are computed.
 
@@ -96,7 +123,7 @@ class Manifest:
     quantization: Quantization
     source: str
     files: dict[str, int]
-    operators: Operators = "standard"
+    operators: PartOperators = PartOperators()
 
     def write(self, directory: Path) -> None:
         data = {"format": FORMAT, **asdict(self)}
@@ -112,7 +139,8 @@ class Manifest:
                 hint="Export it again.",
             )
         try:
-            manifest = cls(Quantization(**data["quantization"]), data["source"], dict(data["files"]), data["operators"])
+            quantization, operators = Quantization(**data["quantization"]), PartOperators(**data["operators"])
+            manifest = cls(quantization, data["source"], dict(data["files"]), operators)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{directory / MANIFEST} is damaged", hint="Export the bundle again.") from None
         for name, size in manifest.files.items():

@@ -10,7 +10,7 @@ import pytest
 
 from pocketvlm.api import operators
 from pocketvlm.api.operators import WORK, choose_operators, describe, faster, measured
-from pocketvlm.bundle import PRESETS, Operators, Quantization
+from pocketvlm.bundle import PRESETS, Operators, PartOperators, Quantization
 from pocketvlm.kernels.onnx_ops import library
 
 
@@ -29,10 +29,20 @@ def copied(compiled_library: Path, tmp_path: Path) -> Path:
     [(1, 2, "compiled"), (1, 1, "compiled"), (1, 0.95, "compiled"), (2, 1, "standard")],
 )
 def test_a_page_is_what_decides(compiled: float, standard: float, chosen: Operators) -> None:
-    assert faster({name: seconds(compiled, standard) for name in WORK}) == chosen
-    least = min(WORK, key=lambda name: WORK[name].times)
+    assert faster({name: seconds(compiled, standard) for name in WORK}) == PartOperators.of(chosen)
+    of_decoder = [name for name, work in WORK.items() if not work.is_of_tower]
+    least = min(of_decoder, key=lambda name: WORK[name].times)
     mixed = {name: seconds(1, 1) | ({"standard": 0.9} if name == least else {}) for name in WORK}
-    assert faster(mixed) == "compiled"  # slower by a little at what is done least
+    assert faster(mixed) == PartOperators.of("compiled")  # slower by a little at what is done least
+
+
+def test_the_tower_is_chosen_apart_from_the_decoder() -> None:
+    by_part = {name: seconds(1, 0.5 if work.is_of_tower else 2) for name, work in WORK.items()}
+    assert faster(by_part) == PartOperators("standard", "compiled")
+    assert faster({name: seconds(*reversed(of.values())) for name, of in by_part.items()}) == PartOperators(
+        "compiled", "standard"
+    )
+    assert faster({}) == PartOperators("compiled", "compiled")
 
 
 def test_what_was_measured_is_noted_and_taken_from_there(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,13 +78,14 @@ def test_the_environment_is_asked_first(compiled_library: Path, monkeypatch: pyt
     monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
     slow = {name: seconds(2, 1) for name in WORK}
     monkeypatch.setattr(operators, "measured", lambda *_: slow)
-    assert choose_operators(PRESETS["int8"]) == "standard"
-    assert choose_operators(PRESETS["none"]) == "standard"
+    assert choose_operators(PRESETS["int8"]) == PartOperators.of("standard")
+    assert choose_operators(PRESETS["none"]) == PartOperators.of("standard")
     monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, library.kind_of(compiled_library))
-    assert choose_operators(PRESETS["int8"]) == "compiled"
-    assert choose_operators(PRESETS["none"]) == "standard"
+    assert choose_operators(PRESETS["int8"]) == PartOperators.of("compiled")
+    assert choose_operators(PRESETS["none"]) == PartOperators.of("standard")
+    assert choose_operators(Quantization(head="int4")) == PartOperators("standard", "compiled")
     monkeypatch.setattr(library, "compiled", lambda: None)
-    assert choose_operators(PRESETS["int8"]) == "standard"
+    assert choose_operators(PRESETS["int8"]) == PartOperators.of("standard")
 
 
 def test_a_library_that_cannot_be_loaded_is_a_line_and_standard_operators(
@@ -84,7 +95,7 @@ def test_a_library_that_cannot_be_loaded_is_a_line_and_standard_operators(
     (tmp_path / "avx2-none.so").write_text("no library\n")
     monkeypatch.setattr(library, "compiled", lambda: tmp_path / "avx2-none.so")
     monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
-    assert choose_operators(PRESETS["int8"]) == "standard"
+    assert choose_operators(PRESETS["int8"]) == PartOperators.of("standard")
     (record,) = caplog.records
     assert "standard ones are" in record.message
     assert "\n" not in record.message

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pocketvlm.api import operators
 from pocketvlm.api.loading import ready_bundle
-from pocketvlm.bundle import PRESETS, Manifest
+from pocketvlm.api.vlm import load
+from pocketvlm.bundle import PRESETS, Manifest, PartOperators
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.errors import ConfigError
 from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import CACHE_VARIABLE
 from pocketvlm.model.hub import resolve
+
+WORD = Path(__file__).parents[2] / "examples/word.png"
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx512"].needs)
     monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
-    compiled = library.compiled
+    compiled = library.compiled_with
     compiled.cache_clear()
     yield tmp_path / "operators"
     compiled.cache_clear()
@@ -47,7 +51,7 @@ def test_it_is_compiled_once(place: Path, tmp_path: Path, monkeypatch: pytest.Mo
     first = library.compiled()
     assert first is not None
     assert first.read_text() == "library\n"
-    library.compiled.cache_clear()  # as another process
+    library.compiled_with.cache_clear()  # as another process
     assert library.compiled() == first
     assert (tmp_path / "runs").read_text() == "run\n"
     assert list(place.iterdir()) == [first]
@@ -61,10 +65,10 @@ def test_another_source_or_processor_is_another_library(tmp_path: Path, monkeypa
     sources.mkdir()
     (sources / "operators.cpp").write_text("// other")
     monkeypatch.setattr(library, "SOURCES", sources)
-    library.compiled.cache_clear()
+    library.compiled_with.cache_clear()
     found.add(library.compiled())
     monkeypatch.setattr(library, "processor_flags", lambda: library.KINDS["avx512"].needs | {"new"})
-    library.compiled.cache_clear()
+    library.compiled_with.cache_clear()
     found.add(library.compiled())
     assert len(found) == 3
     assert None not in found
@@ -90,13 +94,13 @@ def test_without_a_compiler_or_the_instructions_there_is_none(tmp_path: Path, mo
     monkeypatch.undo()
     monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
     monkeypatch.setattr(library, "processor_flags", lambda: frozenset({"avx2"}))
-    library.compiled.cache_clear()
+    library.compiled_with.cache_clear()
     assert library.compiled() is None
 
 
 def test_two_that_compile_at_once_do_not_meet(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(tmp_path, f"sleep 0.2; {LAST}"))
-    one = library.compiled.__wrapped__
+    one = partial(library.compiled_with.__wrapped__, "off")
     with ThreadPoolExecutor() as pool:
         first, second = pool.submit(one), pool.submit(one)
         assert first.result() == second.result() is not None
@@ -110,9 +114,9 @@ def test_tiles_are_another_library_and_what_cannot_be_had_is_refused(
     monkeypatch.setenv("CXX", compiler(tmp_path, LAST))
     assert library.compiled("off") == library.compiled()
     assert library.compiled("plain") != library.compiled()
-    for wanted, reason in (("on", "off, amx, plain"), ("amx", "no AMX")):
+    for wanted, reason in (("on", "auto, off, amx, plain"), ("amx", "no AMX")):
         monkeypatch.setenv(library.TILES_VARIABLE, wanted)
-        library.compiled.cache_clear()
+        library.compiled_with.cache_clear()
         with pytest.raises(ConfigError, match=reason):
             library.compiled()
 
@@ -135,7 +139,7 @@ def test_the_best_kind_is_taken_unless_another_is_named(tmp_path: Path, monkeypa
     ):
         monkeypatch.setattr(library, "processor_flags", lambda has=has: has)
         monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, wanted)
-        library.compiled.cache_clear()
+        library.compiled_with.cache_clear()
         made = library.compiled()
         assert (None if made is None else library.kind_of(made)) == kind
         if kind is not None and made is not None:
@@ -156,7 +160,7 @@ def test_where_the_best_kind_cannot_be_compiled_the_next_one_is(
     assert library.kind_of(made) == "avx2"
     assert [record.message for record in caplog.records] == ["operators of avx_vnni were not compiled: no"]
     monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, "avx_vnni")
-    library.compiled.cache_clear()
+    library.compiled_with.cache_clear()
     with pytest.raises(ConfigError, match="avx_vnni: these operators cannot be compiled here"):
         library.compiled()
 
@@ -191,8 +195,22 @@ def test_bundles_are_made_of_what_this_machine_has(monkeypatch: pytest.MonkeyPat
             made[found, quantization] = ready_bundle(resolve("nano"), quantization)
     assert len(set(made.values())) == 3  # fp32 has no operators of ours
     kinds = {key: Manifest.read(directory).operators for key, directory in made.items()}
-    assert [key for key, kind in kinds.items() if kind == "compiled"] == [(compiled_library, "int8")]
+    assert [key for key, kind in kinds.items() if kind.has_compiled] == [(compiled_library, "int8")]
     assert "compiled operators" in ONNXRunner(made[compiled_library, "int8"], threads=1).describe()
+
+
+def test_tower_and_decoder_may_be_of_different_operators(tmp_path: Path, compiled_library: Path) -> None:
+    assert compiled_library
+    made = PartOperators("standard", "compiled")
+    write_bundle(resolve("nano"), tmp_path / "bundle", PRESETS["int8"], operators=made)
+    runner = ONNXRunner(tmp_path / "bundle", threads=1)
+    assert runner.manifest.operators == made
+    assert "standard operators for vision and compiled operators for the decoder" in runner.describe()
+    answers = {str(where): load(where).ask(WORD, "What is written?").text for where in ("nano", tmp_path / "bundle")}
+    assert len(set(answers.values())) == 1
+    graphs = {name: (tmp_path / f"bundle/{name}.onnx").read_bytes() for name in ("vision", "decoder")}
+    assert b"QuantizedLinear" not in graphs["vision"]
+    assert b"QuantizedLinear" in graphs["decoder"]
 
 
 def test_a_compiled_bundle_elsewhere_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

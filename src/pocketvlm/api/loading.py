@@ -68,15 +68,15 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
     device = choose_device("auto")
     if directory.kind == "bundle":
         manifest = Manifest.read(directory.path)
-        return {"runs_with": f"ONNX Runtime, {manifest.quantization}, {manifest.operators} operators"}
+        return {"runs_with": f"ONNX Runtime, {manifest.quantization}, {manifest.operators}"}
     if not _is_for_onnx(directory, device, "auto", "auto", "auto"):
         return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
     chosen = PRESETS[AUTO_QUANTIZATION]
     operators, compiled = choose_operators(chosen), library.compiled()
     if compiled is None:
-        return {"runs_with": f"ONNX Runtime, {chosen}, {operators} operators"}
-    kind = f" ({library.kind_of(compiled)})" if operators == "compiled" else ""
-    found = {"runs_with": f"ONNX Runtime, {chosen}, {operators} operators{kind}"}
+        return {"runs_with": f"ONNX Runtime, {chosen}, {operators}"}
+    kind = f" ({library.kind_of(compiled)})" if operators.has_compiled else ""
+    found = {"runs_with": f"ONNX Runtime, {chosen}, {operators}{kind}"}
     if not library.is_named():
         found["operators"] = describe(measured(chosen, compiled))
     return found

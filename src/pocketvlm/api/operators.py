@@ -1,8 +1,8 @@
 """Which operators a bundle is made of here: those that are compiled for this processor, or standard ones.
 
-Whichever multiplies faster is measured once for a machine, in about a second, and noted beside the compiled library. A
-page of ten views with an answer of a hundred tokens decides. Measured is the time of the processor on one core, so that
-a busy machine chooses as a quiet one does.
+Whichever multiplies faster is measured once for a machine, in about a second, and noted beside the compiled library:
+for the tower by its product, for the decoder by those of a prompt and of an answer. Measured is the time of the
+processor on one core, so that a busy machine chooses as a quiet one does.
 
 Shapes:  T rows · K inputs · N outputs
 """
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from pocketvlm.bundle import OPERATORS, Operators, Quantization, Scheme
+from pocketvlm.api.tile_trial import try_tiles
+from pocketvlm.bundle import OPERATORS, Operators, PartOperators, Quantization, Scheme
 from pocketvlm.engine.runners.onnx_runner import import_onnxruntime, product_session
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.kernels.onnx_ops import library
@@ -33,7 +34,8 @@ ADVANTAGE = 1.1  # of standard ones: compiled ones spare what stands around a pr
 
 @dataclass(frozen=True)
 class Work:
-    """A product [T, K] x [K, N], and how many such products that page is worth, of the published sizes."""
+    """A product [T, K] x [K, N], and how many of them a page of ten views with an answer of a hundred tokens is worth,
+    of the published sizes."""
 
     rows: int
     inputs: int
@@ -50,35 +52,51 @@ WORK: Mapping[str, Work] = {
 Seconds = Mapping[Operators, float]  # of one product on one core
 
 
-def choose_operators(quantization: Quantization) -> Operators:
+def choose_operators(quantization: Quantization) -> PartOperators:
     """What a bundle of this quantization is made of on this machine.
 
     Raises:
         ConfigError: what the environment asks for cannot be had.
     """
-    compiled = library.compiled() if quantization.suits_compiled else None
-    if compiled is None:
-        return "standard"
+    if not quantization.suits_compiled or library.compiled() is None:
+        return PartOperators()
+    try_tiles()
+    compiled = library.compiled()
+    assert compiled is not None
     if library.is_named():
-        return "compiled"
+        return _where_quantised(PartOperators.of("compiled"), quantization)
     try:
-        return faster(measured(quantization, compiled))
+        return _where_quantised(faster(measured(quantization, compiled)), quantization)
     except PocketVLMError:  # a package is missing, which is said
         raise
     except Exception as error:  # of ONNX Runtime: the library cannot be loaded from where it lies, or does not run
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         logger.warning("compiled operators cannot be used, standard ones are: %s", reason)
-        return "standard"
+        return PartOperators()
 
 
-def faster(seconds: Mapping[str, Seconds]) -> Operators:
-    """What that page takes less time with.
+def _where_quantised(chosen: PartOperators, quantization: Quantization) -> PartOperators:
+    """There are no compiled operators for fp32."""
+    is_decoder_fp32 = quantization.decoder == quantization.head == "fp32"
+    return PartOperators(
+        "standard" if quantization.vision == "fp32" else chosen.vision,
+        "standard" if is_decoder_fp32 else chosen.decoder,
+    )
+
+
+def faster(seconds: Mapping[str, Seconds]) -> PartOperators:
+    """What that page takes less time with, for tower and decoder apart; compiled where nothing was measured.
 
     Args:
         seconds: by the names of `WORK`, of one product each.
     """
-    total = {kind: sum(WORK[name].times * of[kind] for name, of in seconds.items()) for kind in OPERATORS}
-    return "standard" if total["standard"] * ADVANTAGE < total["compiled"] else "compiled"
+
+    def chosen(*, of_tower: bool) -> Operators:
+        mine = {name: of for name, of in seconds.items() if WORK[name].is_of_tower == of_tower}
+        total = {kind: sum(WORK[name].times * of[kind] for name, of in mine.items()) for kind in OPERATORS}
+        return "standard" if total["standard"] * ADVANTAGE < total["compiled"] else "compiled"
+
+    return PartOperators(chosen(of_tower=True), chosen(of_tower=False))
 
 
 def measured(quantization: Quantization, compiled: Path) -> dict[str, Seconds]:

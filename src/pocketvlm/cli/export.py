@@ -80,7 +80,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
     from pocketvlm.export.onnx.bundle import write_bundle  # imports torch: after everything that can be wrong
 
     manifest = write_bundle(checkpoint, args.out, quantization, progress, operators)
-    return {"quantization": str(quantization), "operators": f"{operators} operators"}, manifest.files
+    return {"quantization": str(quantization), "operators": str(manifest.operators)}, manifest.files
 
 
 def _check_compiled(quantization: Quantization) -> None:

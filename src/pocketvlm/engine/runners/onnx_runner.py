@@ -118,7 +118,7 @@ class ONNXRunner:
         self.rescores = self.manifest.quantization.head == "int4" and text.tie_word_embeddings
 
     def _compiled_operators(self) -> Path | None:
-        if self.manifest.operators == "standard":
+        if not self.manifest.operators.has_compiled:
             return None
         found = library.compiled()
         if found is None:
@@ -165,7 +165,7 @@ class ONNXRunner:
 
     def describe(self) -> str:
         kind = f" ({library.kind_of(self.operators)})" if self.operators else ""
-        made_of = f"{self.manifest.quantization}, {self.manifest.operators} operators{kind}"
+        made_of = f"{self.manifest.quantization}, {self.manifest.operators}{kind}"
         return f"ONNX Runtime on {self.threads} threads, {made_of}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, Quantization
+from pocketvlm.bundle import FORMAT, GRAPHS, Manifest, Operators, PartOperators, Quantization
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError
 from pocketvlm.export.model_files import copy_text_files
 from pocketvlm.export.new_directory import PARTIAL, new_directory, unchanged
@@ -35,7 +35,7 @@ def cached_bundle(
     checkpoint: Path | ModelDirectory,
     quantization: Quantization,
     progress: Progress | None = None,
-    operators: Operators = "standard",
+    operators: Operators | PartOperators = "standard",
 ) -> Path:
     """The bundle of this checkpoint in the cache, made now if it is not there, or is damaged or old.
 
@@ -47,13 +47,14 @@ def cached_bundle(
     """
     directory = resolve(checkpoint)
     source = directory.fingerprint
-    parts = (quantization.vision, quantization.decoder, quantization.head)
+    made_of = PartOperators.of(operators)
+    parts = (quantization.vision, quantization.decoder, quantization.head, made_of.vision, made_of.decoder)
     try:
         root = cache_directory() / "onnx"
     except OSError as error:
         hint = f"Name a folder in {CACHE_VARIABLE}."
         raise CheckpointError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
-    place = root / f"{source}-{'-'.join(parts)}-{operators}-f{FORMAT}"
+    place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{place.name}.lock"):
@@ -62,7 +63,7 @@ def cached_bundle(
             for left in root.glob(f"{place.name}{PARTIAL}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(place, ignore_errors=True)
-            write_bundle(directory, place, quantization, progress, operators)
+            write_bundle(directory, place, quantization, progress, made_of)
     except OSError as error:
         raise CheckpointError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
@@ -83,7 +84,7 @@ def write_bundle(
     out: Path,
     quantization: Quantization,
     progress: Progress | None = None,
-    operators: Operators = "standard",
+    operators: Operators | PartOperators = "standard",
 ) -> Manifest:
     """Write the bundle of `checkpoint` to the new directory `out`, complete or not at all.
 
@@ -107,13 +108,14 @@ def write_bundle(
                 f"{shutil.disk_usage(partial).free / 1e9:.1f} GB free",
                 hint=f"Make room there, or name another folder (for the cache in {CACHE_VARIABLE}).",
             )
-        graphs = _graphs(model, quantization, operators)
+        made_of = PartOperators.of(operators)
+        graphs = _graphs(model, quantization, made_of)
         config = model.config
         del model  # from here on each graph holds its own weights, and lets them go when it is written
         _write_graphs(graphs, partial, _between(progress, 0.25, 1))
         copy_text_files(directory, partial, config)
         files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        manifest = Manifest(quantization, source, files, operators)
+        manifest = Manifest(quantization, source, files, made_of)
         manifest.write(partial)
     if progress:
         progress(1000, 1000)  # small tensors stand in the graphs and are not counted
@@ -127,16 +129,15 @@ def _between(progress: Progress | None, start: float, end: float) -> Progress | 
     return lambda done, total: progress(round(1000 * (start + (end - start) * done / max(total, 1))), 1000)
 
 
-def _graphs(model: MiniCPMV, quantization: Quantization, operators: Operators) -> dict[str, Any]:
+def _graphs(model: MiniCPMV, quantization: Quantization, operators: PartOperators) -> dict[str, Any]:
     from pocketvlm.export.onnx.compiled_decoder import CompiledDecoderGraph
     from pocketvlm.export.onnx.compiled_vision import CompiledVisionGraph
     from pocketvlm.export.onnx.decoder import DecoderGraph
     from pocketvlm.export.onnx.embedding import embedding_graph
     from pocketvlm.export.onnx.vision import VisionGraph
 
-    is_compiled = operators == "compiled"
-    vision = CompiledVisionGraph if is_compiled else VisionGraph
-    decoder = CompiledDecoderGraph if is_compiled else DecoderGraph
+    vision = CompiledVisionGraph if operators.vision == "compiled" else VisionGraph
+    decoder = CompiledDecoderGraph if operators.decoder == "compiled" else DecoderGraph
     return {
         "vision": vision(model, quantization.vision).build(),
         "embedding": embedding_graph(model, half=quantization.head != "fp32"),

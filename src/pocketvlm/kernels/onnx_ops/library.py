@@ -4,14 +4,15 @@ The sources are in `onnx_ops`. Where they cannot be compiled (another processor,
 standard operators, which compute the same in more nodes.
 
 They are written for several kinds of processors (`KINDS`), and give the same on all of them. `POCKETVLM_INSTRUCTIONS`
-names the one to use, or "standard" for none. Products of many rows run on the tile registers of
-Intel's newer servers (AMX) where `POCKETVLM_TILES=amx` asks for it; nobody has measured yet what it brings, so it is
-off.
+names the one to use, or "standard" for none. On Intel's newer servers products of many rows can run on tile registers
+(AMX): they do where a trial on the machine itself gave the same bits in less time (`api.tile_trial`), or where
+`POCKETVLM_TILES=amx` asks for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -57,6 +58,7 @@ INSTRUCTIONS_VARIABLE = "POCKETVLM_INSTRUCTIONS"
 STANDARD = "standard"
 TIMEOUT = 120
 TILES_VARIABLE = "POCKETVLM_TILES"
+AUTO = "auto"
 TILES = {"off": 0, "amx": 1, "plain": 2}  # as in tiles.h; "plain" computes the same without the instructions, slowly
 TILE_FLAGS = {"amx_tile", "amx_int8"}
 
@@ -86,7 +88,7 @@ def wanted_kinds() -> tuple[str, ...]:
 
 
 def kind_of(library: Path) -> str:
-    """What a compiled library is made for, of `KINDS`."""
+    """What a compiled library is made for, of `KINDS`; with "+amx" or "+plain" where products run on tiles."""
     return library.stem.partition("-")[0]
 
 
@@ -96,36 +98,68 @@ def is_named() -> bool:
 
 
 def wanted_tiles() -> str:
-    """What `TILES_VARIABLE` asks for, of `TILES`.
+    """What `TILES_VARIABLE` asks for, of `TILES`, or "auto".
 
     Raises:
         ConfigError: it is none of them, or what this processor has not.
     """
-    wanted = os.environ.get(TILES_VARIABLE) or "off"
-    if wanted not in TILES:
-        raise ConfigError(f"{TILES_VARIABLE}={wanted} is unknown", hint=f"Use one of {', '.join(TILES)}.")
+    wanted = os.environ.get(TILES_VARIABLE) or AUTO
+    if wanted not in (AUTO, *TILES):
+        raise ConfigError(f"{TILES_VARIABLE}={wanted} is unknown", hint=f"Use one of {', '.join((AUTO, *TILES))}.")
     if wanted == "amx" and not processor_flags() >= TILE_FLAGS:
         raise ConfigError(f"{TILES_VARIABLE}=amx: this processor has no AMX", hint="Unset it.")
     return wanted
 
 
-@cache
+def has_tiles_to_try() -> bool:
+    """Whether the processor has tiles, and nobody says whether to use them."""
+    return wanted_tiles() == AUTO and processor_flags() >= TILE_FLAGS and wanted_kinds()[:1] == ("avx512",)
+
+
 def compiled(tiles: str | None = None) -> Path | None:
     """The library to register with a session, compiled now (in seconds) if this was not done before; None where it
     cannot be.
 
     Args:
-        tiles: of `TILES`; as `wanted_tiles` says when None.
+        tiles: of `TILES`; as `wanted_tiles` says when None, and where that leaves it open as the trial found.
 
     Raises:
         ConfigError: what the environment asks for cannot be had.
     """
-    kinds, program, tiles = wanted_kinds(), compiler(), tiles or wanted_tiles()
+    tiles = tiles or wanted_tiles()
+    if tiles != AUTO:
+        return compiled_with(tiles)
+    if has_tiles_to_try() and (tiled := compiled_with("amx")) is not None and was_better(tiled):
+        return tiled
+    return compiled_with("off")
+
+
+def trial_notes(tiled: Path) -> Path:
+    """Where it is noted how the trial of a library with tiles went."""
+    return tiled.with_suffix(".trial.json")
+
+
+def was_better(tiled: Path) -> bool | None:
+    """What the trial found of a library with tiles; None where there was none yet."""
+    try:
+        return bool(json.loads(trial_notes(tiled).read_text(encoding="utf-8"))["is_better"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+@cache
+def compiled_with(tiles: str) -> Path | None:
+    """As `compiled`, of tiles that are told.
+
+    Raises:
+        ConfigError: as there.
+    """
+    kinds, program = wanted_kinds(), compiler()
     if tiles != "off" and kinds[:1] != ("avx512",):
         raise ConfigError(f"{TILES_VARIABLE}={tiles} goes with the operators of avx512 only", hint="Unset it.")
     for kind in kinds if program else ():
         assert program is not None
-        if (file := _made(kind, program, TILES[tiles])) is not None:
+        if (file := _made(kind, program, tiles)) is not None:
             return file
     if kinds and is_named():
         raise ConfigError(
@@ -134,14 +168,15 @@ def compiled(tiles: str | None = None) -> Path | None:
     return None
 
 
-def _made(kind: str, program: str, tiles: int) -> Path | None:
+def _made(kind: str, program: str, tiles: str) -> Path | None:
     """The library of a kind, or None where it cannot be compiled."""
-    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={tiles}")
+    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={TILES[tiles]}")
     key = hashlib.sha256(repr((program, options, sorted(processor_flags()))).encode())
     for source in sorted(SOURCES.glob("*.[hc]*")):
         key.update(source.read_bytes())
     try:
-        file = cache_directory() / "operators" / f"{kind}-{key.hexdigest()[:24]}.so"
+        name = kind if tiles == "off" else f"{kind}+{tiles}"
+        file = cache_directory() / "operators" / f"{name}-{key.hexdigest()[:24]}.so"
         if not file.is_file():
             _compile([program, *options], file)
     except (OSError, subprocess.SubprocessError) as error:

@@ -1,0 +1,96 @@
+"""Whether products on the tile registers of this processor (AMX) give the same bits as those on vectors, in less time.
+
+Found out once for a machine and noted beside the library, in a process of its own: nothing else of this program runs
+before on tiles, and if the instructions end the process, tiles are not used.
+
+    python -m pocketvlm.api.tile_trial PLAIN TILED      # prints {"is_equal": …, "seconds": {…}}
+
+Shapes:  T rows · K inputs · N outputs
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.kernels.onnx_ops import library
+
+logger = logging.getLogger(__name__)
+ADVANTAGE = 1.05  # in time, that is noise below it
+ROUNDS, SECONDS = 5, 120
+# T, K, N of a view's and of a prompt's products at the published size; and of one that fills neither tiles nor panels.
+PRODUCTS = {"views": (64, 1152, 1152), "prompts": (64, 1024, 896), "odd": (45, 1072, 97)}
+
+
+def try_tiles() -> None:
+    """Have the trial, unless it was had before or there is nothing to try."""
+    if not library.has_tiles_to_try():
+        return
+    plain, tiled = library.compiled_with("off"), library.compiled_with("amx")
+    if plain is None or tiled is None or library.was_better(tiled) is not None:
+        return
+    found = _trial_of(plain, tiled)
+    if not found["is_better"]:
+        logger.warning("products stay on vectors: %s", found["why"])
+    notes = library.trial_notes(tiled)
+    partial = notes.with_name(f"{notes.name}.{os.getpid()}.partial")
+    with suppress(OSError):  # the next process tries again
+        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        partial.replace(notes)
+
+
+def _trial_of(plain: Path, tiled: Path) -> dict[str, Any]:
+    """`is_better`, `why` it is not, and what the trial said."""
+    command = [sys.executable, "-m", "pocketvlm.api.tile_trial", str(plain), str(tiled)]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        said = json.loads(run.stdout) if run.returncode == 0 else None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return {"is_better": False, "why": f"the trial of tiles failed: {type(error).__name__}"}
+    if said is None:
+        return {"is_better": False, "why": f"the trial of tiles ended with status {run.returncode}"}
+    if not said["is_equal"]:
+        return {"is_better": False, "why": "products on tiles give something else", **said}
+    took = [sum(of[kind] for of in said["seconds"].values()) for kind in ("plain", "tiled")]
+    if took[0] < took[1] * ADVANTAGE:
+        return {"is_better": False, "why": f"tiles take {took[1] / took[0]:.2f} of their time", **said}
+    return {"is_better": True, **said}
+
+
+def compare(plain: Path, tiled: Path) -> dict[str, Any]:
+    """Whether all outputs are equal, and the seconds of the processor of each product, the best of some in turns."""
+    from pocketvlm.export.onnx.product import product_of_tower
+
+    is_equal, seconds = True, dict[str, dict[str, float]]()
+    for name, (rows, inputs, outputs) in PRODUCTS.items():
+        graph = product_of_tower(inputs, outputs, "int8", compiled=True)
+        sessions = {
+            "plain": product_session(graph, plain, threads=1),
+            "tiled": product_session(graph, tiled, threads=1),
+        }
+        x = np.random.default_rng(0).standard_normal((1, rows, inputs), np.float32)
+        best = dict.fromkeys(sessions, float("inf"))
+        for number in range(ROUNDS + 1):  # the first is cold
+            made = {}
+            for kind, session in sessions.items():
+                began = time.thread_time()  # sessions run on this thread alone
+                (made[kind],) = session.run(None, {"x": x})
+                spent = time.thread_time() - began
+                best[kind] = min(best[kind], spent) if number else best[kind]
+            is_equal &= made["plain"].tobytes() == made["tiled"].tobytes()
+        seconds[name] = best
+    return {"is_equal": is_equal, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compare(Path(sys.argv[1]), Path(sys.argv[2]))))
