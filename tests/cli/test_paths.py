@@ -43,6 +43,7 @@ PATHS: list[tuple[str, ...]] = [
     ("batch", "in.jsonl", "PATH"),
     ("read", "PATH", "--out", "text"),
     ("read", "a.png", "--out", "text", "--prompts", "PATH"),
+    ("read", "--list", "PATH", "--out", "text"),
     ("extract", "PATH", "--schema", "a: string", "--out", "rows.csv"),
     ("extract", "a.png", "--schema", "PATH", "--out", "rows.csv"),
     ("extract", "a.png", "--schema", "a: string", "--out", "PATH"),

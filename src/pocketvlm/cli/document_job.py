@@ -34,6 +34,7 @@ from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of
 from pocketvlm.documents.estimate import estimate
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done, Value, keys_done
+from pocketvlm.documents.lists import COLUMN, listed
 from pocketvlm.documents.pages import CONCURRENCY, Asking, PageTask, answer_documents, ask_here, keys_of
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
@@ -46,7 +47,13 @@ EXIT = "Exit status: 0 all were read, 1 the output holds failures, or the disk i
 
 def add_document_arguments(parser: argparse.ArgumentParser) -> None:
     """All but where the output goes."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="documents (a.pdf#2-5), pictures, folders, patterns")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="documents (a.pdf#2-5), pictures, folders, patterns")
+    parser.add_argument(
+        "--list",
+        metavar="LIST",
+        help="more documents: a name a line (- for standard input), or a column of .jsonl, .csv or .parquet",
+    )
+    parser.add_argument("--list-column", metavar="NAME", help=f"of the list (default {COLUMN})")
     parser.add_argument("--prompt", help="what is asked about each page, in place of the packaged words")
     parser.add_argument("--prompts", type=Path, metavar="FILE.toml", help="words of your own for all kinds of output")
     parser.add_argument(
@@ -98,7 +105,10 @@ def open_all(
         ours: tells files that the run itself writes.
         sent: tells addresses that it sends them to, where the output is elsewhere.
     """
-    found = [one for one in find_files(args.files, ours) if one.url is None or not sent(one.url)]
+    if args.list_column is not None and args.list is None:
+        raise ConfigError("--list-column goes with --list", hint="Name the list.")
+    more = [] if args.list is None else listed(args.list, args.list_column or COLUMN)
+    found = [one for one in find_files(args.files, ours, more) if one.url is None or not sent(one.url)]
     if not found:
         raise ConfigError("nothing is left to read but what the run itself writes", hint="Name documents or pictures.")
     documents = list(open_documents(found))

@@ -61,12 +61,15 @@ class Found(NamedTuple):
     choice: str | None = None
 
 
-def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path: False) -> list[Found]:
+def find_files(
+    words: Sequence[str], ours: Callable[[Path], bool] = lambda _path: False, listed: Sequence[Found] = ()
+) -> list[Found]:
     """The files that are meant, each once: of a folder all below it but hidden ones and links to folders, in sorted
     order.
 
     Args:
         ours: tells files that the run itself writes, which are left out of folders and patterns.
+        listed: more of them, behind those that `words` name.
 
     Raises:
         ConfigError: a word names nothing, no ordinary file, or a folder without files, or one that cannot be listed.
@@ -82,10 +85,13 @@ def find_files(words: Sequence[str], ours: Callable[[Path], bool] = lambda _path
             raise ConfigError(
                 f"{word!r:.80} cannot be read: {reason}", hint="Name files, folders or patterns."
             ) from None
-    if not found:
+    together = [*found.values(), *listed]
+    if not together:
         raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf'.")
-    once = {_identity(file): file for file in reversed(found.values())}  # the first name of each
-    return [*reversed(once.values())]
+    once: dict[tuple[str, str | None], Found] = {}
+    for file in together:
+        once.setdefault(_identity(file), file)
+    return [*once.values()]
 
 
 def _identity(file: Found) -> tuple[str, str | None]:
