@@ -62,7 +62,8 @@ def load(
             "auto": onnx on a CPU for 100 million parameters and more, where it is installed; else torch.
         quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
             "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
-        dtype: "auto" (float32 on a CPU, where bfloat16 is ten times slower; bfloat16 on CUDA), or one of the names.
+        dtype: "auto" (float32 on a CPU, bfloat16 on CUDA), or one of the names. On a CPU with instructions for it
+            bfloat16 reads pictures faster and writes answers more slowly; without them all is many times slower.
         adapter: a folder that PEFT wrote for this model; it becomes part of the weights, as if the model had been
             trained so. With `adapters` it is the name of the one that requests follow which name none.
         adapters: folders that PEFT wrote, by names; each request chooses one (`adapter="name"`), or none, and a batch
