@@ -39,6 +39,13 @@ class PartOperators:
     vision: Operators = "standard"
     decoder: Operators = "standard"
 
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            if getattr(self, part.name) not in OPERATORS:
+                raise ConfigError(
+                    f"{part.name}={getattr(self, part.name)!r} are no operators", hint=f"Use {' or '.join(OPERATORS)}."
+                )
+
     @classmethod
     def of(cls, operators: Operators | PartOperators) -> PartOperators:
         """The same for both, unless they are told apart."""
@@ -139,7 +146,8 @@ class Manifest:
                 hint="Export it again.",
             )
         try:
-            quantization, operators = Quantization(**data["quantization"]), PartOperators(**data["operators"])
+            quantization, made_of = Quantization(**data["quantization"]), data["operators"]
+            operators = PartOperators(made_of["vision"], made_of["decoder"])
             manifest = cls(quantization, data["source"], dict(data["files"]), operators)
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{directory / MANIFEST} is damaged", hint="Export the bundle again.") from None

@@ -83,7 +83,6 @@ def test_the_environment_is_asked_first(compiled_library: Path, monkeypatch: pyt
     monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, library.kind_of(compiled_library))
     assert choose_operators(PRESETS["int8"]) == PartOperators.of("compiled")
     assert choose_operators(PRESETS["none"]) == PartOperators.of("standard")
-    assert choose_operators(Quantization(head="int4")) == PartOperators("standard", "compiled")
     monkeypatch.setattr(library, "compiled", lambda: None)
     assert choose_operators(PRESETS["int8"]) == PartOperators.of("standard")
 

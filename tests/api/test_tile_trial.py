@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def tiled(compiled_library: Path, place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert plain is not None
     assert found is not None
     library.trial_notes(found).unlink(missing_ok=True)
+    monkeypatch.setattr(library, "_verdicts", {})
     yield found
     library.compiled_with.cache_clear()
 
@@ -66,7 +68,7 @@ def test_what_is_faster_and_equal_is_used_from_then_on(tiled: Path, monkeypatch:
     ("of_process", "reason"),
     [
         ({"is_equal": False}, "something else"),
-        ({"plain": 1.0}, "1.00 of their time"),
+        ({"plain": 1.0}, "1.00 of the time"),
         ({"status": -4}, "status -4"),
         ({"is_equal": None, "status": 1}, "status 1"),
     ],
@@ -82,9 +84,71 @@ def test_otherwise_products_stay_on_vectors(
     says(monkeypatch, **of_process)
     try_tiles()
     assert library.compiled() == library.compiled_with("off")
-    assert library.was_better(tiled) is False
+    assert library.verdict_of(tiled) is False
     (record,) = caplog.records
     assert reason in record.message
+
+
+def test_what_failed_by_chance_is_tried_again_on_another_day(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("python", 120)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", late)
+        try_tiles()
+    says(monkeypatch)
+    try_tiles()
+    assert library.compiled() == library.compiled_with("off")
+    tomorrow = time.time() + 1.01 * tile_trial.DAY
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    try_tiles()
+    assert library.compiled() == tiled
+
+
+def test_where_nothing_can_be_noted_this_process_uses_it(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    says(monkeypatch)
+    try_tiles()
+    assert not library.trial_notes(tiled).exists()
+    assert library.compiled() == tiled
+
+
+@pytest.mark.parametrize("named", ["", "avx512"])
+def test_a_compiler_without_tiles_is_asked_once(
+    tiled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, named: str
+) -> None:
+    """The plain library is used, also where its kind is named."""
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, named)
+    plain = library.compiled_with("off")
+    asked: list[str] = []
+
+    def made(kind: str, _: str, tiles: str) -> Path | None:
+        asked.append(f"{kind} {tiles}")
+        return plain if tiles == "off" else None
+
+    library.compiled_with.cache_clear()
+    monkeypatch.setattr(library, "_made", made)
+    for _ in range(2):
+        try_tiles()
+        assert library.compiled() == plain
+    assert asked == ["avx512 off", "avx512 amx"]
+    assert library.verdict_of(tiled) is False
+    (record,) = caplog.records
+    assert "cannot be compiled" in record.message
+
+
+def test_a_file_of_the_working_directory_is_not_run(
+    tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pocketvlm.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    plain = library.compiled_with("off")
+    assert plain is not None
+    assert tile_trial._trial_of(plain, tiled)["is_equal"]
+    assert not Path("ran").exists()
 
 
 def test_notes_that_are_damaged_are_made_anew(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

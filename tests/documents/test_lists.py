@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pytest
 from helpers.command import run
@@ -87,6 +89,56 @@ def test_what_cannot_be_read_of_a_list_does_not_stop_the_rest(capsys: pytest.Cap
     assert (here / "out/b.md").read_text() == "castle\n"
 
 
+def test_names_that_are_no_file_are_failures_of_their_own(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    """A folder, the root, a pipe that nobody writes to, a name that no file system has, and one in another encoding."""
+    os.mkfifo("pipe")
+    (here / "caf\udce9.png").write_bytes((here / "b.png").read_bytes())
+    Path("list.txt").write_bytes(b"b.png\n.\n/\npipe\ncaf\xe9.png\nmemory://nowhere/.\n")
+    Path("list.jsonl").write_text('{"file": "\\ud800.png"}\n"a\\u0000b"\n"a\u2028b.png"\n"b.png "\n')
+    lists = ("--list", "list.txt", "--list", "list.jsonl")
+    status, out, err = run(capsys, "read", *lists, "--out", "out", "--json", *ASK)
+    assert (status, json.loads(out)["documents"], json.loads(out)["failed"]) == (1, 10, 8)
+    rows = [json.loads(line) for line in Path("out/index.jsonl").read_text().rstrip("\n").split("\n")]
+    reasons = [row["error"] for row in rows]
+    assert [reason is None for reason in reasons] == [True, *[False] * 3, True, *[False] * 5]
+    assert all("no ordinary file" in reasons[i] for i in (1, 2, 3))
+    assert all("it is no path" in reasons[i] for i in (6, 7))
+    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("here")
+def test_names_may_stand_between_zero_bytes() -> None:
+    Path("list.txt").write_bytes(b"b.png\0new\nline.png\0")
+    assert [one.name for one in listed("list.txt")] == ["b.png", "new\nline.png"]
+
+
+def test_addresses_may_hold_a_number_sign() -> None:
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file("/lists/a #3.pdf", b"x")
+    storage.pipe_file("/lists/todo.txt", b"memory://lists/a #3.pdf\nmemory://lists/b.pdf#3\n")
+    assert [(one.url, one.choice) for one in listed("memory://lists/todo.txt")] == [
+        ("memory://lists/a #3.pdf", None),
+        ("memory://lists/b.pdf", "3"),
+    ]
+    with pytest.raises(ConfigError, match="there is no file"):
+        listed("memory://lists/missing.txt")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_list_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("todo.csv").write_text("file\nb.png\n")
+    Path("out").mkdir()
+    Path("out/failed.jsonl").write_text('{"file": "b.png"}\n')
+    for arguments in (
+        ("extract", "--list", "todo.csv", "--schema", "word: string", "--out", "todo.csv", "--overwrite"),
+        ("read", "--list", "out/failed.jsonl", "--out", "out", "--overwrite"),
+    ):
+        status, out, err = run(capsys, *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+    assert Path("todo.csv").read_text() == "file\nb.png\n"
+    assert Path("out/failed.jsonl").read_text() == '{"file": "b.png"}\n'
+
+
 @pytest.mark.usefixtures("here")
 def test_names_come_through_a_pipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"b.png\n")))
@@ -107,7 +159,8 @@ def test_another_column_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "content", "reason"),
     [
         ("list.txt", b"\n \n", "names no file"),
-        ("list.txt", b"\xff\xfe", "not in UTF-8"),
+        ("list.txt", b"\xff\xfea\0", "not in UTF-8"),
+        ("list.csv", b"\xff\xfe", "not in UTF-8"),
         ("list.csv", b"", "no column 'file'"),
         ("list.csv", b"id,path\n1,b.png\n", "no column 'file': 'id', 'path'"),
         ("list.jsonl", b'"b.png"\n{"path": "b.png"}\n', "line 2, has no column 'file'"),
@@ -129,8 +182,14 @@ def test_a_list_that_is_none_is_one_line(
 
 @pytest.mark.usefixtures("here")
 def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("names.txt").write_text("b.png\n")
+    Path("list.csv").write_text("file\nb.png\n")
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["b.png"])] * 2, ["file", "file"]), "twice.parquet")
     for arguments, reason in (
         (("b.png", "--list-column", "scan"), "goes with --list"),
+        (("--list", "names.txt", "--list-column", "scan"), "has no columns"),
+        (("--list", "list.csv", "--list-column", ""), "no column ''"),
+        (("--list", "twice.parquet"), "2 times"),
         (("--list", "sub"), "Is a directory"),
         (("--list", "missing.txt"), "No such file"),
         ((), "no file was given"),

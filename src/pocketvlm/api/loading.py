@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from pocketvlm.api.operators import choose_operators, describe, measured
+from pocketvlm.api.tile_trial import try_tiles
 from pocketvlm.bundle import PRESETS, Manifest, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
@@ -78,7 +80,10 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
     kind = f" ({library.kind_of(compiled)})" if operators.has_compiled else ""
     found = {"runs_with": f"ONNX Runtime, {chosen}, {operators}{kind}"}
     if not library.is_named():
-        found["operators"] = describe(measured(chosen, compiled))
+        with suppress(
+            Exception
+        ):  # of ONNX Runtime, where the library does not load: standard operators are chosen then
+            found["operators"] = describe(measured(chosen, compiled))
     return found
 
 
@@ -98,9 +103,11 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
     directory = resolve(model)
     if directory.kind == "bundle":
-        made = Manifest.read(directory.path).quantization
-        if quantization != "auto" and parse_quantization(quantization) != made:
-            raise ConfigError(f"the bundle {directory.path} has {made}, not quantization={quantization!r}")
+        made = Manifest.read(directory.path)
+        if quantization != "auto" and parse_quantization(quantization) != made.quantization:
+            raise ConfigError(f"the bundle {directory.path} has {made.quantization}, not quantization={quantization!r}")
+        if made.operators.has_compiled:
+            try_tiles()
         return directory.path
     chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
     adapted = "" if directory.adapter is None else f" with {directory.adapter.name}"

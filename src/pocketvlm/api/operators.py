@@ -64,24 +64,15 @@ def choose_operators(quantization: Quantization) -> PartOperators:
     compiled = library.compiled()
     assert compiled is not None
     if library.is_named():
-        return _where_quantised(PartOperators.of("compiled"), quantization)
+        return PartOperators.of("compiled")
     try:
-        return _where_quantised(faster(measured(quantization, compiled)), quantization)
+        return faster(measured(quantization, compiled))
     except PocketVLMError:  # a package is missing, which is said
         raise
     except Exception as error:  # of ONNX Runtime: the library cannot be loaded from where it lies, or does not run
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         logger.warning("compiled operators cannot be used, standard ones are: %s", reason)
         return PartOperators()
-
-
-def _where_quantised(chosen: PartOperators, quantization: Quantization) -> PartOperators:
-    """There are no compiled operators for fp32."""
-    is_decoder_fp32 = quantization.decoder == quantization.head == "fp32"
-    return PartOperators(
-        "standard" if quantization.vision == "fp32" else chosen.vision,
-        "standard" if is_decoder_fp32 else chosen.decoder,
-    )
 
 
 def faster(seconds: Mapping[str, Seconds]) -> PartOperators:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pocketvlm.kernels.onnx_ops import library
 logger = logging.getLogger(__name__)
 ADVANTAGE = 1.05  # in time, that is noise below it
 ROUNDS, SECONDS = 5, 120
+DAY = 86_400
 # T, K, N of a view's and of a prompt's products at the published size; and of one that fills neither tiles nor panels.
 PRODUCTS = {"views": (64, 1152, 1152), "prompts": (64, 1024, 896), "odd": (45, 1072, 97)}
 
@@ -36,34 +38,49 @@ def try_tiles() -> None:
     """Have the trial, unless it was had before or there is nothing to try."""
     if not library.has_tiles_to_try():
         return
-    plain, tiled = library.compiled_with("off"), library.compiled_with("amx")
-    if plain is None or tiled is None or library.was_better(tiled) is not None:
+    place = library.library_with_tiles()
+    if place is None or library.verdict_of(place) is not None:
         return
-    found = _trial_of(plain, tiled)
+    plain, tiled = library.compiled_with("off"), library.compiled_with("amx")
+    if plain is None:
+        return
+    found = _refused("they cannot be compiled") if tiled is None else _trial_of(plain, tiled)
     if not found["is_better"]:
-        logger.warning("products stay on vectors: %s", found["why"])
-    notes = library.trial_notes(tiled)
-    partial = notes.with_name(f"{notes.name}.{os.getpid()}.partial")
-    with suppress(OSError):  # the next process tries again
-        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        partial.replace(notes)
+        logger.warning("products stay on vectors: tiles: %s", found["why"])
+    library.note_verdict(place, found)
+
+
+def _refused(why: str, said: Mapping[str, Any] | None = None, *, again: bool = False) -> dict[str, Any]:
+    """Tiles are not used; `again`: it may have been by chance, so that the trial is had again on another day."""
+    return {"is_better": False, "why": why, **({"until": time.time() + DAY} if again else {}), **(said or {})}
 
 
 def _trial_of(plain: Path, tiled: Path) -> dict[str, Any]:
     """`is_better`, `why` it is not, and what the trial said."""
-    command = [sys.executable, "-m", "pocketvlm.api.tile_trial", str(plain), str(tiled)]
+    command = [sys.executable, "-P", "-m", __name__, str(plain), str(tiled)]
+    # This process found the package somewhere; a folder that happens to be the working directory is no such place.
+    path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
         said = json.loads(run.stdout) if run.returncode == 0 else None
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return {"is_better": False, "why": f"the trial of tiles failed: {type(error).__name__}"}
+        return _refused(f"the trial failed: {type(error).__name__}", again=True)
     if said is None:
-        return {"is_better": False, "why": f"the trial of tiles ended with status {run.returncode}"}
+        last = (run.stderr.strip().splitlines() or [""])[-1][:200]
+        by_instruction = run.returncode in (-signal.SIGILL, -signal.SIGSEGV, -signal.SIGBUS)
+        return _refused(f"the trial ended with status {run.returncode} {last}".rstrip(), again=not by_instruction)
     if not said["is_equal"]:
-        return {"is_better": False, "why": "products on tiles give something else", **said}
+        return _refused("products give something else", said)
     took = [sum(of[kind] for of in said["seconds"].values()) for kind in ("plain", "tiled")]
     if took[0] < took[1] * ADVANTAGE:
-        return {"is_better": False, "why": f"tiles take {took[1] / took[0]:.2f} of their time", **said}
+        return _refused(f"products take {took[1] / took[0]:.2f} of the time", said)
     return {"is_better": True, **said}
 
 

@@ -34,11 +34,12 @@ from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of
 from pocketvlm.documents.estimate import estimate
 from pocketvlm.documents.inputs import Document, find_files, open_documents
 from pocketvlm.documents.journal import Done, Value, keys_done
-from pocketvlm.documents.lists import COLUMN, listed
+from pocketvlm.documents.lists import COLUMN, STANDARD_INPUT, listed
 from pocketvlm.documents.pages import CONCURRENCY, Asking, PageTask, answer_documents, ask_here, keys_of
 from pocketvlm.errors import ConfigError
 from pocketvlm.prompts import Prompts, read_prompts
-from pocketvlm.ranges import Range
+from pocketvlm.ranges import Range, show
+from pocketvlm.remote_files import is_remote
 
 RANGES = {"concurrency": Range(int, 1), **ray_options.RANGES}
 _SAMPLING = {name: SAMPLING[name] for name in ("max_tokens", "temperature", "repetition_penalty", "seed")}
@@ -50,6 +51,8 @@ def add_document_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="documents (a.pdf#2-5), pictures, folders, patterns")
     parser.add_argument(
         "--list",
+        action="append",
+        default=[],
         metavar="LIST",
         help="more documents: a name a line (- for standard input), or a column of .jsonl, .csv or .parquet",
     )
@@ -105,9 +108,14 @@ def open_all(
         ours: tells files that the run itself writes.
         sent: tells addresses that it sends them to, where the output is elsewhere.
     """
-    if args.list_column is not None and args.list is None:
+    if args.list_column is not None and not args.list:
         raise ConfigError("--list-column goes with --list", hint="Name the list.")
-    more = [] if args.list is None else listed(args.list, args.list_column or COLUMN)
+    for name in args.list:
+        if ours(Path(name)) or sent(name):
+            raise ConfigError(
+                f"the list {show(name)} is what the run itself writes", hint="Copy it, and name the copy."
+            )
+    more = [one for name in args.list for one in listed(name, args.list_column)]
     found = [one for one in find_files(args.files, ours, more) if one.url is None or not sent(one.url)]
     if not found:
         raise ConfigError("nothing is left to read but what the run itself writes", hint="Name documents or pictures.")
@@ -116,6 +124,11 @@ def open_all(
         others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
         raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
     return documents
+
+
+def lists_of(args: argparse.Namespace) -> list[Path]:
+    """The files with names of documents, which nothing is written over."""
+    return [Path(name) for name in args.list if name != STANDARD_INPUT and not is_remote(name)]
 
 
 @dataclass(frozen=True)

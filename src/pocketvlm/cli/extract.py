@@ -19,6 +19,7 @@ from pocketvlm.cli.document_job import (
     absolute,
     add_document_arguments,
     check_options,
+    lists_of,
     open_all,
     prompts_of,
     report_failures,
@@ -43,7 +44,9 @@ REWRITE = join_address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "pocketvlm extract [options] FILE ... --schema SCHEMA --out rows.jsonl|.csv|.xlsx|.parquet"
+    parser.usage = (
+        "pocketvlm extract [options] [FILE ...] [--list LIST] --schema SCHEMA --out rows.jsonl|.csv|.xlsx|.parquet"
+    )
     parser.epilog = (
         "OUT.journal keeps the pages that are done: the same command goes on after a stop, and with --overwrite reads "
         f"only what is new. OUT.failed.jsonl lists what failed. {EXIT}"
@@ -82,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     documents = open_all(
         args, lambda path: _is_ours(absolute(path), absolute(args.out)), lambda url: _is_sent(url, args.shown_out)
     )
-    read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents)])
+    read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents), *lists_of(args)])
     for out in (*outputs, failed_path, review):
         if check_output(out, read=read) and out in outputs and not (args.overwrite or args.dry_run):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")

@@ -16,6 +16,7 @@ from pocketvlm.cli.document_job import (
     absolute,
     add_document_arguments,
     check_options,
+    lists_of,
     open_all,
     prompts_of,
     report_failures,
@@ -47,7 +48,7 @@ REWRITE = join_address
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "pocketvlm read [options] FILE ... --out DIR"
+    parser.usage = "pocketvlm read [options] [FILE ...] [--list LIST] --out DIR"
     parser.epilog = (
         f"DIR/{INDEX} has a line for each page. DIR/{JOURNAL} keeps the pages that are done: the same command goes on "
         f"after a stop, and with --overwrite reads only what is new. {EXIT}"
@@ -82,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return job.dry_run()
     index, failures = args.out / INDEX, args.out / FAILED
-    inputs = [*files_read(directory_of(args)), *(document.path for document in documents)]
+    inputs = [*files_read(directory_of(args)), *(document.path for document in documents), *lists_of(args)]
     _check(args, job, [index, failures, *(args.out / name for name in names.values())], inputs)
     make_folder(args.out)
 

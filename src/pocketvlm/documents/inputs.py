@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import NamedBytes, is_path
+from pocketvlm.ranges import show
 from pocketvlm.remote_files import RemoteFile, exists, find_remote, forget_contents, is_remote, read_remote
 
 FETCHED_AHEAD = 8  # documents elsewhere
@@ -87,7 +89,7 @@ def find_files(
             ) from None
     together = [*found.values(), *listed]
     if not together:
-        raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf'.")
+        raise ConfigError("no file was given", hint="Name files, folders or patterns such as '*.pdf', or a --list.")
     once: dict[tuple[str, str | None], Found] = {}
     for file in together:
         once.setdefault(_identity(file), file)
@@ -169,12 +171,16 @@ def _opened(opener: DocumentOpener, file: Found, fetched: Future[bytes] | None) 
     document = Document(name, Path(str(bare)), place=place, choice=pages_of_file, url=url)
     try:
         body = None if fetched is None else fetched.result()
+        if body is None and not stat.S_ISREG(document.path.stat().st_mode):  # a pipe would be waited for
+            raise MediaError(f"{name:.200} is no ordinary file", hint="Name documents or pictures.")
         digest = _digest(document.path) if body is None else hashlib.sha256(body).hexdigest()
         pages = opener.pages(name if body is None else NamedBytes(body, name, choice))
         return replace(document, pages=pages, digest=digest)
     except (ConfigError, MediaError, OSError) as error:
         reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
         return replace(document, error=reason)
+    except ValueError:  # a zero byte, or what cannot be written in the file system's encoding
+        return replace(document, error=f"{show(name, 200)} cannot be read: it is no path")
 
 
 def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, Future[bytes] | None]]:

@@ -64,8 +64,8 @@ def token_linear(
     graph: GraphBuilder, name: str, x_TK: ir.Value, weights: Sequence[Tensor], scheme: Scheme, *, rotated: bool = False
 ) -> ir.Value:
     """`linear` without a bias, where nothing of a token depends on the tokens beside it: in int8 each has a scale of
-    its own, not the whole product one. So the same prompt has the same result in one chunk or two, and a sequence the
-    same answer alone or in a batch.
+    its own, not the whole product one. So a product gives the same prompt the same result in one chunk or two, and a
+    sequence the same alone or in a batch.
 
     Args:
         x_TK: [B, S, K] if it is rotated.

@@ -14,7 +14,7 @@
 
 namespace pocketvlm {
 
-constexpr int64_t kFewRows = 24, kStretch = 512;
+constexpr int64_t kFewTokens = 65, kStretch = 512;  // as many as a step scores with the longest draft
 
 // The queries of a sequence that share a head of keys and values.
 struct Queries {
@@ -52,8 +52,9 @@ void attend_some(const Queries& q, int64_t first, int64_t key, int64_t keys, flo
       }
       for (int t = 0; t < kRows; ++t) scores[t][j] = sum_of(sums[t]) * size;
     }
+    int64_t seen[kRows];  // keys of these
     for (int t = 0; t < kRows; ++t) {
-      const int64_t visible = std::clamp<int64_t>(q.visible(first + t) - key, 0, count);
+      const int64_t visible = seen[t] = std::clamp<int64_t>(q.visible(first + t) - key, 0, count);
       std::fill(scores[t] + visible, scores[t] + kKeysAtOnce, -INFINITY);
       float* state = states + (first + t) * width;
       const float largest = std::max(state[dim], *std::max_element(scores[t], scores[t] + kKeysAtOnce));
@@ -63,6 +64,7 @@ void attend_some(const Queries& q, int64_t first, int64_t key, int64_t keys, flo
         state[dim] = largest, state[dim + 1] *= scale;
       }
       Floats sum = all(0.0f);
+      for (int64_t j = 0; j < visible; ++j) state[dim + 1] += 0.0f * scores[t][j];  // NaN, if one is no number
       for (int64_t j = 0; j < kKeysAtOnce; j += kLanes) {
         // Keys that are not seen, or not there, have the smallest exponential that there is, and are left out.
         const Floats part = exponential(subtract(load(scores[t] + j), all(visible ? largest : 0.0f)));
@@ -75,10 +77,14 @@ void attend_some(const Queries& q, int64_t first, int64_t key, int64_t keys, flo
     for (int64_t e = 0; e < dim; e += kLanes) {
       Floats sums[kRows];
       for (int t = 0; t < kRows; ++t) sums[t] = load(states + (first + t) * width + e);
-      for (int64_t j = 0; j < count; ++j) {
+      // What a row does not see it has no share of, not even one of 0: it may be no number. Later rows see more.
+      for (int64_t j = 0; j < seen[0]; ++j) {
         const Floats some = load(q.values + (key + j) * dim + e);
         for (int t = 0; t < kRows; ++t) sums[t] = multiply_add(some, all(scores[t][j]), sums[t]);
       }
+      for (int t = 1; t < kRows; ++t)
+        for (int64_t j = seen[0]; j < seen[t]; ++j)
+          sums[t] = multiply_add(load(q.values + (key + j) * dim + e), all(scores[t][j]), sums[t]);
       for (int t = 0; t < kRows; ++t) store(states + (first + t) * width + e, sums[t]);
     }
   }

@@ -4,8 +4,8 @@
 // than the others: products of queries with keys stay what they were, and the sum of values is mixed back at the end.
 // Each query and key is rounded to kSteps of its own largest value, each value to 1,023 of its own, the exponentials
 // (times the size of their value) to 16,383 of the largest of a panel. Sums run over panels, scaled to the largest
-// so far (online softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). No rounding depends on tokens that a row
-// does not see.
+// so far (online softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). Nothing depends on tokens that a row does not
+// see. What is no number in a row, or in a key or value that it sees, makes its output none.
 //
 // Shapes:  R rows of a task · E head dim · N = E / 16 registers of a row · 128 keys at once, in two panels of 64
 #pragma once
@@ -24,7 +24,7 @@ namespace pocketvlm {
 // Rows that share keys as they were packed, where `total` rows are to be had for `threads`: a task for each of two turns,
 // and not more than stay in the second-level cache (a megabyte) with what belongs to them. Results do not depend on it.
 inline int64_t task_rows(int64_t total, int64_t threads) {
-  constexpr int64_t kTall = 6, kLeast = 60, kMost = 516;
+  constexpr int64_t kTall = 6, kLeast = 132, kMost = 516;
   const int64_t rows = std::clamp(total / (2 * std::max<int64_t>(threads, 1)), kLeast, kMost);
   return (rows + kTall - 1) / kTall * kTall;
 }
@@ -42,7 +42,7 @@ class PromptAttention {
   static constexpr int kKeys = 2 * kPanel, kTall = 6, kCount = kDim / kLanes;
   static constexpr float kSteps = kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;  // kDim products of two fit into 32 bits
   static constexpr float kParts = 16383, kValueSteps = 1023;                     // kKeys products of these do, too
-  static constexpr float kUnfelt = -21.5f;  // 128 values of this size (a logarithm) changes no sum in fp32
+  static constexpr float kUnfelt = -21.5f;  // 128 values of this size (a logarithm) add 6e-8 of the largest: left out
 
   std::vector<int16_t> queries;        // [R, E]
   std::vector<float> factors, sums;    // of scores [R]; of values [R, E]
@@ -94,16 +94,19 @@ class PromptAttention {
     for (int i = 0; i < kCount; ++i) x[i] = multiply(x[i], size);
   }
 
-  // `x` [E] mixed, to registers; returns its largest size.
+  // `x` [E] mixed, to registers; returns its largest size, or NaN where not all of it is finite.
   static float mix_row(const float* x, Floats* mixed) {
     for (int i = 0; i < kCount; ++i) mixed[i] = load(x + i * kLanes);
     mix(mixed);
-    Floats largest = all(1e-20f);
-    for (int i = 0; i < kCount; ++i) largest = larger(largest, absolute(mixed[i]));
-    return largest_of(largest);
+    Floats largest = all(1e-20f), finite = all(0.0f);
+    for (int i = 0; i < kCount; ++i) {
+      largest = larger(largest, absolute(mixed[i]));
+      finite = multiply_add(mixed[i], all(0.0f), finite);
+    }
+    return largest_of(largest) + sum_of(finite);
   }
 
-  // `x` [E], mixed and rounded; returns what a step is.
+  // `x` [E], mixed and rounded; returns what a step is, or NaN.
   static float round_row(const float* x, int16_t* out) {
     Floats mixed[kCount];
     const float largest = mix_row(x, mixed);
@@ -121,6 +124,7 @@ class PromptAttention {
     for (int64_t j = 0; j < count; ++j) {
       alignas(64) int16_t row[kDim];
       key_scales[j] = round_row(k + j * kDim, row);
+      if (key_scales[j] != key_scales[j]) std::fill_n(row, kDim, int16_t{0});
       int16_t* to = keys + j / kPanel * kPanel * kDim + j % kPanel * 2;
       for (int e = 0; e < kDim; e += 2) std::memcpy(to + e * kPanel, row + e, 4);
     }
@@ -131,7 +135,10 @@ class PromptAttention {
         const float largest = mix_row(v + std::min(j + i, count - 1) * kDim, mixed[i]);
         if (j + i == count) continue;
         factor[i] = all(kValueSteps / largest);
-        value_logs[j + i] = std::log(largest / kValueSteps), value_inverses[j + i] = kValueSteps / largest;
+        const bool is_none = largest != largest || key_scales[j + i] != key_scales[j + i];
+        value_logs[j + i] = is_none ? 0.0f : std::log(largest / kValueSteps);
+        value_inverses[j + i] = is_none ? NAN : kValueSteps / largest;  // which reaches the sums of rows that see it
+        if (is_none) factor[i] = all(0.0f), key_scales[j + i] = 0.0f;
       }
       for (int i = 0; i < kCount; ++i) {
         const int64_t panel = i * kLanes / kPanel, column = i * kLanes % kPanel;
@@ -168,7 +175,9 @@ class PromptAttention {
       for (int j = 0; j < kKeys / kLanes; ++j) {
         Floats part = exponential(subtract(scores[j], top));
         if (!kAll) part = choose(first_lanes(visible[t] - j * kLanes), all(0.0f), part);
-        found[t] = multiply_add(part, load(value_inverses + j * kLanes), found[t]);
+        Floats share = multiply(part, load(value_inverses + j * kLanes));
+        if (!kAll) share = choose(first_lanes(visible[t] - j * kLanes), all(0.0f), share);
+        found[t] = add(found[t], share);
         store_halves(parts + t * kKeys + j * kLanes, to_ints(multiply(part, all(kParts))));
       }
       if (peak > peaks[first + t]) raise(first + t, peak);
@@ -185,7 +194,7 @@ class PromptAttention {
       multiply_pairs<4, kTall>(parts, kKeys, values + e * kKeys / 2, kKeys / 2, products[0]);
       for (int64_t t = 0; t < count; ++t) {
         float* to = sums.data() + (first + t) * kDim + e;
-        const Floats weight = all(weights[t] / kParts);
+        const Floats weight = all(distances[t] > kUnfelt ? weights[t] / kParts : 0.0f);  // whatever the others feel
         for (int c = 0; c < kPanel; c += kLanes)
           store(to + c, multiply_add(to_floats(load(products[0] + t * kPanel + c)), weight, load(to + c)));
       }
@@ -204,7 +213,7 @@ class PromptAttention {
 
   // A row's values, mixed back, to `out` [E].
   void finish(int64_t row, float* out) const {
-    const Floats share = all(1.0f / sum_of(load(totals.data() + row * kLanes)));
+    const Floats share = all(1.0f / sum_of(load(totals.data() + row * kLanes)) + 0.0f * factors[row]);
     Floats mine[kCount];
     for (int i = 0; i < kCount; ++i) mine[i] = multiply(load(sums.data() + row * kDim + i * kLanes), share);
     mix(mine);

@@ -5,8 +5,9 @@
 // has them). Outputs: fp32 [B, S, H E], and the cache with the new rows (may be where it was: then only they are
 // written). Attributes: num_heads (H), kv_num_heads (G).
 //
-// Few new tokens (steps, drafts) are computed in fp32, keys in stretches that threads share (attention_rows.h); more of
-// them, prompts, in 16 bits (attention_tiles.h). What a token gets does not depend on tokens after it, nor on threads.
+// Up to 65 new tokens (steps, drafts) are computed in fp32, keys in stretches that threads share (attention_rows.h); more
+// of them, prompts, in 16 bits (attention_tiles.h). What a token gets does not depend on tokens after it, nor on threads;
+// it does by a rounding on whether it came with many.
 //
 // Shapes:  B sequences · S new tokens of each · H heads · G heads of keys and values · E head dim · L capacity
 //          R rows: queries of S tokens and of the H / G heads of a group, token by token
@@ -82,7 +83,7 @@ class CausalAttention {
       }
     }
     std::atomic<bool> is_full{false};
-    auto* run = count * (heads_ / groups_) <= kFewRows ? by_stretches : by_tiles;
+    auto* run = count <= kFewTokens ? by_stretches : by_tiles;
     if (auto status = run(api, context, all, &is_full)) return status;
     return is_full ? api.error(ort::kFail, kOutOfMemory) : nullptr;
   }

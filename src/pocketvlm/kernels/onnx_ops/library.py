@@ -18,10 +18,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.machine import cache_directory, processor_flags
@@ -129,9 +132,20 @@ def compiled(tiles: str | None = None) -> Path | None:
     tiles = tiles or wanted_tiles()
     if tiles != AUTO:
         return compiled_with(tiles)
-    if has_tiles_to_try() and (tiled := compiled_with("amx")) is not None and was_better(tiled):
-        return tiled
-    return compiled_with("off")
+    tiled = library_with_tiles() if has_tiles_to_try() else None
+    return tiled if tiled is not None and tiled.is_file() and verdict_of(tiled) else compiled_with("off")
+
+
+def library_with_tiles() -> Path | None:
+    """Where the library with the tiles of this processor is, or would be; None where it cannot be compiled or kept."""
+    program = compiler()
+    try:
+        return _place("avx512", program, "amx") if program else None
+    except OSError:
+        return None
+
+
+_verdicts: dict[Path, bool] = {}  # of this process, where none could be noted
 
 
 def trial_notes(tiled: Path) -> Path:
@@ -139,12 +153,24 @@ def trial_notes(tiled: Path) -> Path:
     return tiled.with_suffix(".trial.json")
 
 
-def was_better(tiled: Path) -> bool | None:
-    """What the trial found of a library with tiles; None where there was none yet."""
+def note_verdict(tiled: Path, found: Mapping[str, Any]) -> None:
+    """Keep what a trial found: `is_better`, and `until`, in seconds since 1970, where it should be had again."""
+    _verdicts[tiled] = bool(found["is_better"])
+    notes = trial_notes(tiled)
+    partial = notes.with_name(f"{notes.name}.{os.getpid()}.partial")
+    with suppress(OSError):  # the next process tries again
+        notes.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        partial.replace(notes)
+
+
+def verdict_of(tiled: Path) -> bool | None:
+    """What the trial found of a library with tiles; None where there was none yet, or it should be had again."""
     try:
-        return bool(json.loads(trial_notes(tiled).read_text(encoding="utf-8"))["is_better"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+        noted = json.loads(trial_notes(tiled).read_text(encoding="utf-8"))
+        return bool(noted["is_better"]) if time.time() < noted.get("until", float("inf")) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return _verdicts.get(tiled)
 
 
 @cache
@@ -157,31 +183,44 @@ def compiled_with(tiles: str) -> Path | None:
     kinds, program = wanted_kinds(), compiler()
     if tiles != "off" and kinds[:1] != ("avx512",):
         raise ConfigError(f"{TILES_VARIABLE}={tiles} goes with the operators of avx512 only", hint="Unset it.")
-    for kind in kinds if program else ():
+    # Of the other kinds none has tiles.
+    for kind in (kinds if tiles == "off" else kinds[:1]) if program else ():
         assert program is not None
         if (file := _made(kind, program, tiles)) is not None:
             return file
-    if kinds and is_named():
-        raise ConfigError(
-            f"{INSTRUCTIONS_VARIABLE}={kinds[0]}: these operators cannot be compiled here", hint="Unset it."
-        )
+    asked = f"{INSTRUCTIONS_VARIABLE}={kinds[0]}" if kinds and is_named() else None
+    if tiles != "off":
+        asked = f"{TILES_VARIABLE}={tiles}" if wanted_tiles() == tiles else None
+    if asked:
+        raise ConfigError(f"{asked}: these operators cannot be compiled here", hint="Unset it.")
     return None
+
+
+def _place(kind: str, program: str, tiles: str) -> Path:
+    """Where the library of a kind is kept; `OSError` where nothing can be."""
+    name = kind if tiles == "off" else f"{kind}+{tiles}"
+    key = hashlib.sha256(repr((program, _options(kind, tiles), sorted(processor_flags()))).encode())
+    for source in sorted(SOURCES.glob("*.[hc]*")):
+        key.update(source.read_bytes())
+    return cache_directory() / "operators" / f"{name}-{key.hexdigest()[:24]}.so"
+
+
+def _options(kind: str, tiles: str) -> tuple[str, ...]:
+    return (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={TILES[tiles]}")
 
 
 def _made(kind: str, program: str, tiles: str) -> Path | None:
     """The library of a kind, or None where it cannot be compiled."""
-    options = (*FLAGS, *KINDS[kind].flags, f"-DPOCKETVLM_TILES={TILES[tiles]}")
-    key = hashlib.sha256(repr((program, options, sorted(processor_flags()))).encode())
-    for source in sorted(SOURCES.glob("*.[hc]*")):
-        key.update(source.read_bytes())
     try:
-        name = kind if tiles == "off" else f"{kind}+{tiles}"
-        file = cache_directory() / "operators" / f"{name}-{key.hexdigest()[:24]}.so"
+        file = _place(kind, program, tiles)
         if not file.is_file():
-            _compile([program, *options], file)
+            _compile([program, *_options(kind, tiles)], file)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("operators of %s were not compiled: %s", kind, reason.strip().splitlines()[0][:200])
+        with_tiles = "" if tiles == "off" else f" with tiles ({tiles})"
+        logger.warning(
+            "operators of %s%s were not compiled: %s", kind, with_tiles, reason.strip().splitlines()[0][:200]
+        )
         return None
     return file
 
