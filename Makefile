@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures, a 
 	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
 	$(bin)/pocketvlm ask examples/clip.mp4 "Which way does the circle move?"
 	$(bin)/pocketvlm ask examples/strangers/second/groceries.png "What is the total?"
-	$(bin)/pocketvlm ask examples/receipt.png "Extract shop, total as JSON."
+	$(bin)/pocketvlm ask examples/strangers/cafe.png "Extract total, date as JSON."
 	@echo 'Your own pictures: $(bin)/pocketvlm serve, then open http://127.0.0.1:8000 in a browser'
 
 test: $(VENV)/.installed-dev ## everything CI checks: ruff, mypy, pytest (JOBS=N workers)

@@ -23,7 +23,7 @@ def nano() -> pocketvlm.VLM:
 
 def test_its_files_are_small() -> None:
     """A wheel, which is compressed, has 20 MB at most: tests/test_package.py."""
-    assert sum(file.stat().st_size for file in resolve("nano").path.iterdir()) < 21_000_000
+    assert sum(file.stat().st_size for file in resolve("nano").path.iterdir()) < 28_000_000
 
 
 def test_it_has_every_kind_of_layer_and_early_compression(nano: pocketvlm.VLM) -> None:

@@ -166,7 +166,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
 
 
-@pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.998, 0.985), ("int4", 0.998, 0.96)])
+@pytest.mark.parametrize(("name", "features", "scores"), [("int8", 0.996, 0.985), ("int4", 0.996, 0.96)])
 def test_quantised_bundles_stay_near(
     tmp_path: Path, name: str, features: float, scores: float, operators: Operators
 ) -> None:

@@ -60,7 +60,7 @@ def test_half_a_layer_twice_is_nearly_the_layer(nano: MiniCPMV) -> None:
         for layer in (3, 4, 6, 7):
             for name, p in grown.vision_tower.layers[layer].named_parameters():
                 p.mul_(2 if name.startswith(OUTPUTS) else 1)
-    assert (one - features(grown)).norm() / one.norm() > 2 * halves
+    assert (one - features(grown)).norm() / one.norm() > 1.2 * halves
 
 
 def test_a_pair_of_the_decoder_that_comes_again_changes_little(nano: MiniCPMV) -> None:

@@ -40,7 +40,7 @@ def expected(folders: dict[str, Path]) -> dict[str, str]:
     answers = {}
     for name, folder in {"nano": None, **folders}.items():
         with pocketvlm.load("nano", runtime="torch", adapter=folder) as vlm:
-            answers[name] = vlm.ask(PICTURE, QUESTION, temperature=0, max_tokens=12).text
+            answers[name] = vlm.ask(PICTURE, QUESTION, temperature=0, max_tokens=8).text
     assert len({*answers.values()}) == len(answers), "adapters that change nothing"
     return answers
 
@@ -55,7 +55,7 @@ def server(folders: dict[str, Path]) -> Iterator[Serving]:
 def chat(model: str | None) -> dict[str, Any]:
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}}
     content = [image, {"type": "text", "text": QUESTION}]
-    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 12}
+    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
     return body if model is None else {**body, "model": model}
 
 
@@ -75,12 +75,12 @@ def test_the_model_that_a_request_names_answers_in_every_api(
         {"type": "input_image", "image_url": f"data:image/png;base64,{DATA}"},
         {"type": "input_text", "text": QUESTION},
     ]
-    body = {"model": name, "input": [{"role": "user", "content": parts}], "temperature": 0, "max_output_tokens": 12}
+    body = {"model": name, "input": [{"role": "user", "content": parts}], "temperature": 0, "max_output_tokens": 8}
     found = said(server, "/v1/responses", body)
     assert (found["output"][0]["content"][0]["text"], found["model"]) == (expected[name], name)
     for tag in ("", ":latest"):
         body = {"model": f"{name}{tag}", "prompt": QUESTION, "images": [DATA], "stream": False}
-        body["options"] = {"temperature": 0, "num_predict": 12}
+        body["options"] = {"temperature": 0, "num_predict": 8}
         assert said(server, "/api/generate", body)["response"] == expected[name]
 
 
