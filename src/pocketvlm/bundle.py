@@ -48,7 +48,7 @@ class PartOperators:
 
     @classmethod
     def of(cls, operators: Operators | PartOperators) -> PartOperators:
-        """The same for both, unless they are told apart."""
+        """One kind for both parts, or what is given for each."""
         return operators if isinstance(operators, PartOperators) else cls(operators, operators)
 
     @property

@@ -80,9 +80,7 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
     kind = f" ({library.kind_of(compiled)})" if operators.has_compiled else ""
     found = {"runs_with": f"ONNX Runtime, {chosen}, {operators}{kind}"}
     if not library.is_named():
-        with suppress(
-            Exception
-        ):  # of ONNX Runtime, where the library does not load: standard operators are chosen then
+        with suppress(Exception):  # of ONNX Runtime: the library does not load, so standard operators were chosen
             found["operators"] = describe(measured(chosen, compiled))
     return found
 

@@ -1,6 +1,6 @@
 """A list of documents in a file → the documents that are meant: names a line each, or a column of a table.
 
-scans/a.pdf                     .txt, or any other name, or standard input (-): a name a line
+scans/a.pdf                     .txt, or any other name, or standard input (-): a name a line, or between zero bytes
 {"file": "scans/a.pdf#2-5"}     .jsonl: objects with that column, or strings
 file,customer                   .csv, .parquet: that column
 """

@@ -175,7 +175,7 @@ def verdict_of(tiled: Path) -> bool | None:
 
 @cache
 def compiled_with(tiles: str) -> Path | None:
-    """As `compiled`, of tiles that are told.
+    """As `compiled`, for one of `TILES`.
 
     Raises:
         ConfigError: as there.
