@@ -17,7 +17,7 @@ import torch
 from helpers.random_structures import Walker, allowed_ids, random_schema, random_tool, read_json
 from jsonschema import Draft202012Validator
 
-from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
+from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, QueueFullError
 from pocketvlm.grammar import compiler as grammar_module
 from pocketvlm.grammar import trial_worker
 from pocketvlm.grammar.compiler import KEPT, Grammar, GrammarCompiler
@@ -72,14 +72,14 @@ class _Held:
     seconds = 0.0
 
     def acquire(self, timeout: float) -> bool:
-        self.seconds = timeout
+        self.seconds += timeout
         return False
 
 
 def test_a_grammar_waits_as_long_as_that_of_another_may_take(tiny: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     held = _Held()
     monkeypatch.setattr(tiny.compiler, "_compiling", held)
-    with pytest.raises(ConfigError, match="other grammars are being compiled"):
+    with pytest.raises(QueueFullError, match="other grammars are being compiled"):
         tiny.compile(choice=("never", "compiled"))
     assert held.seconds >= trial_worker.TO_START + trial_worker.TO_TRY
 

@@ -308,6 +308,8 @@ IMAGE = {"type": "image", "image": 1}
         ([user([{"type": "image", "image": 0, "max_slice_nums": 0}])], r"max_slice_nums is .* a positive integer"),
         ([user([{"type": "image", "image": 0, "max_slice_nums": True}])], r"expected a positive integer"),
         ([user([{"type": "image", "image": 0, "max_slice_nums": 1.5}])], r"expected a positive integer"),
+        ([user([{"type": "image", "image": 0, "max_slice_nums": 10**400}])], r"integer of at most 2147483647"),
+        ([user([{"type": "image", "image": 0, "max_slice_nums": 2**31}])], r"is 2147483648, expected .* 2147483647"),
         ([user([{"type": "image", "image": 0, "max_slice_nums": 4, "detail": "low"}])], r"is 4.*Give one"),
         ([user([{"type": "text", "text": "x", "detail": "low"}])], r"has no field 'detail'"),
         ([user([image_url(url="x", size=1)])], r"image_url has no field 'size'"),

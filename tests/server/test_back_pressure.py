@@ -20,6 +20,8 @@ from helpers.serving import NO_DECODERS, Serving, serving
 from uvicorn.server import ServerState
 
 from pocketvlm.api.async_vlm import AsyncVLM
+from pocketvlm.processing import media_workers
+from pocketvlm.processing.media_workers import fetching_first
 from pocketvlm.server.app import create_app
 from pocketvlm.server.connection import connections
 from pocketvlm.server.listening import listen
@@ -90,6 +92,45 @@ def test_a_connection_whose_client_has_left_already_is_no_fault() -> None:
         assert run(is_timed())
 
 
+class Unread:
+    """A transport with what a client has not read: so many bytes at each look."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes, self.looks, self.is_aborted = sizes, 0, False
+
+    def get_write_buffer_size(self) -> int:
+        self.looks += 1
+        return self.sizes[self.looks - 1]
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("begin", ["pause_writing", "on_response_complete"])
+@pytest.mark.parametrize(("sizes", "looks"), [((90, 90, 80), 2), ((90, 80, 70, 60, 60, 50), 5)])
+def test_a_client_that_reads_slowly_is_waited_for_and_one_that_reads_nothing_is_not(
+    begin: str, sizes: tuple[int, ...], looks: int
+) -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None: ...
+
+    async def wait_for(transport: Any) -> None:
+        config = uvicorn.Config(app, http=connections(ServerSettings(send_seconds=0.1)))
+        config.load()
+        made: Any = config.http_protocol_class
+        protocol = made(config=config, server_state=ServerState(), app_state={})
+        protocol.timeout_keep_alive = 0.1
+        protocol.transport, protocol.flow = transport, Mock()
+        getattr(protocol, begin)()
+        await until(lambda: transport.is_aborted)
+
+    transport = Unread(*sizes)
+    asyncio.run(wait_for(transport))
+    assert transport.looks == looks
+
+
 def test_a_full_queue_is_429_before_the_body_is_read() -> None:
     read = []
 
@@ -117,12 +158,61 @@ def test_a_full_queue_is_429_before_the_body_is_read() -> None:
 
 
 def test_bodies_and_pictures_together_have_a_limit() -> None:
+    """What has no room beside others may be tried again; what never will have is refused."""
+
     async def ask() -> list[int]:
         async with await new_vlm() as vlm:
             app = App(vlm, max_held_bytes=2**20, max_body_bytes=2**20)
-            picture = data_url(png(500, 500))  # about 1 MB in base64
-            return [(await app.look(picture)).status_code, (await app.look(data_url(png(30, 30)))).status_code]
+            large, small = data_url(png(500, 500)), data_url(png(30, 30))  # the first is about 1 MB in base64
+            alone = [(await app.look(large)).status_code, (await app.look(small)).status_code]
+            load = app.app.state.guard.load
+            load.held_bytes += 2**20 - 1000
+            beside = (await app.look(small)).status_code
+            load.held_bytes -= 2**20 - 1000
+            return [*alone, beside, (await app.look(small)).status_code, load.held_bytes]
 
+    assert run(ask()) == [400, 200, 429, 200, 0]
+
+
+def test_downloads_count_while_they_are_decoded_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(path: str, form: Any) -> tuple[list[int], int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_held_bytes=2**20, max_body_bytes=2**20)
+            vlm.vlm.processor.encode = fetching_first(vlm.vlm.processor.encode)
+            urls = [f"http://example.org/{i}" for i in range(6)]  # of some 250 KB each
+            found = [(await app.client.post(path, json=form(urls[:count]))).status_code for count in (6, 1)]
+            load = app.app.state.guard.load
+            await until(lambda: not load.held_bytes)
+            return found, load.held_bytes
+
+    def chat(urls: list[str]) -> Any:
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        options = {"max_slice_nums": 1}
+        return {
+            "messages": [{"role": "user", "content": parts}], "max_tokens": 1, "mm_processor_kwargs": options
+        }  # fmt: skip
+
+    picture = png(288, 288)
+    assert 2**18 > len(picture) > 2**20 / 6
+    monkeypatch.setattr(media_workers, "fetch", lambda _url, _limits: picture)
+    assert run(ask(CHAT, chat)) == ([400, 200], 0)
+    assert run(ask("/v1/view_plan", lambda urls: {"images": urls})) == ([400, 200], 0)
+
+
+def test_a_document_whose_download_has_no_room_may_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> list[int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, max_held_bytes=2**20, max_body_bytes=2**20)
+            vlm.vlm.processor.encode = fetching_first(vlm.vlm.processor.encode)
+            load, body, found = app.app.state.guard.load, {"document": "http://example.org/a"}, list[int]()
+            for others in (2**20 - 100_000, 0):
+                load.held_bytes += others
+                found.append((await app.client.post("/v1/pages", json=body)).status_code)
+                load.held_bytes -= others
+            return found
+
+    picture = png(288, 288)
+    monkeypatch.setattr(media_workers, "fetch", lambda _url, _limits: picture)
     assert run(ask()) == [429, 200]
 
 

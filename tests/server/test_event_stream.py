@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -90,3 +91,11 @@ def test_an_event_may_have_a_name_and_lines_of_json_are_one_each() -> None:
     assert event({"a": "b\nc"}, "done") == 'event: done\ndata: {"a": "b\\nc"}\n\n'
     assert line({"a": "b\nc"}) == '{"a": "b\\nc"}\n'
     assert NDJSON.media_type == "application/x-ndjson"
+
+
+@pytest.mark.parametrize("form", [line, event])
+def test_no_character_of_an_answer_ends_a_line_where_clients_split_text(form: Any) -> None:
+    body = {"a": "first\u2028second\u2029third\x85last"}
+    text = form(body)
+    assert text.rstrip("\n").splitlines() == [text.rstrip("\n")]
+    assert json.loads(text.removeprefix("data: ")) == body

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -15,10 +17,12 @@ from helpers.app import CHAT, App, data_url, error_of, new_vlm, png, run
 from mcp import Client
 from starlette.requests import Request
 
-from pocketvlm.errors import EngineError, QueueFullError
+from pocketvlm.errors import EngineError, PromptError, QueueFullError
+from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.mcp_server.server import make_server
 from pocketvlm.mcp_server.sources import Sources
 from pocketvlm.mcp_server.tools import Call
+from pocketvlm.processing.abandonment import check_wanted
 from pocketvlm.server import agents
 from pocketvlm.server.app import create_app
 from pocketvlm.server.body import read_body
@@ -184,8 +188,11 @@ def test_the_files_of_a_call_of_an_agent_are_held_and_refused_where_there_is_no_
             caller = agents.HTTPCaller(service, one)
             caller.check(Call("look", [], {}, file_bytes=2**20))
             assert one.load.held_bytes == 2**20
-            with pytest.raises(QueueFullError, match="take all memory"):
+            with pytest.raises(PromptError, match="take more than 1048576 bytes"):
                 caller.check(Call("look", [], {}, file_bytes=1))
+            other = agents.HTTPCaller(service, Exchange(one.load, "POST", "/mcp"))
+            with pytest.raises(QueueFullError, match="take all memory"):
+                other.check(Call("look", [], {}, file_bytes=1))
             await one.end()
             assert one.load.held_bytes == 0
             with pytest.raises(EngineError, match="has ended"):
@@ -248,3 +255,115 @@ def test_a_trace_that_fails_costs_no_answer() -> None:
                 return (await client.post(CHAT, json={"messages": QUESTION, "max_tokens": 2}, timeout=60)).status_code
 
     assert run(ask()) == 200
+
+
+def test_what_a_thread_borrows_it_gives_back_whenever_the_request_ends() -> None:
+    async def borrow(*, ends_before: bool) -> list[int]:
+        one, seen = exchange(), list[int]()
+        one.hold(10)
+        let_go = one.keep()
+        with ThreadPoolExecutor(1) as pool:
+            give_back = await asyncio.wrap_future(pool.submit(one.lend, 100))
+            seen.append(one.load.held_bytes)
+            if ends_before:
+                await one.end()
+                seen.append(one.load.held_bytes)
+            await asyncio.wrap_future(pool.submit(give_back))
+        let_go()
+        await asyncio.sleep(0.01)
+        seen.append(one.load.held_bytes)
+        await one.end()
+        return [*seen, one.load.held_bytes]
+
+    assert asyncio.run(borrow(ends_before=False)) == [110, 10, 0]
+    assert asyncio.run(borrow(ends_before=True)) == [110, 110, 0, 0]
+
+
+def test_a_call_of_an_agent_whose_request_has_ended_is_prepared_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, wanted = threading.Event(), threading.Event(), list[bool]()
+
+    def slow(*_arguments: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        try:
+            check_wanted()
+        finally:
+            wanted.append(sys.exception() is None)
+
+    async def ask() -> Any:
+        async with await new_vlm(workers=1) as vlm:
+            monkeypatch.setattr(vlm.vlm, "prepare", slow)
+            service = Service(vlm, ServerSettings(), ("reader",))
+            one = Exchange(Load(service.settings), "POST", "/mcp")
+            sources = Sources((), service.settings.media_limits)
+            caller = agents.HTTPCaller(service, one)
+            async with Client(make_server(vlm, sources, lambda _request: caller)) as client:
+                arguments = {"media": [data_url(png())], "question": "What?"}
+                asking = asyncio.create_task(client.call_tool("look", arguments))
+                while not begun.is_set():
+                    await asyncio.sleep(0.01)
+                await one.end()
+                found = await asyncio.wait_for(asking, 30)
+            go_on.set()
+            return found
+
+    found = run(ask())
+    assert found.is_error
+    assert found.content[0].text == "the request of this call has ended"
+    assert wanted == [False]
+
+
+def test_a_grammar_is_not_compiled_for_a_client_that_has_left() -> None:
+    answers = {"structured_outputs": StructuredOutputs(choice=("yes", "no")), "max_tokens": 2}
+
+    async def ask() -> None:
+        async with await new_vlm(workers=1) as vlm:
+            await vlm.prepare(QUESTION, **answers)
+            compiler = vlm.vlm._grammars
+            assert compiler is not None
+            answers["structured_outputs"] = StructuredOutputs(choice=("left", "right"))
+            with compiler._compiling:
+                preparing = asyncio.create_task(vlm.prepare(QUESTION, **answers))
+                await asyncio.sleep(0.1)
+                preparing.cancel()
+                # The only thread: it would wait for most of a minute.
+                await asyncio.wait_for(vlm.prepare(QUESTION), 10)
+
+    run(ask())
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status"),
+    [
+        ("/tokenize", {}, 200),
+        ("/api/chat", {"options": {"num_ctx": 5}}, 400),
+        ("/api/chat", {"options": {"num_predict": 1}, "stream": False}, 200),
+    ],
+)
+def test_a_conversation_that_no_engine_has_seen_is_no_answer(
+    path: str, fields: dict[str, Any], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = list[Exchange]()
+    monkeypatch.setattr("pocketvlm.server.guard.log_exchange", logged.append)
+
+    async def ask() -> int:
+        async with await new_vlm() as vlm:
+            app = App(vlm, served_model_names=("reader",))
+            response = await app.client.post(path, json={"model": "reader", "messages": QUESTION, **fields})
+            return response.status_code
+
+    assert run(ask()) == status
+    is_answered = path != "/tokenize" and status == 200
+    (one,) = logged
+    assert (len(one.jobs), one.prompt_tokens > 0, one.finish_reasons == ["length"]) == (is_answered,) * 3
+
+
+@pytest.mark.parametrize("served", ["reader", "reader:latest"])
+def test_clients_of_ollama_may_say_latest_or_leave_it_out(served: str) -> None:
+    async def ask() -> list[int]:
+        async with await new_vlm() as vlm:
+            app = App(vlm, served_model_names=(served,))
+            bodies = [{"model": name, "messages": []} for name in ("reader", "reader:latest", "reader:1b")]
+            return [(await app.client.post("/api/chat", json=body)).status_code for body in bodies]
+
+    assert run(ask()) == [200, 200, 404]

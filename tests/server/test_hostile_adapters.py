@@ -192,6 +192,33 @@ def test_a_server_that_loads_an_adapter_answers_meanwhile(
         vlm.vlm.unload_adapter(name)
 
 
+def test_loads_whose_clients_have_left_take_one_thread(
+    vlm: AsyncVLM, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, begun = threading.Event(), list[str]()
+
+    def slow(name: str, _folder: Path) -> None:
+        begun.append(name)
+        assert may_go_on.wait(60)
+
+    monkeypatch.setattr(vlm.vlm, "load_adapter", slow)
+
+    async def leave() -> None:
+        async with client(vlm, root) as server:
+            body = {"lora_path": str(root / "good")}
+            for name in map(str, range(5)):
+                load = asyncio.create_task(server.post(LOAD, json={**body, "lora_name": name}))
+                await asyncio.sleep(0.1)
+                load.cancel()
+                await asyncio.gather(load, return_exceptions=True)
+            assert begun == ["0"], "each of them would take a thread"
+            may_go_on.set()
+            assert (await server.post(LOAD, json={**body, "lora_name": "last"})).status_code == 200
+
+    asyncio.run(leave())
+    assert begun == ["0", "last"]
+
+
 def test_requests_for_an_adapter_that_comes_and_goes_are_answered_or_404_or_400(vlm: AsyncVLM, root: Path) -> None:
     async def all_at_once() -> set[int]:
         async with client(vlm, root) as server:

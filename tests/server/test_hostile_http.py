@@ -11,6 +11,8 @@ import pytest
 from helpers.app import CHAT
 from helpers.serving import Serving
 
+from pocketvlm.server.heads import MAX_HEADERS
+
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n".encode()
 BODY = b'{"messages": [{"role": "user", "content": "What?"}], "max_tokens": 1}'
 
@@ -98,3 +100,14 @@ def test_an_address_or_a_method_that_is_not_there_is_told_with_what_is(
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     assert json.loads(body)["error"]["message"].endswith(hint)
     assert (b"\r\nallow: POST" in head) == (status == 405)
+
+
+def test_headers_that_are_too_long_are_431_in_however_many_pieces_they_come(server: Serving) -> None:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for piece in (HEAD + b"A: ", b"a" * 9000, b"a" * 9000):
+            connection.sendall(piece)
+            time.sleep(0.2)  # each is read by itself; the last leaves nothing unread, which would reset the connection
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body)["error"]["message"] == f"the headers have more than {MAX_HEADERS} bytes"

@@ -99,3 +99,29 @@ def test_a_stream_that_fails_ends_with_that_and_tells_the_log_alone_why(
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert "secret" not in json.dumps(last)
     assert [record.getMessage() for record in caplog.records if record.name == "pocketvlm.server.errors"]
+
+
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"tools": [{**, "output_schema": {"maximum": 1e999}}]',
+        '"tools": [{**, "output_schema": {"title": "\\ud800"}}]',
+        '"tools": [{**, "allowed_callers": ["\\udfff"]}]',
+        '"tools": [{**, "defer_loading": 1e999}], "tool_choice": "none"',
+    ],
+)
+def test_what_a_response_could_not_say_again_is_refused(fields: str, stream: bool) -> None:
+    body = fields.replace("**", json.dumps(TOOL)[1:-1])
+
+    async def refused() -> httpx.Response:
+        async with await new_vlm() as vlm:
+            text = f'{{"input": "Hello", "max_output_tokens": 3, "stream": {json.dumps(stream)}, {body}}}'
+            return await App(vlm).client.post("/v1/responses", content=text)
+
+    response = run(refused())
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("tools holds ")

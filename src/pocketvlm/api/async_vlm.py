@@ -16,6 +16,7 @@ from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.processing.abandonment import abandoned_by
+from pocketvlm.processing.media_budget import Hold, held_by
 from pocketvlm.ranges import Range
 
 T = TypeVar("T")
@@ -42,12 +43,22 @@ class AsyncVLM:
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
         self._workers = preparing_threads(workers, start=True)
 
-    async def prepare(self, messages: Sequence[Mapping[str, Any]], *, keep: Keep | None = None, **options: Any) -> Job:
-        """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`, `keep` as below."""
+    async def prepare(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        keep: Keep | None = None,
+        hold: Hold | None = None,
+        **options: Any,
+    ) -> Job:
+        """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`, and the two functions
+        those of `in_worker`."""
         self.engine.check_alive()
-        return await self.in_worker(self._prepare, messages, options, keep=keep)
+        return await self.in_worker(self._prepare, messages, options, keep=keep, hold=hold)
 
-    async def in_worker(self, work: Callable[..., T], *args: Any, keep: Keep | None = None) -> T:
+    async def in_worker(
+        self, work: Callable[..., T], *args: Any, keep: Keep | None = None, hold: Hold | None = None
+    ) -> T:
         """The result of something that takes as long as preparing does, in one of the threads that prepare.
 
         Cancelled, it decodes nothing that it has not begun to decode.
@@ -55,11 +66,12 @@ class AsyncVLM:
         Args:
             keep: called when a thread is given `args`, and what it returns when the thread holds nothing of them any
                 more: in any thread, and maybe some time after this was cancelled.
+            hold: asked, in any thread, for the bytes that the work takes for media until it is done.
         """
         left, waiting = threading.Event(), [args]
 
         def call() -> T:
-            with abandoned_by(left):
+            with abandoned_by(left), held_by(hold):
                 return work(*waiting.pop())
 
         future = self._workers.submit(call)

@@ -27,6 +27,7 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.processing.abandonment import check_wanted
 from pocketvlm.processing.media.load_image import is_video
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.branch_points import branch_points
@@ -258,7 +259,7 @@ class VLM:
             if self._grammars is None:
                 tokenizer = self.processor.tokenizer
                 self._grammars = GrammarCompiler(tokenizer, self.config.text.vocab_size, tokenizer.stop_ids)
-        return self._grammars.compile(params.structured_outputs, after_thinking=thinking)
+        return self._grammars.compile(params.structured_outputs, after_thinking=thinking, check=check_wanted)
 
     def close(self) -> None:
         """Take no more requests and end the processes that were started for them; safe from any thread, and again.

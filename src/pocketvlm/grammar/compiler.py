@@ -10,14 +10,15 @@ Shapes:  V vocabulary · W = ceil(V / 32) words of a mask, bit t % 32 of word t 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError
+from pocketvlm.errors import CheckpointError, ConfigError, EngineError, MissingExtraError, QueueFullError
 from pocketvlm.grammar.source import grammar_text
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.grammar.trial_worker import (
@@ -26,6 +27,7 @@ from pocketvlm.grammar.trial_worker import (
     TO_TRY,
     TRIAL_SECONDS,
     GrammarWorker,
+    NotStartedError,
     make_tokenizer,
 )
 
@@ -43,6 +45,7 @@ KEPT = 64  # compiled grammars
 # Seconds for the grammar of another, whose trial may need a new process first; compiling it here takes as long again as
 # the trial's processor time. Whoever waits longer waits for several.
 TO_WAIT = TO_START + TO_TRY + TRIAL_SECONDS
+LOOK_SECONDS = 0.25  # between two looks at whether anybody waits for it
 THINKING_ENDS = "</think>"
 TOOL_CALL = ("<tool_call>", "</tool_call>")
 MAX_GAP = 4  # tokens of white space between the reasoning and the answer
@@ -94,16 +97,26 @@ class GrammarCompiler:
         self._compiling, self._lock = threading.Lock(), threading.Lock()
         self._kept: OrderedDict[StructuredOutputs, Any] = OrderedDict()
 
-    def compile(self, spec: StructuredOutputs, *, after_thinking: bool = False) -> Grammar:
+    def compile(
+        self,
+        spec: StructuredOutputs,
+        *,
+        after_thinking: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> Grammar:
         """Return the grammar of answers.
 
         Args:
             after_thinking: it begins after `</think>`; before that everything but the end of the answer is allowed, and
                 between them a little white space.
+            check: asked before anything is compiled, and while this waits for its turn; it raises where nobody waits
+                for the grammar any more.
 
         Raises:
             ConfigError: what was asked for is not valid, cannot be satisfied or takes too much to compile. What only an
                 endless answer would satisfy is not noticed.
+            QueueFullError: others are being compiled all the time.
+            EngineError: the process that tries grammars does not start.
             RuntimeError: the compiler is closed.
         """
         if after_thinking and self.vocabulary.thinking_ends is None:
@@ -111,9 +124,10 @@ class GrammarCompiler:
         matcher = self._known(spec)
         if matcher is None:
             text = grammar_text(spec, self.vocabulary.control)
-            if not self._compiling.acquire(timeout=TO_WAIT):
-                raise ConfigError("other grammars are being compiled", hint="Try again later.")
+            if not any(self._compiling.acquire(timeout=LOOK_SECONDS) for _ in _turns(check)):
+                raise QueueFullError("other grammars are being compiled", hint="Try again later.")
             try:
+                check()
                 matcher = self._known(spec) or self._compile(text)
             finally:
                 self._compiling.release()
@@ -134,7 +148,10 @@ class GrammarCompiler:
             return matcher
 
     def _compile(self, text: str) -> Any:
-        fault = self._worker.try_out(text)
+        try:
+            fault = self._worker.try_out(text)
+        except NotStartedError as error:
+            raise EngineError(str(error)) from None
         if not fault:
             matcher = llguidance.LLMatcher(
                 self.tokenizer, text, log_level=0, limits=llguidance.LLParserLimits(**LIMITS)
@@ -143,6 +160,13 @@ class GrammarCompiler:
         if fault:
             raise ConfigError(f"structured outputs cannot be compiled: {_reason(fault)}")
         return matcher
+
+
+def _turns(check: Callable[[], None]) -> Iterator[None]:
+    """As often as one may wait for `LOOK_SECONDS`, with a look each time."""
+    for _ in range(math.ceil(TO_WAIT / LOOK_SECONDS)):
+        check()
+        yield
 
 
 def _reason(fault: str) -> str:

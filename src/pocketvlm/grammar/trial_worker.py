@@ -39,6 +39,10 @@ LIMITS: Mapping[str, Any] = {
 }
 
 
+class NotStartedError(RuntimeError):
+    """The process does not start, which says nothing of a grammar."""
+
+
 class GrammarWorker:
     """One such process, started anew when a trial ended it; for one thread at a time, but for `close`.
 
@@ -54,7 +58,8 @@ class GrammarWorker:
         self._start()
 
     def try_out(self, grammar: str) -> str:
-        """Return what is wrong with `grammar`, empty if nothing is; raise `RuntimeError` once closed.
+        """Return what is wrong with `grammar`, empty if nothing is; raise `RuntimeError` once closed, and
+        `NotStartedError` where there is no process to ask.
 
         A process that died without running out of time is replaced and asked again: somebody else may have ended it.
         """
@@ -64,7 +69,7 @@ class GrammarWorker:
             if self._process.poll() is not None:
                 self._restart()
             if not self._ready and self._ask(self._vocabulary, TO_START) is None:
-                fault = "the process that tries grammars did not start"
+                fault = ""
             else:
                 self._ready = True
                 # Where no timer of processor time ends it (Windows), the clock does.
@@ -76,6 +81,8 @@ class GrammarWorker:
             self._restart()
             if self._timed_out or process.returncode == -getattr(signal, "SIGPROF", 0):
                 break
+        if not fault:
+            raise NotStartedError("the process that tries grammars did not start")
         return fault
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp.shared.exceptions import MCPError
 from mcp.types import INVALID_PARAMS, CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+from sse_starlette.sse import AppStatus
 
 import pocketvlm
 from pocketvlm.api.answers import Answer
@@ -25,6 +26,7 @@ from pocketvlm.api.job import Job
 from pocketvlm.errors import DeadlineError, EngineError, PocketVLMError
 from pocketvlm.mcp_server.sources import Sources
 from pocketvlm.mcp_server.tools import TOOLS, Call, failed, listed, read_call, result_of
+from pocketvlm.processing.media_budget import Hold
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -43,7 +45,8 @@ _PLACE = re.compile(r"^messages\[\d+\](\.content\[\d+\])?: ")  # which the agent
 class Caller:
     """Whoever makes a call, and what the call is held to: nothing more over stdio."""
 
-    keep: Keep | None = None  # of `AsyncVLM.prepare`
+    keep: Keep | None = None  # this and the next of `AsyncVLM.prepare`
+    hold: Hold | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -52,6 +55,10 @@ class Caller:
 
     def check(self, call: Call) -> None:
         """Raise for a call of which nothing may be made."""
+
+    async def while_there(self, work: Coroutine[Any, Any, Job]) -> Job:
+        """What `work` makes, if somebody waits for it."""
+        return await work
 
     def add(self, job: Job) -> None:
         """Raise for what was made of a call and may not run."""
@@ -77,7 +84,8 @@ def make_server(
             async with asyncio.timeout(caller.seconds):
                 call = await asyncio.to_thread(read_call, params.name, params.arguments, sources.open_all)
                 caller.check(call)
-                job = await vlm.prepare(call.messages, keep=caller.keep, **call.options)
+                work = vlm.prepare(call.messages, keep=caller.keep, hold=caller.hold, **call.options)
+                job = await caller.while_there(work)
             caller.add(job)
             return result_of(call, await _answer(vlm, context, call, job))
         except TimeoutError:
@@ -150,5 +158,7 @@ class HTTPEndpoint:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        # Its streams would end within half a second of a signal. They are ours to end, when the time to drain is over.
+        AppStatus.enable_automatic_graceful_drain = False
         async with self._manager.run():
             yield

@@ -1,7 +1,8 @@
 """One process that decodes media, and our end of the line to it.
 
 It gets a pickled task from us; what it answers is JSON and raw pixels, as a decoder that was taken over could be
-speaking. Its end is seen at its line, since the process that forked it, which would report it, may end or hang too.
+speaking. The pixels it sends once we say that there is room for as many as it has announced. Its end is seen at its
+line, since the process that forked it, which would report it, may end or hang too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 
 from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.confinement import confine
+from pocketvlm.processing.media_budget import check_context, holder
 from pocketvlm.processing.media_encoding import MediaTask, encode_media
 from pocketvlm.processing.media_forkserver import end_forkserver
 from pocketvlm.processing.patches.image import ImageViews
@@ -30,6 +32,7 @@ from pocketvlm.views import Size, View
 
 logger = logging.getLogger(__name__)
 MAX_HEAD = 2**24  # bytes of what a worker says of its patches
+GO_ON = b"pixels"  # the word for them
 MEMORY = 8 * 2**30  # bytes that decoding may take: frames of a long 4K video are 3
 END_SECONDS = 2.0  # until the process that forks workers has reported the end of one
 _FAULTS: dict[str, type[Exception]] = {"MediaError": MediaError, "ConfigError": ConfigError}
@@ -71,6 +74,7 @@ class Worker:
         Raises:
             LostError: nothing that can be read came in time. The worker is of no more use.
             MediaError, ConfigError, EngineError: what the worker says of the task.
+            PromptError, and what whoever counts bytes raises: what was made is too much, and was not received.
         """
         is_late = threading.Event()
 
@@ -86,8 +90,15 @@ class Worker:
             self._line.send_bytes(body)
             head = json.loads(self._line.recv_bytes(MAX_HEAD))
             if "fault" not in head:
-                return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
-            fault = _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
+                refusal = None
+                if task is not None:
+                    refusal = _refusal(*_measured(head["units"]))
+                    self._line.send_bytes(b"" if refusal else GO_ON)
+                if refusal is None:
+                    return [tuple(self._unit(unit) for unit in units) for units in head["units"]]
+                fault = refusal
+            else:
+                fault = _FAULTS.get(str(head["fault"]), EngineError)(str(head["message"])[:1000])
         except Exception as error:  # a decoder that was taken over may say anything, and what follows would be as wrong
             lost = LostError(type(error).__name__)
             lost.took_too_long = is_late.is_set()
@@ -103,10 +114,8 @@ class Worker:
             received = self._line.recv_bytes_into(patches.data.cast("B"))
             if received != patches.nbytes:
                 raise OSError("a piece is missing")
-        views = tuple(View(Size(height=int(h), width=int(w)), mode) for h, w, mode in unit["views"])
+        views = _views(unit)
         grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
-        if any(view.downsample_mode not in ("16x", "4x") for view in views):
-            raise KeyError
         places = grid and (int(grid[0]), int(grid[1]))
         return ImageViews(torch.from_numpy(patches), views, places, image, int(unit["pages"]))
 
@@ -126,6 +135,33 @@ class Worker:
                 end_forkserver()
                 self.process.join(END_SECONDS)
             self.process.close()
+
+
+def _views(unit: dict[str, Any]) -> tuple[View, ...]:
+    views = tuple(View(Size(height=int(h), width=int(w)), mode) for h, w, mode in unit["views"])
+    if any(view.downsample_mode not in ("16x", "4x") for view in views):
+        raise KeyError
+    return views
+
+
+def _measured(encoded: list[list[dict[str, Any]]]) -> tuple[int, int]:
+    """Visual tokens of what a worker has made, and bytes of its patches."""
+    units = [unit for units in encoded for unit in units]
+    sizes = [(int(unit["count"]), int(unit["patch"])) for unit in units]
+    if any(count < 0 or patch < 0 for count, patch in sizes):
+        raise ValueError
+    tokens = sum(view.visual_tokens for unit in units for view in _views(unit))
+    return tokens, sum(count * patch * patch * 3 for count, patch in sizes)
+
+
+def _refusal(tokens: int, size: int) -> Exception | None:
+    """Why so much is not taken: it is the fault of the request, or of its time, and none of the worker."""
+    try:
+        check_context(tokens)
+        holder()(size)
+    except Exception as error:
+        return error
+    return None
 
 
 def _serve(line: Connection) -> None:
@@ -153,6 +189,8 @@ def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], lis
         return
     head = [[_described(unit) for unit in units] for units in encoded]
     line.send_bytes(json.dumps({"units": head}).encode())
+    if line.recv_bytes() != GO_ON:
+        return
     for units in encoded:
         for unit in units:
             if unit.patches.numel():

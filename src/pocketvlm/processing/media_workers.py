@@ -1,6 +1,7 @@
 """Media decoded in processes of their own: a decoder that crashes or hangs takes one request with it, not the server.
 
-URLs are fetched before, in the calling thread, so that a slow host holds up nobody's decoding.
+URLs are fetched before, in the calling thread, so that a slow host holds up nobody's decoding; what they bring, and the
+patches that come back, are counted by `media_budget`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from pocketvlm.processing.media.file_roots import is_file_url, open_file_url
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import FileBytes, NamedBytes, describe
+from pocketvlm.processing.media_budget import check_context, holder
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask
 from pocketvlm.processing.media_forkserver import context, end_forkserver
 from pocketvlm.processing.media_worker import LostError, Worker
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 DECODE_SECONDS = 120.0  # that the media of a request may take, where nobody says
 FETCHING = 8  # downloads of one request at a time
+LOOK_SECONDS = 0.25  # between two looks at whether anybody waits for downloads
 START_SECONDS = 60.0  # until a new worker has answered
 STARTS = 3  # tries
 
@@ -50,26 +53,36 @@ def fetching_first(encode: MediaEncoder) -> MediaEncoder:
 
 
 def fetched(task: MediaTask) -> MediaTask:
-    """The task with bytes in place of http(s) and file: URLs, and of addresses of a storage where paths are accepted;
-    `MediaError` names the place of one that fails."""
-    files = task.files
-    wanted = [_bare(url, files) for part in task.parts for url in _urls(part, files)]
-    if not wanted:
+    """The task with bytes in place of http(s) and file: URLs, and of addresses of a storage where paths are accepted.
+
+    Raises:
+        MediaError: one fails, or a video has more of them than frames that could be taken; it names the place.
+        EngineError: nobody waits for them any more.
+    """
+    files, most = task.files, task.limits.max_frames
+    places: dict[str, str] = {}
+    for part in task.parts:
+        urls = _urls(part, files)
+        if len(urls) > most:
+            raise MediaError(
+                f"{part.where}: the video has {len(urls)} frames to fetch, at most {most} are fetched",
+                hint="Give fewer, or the video as a file.",
+            )
+        for url in urls:
+            places.setdefault(_bare(url, files), part.where)
+    if not places:
         return task
-    places = {_bare(url, files): part.where for part in reversed(task.parts) for url in _urls(part, files)}
+    hold = holder()
 
     def read(url: str) -> NamedBytes:
         try:
-            return _read(url, task.limits)
+            body = _read(url, task.limits)
         except MediaError as error:
             raise MediaError(f"{places[url]}: {error}") from None
+        hold(len(body))
+        return body
 
-    distinct = list(dict.fromkeys(wanted))
-    if len(distinct) == 1:
-        found = {distinct[0]: read(distinct[0])}
-    else:
-        with ThreadPoolExecutor(min(FETCHING, len(distinct)), "pocketvlm-fetch") as pool:
-            found = dict(zip(distinct, pool.map(read, distinct), strict=True))
+    found = _read_all(read, list(places))
     parts = (
         replace(part, source=_replaced(part.source, found, files)) if _urls(part, files) else part
         for part in task.parts
@@ -77,9 +90,31 @@ def fetched(task: MediaTask) -> MediaTask:
     return replace(task, parts=tuple(parts))
 
 
+def _read_all(read: Callable[[str], NamedBytes], urls: list[str]) -> dict[str, NamedBytes]:
+    """What each of them brings, several at a time. None is begun any more once one has failed or nobody waits."""
+    check_wanted()
+    if len(urls) == 1:
+        return {urls[0]: read(urls[0])}
+    with ThreadPoolExecutor(min(FETCHING, len(urls)), "pocketvlm-fetch") as pool:
+        reading = [pool.submit(read, url) for url in urls]
+        try:
+            while not any(one.done() and one.exception() for one in reading):
+                if not wait(reading, LOOK_SECONDS, FIRST_EXCEPTION).not_done:
+                    break
+                check_wanted()
+        finally:
+            for one in reading:
+                one.cancel()
+    for one in reading:
+        if not one.cancelled():
+            one.result()
+    return {url: one.result() for url, one in zip(urls, reading, strict=True)}
+
+
 def _urls(part: MediaPart, files: bool) -> list[str]:
-    """Those of a source, or of a list of frames."""
-    sources = part.source if isinstance(part.source, list | tuple) else [part.source]
+    """Those of a source, or of the frames of a video. A list is no picture, and refused where pictures are read."""
+    is_frames = part.kind == "video" and isinstance(part.source, list | tuple)
+    sources = part.source if is_frames else [part.source]
     return [one for one in sources if isinstance(one, str) and _is_fetched(one, files)]
 
 
@@ -130,13 +165,20 @@ def decoding_apart(processor: Processor, count: int, seconds: float = DECODE_SEC
 
 
 def taking_turns(encode: MediaEncoder, count: int) -> MediaEncoder:
-    """An encoder that runs `count` times at once at most: decoding takes memory, preparing the rest does not."""
+    """An encoder that runs `count` times at once at most: decoding takes memory, preparing the rest does not.
+
+    It is for clients that are trusted: what it has made is counted, and refused, afterwards.
+    """
     turns = threading.Semaphore(count)
 
     def encoder(task: MediaTask) -> list[Units]:
         with turns:
             check_wanted()
-            return encode(task)
+            encoded = encode(task)
+            units = [unit for medium in encoded for unit in medium]
+            check_context(sum(unit.visual_tokens for unit in units))
+            holder()(sum(unit.patches.nbytes for unit in units))
+            return encoded
 
     return encoder
 
@@ -193,6 +235,7 @@ class MediaWorkers:
 
         Raises:
             MediaError: as `encode_media`; or the decoder crashed twice, or took too long.
+            PromptError: no prompt could hold what was made. Whoever counts bytes raises what he likes.
             EngineError: no worker can be had; or nobody waits for the result any more.
         """
         if not task.parts:

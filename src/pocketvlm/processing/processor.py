@@ -24,6 +24,7 @@ from pocketvlm.config_files import ConfigFiles
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.processing.inputs import ModelInputs
 from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media_budget import within_context
 from pocketvlm.processing.media_encoding import MediaEncoder, MediaTask, encode_media
 from pocketvlm.processing.patches.video import check_sampling, within_limits
 from pocketvlm.processing.picture_options import PictureOptions
@@ -161,18 +162,18 @@ class Processor:
         modes = self._modes(how.downsample_mode, len(prompt.media))
         only = how.downsample_mode if isinstance(how.downsample_mode, str) else self.model_config.downsample_mode
         budget = check_auto_token_budget(how.auto_token_budget, "auto" in (modes or (only,)))
-        encoded = self.encode(
-            MediaTask(
-                prompt.media,
-                tuple(modes),
-                budget,
-                how,
-                self.image_config,
-                self.video_config,
-                self.limits,
-                self.files,
-            )
+        task = MediaTask(
+            prompt.media,
+            tuple(modes),
+            budget,
+            how,
+            self.image_config,
+            self.video_config,
+            self.limits,
+            self.files,
         )
+        with within_context(self.model_config.text.max_position_embeddings):
+            encoded = self.encode(task)
         image_id = _flag("use_image_id", how.use_image_id, self.image_config.use_image_id)
         return self.assemble(
             prompt,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pocketvlm.tools.calls import ToolCall
 
 
+_LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 _MIN_LOGPROB = -9999.0  # what OpenAI writes for "very unlikely"; JSON has no infinity
 
 
@@ -76,8 +77,16 @@ def error_response(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def to_json(body: Any) -> str:
-    """Return a body as strict JSON; raise `ValueError` for NaN and infinities, which no client could read."""
-    return json.dumps(body, ensure_ascii=False, allow_nan=False)
+    """Return a body as strict JSON; raise `ValueError` for NaN and infinities, which no client could read.
+
+    What ends a line beside the line feed is escaped: clients that read a stream by lines, as httpx does, would break it
+    there.
+    """
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+    if not text.isascii():
+        for end, escaped in _LINE_ENDS.items():
+            text = text.replace(end, escaped)
+    return text
 
 
 def error_body(message: str, kind: str, code: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pocketvlm.protocol.chat_request import (
 from pocketvlm.protocol.fields import check, check_fields, given_fields, not_null, only_kinds, refuse_value
 from pocketvlm.protocol.responses_input import read_input
 from pocketvlm.ranges import as_integer, show_json
-from pocketvlm.tools.definitions import check_name
+from pocketvlm.tools.definitions import check_name, plain_json
 
 # Options of the same name and type, but for `n`: a response has one answer.
 RESPONSE_OPTIONS = {name: kind for name, kind in OPTIONS.items() if name != "n"}
@@ -114,7 +114,7 @@ def parse_response_request(body: Mapping[str, Any]) -> ResponsesRequest:
 
 def _echo(given: Mapping[str, Any]) -> dict[str, Any]:
     text, reasoning = given.get("text", {}), given.get("reasoning", {})
-    return {
+    said = {
         **{name: as_integer(given[name]) for name in _ECHOED if name in given},
         "metadata": given.get("metadata", {}),
         "tools": [{"parameters": None, "strict": None, **tool} for tool in given.get("tools", [])],
@@ -124,6 +124,8 @@ def _echo(given: Mapping[str, Any]) -> dict[str, Any]:
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "top_logprobs": as_integer(given.get("top_logprobs", 0)),
     }
+    # Also what has no effect must be sayable: a body can spell numbers and strings that a response cannot.
+    return {name: plain_json(value, name) for name, value in said.items()}
 
 
 def _logprobs(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -27,11 +29,8 @@ async def load_lora_adapter(service: Service, request: Request) -> Response:
         raise HTTPError(400, f"a model of the name {name[:100]!r} is served already", code="invalid_value")
     folder = _inside(path, service.settings.adapter_roots)
 
-    async def load() -> None:
-        async with service.loading:  # one at a time, so that many do not take the threads of all other requests
-            await asyncio.to_thread(service.vlm.vlm.load_adapter, name, folder)
-
-    await service.while_there(request, load())
+    # Of a client that leaves, a load that has begun goes on; one that waits is taken back.
+    await service.while_there(request, _in_turn(service, service.vlm.vlm.load_adapter, name, folder))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
@@ -40,9 +39,12 @@ async def unload_lora_adapter(service: Service, request: Request) -> Response:
     name = await read_json(request, parse_unload_adapter)
     if name not in service.vlm.vlm.adapters:
         raise HTTPError(404, f"there is no adapter {name[:100]!r}", code="model_not_found")
-    # In a thread: it waits for an adapter that is being loaded.
-    await asyncio.to_thread(service.vlm.vlm.unload_adapter, name)
+    await _in_turn(service, service.vlm.vlm.unload_adapter, name)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+
+async def _in_turn(service: Service, change: Callable[..., None], *args: Any) -> None:
+    await asyncio.get_running_loop().run_in_executor(service.loader, change, *args)
 
 
 def _inside(path: str, roots: tuple[str, ...]) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pocketvlm.api.job import Job
 from pocketvlm.errors import EngineError, PromptError, QueueFullError
@@ -26,7 +28,7 @@ class HTTPCaller(Caller):
 
     def __init__(self, service: Service, exchange: Exchange) -> None:
         self._service, self._exchange = service, exchange
-        self.keep = exchange.keep
+        self.keep, self.hold = exchange.keep, exchange.lend
 
     @property
     def seconds(self) -> float:
@@ -36,7 +38,7 @@ class HTTPCaller(Caller):
         """Its text and the files that were read for it.
 
         Raises:
-            PromptError: it has more text than a request may have.
+            PromptError: it has more text than a request may have, or larger files.
             QueueFullError, EngineError: there is no room for its files; nobody waits for it any more.
         """
         try:
@@ -46,8 +48,26 @@ class HTTPCaller(Caller):
         with _told():
             self._exchange.hold(call.file_bytes)
 
+    async def while_there(self, work: Coroutine[Any, Any, Job]) -> Job:
+        """What `work` makes; it is cancelled when the request has ended, whose session goes on.
+
+        Raises:
+            PromptError, QueueFullError, EngineError: as `check`, of what is made of its files.
+        """
+        task, ending = asyncio.ensure_future(work), asyncio.create_task(self._exchange.ended.wait())
+        try:
+            await asyncio.wait((task, ending), return_when=asyncio.FIRST_COMPLETED)
+            with _told():
+                if not task.done():
+                    raise ClientLeftError
+                return task.result()
+        finally:
+            for one in (task, ending):
+                one.cancel()
+            await asyncio.gather(task, ending, return_exceptions=True)
+
     def add(self, job: Job) -> None:
-        """Raises: QueueFullError, EngineError: there is no room for it; nobody waits for it any more."""
+        """Raises: PromptError, QueueFullError, EngineError: as `check`, of its pictures."""
         job.limit(self._service.settings.max_answer_tokens)
         with _told():
             self._exchange.add(job)
@@ -58,7 +78,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except HTTPError as error:
-        raise QueueFullError(str(error)) from None
+        raise (QueueFullError if error.status == 429 else PromptError)(str(error)) from None
     except ClientLeftError:
         raise EngineError("the request of this call has ended") from None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import suppress
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pocketvlm.server.heads import MAX_HEADERS
 from pocketvlm.server.joined_writes import JoinedWrites
 from pocketvlm.server.settings import ServerSettings
 
@@ -21,23 +23,22 @@ _BODY = (
     b'{"error": {"message": "too many connections are open", "type": "server_error", "param": null, '
     b'"code": "too_many_connections"}}'
 )
-_BAD = (
-    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-)
-_BAD_BODY = (
-    b'{"error": {"message": "this is no HTTP request", "type": "invalid_request_error", "param": null, '
-    b'"code": "invalid_request"}}'
-)
+_BAD = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+_BAD_BODY = b'{"error": {"message": "%s", "type": "invalid_request_error", "param": null, "code": "invalid_request"}}'
+_NO_HTTP = b"400 Bad Request", _BAD_BODY % b"this is no HTTP request"
+_TOO_LONG = b"431 Request Header Fields Too Large", _BAD_BODY % b"the headers have more than %d bytes" % MAX_HEADERS
 
 
 class Connection(H11Protocol):
     """The head of a request has to arrive in `header_seconds`, also the rest of a body that nobody wants any more; a
-    client that reads nothing for `send_seconds` is cut off. (Bodies have their own time, in `server.body`.)
+    client that reads nothing for `send_seconds` is cut off, or once all has been written, for the time that connections
+    are kept. One that reads slowly is waited for. (Bodies have their own time, in `server.body`.)
     """
 
     settings: ServerSettings  # of the class that `connections` makes
     _head_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
+    _unread = 0  # bytes that the client had not read when a response was complete, or at the last look after that
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
@@ -60,9 +61,11 @@ class Connection(H11Protocol):
             self._expect_head()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Say that what came is no HTTP, unless a response has begun already, and end the connection."""
+        """Say that what came is no HTTP, or too long, unless a response has begun already, and end the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_BAD % (len(_BAD_BODY), _BAD_BODY))
+            hint = getattr(sys.exception(), "error_status_hint", 400)
+            status, body = _TOO_LONG if hint == 431 else _NO_HTTP
+            self.transport.write(_BAD % (status, len(body), body))
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -71,14 +74,20 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+        self._unread = self.transport.get_write_buffer_size()
+        if self.transport.is_closing() and self._unread:
             self._expect_reading()
 
     def timeout_keep_alive_handler(self) -> None:
-        if self.transport.get_write_buffer_size():  # closing would wait for the client to read it
-            self.transport.abort()
-        else:
+        before, self._unread = self._unread, self.transport.get_write_buffer_size()
+        if not self._unread:
             super().timeout_keep_alive_handler()
+        elif self._unread < before:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:  # closing would wait for the client to read it
+            self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -99,7 +108,18 @@ class Connection(H11Protocol):
 
     def _expect_reading(self) -> None:
         if self._send_timer is None:
-            self._send_timer = self.loop.call_later(self.settings.send_seconds, self.transport.abort)
+            self._look_later(self.transport.get_write_buffer_size())
+
+    def _look_later(self, unread: int) -> None:
+        self._send_timer = self.loop.call_later(self.settings.send_seconds, self._look, unread)
+
+    def _look(self, before: int) -> None:
+        """Cut the client off unless it has read something."""
+        unread = self.transport.get_write_buffer_size()
+        if unread < before:
+            self._look_later(unread)
+        else:
+            self.transport.abort()
 
     def _stop_timer(self, name: str) -> None:
         timer: asyncio.TimerHandle | None = getattr(self, name)

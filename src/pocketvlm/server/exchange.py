@@ -4,10 +4,12 @@ that the server has room for."""
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -29,12 +31,14 @@ class Load:
 
     Attributes:
         in_flight: requests whose body has arrived and whose response has not been sent.
-        held_bytes: of bodies, as far as they have arrived, and of pictures that were made of them.
+        held_bytes: of bodies, as far as they have arrived, and of what was downloaded and made for them.
+        lock: of `held_bytes`, which threads count as well.
     """
 
     settings: ServerSettings
     in_flight: int = 0
     held_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def check_room(self) -> None:
         """`HTTPError` 429 where as many are in flight as may."""
@@ -59,7 +63,7 @@ class Exchange:
         streams: what its answers are read from; closed at its end, also where nobody has begun to read them.
         status: of the response; 0 before it.
         error: the code of the error that the response is; empty where it is none.
-        has_ended: nothing can be asked for it any more.
+        ended: set once nothing can be asked for it any more.
         images: pictures and videos that it is about.
         question: what the log may show, where content is logged.
         traceparent: the span of whoever asks, as the header of that name has it.
@@ -80,7 +84,7 @@ class Exchange:
     streams: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     status: int = 0
     error: str = ""
-    has_ended: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     images: int = 0
     question: str = ""
     traceparent: str = ""
@@ -89,6 +93,10 @@ class Exchange:
     @property
     def settings(self) -> ServerSettings:
         return self.load.settings
+
+    @property
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
 
     @property
     def counts(self) -> bool:
@@ -112,21 +120,36 @@ class Exchange:
         self.has_begun = True
 
     def hold(self, count: int) -> None:
-        """Count bytes that are kept until the response has been sent.
+        """Count bytes that are kept until the response has been sent; safe in any thread.
 
         Raises:
-            HTTPError: 429, there is no room for them.
+            HTTPError: 429, there is no room for them; 400, there never will be.
             ClientLeftError: the request has ended.
         """
+        most = self.settings.max_held_bytes
         if self.has_ended:
             raise ClientLeftError
-        if self.load.held_bytes + count > self.settings.max_held_bytes:
-            raise HTTPError(
-                429, "the bodies of other requests take all memory there is. Try again later.", "rate_limit_error",
-                "queue_full",
-            )  # fmt: skip
-        self.load.held_bytes += count
-        self.held_bytes += count
+        if self.held_bytes + count > most:
+            raise HTTPError(400, f"the request and its media take more than {most} bytes", code="invalid_media")
+        with self.load.lock:
+            if self.load.held_bytes + count > most:
+                raise HTTPError(
+                    429, "the bodies of other requests take all memory there is. Try again later.", "rate_limit_error",
+                    "queue_full",
+                )  # fmt: skip
+            self.load.held_bytes += count
+            self.held_bytes += count
+
+    def lend(self, count: int) -> Callable[[], None]:
+        """Count bytes until the result is called, both in any thread; errors as `hold`. A thread that takes some is one
+        of its keepers, see `keep`."""
+        self.hold(count)
+        return partial(self._give_back, count)
+
+    def _give_back(self, count: int) -> None:
+        with self.load.lock:
+            self.load.held_bytes -= count
+            self.held_bytes -= count
 
     def keep(self) -> Callable[[], None]:
         """What it holds counts until the result is called, from any thread, even if the request ends before: a thread
@@ -146,8 +169,9 @@ class Exchange:
 
     def _release(self) -> None:
         if self.has_ended and not self.keepers:
-            self.load.held_bytes -= self.held_bytes
-            self.held_bytes = 0
+            with self.load.lock:
+                self.load.held_bytes -= self.held_bytes
+                self.held_bytes = 0
 
     def admit(self) -> None:
         """Its body has arrived; `HTTPError` 429 where too many are in flight."""
@@ -160,7 +184,7 @@ class Exchange:
         """Count a job as its own: it has to end in the time of the request, and its pictures are held.
 
         Raises:
-            HTTPError: 429, there is no room for its pictures.
+            HTTPError: there is no room for its pictures, as `hold` says it.
             ClientLeftError: the request ended while the job was prepared.
         """
         if self.has_ended:
@@ -174,7 +198,7 @@ class Exchange:
         """Nothing of it runs on, and it holds nothing any more but what a thread has not let go of."""
         if self.has_ended:
             return
-        self.has_ended = True
+        self.ended.set()
         if self.key is not None and self.has_begun:
             self.key.end(self.prompt_tokens + self.answer_tokens + self.tokens_elsewhere)
         self._release()

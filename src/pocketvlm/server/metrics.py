@@ -45,7 +45,7 @@ class HTTPMetrics:
         in_flight.set_function(lambda: load.in_flight)
         held = Gauge(
             f"{PREFIX}:http_held_bytes",
-            "Bytes of request bodies and preprocessed pictures in flight",
+            "Bytes of request bodies, downloads and preprocessed pictures in flight",
             registry=self.registry,
         )
         held.set_function(lambda: load.held_bytes)

@@ -17,6 +17,7 @@ from pocketvlm.protocol.ollama_response import OllamaAnswer
 from pocketvlm.server.body import json_response, read_json
 from pocketvlm.server.errors import HTTPError, response_of
 from pocketvlm.server.event_stream import NDJSON, line
+from pocketvlm.server.exchange import exchange_of
 from pocketvlm.server.service import Service
 from pocketvlm.server.settings import bare_name
 
@@ -49,8 +50,10 @@ async def is_running(_request: Request) -> Response:
 
 def check_model(service: Service, name: str) -> str:
     """The adapter of this name, "" for the model itself; `HTTPError` 404 for another. Ollama's clients may put
-    `:latest` behind it."""
-    return service.check_model(name if name in service.all_names else bare_name(name))
+    `:latest` behind it, or leave it out."""
+    names = service.all_names
+    meant = (known for known in names if bare_name(known) == bare_name(name))
+    return service.check_model(name if name in names else next(meant, name))
 
 
 async def _answer(kind: str, service: Service, request: Request) -> Response:
@@ -60,9 +63,10 @@ async def _answer(kind: str, service: Service, request: Request) -> Response:
     if asked.chat is None:
         # The model stays loaded for as long as the server runs; clients wait for the word alone.
         return json_response(form.nothing("unload" if asked.unloads else "load"))
-    job = await service.prepare(request, asked.chat.messages, asked.chat.options, adapter)
+    job = await service.prepare_only(request, asked.chat.messages, asked.chat.options, adapter)
     if asked.num_ctx is not None:
         _limit(job, asked.num_ctx)
+    exchange_of(request).add(job)
     if not asked.stream:
         return json_response(form.whole((await service.answers(request, job))[0]))
     deltas = await service.stream(request, job)

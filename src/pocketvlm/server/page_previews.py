@@ -24,7 +24,8 @@ async def pages(service: Service, request: Request) -> Response:
     adapter = service.check_model(asked.model)
     exchange = exchange_of(request)
     exchange.images = 1
-    work = service.vlm.in_worker(previewed, service.vlm.vlm.processor, asked, keep=exchange.keep)
+    processor = service.vlm.vlm.processor
+    work = service.vlm.in_worker(previewed, processor, asked, keep=exchange.keep, hold=exchange.lend)
     total, previews = await service.while_there(request, work)
     return json_response(pages_response(total, previews, model=service.said(adapter)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class Service:
     Attributes:
         names: what requests may call the model; the first is what answers say.
         began: seconds since 1970.
-        loading: held by the request that loads an adapter.
+        loader: has adapters loaded and unloaded, one at a time, so that many do not take the threads of all others.
         tracing: where the spans of requests go; None without tracing.
     """
 
@@ -41,7 +42,7 @@ class Service:
     names: tuple[str, ...]
     began: int = field(default_factory=lambda: int(time.time()))
     tracing: Tracing | None = None
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "pocketvlm-adapters"), repr=False)
 
     def check_model(self, name: str | None) -> str:
         """The adapter of this name; "" for a name of the model itself.
@@ -90,7 +91,7 @@ class Service:
     async def prepare(
         self, request: Request, messages: Sequence[Any], options: Mapping[str, Any], adapter: str = ""
     ) -> Job:
-        """A job within the server's limits, with the deadline of its request.
+        """A job within the server's limits, with the deadline of its request, for which it counts.
 
         Args:
             options: of `VLM.chat`.
@@ -100,6 +101,14 @@ class Service:
             HTTPError, PocketVLMError: the request cannot be honoured.
             ClientLeftError: the client has disconnected.
         """
+        job = await self.prepare_only(request, messages, options, adapter)
+        exchange_of(request).add(job)
+        return job
+
+    async def prepare_only(
+        self, request: Request, messages: Sequence[Any], options: Mapping[str, Any], adapter: str = ""
+    ) -> Job:
+        """As `prepare`; but the job may yet be refused, or never be run, and nothing is counted for it."""
         settings = self.settings
         for name, most in (("n", settings.max_n), ("max_tokens", settings.max_answer_tokens)):
             if options.get(name, 0) > most:
@@ -107,9 +116,8 @@ class Service:
         exchange = exchange_of(request)
         check_messages(messages, exchange, self.most_text_bytes, tools=options.get("tools"))
         options = {"max_tokens": settings.max_answer_tokens, **options, "adapter": adapter}
-        job = await self.while_there(request, self.vlm.prepare(messages, keep=exchange.keep, **options))
-        exchange.add(job)
-        return job
+        work = self.vlm.prepare(messages, keep=exchange.keep, hold=exchange.lend, **options)
+        return await self.while_there(request, work)
 
     async def answers(self, request: Request, job: Job) -> list[Answer]:
         """The complete answers; the job is aborted when the client disconnects."""

@@ -106,7 +106,7 @@ class ServerSettings:
     )
     max_held_bytes: int = _setting(
         2**30,
-        "most bytes of bodies and preprocessed pictures of all requests in flight; beyond that, 429",
+        "most bytes of bodies, downloads and preprocessed pictures of all requests in flight; beyond that, 429",
         Range(int, 2**16, 2**50),
     )
     max_connections: int = _setting(1000, "most open connections; further ones get 503", Range(int, 1, 100_000))
@@ -147,22 +147,26 @@ class ServerSettings:
         "most pixels of one picture or frame, read from its header before it is decoded",
         Range(int, 1, 2**31),
     )
-    header_seconds: float = _setting(10.0, "for the headers of a request to arrive", SECONDS)
-    upload_seconds: float = _setting(60.0, "for the whole request body to arrive", SECONDS)
+    header_seconds: float = _setting(10.0, "longest time for the request headers to arrive", SECONDS)
+    upload_seconds: float = _setting(60.0, "longest time for the whole request body to arrive", SECONDS)
     fetch_connect_seconds: float = _setting(
-        _DEFAULTS.connect_seconds, "to connect to a host of media, and between two reads from it", SECONDS
+        _DEFAULTS.connect_seconds, "longest time to connect to a host of media, and between two reads from it", SECONDS
     )
-    fetch_seconds: float = _setting(_DEFAULTS.total_seconds, "for a whole download", SECONDS)
+    fetch_seconds: float = _setting(_DEFAULTS.total_seconds, "longest time for a whole download", SECONDS)
     decode_seconds: float = _setting(
-        60.0, "to decode the media of a request, if preprocess_processes is not 0", SECONDS
+        60.0, "longest time to decode the media of a request, if preprocess_processes is not 0", SECONDS
     )
-    send_seconds: float = _setting(30.0, "for a client to read one piece of a stream; then it is disconnected", SECONDS)
+    send_seconds: float = _setting(
+        30.0, "longest time for a client to read one piece of a stream; then it is disconnected", SECONDS
+    )
     request_seconds: float = _setting(
-        600.0, "from the arrival of a request to the end of its answer; then 504", SECONDS
+        600.0, "longest time from the arrival of a request to the end of its answer; then 504", SECONDS
     )
-    drain_seconds: float = _setting(30.0, "for running answers to finish after SIGTERM or Ctrl-C", SECONDS)
+    drain_seconds: float = _setting(30.0, "longest time for running answers to finish after SIGTERM or Ctrl-C", SECONDS)
     watchdog_seconds: float = _setting(
-        300.0, "for one step of the engine or of the event loop; a longer one ends the process with status 70", SECONDS
+        300.0,
+        "longest time for one step of the engine or of the event loop; a longer one ends the process with status 70",
+        SECONDS,
     )
     log_format: str = _setting("text", "format of the log on stderr, one line per request", ("text", "json"))
     otlp_endpoint: str = _setting("", "URL to send traces to (OpenTelemetry, OTLP over HTTP; needs the extra otel)")

@@ -23,7 +23,7 @@ async def tokenize(service: Service, request: Request) -> Response:
         check_messages([{"content": asked.prompt}], exchange_of(request), service.settings.max_text_bytes)
         ids = await asyncio.to_thread(tokenizer.encode_plain, asked.prompt)
     else:
-        job = await service.prepare(request, asked.messages, asked.options, adapter)
+        job = await service.prepare_only(request, asked.messages, asked.options, adapter)
         ids = job.request.input_ids.tolist()
     body: dict[str, Any] = {"count": len(ids), "max_model_len": context_of(service), "tokens": ids}
     if asked.strings:

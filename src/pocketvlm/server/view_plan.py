@@ -24,7 +24,8 @@ async def view_plan(service: Service, request: Request) -> Response:
     adapter = service.check_model(asked.model)
     exchange = exchange_of(request)
     exchange.images = len(asked.images)
-    work = service.vlm.in_worker(plan_pictures, service.vlm.vlm.processor, asked, keep=exchange.keep)
+    processor = service.vlm.vlm.processor
+    work = service.vlm.in_worker(plan_pictures, processor, asked, keep=exchange.keep, hold=exchange.lend)
     plans = await service.while_there(request, work)
     return json_response(view_plan_response(plans, model=service.said(adapter)))
 

@@ -19,6 +19,9 @@ from pocketvlm.server.log_writer import end_log
 logger = logging.getLogger(__name__)
 STATUS = 70  # EX_SOFTWARE of sysexits
 GRACE = 1.0  # seconds in which /health already says that it is over
+# Times the seconds, of a timer that goes on while the process is stopped: one that is paused for some minutes must not
+# end as it continues.
+PATIENCE = 10
 
 
 class Watchdog:
@@ -26,7 +29,7 @@ class Watchdog:
 
     Time is counted in looks, so that a process that was stopped (a laptop asleep, a debugger) is not taken for one that
     hangs. Where even this thread cannot run, because native code keeps the interpreter to itself, a timer of the
-    interpreter's own ends the process after twice the time. It watches within `async with`.
+    interpreter's own ends the process (with status 1) after `PATIENCE` times as long. It watches within `async with`.
     """
 
     def __init__(self, engine: AsyncEngine, seconds: float) -> None:
@@ -59,7 +62,7 @@ class Watchdog:
         step, beats, same_step, same_beat = -1, -1, 0, 0
         while not self._stopped.wait(pause):
             with suppress(OSError, ValueError, AttributeError):  # stderr may be no file
-                faulthandler.dump_traceback_later(2 * self._seconds + GRACE, exit=True)
+                faulthandler.dump_traceback_later(PATIENCE * self._seconds + GRACE, exit=True)
             same_step = same_step + 1 if self._engine.is_stepping and step == self._engine.steps else 0
             same_beat = same_beat + 1 if beats == self._beats else 0
             step, beats = self._engine.steps, self._beats

@@ -424,7 +424,7 @@ def test_the_code_of_a_request_is_that_request(open_page: OpenPage, tmp_path: Pa
 
     def run(code: str) -> str:
         command = ["bash", "-c", code] if title == "curl" else [sys.executable, "-c", code]
-        environment = {**os.environ, "POCKETVLM_API_KEY": KEY}
+        environment = {**os.environ, "OPENAI_API_KEY": KEY}
         options: dict[str, Any] = {"cwd": tmp_path, "env": environment, "check": True, "timeout": 60}
         return subprocess.run(command, capture_output=True, text=True, **options).stdout
 

@@ -71,7 +71,7 @@ def test_pages_of_a_pdf_are_chosen_with_the_keyboard(open_page: OpenPage, model:
         code = page.input_value("#code")
         page.keyboard.press("Escape")
         command = [sys.executable, "-c", code] if title == "Python" else ["sh", "-c", code]
-        env = {**os.environ, "POCKETVLM_API_KEY": KEY}
+        env = {**os.environ, "OPENAI_API_KEY": KEY}
         made = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
         said = made if title == "Python" else json.loads(made)["choices"][0]["message"]["content"]
         assert said.strip() == answer_of(turn)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
+from pocketvlm.config_ranges import IMAGE
 from pocketvlm.errors import PromptError
 from pocketvlm.processing.media.fetch import is_data_url
 from pocketvlm.ranges import as_integer, show_json
@@ -298,8 +299,11 @@ def _fps(part: Mapping[str, Any], where: str) -> float | None:
 def _slices(part: Mapping[str, Any], kind: str, where: str) -> int | None:
     """Most slices of one medium by its `max_slice_nums` or its `detail`; None leaves it to the request."""
     slices = None if _is_unset(part.get("max_slice_nums")) else as_integer(part["max_slice_nums"])
-    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
-        raise PromptError(f"{where}.max_slice_nums is {show_json(slices)}, expected a positive integer")
+    most = int(IMAGE["max_slice_nums"].max)  # as of those of the request
+    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or not 1 <= slices <= most):
+        raise PromptError(
+            f"{where}.max_slice_nums is {show_json(slices)}, expected a positive integer of at most {most}"
+        )
     inner = part[kind].get("detail") if kind.endswith("_url") and isinstance(part[kind], Mapping) else None
     detail = part.get("detail") if _is_unset(inner) else inner
     if not _is_unset(detail) and detail not in _DETAILS:

@@ -1,5 +1,5 @@
 // A request of the page → the same as a command of the shell or as Python. Files are named, not pasted into it, and a key
-// is never part of it: both read POCKETVLM_API_KEY.
+// is never part of it: both read OPENAI_API_KEY.
 
 /**
  * @param request a function of how a medium is written, giving the body of the request
@@ -14,7 +14,7 @@ export function asCurl(request, base) {
   }
   return [
     `curl --silent --show-error ${quoted(`${base}/v1/chat/completions`)} \\`,
-    `  -H "Authorization: Bearer \${POCKETVLM_API_KEY:-none}" \\`,
+    `  -H "Authorization: Bearer \${OPENAI_API_KEY:-none}" \\`,
     "  -H 'Content-Type: application/json' \\",
     "  --data-binary @- <<END_OF_REQUEST",
     text,
@@ -56,7 +56,7 @@ export function asPython(request, base) {
     "",
     "",
     ...(media.length ? helper : []),
-    `client = OpenAI(base_url=${JSON.stringify(`${base}/v1`)}, api_key=os.environ.get("POCKETVLM_API_KEY", "none"))`,
+    `client = OpenAI(base_url=${JSON.stringify(`${base}/v1`)}, api_key=os.environ.get("OPENAI_API_KEY", "none"))`,
     "completion = client.chat.completions.create(",
     call,
     ")",

@@ -47,9 +47,9 @@ export async function showCode(title, code) {
   $("code").scrollTop = 0;
   try {
     await navigator.clipboard.writeText(code);
-    $("code-note").textContent = "Copied. Run it where the files are; a key is read from POCKETVLM_API_KEY.";
+    $("code-note").textContent = "Copied. Run it where the files are; a key is read from OPENAI_API_KEY.";
   } catch {
-    $("code-note").textContent = "Copy it with Ctrl+C or ⌘C: it is selected. A key is read from POCKETVLM_API_KEY.";
+    $("code-note").textContent = "Copy it with Ctrl+C or ⌘C: it is selected. A key is read from OPENAI_API_KEY.";
   }
 }
 
