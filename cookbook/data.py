@@ -37,7 +37,7 @@ def _own(rng: np.random.Generator, seed: Sequence[int]) -> Drawn:
     task = OWN[int(rng.integers(len(OWN)))]
     level = int(rng.integers(len(REGISTRY[task].levels)))
     sample = make_sample(task, tuple(seed), "train", level)
-    questions = [one for one in sample.questions if one.kind != "box"]  # whose answers have tokens that are no text
+    questions = [one for one in sample.questions if one.kind != "box"]  # the figures were measured without
     question = questions[int(rng.integers(len(questions)))]
     return Drawn((_picture(sample),), question.text, question.answer)
 

@@ -1,4 +1,5 @@
 """Ask a model held-out samples: python -m cookbook.measure FILE [--model M] [--adapter DIR] [--downsample-mode MODE]
+[--max-slice-nums N]
 
 Prints the share of exact answers as JSON. Where some questions ask for what is not there, it also counts them apart:
 `there` is the share of right answers about what the picture shows, `invented` the share of other answers than "It is
@@ -44,10 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="nano", help="nano (default) or a checkpoint directory")
     parser.add_argument("--adapter", help="a folder that `pocketvlm tune` wrote")
     parser.add_argument("--downsample-mode", default="16x", help="16x (default) or 4x")
+    parser.add_argument("--max-slice-nums", type=int, help="most slices of a picture (default the model's)")
     parser.add_argument("--count", type=int, help="samples to ask, from the first on (default all)")
     args = parser.parse_args(arguments)
+    options: dict[str, object] = {"downsample_mode": args.downsample_mode}
+    if args.max_slice_nums is not None:
+        options["max_slice_nums"] = args.max_slice_nums
     with pocketvlm.load(args.model, adapter=args.adapter) as vlm:
-        print(json.dumps(measure(vlm, args.file, args.count, downsample_mode=args.downsample_mode)))
+        print(json.dumps(measure(vlm, args.file, args.count, **options)))
     return 0
 
 

@@ -350,6 +350,54 @@ def test_samples_of_ones_own_are_measured_as_they_would_be_asked(
     assert (status, "was measured with metric" in err) == (2, True)
 
 
+def test_places_are_compared_as_they_are_decoded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = write_samples(tmp_path, *(turns("Where?", f"<ref>it</ref><box>1 2 3 {i}</box>") for i in (4, 5)))
+    with serving(lambda _n, _r: completion("it1 2 3 4")) as server:
+        who = ("--endpoint", server.url, "--endpoint-model", "m", "--json")
+        for metric in ("strict", "exact"):
+            assert json.loads(run(capsys, "--data", data, "--metric", metric, *who)[1])["macro_average"] == 0.5
+
+
+def test_answers_to_a_file_that_was_edited_are_not_kept(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
+) -> None:
+    who = ("--endpoint", server.url, "--endpoint-model", "m", "--json", "--out", str(tmp_path / "out.jsonl"))
+    data = write_samples(tmp_path, turns("How?", "Oak"))
+    assert run(capsys, "--data", data, *who)[0] == run(capsys, "--data", data, *who)[0] == 0
+    write_samples(tmp_path, turns("How?", "Elm"))
+    status, _, err = run(capsys, "--data", data, *who)
+    assert (status, "was measured with data=" in err, len(server.requests)) == (2, True, 1)
+
+
+def test_of_a_folder_the_split_for_tests_is_measured_and_named(
+    capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        write_samples(tmp_path / split, turns(f"{split}?", "Oak", odd=1))
+    who = ("--endpoint", server.url, "--endpoint-model", "m", "--json")
+    status, text, err = run(capsys, "--data", str(tmp_path), *who)
+    assert (status, list(json.loads(text)["tasks"])) == (0, [f"{tmp_path}:test"])
+    assert [request["messages"][0]["content"] for request in server.requests] == ["test?"]
+    assert f"{tmp_path / 'test' / 'mine.jsonl'}: nothing is read from the columns odd\n" in err
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "bad"),
+    [("iou", "<box>1 2 30 40</box>", "[[1, 2, 30, 40]]"), ("fields", '{"a": 1}', "a is 1")],
+)
+def test_answers_that_a_metric_cannot_read_are_named(
+    metric: str, good: str, bad: str, capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
+) -> None:
+    data = write_samples(tmp_path, turns("Where?", good), turns("Where?", bad))
+    who = ("--endpoint", server.url, "--endpoint-model", "m", "--json", "--show-errors", "9")
+    task = json.loads(run(capsys, "--data", data, "--metric", metric, *who)[1])["tasks"][data]
+    assert (task["failed"], len(server.requests)) == (1, 1)
+    (failed,) = (one for one in task["wrong"] if one["error"])
+    assert failed["error"].startswith("mine.jsonl:2: its last answer is ")
+    assert f"which the metric {metric} cannot read. Give another --metric." in failed["error"]
+
+
 def test_an_endpoint_is_asked_a_whole_conversation(
     capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path
 ) -> None:
@@ -373,6 +421,7 @@ def test_an_endpoint_is_asked_a_whole_conversation(
     [
         (("--metric", "cer"), "--metric means nothing without --data"),
         (("--data", "gone.jsonl"), "gone.jsonl"),
+        (("--set", "docvqa=docvqa", "--set", "docvqa=docvqa"), "--set docvqa is given twice"),
         (("words", "--data", "words"), "'words' is a task of the suite too"),
         (("--data", "mine.jsonl", "--published"), "--published is for the public sets"),
     ],
@@ -388,6 +437,7 @@ def test_data_that_cannot_be_measured_is_one_line(
     (tmp_path / "words").mkdir()
     write_samples(tmp_path / "words", turns("How?", "So."))
     write_samples(tmp_path, turns("How?", "So."))
+    docvqa_published(tmp_path / "docvqa")
     status, text, err = run(capsys, *options)
     assert (status, text, err.count("\n")) == (2, "", 1)
     assert words in err

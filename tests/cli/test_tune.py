@@ -132,6 +132,76 @@ def test_rejected_answers_that_are_not_learnt_from_are_told_and_shown_where_they
     assert said.count("[[no<|im_end|>]]") == said.count("[[alpha<|im_end|>]]") + said.count("[[beta 2<|im_end|>]]") == 3
 
 
+def rows(data: Path, **more: Any) -> None:
+    """Write the lines again, with more in each."""
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    data.write_text("".join(json.dumps({**line, **more}) + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("more", [("--steps", "1", "--batch-size", "1"), ("--emit", "swift")])
+def test_columns_that_are_not_read_are_told_by_every_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    rows(data, image_path="a.png")
+    held_out = data.with_name("held_out.jsonl")
+    held_out.write_bytes(data.read_bytes())
+    options = ("--validation", str(held_out), "--eval-count", "1", "--out", str(tmp_path / "out"), *SMALL[2:])
+    status, _, err = run(capsys, "tune", str(data), *options, *more)
+    assert status == 0, err
+    for file in (data, held_out):
+        assert err.count(f"{file}: nothing is read from the columns image_path\n") == 1
+    assert "both learnt and measured with" not in err
+
+
+def test_samples_that_are_cut_off_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    lines[0]["messages"][1]["content"] = lines[3]["messages"][1]["content"] = "a long answer " * 40
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "out"
+    options = ("tune", str(data), "--out", str(out), "--max-tokens", "120", "--truncate", *SMALL)
+    status, said, _ = run(capsys, *options, "--check")
+    assert status == 0
+    assert "8 samples can be learnt from, 0 cannot; 2 are cut off at their end." in said
+    assert "2 are cut off at their end" in (out / "check.html").read_text(encoding="utf-8")
+    assert json.loads(run(capsys, *options, "--check", "--json")[1])["cut"] == 2
+    status, said, err = run(capsys, *options, "--epochs", "2", "--batch-size", "4", "--json")
+    assert (status, "cut" in json.loads(said)) == (0, False)
+    assert "2 samples were cut off at their end, since they are too long\n" in err
+    assert json.loads((out / "training.jsonl").read_text(encoding="utf-8").splitlines()[-1])["cut"] == 2
+    assert "| samples cut off at their end | 2 |" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_samples_that_are_learnt_and_measured_with_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("tune", str(data), "--check", "--out", str(tmp_path / "out"), *SMALL)
+    _, _, err = run(capsys, *options, "--validation", str(data))
+    assert f"8 samples of {data.resolve()} are both learnt and measured with" in err
+    assert "both learnt" not in run(capsys, *options, "--split", "0.3")[2]
+
+
+def test_a_folder_is_measured_with_by_its_validation_split(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = tmp_path / "held_out"
+    for name, count in (("train", 8), ("validation", 2)):
+        (held_out / name).mkdir(parents=True)
+        lines = ('{"query": "Say.", "response": "So."}\n' for _ in range(count))
+        (held_out / name / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    options = ("--validation", str(held_out), "--check", "--json", "--out", str(tmp_path / "out"), *SMALL)
+    assert json.loads(run(capsys, "tune", str(data), *options)[1])["samples"] == 8 + 2
+
+
+def test_a_run_that_has_learnt_nothing_says_so_with_a_dash(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = data.read_text(encoding="utf-8").splitlines()[0]
+    data.write_text("\n".join([good, *['{"messages": []}'] * 40, ""]), encoding="utf-8")
+    options = ("--steps", "1", "--batch-size", "1", "--out", str(tmp_path / "out"), *SMALL)
+    status, said, err = run(capsys, "tune", str(data), *options)
+    assert (status, "loss of the last ones –\n" in said) == (1, True), err
+
+
 def test_a_dry_run_names_every_bad_line_and_shows_what_is_learnt(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +329,7 @@ def test_a_plan_leaves_nothing_to_a_run_in_the_same_process(
         (("--lora_rank", "8", "--x", "y"), "did you mean --rank?"),
         (("--batch_size", "8"), "did you mean --batch-size?"),
         (("--optimizer", "adamw"), "did you mean --optimiser?"),
+        (("--learn", "1e-4"), "unrecognized arguments: --learn 1e-4 (did you mean --learning-rate?)"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_leaves_nothing(

@@ -62,6 +62,39 @@ def test_a_request_holds_question_pictures_and_options() -> None:
     assert question == {"type": "text", "text": "What?"}
 
 
+def test_calls_of_tools_and_their_results_go_as_the_protocol_has_them() -> None:
+    calls = [{"function": {"name": "look", "arguments": {"at": name}}} for name in ("ä", "b")]
+    messages = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "so"},
+        {"role": "user", "content": "r"},
+    )
+    with serving(lambda _n, _r: completion("a")) as server:
+        ask(server, [Example("1", "t", (), "r", ("a",), "exact", messages=messages)])
+    sent = server.requests[0]["messages"]
+    made = sent[1]["tool_calls"]
+    assert [call["type"] for call in made] == ["function", "function"]
+    assert [call["function"] for call in made] == [
+        {"name": "look", "arguments": '{"at": "ä"}'},
+        {"name": "look", "arguments": '{"at": "b"}'},
+    ]
+    assert [message["tool_call_id"] for message in sent[2:4]] == [call["id"] for call in made]
+    assert made[0]["id"] != made[1]["id"]
+    assert [sent[i] for i in (0, 4, 5)] == [messages[i] for i in (0, 4, 5)]
+
+
+def test_slices_of_one_picture_are_refused_rather_than_left_out() -> None:
+    part = {"type": "image", "image": to_png(FRAME), "max_slice_nums": 1}
+    asked = Example("1", "t", (), "q", ("a",), "exact", messages=({"role": "user", "content": [part]},))
+    with serving(lambda _n, _r: completion("a")) as server:
+        (reply,) = ask(server, [asked])
+    assert "a picture has max_slice_nums or a detail of its own" in reply.error
+    assert server.requests == []
+
+
 def test_files_go_as_they_are_and_clips_as_video(tmp_path: Path) -> None:
     png = to_png(FRAME)
     (tmp_path / "a.png").write_bytes(png)

@@ -127,6 +127,32 @@ def test_pictures_that_cannot_be_read_are_failures_of_their_own() -> None:
     assert all("no such picture" in r.error for r in records if r.error)
 
 
+class Slow(Pupil):
+    """Answers when it has been asked everything."""
+
+    def answer(self, examples: Iterable[Numbered]) -> Iterator[tuple[int, Example, Reply]]:
+        return super().answer(list(examples))
+
+
+@pytest.mark.parametrize("good", [3, 99])
+def test_examples_that_cannot_be_read_count_in_a_row_only_where_they_are(good: int) -> None:
+    """Two of three are torn; or all, of which eight are enough."""
+
+    class Torn(ListTask):
+        def example(self, index: int, seed: int = 0) -> Example:
+            if index % good:
+                raise MediaError("no such picture")
+            return super().example(index, seed)
+
+    task = Torn("sums", listed(30).examples)
+    if good == 3:
+        records = run(Slow(), task=task, count=30)["sums"]
+        assert [r.index for r in records if not r.error] == list(range(0, 30, 3))
+    else:
+        with pytest.raises(EvaluationError, match=r"8 examples in a row failed, .* no such picture"):
+            run(Slow(), task=task, count=30)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

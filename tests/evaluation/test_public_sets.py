@@ -409,6 +409,22 @@ def test_reading_in_order_reads_each_row_group_once(tmp_path: Path, monkeypatch:
     assert read == [0, 0]  # the only group of each of two shards
 
 
+def test_what_pyarrow_has_not_implemented_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    error = pytest.importorskip("pyarrow").ArrowNotImplementedError
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error("Nested data conversions not implemented for chunked array outputs")
+
+    docvqa_hub(tmp_path)
+    monkeypatch.setattr(parquet.ParquetFile, "read_row_group", fails)
+    with pytest.raises(MediaError, match=r"row group 0 cannot be read .*Write smaller row groups"):
+        list(load("docvqa", tmp_path))
+    monkeypatch.setattr(parquet.ParquetFile, "read", fails)
+    with pytest.raises(ConfigError, match=r"is not a readable Parquet file: Nested .*Write smaller row groups"):
+        load("docvqa", tmp_path)
+
+
 @pytest.mark.parametrize("cell", [None, {"bytes": None, "path": "a.png"}])
 def test_a_cell_without_a_picture_is_refused(cell: object, tmp_path: Path) -> None:
     columns: dict[str, list[Any]] = {"questionId": ["1"], "question": ["?"], "answers": [["a"]]}

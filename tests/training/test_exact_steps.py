@@ -3,6 +3,7 @@ that it hides a wrong weight, a lost limit and gradients that are left from the 
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trainer import Samples, trainer, weights
+from helpers.trainer import Samples, run, trainer, weights
 from torch import Tensor
 
+from pocketvlm.errors import ConfigError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.training.data.sample import SampleError
@@ -144,11 +146,26 @@ def test_an_epoch_ends_behind_its_last_samples(nano: ModelDirectory, tmp_path: P
 def test_weights_decay_as_asked_and_by_default_not_at_all() -> None:
     for optimiser in ("adamw", "adamw8bit"):
         for decay in (0.0, 0.25):
-            parameter = torch.nn.Parameter(torch.full((8,), 2.0))
-            made = make_optimiser([parameter], TuneSettings(optimiser=optimiser, weight_decay=decay), 0.5)
-            parameter.grad = torch.zeros(8)
+            matrix, bias = (torch.nn.Parameter(torch.full(shape, 2.0)) for shape in ((4, 2), (8,)))
+            made = make_optimiser([matrix, bias], TuneSettings(optimiser=optimiser, weight_decay=decay), 0.5)
+            for parameter in (matrix, bias):
+                parameter.grad = torch.zeros_like(parameter)
             made.step()
-            assert parameter.detach().tolist() == pytest.approx([2.0 * (1 - 0.5 * decay)] * 8)
+            assert matrix.detach().flatten().tolist() == pytest.approx([2.0 * (1 - 0.5 * decay)] * 8)
+            assert bias.detach().tolist() == [2.0] * 8
+
+
+def test_a_run_that_was_begun_before_some_tensors_were_kept_from_decay_does_not_go_on(
+    nano: ModelDirectory, tmp_path: Path
+) -> None:
+    run(trainer(nano, tmp_path, steps=1, save_every=1, weight_decay=0.1))
+    assert trainer(nano, tmp_path, steps=1, save_every=1, weight_decay=0.1).progress.step == 1
+    (state,) = tmp_path.glob("checkpoints/step-*/state.json")
+    facts = json.loads(state.read_text(encoding="utf-8"))
+    del facts["identity"]["what decays"]
+    state.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds a run with what decays=None"):
+        trainer(nano, tmp_path, steps=1, save_every=1, weight_decay=0.1)
 
 
 def test_the_loss_of_validation_is_the_mean_over_its_tokens_without_dropout(

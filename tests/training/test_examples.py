@@ -144,3 +144,42 @@ def test_samples_may_have_no_picture_one_or_several(encoder: ExampleEncoder) -> 
     assert len(encoder(sample(pictures=0)).patches) == 0
     assert len(encoder(sample(pictures=3)).views) > len(encoder(sample(pictures=1)).views)
     assert picture()["type"] == "image"
+
+
+PLACED = "<ref>a <b></ref><box>1 2 3 4</box> <point>5 6</point>"
+
+
+def test_places_are_learnt_as_the_tokens_of_the_model_and_questions_spell_them(encoder: ExampleEncoder) -> None:
+    names = ("<ref>", "</ref>", "<box>", "</box>", "<point>", "</point>")
+    question = {"role": "user", "content": f"{PLACED}?"}
+    messages = [question, {"role": "assistant", "content": PLACED}]
+    example = encoder(Sample(messages, "a:1"))
+    own = [encoder.processor.tokenizer.control_id(name) for name in names]
+    assert [one for one in example.targets.tolist() if one in own] == own
+    assert learnt(encoder, example) == f"·{PLACED}<|im_end|>"
+    assert set(own).isdisjoint(encoder.processor([question]).input_ids.tolist())
+    assert set(own).isdisjoint(encoder.processor([*messages, USER]).input_ids.tolist())  # as the reference has it
+    _, worse = encoder.pair(Sample([USER, {"role": "assistant", "content": "a"}], "a:1", rejected=PLACED))
+    assert [one for one in worse.targets.tolist() if one in own] == own
+
+
+def test_an_answer_with_a_picture_is_refused(encoder: ExampleEncoder) -> None:
+    for part, what in ((picture(), "a picture"), ({"type": "video", "video": [b"x"], "fps": 1}, "a video")):
+        answer = {"role": "assistant", "content": [part, {"type": "text", "text": "x"}]}
+        with pytest.raises(SampleError, match=rf"^a:1: messages\[1\] is an answer with {what}"):
+            encoder(Sample([USER, answer, USER, {"role": "assistant", "content": "x"}], "a:1"))
+
+
+def test_what_is_cut_off_is_counted_and_that_is_not_advised_where_it_is_on(encoder: ExampleEncoder) -> None:
+    whole = encoder(sample("long " * 20))
+    encoder.max_tokens = len(whole.input_ids) - 10
+    with pytest.raises(SampleError, match="cut long answers off by --truncate"):
+        encoder(sample("long " * 20))
+    encoder.truncate = True
+    cut = encoder(sample("long " * 20))
+    assert (whole.cut, cut.cut) == (0, whole.learnt - cut.learnt)
+    assert cut.cut > 0
+    encoder.max_tokens = 5
+    with pytest.raises(SampleError, match="at most 5 are taken") as caught:
+        encoder(sample("long " * 20))
+    assert "--truncate" not in str(caught.value)

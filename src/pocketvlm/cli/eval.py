@@ -27,7 +27,7 @@ from pocketvlm.cli.common import (
     read_media,
 )
 from pocketvlm.cli.console import ReaderLeftError, put, put_json, put_rich, say
-from pocketvlm.cli.own_data import METRICS, data_tasks
+from pocketvlm.cli.own_data import METRICS, DataTask, data_tasks, tell_unused
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError
@@ -112,6 +112,9 @@ def run(args: argparse.Namespace) -> int:
         settings["published"] = True
     if args.data:
         settings["metric"] = args.metric or "strict"
+        own = [task for task in tasks if isinstance(task, DataTask)]
+        settings["data"] = {task.name: task.samples.fingerprint() for task in own}  # the file may be edited
+        tell_unused(*(task.samples for task in own))
     from pocketvlm.evaluation.harness import EvaluationError
     from pocketvlm.evaluation.report import as_json
 
@@ -199,6 +202,8 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
         name, given, folder = text.partition("=")
         if not given or not folder:
             raise ConfigError(f"--set {text!r:.80} is not NAME=FOLDER", hint="Example: --set docvqa=data/docvqa")
+        if name in (task.name for task in tasks):  # whose answers would take the place of the first one's
+            raise ConfigError(f"--set {name} is given twice", hint="Give it once, or ask in two runs.")
         tasks.append(public_set(name).task(folder))
     return [*tasks, *data_tasks(args.data, args.metric or "strict", [task.name for task in tasks])]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from pocketvlm.cli.console import say
 from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.evaluation.scoring import score
 from pocketvlm.evaluation.tasks import Example, MetricName
+from pocketvlm.ranges import show
 from pocketvlm.training.data.sample import RANDOM, SampleError
 
 if TYPE_CHECKING:
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 
 # Those that need more than one answer and its question: options to choose from, answers of ten annotators.
 _UNFIT = ("choice", "vqa")
+# Those that read more than text from the answers: what they cannot read would be wrong whatever is answered.
+_PARSED = ("iou", "fields")
 METRICS: tuple[MetricName, ...] = tuple(name for name in get_args(MetricName) if name not in _UNFIT)
 
 
@@ -32,8 +38,10 @@ class DataTask:
 
     def example(self, index: int, seed: int = 0) -> Example:
         """Raises:
-        MediaError: nothing can be asked of the sample, or its answer is not text.
+        MediaError: nothing can be asked of the sample, or its answer is not text, or none that the metric can read.
         """
+        from pocketvlm.processing.prompt.template import without_places
+
         del seed  # nothing is drawn
         try:
             sample = self.samples[index]
@@ -48,10 +56,14 @@ class DataTask:
             del options["downsample_mode"]
         if sample.tools is not None:
             options["tools"] = sample.tools
-        question = _text(before[-1].get("content"))
-        return Example(
-            sample.source, self.name, (), question, (answer,), self.metric, messages=tuple(before), options=options
+        question, expected = _text(before[-1].get("content")), without_places(answer)
+        example = Example(
+            sample.source, self.name, (), question, (expected,), self.metric, messages=tuple(before), options=options
         )
+        if self.metric in _PARSED and score(expected, example) < 1:
+            text = f"{sample.source}: its last answer is {show(answer)}, which the metric {self.metric} cannot read"
+            raise MediaError(text, hint="Give another --metric.")
+        return example
 
 
 def _text(content: Any) -> str:
@@ -62,7 +74,8 @@ def _text(content: Any) -> str:
 
 
 def data_tasks(sources: Sequence[str], metric: MetricName, taken: Sequence[str]) -> list[DataTask]:
-    """One task for each set, by the name of its file as it was given; a folder may have several.
+    """One task for each set, by the name of its file as it was given, and its split. Of a folder with splits it is the
+    one for tests, or else for validation.
 
     Args:
         taken: names that other tasks have.
@@ -74,10 +87,21 @@ def data_tasks(sources: Sequence[str], metric: MetricName, taken: Sequence[str])
 
     tasks: list[DataTask] = []
     for source in dict.fromkeys(sources):
-        sets = open_datasets([source]).sources
+        sets = open_datasets([source], splits=("test", "validation")).sources
         for one in sets:
-            name = source if len(sets) == 1 else f"{source}:{one.name}"
+            # A folder's split, if it is one, stands behind its name there.
+            split = one.name.removeprefix(Path(source).name) if one.name.startswith(f"{Path(source).name}:") else ""
+            name = f"{source}{split}" if len(sets) == 1 else f"{source}:{one.name}"
             if name in taken:
                 raise ConfigError(f"{name!r:.80} is a task of the suite too", hint=f"Give the file as ./{name}")
             tasks.append(DataTask(name, Dataset([one]), metric))
     return tasks
+
+
+def tell_unused(*datasets: Dataset | None) -> None:
+    """Say which columns nothing is read from, a line for each file."""
+    found: dict[str, list[str]] = {}
+    for dataset in filter(None, datasets):
+        found |= dataset.unused_columns()
+    for file, names in found.items():
+        say(f"{file}: nothing is read from the columns {', '.join(names)}")

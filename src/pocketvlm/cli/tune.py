@@ -21,6 +21,7 @@ from pocketvlm.cli.common import (
     options_of,
 )
 from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.own_data import tell_unused
 from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError
@@ -183,7 +184,8 @@ def run(args: argparse.Namespace) -> int:
     if args.split and args.validation:
         raise ConfigError("--split and --validation both choose what to measure with", hint="Give one of them.")
     if args.validation:
-        validation = open_datasets([args.validation], media_dir=args.media_dir)
+        measured = ("validation", "test")  # of a folder with splits
+        validation = open_datasets([args.validation], media_dir=args.media_dir, splits=measured)
     else:
         validation = job.measured(settings.seed, args.split)
     if split := args.split or (None if validation else job.split):
@@ -194,8 +196,9 @@ def run(args: argparse.Namespace) -> int:
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
     _check_data(args.out, EMITTED if args.emit else (LOG,), samples, validation)
-    if settings.objective == "sft" and _has_rejected(samples):
-        say("the samples have rejected answers, which are left out: --objective dpo learns from both")
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun: the one that speaks for all
+    if is_first:
+        _tell(samples, validation, settings)
     if args.emit:
         return emit_job(args, samples, validation, settings, options)
     if args.check or args.plan:
@@ -206,8 +209,6 @@ def run(args: argparse.Namespace) -> int:
         return tune_dry.check(args, [samples] if validation is None else [samples, validation], settings, options)
     measure = _measure(settings, options)
     from pocketvlm.training.run import tune  # brings torch
-
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun: the one that speaks for all
 
     def shown(report: Any) -> None:
         if not is_first:
@@ -253,20 +254,22 @@ def run(args: argparse.Namespace) -> int:
     if not is_first:
         return 0
     found = asdict(result)
-    bad = found.pop("bad")
+    bad, cut = found.pop("bad"), found.pop("cut")
     if found["tasks"] is None:
         del found["tasks"]
     if args.json:
         put_json(found)
     else:
-        put(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss of the last ones {result.loss:.4f}")
+        put(f"{result.out}: {result.steps} steps in {result.seconds:.0f} s, loss of the last ones {_loss(result.loss)}")
         if result.validation:
             exact = result.validation["exact"]
             share = "" if exact is None else f", {exact:.1%} of the answers exact"
-            put(f"validation: loss {result.validation['loss']:.4f}{share}")
+            put(f"validation: loss {_loss(result.validation['loss'])}{share}")
         for name, score in (result.tasks or {}).items():
             put(f"{name}: {score:.1%}")
         put(f"Try it: {_try(args, settings, options)}")
+    if cut:
+        say(f"{cut} samples were cut off at their end, since they are too long")
     if bad:
         say(f"{len(bad)} samples were skipped; the log names them: {result.out}/training.jsonl")
     return int(bool(bad))
@@ -282,6 +285,20 @@ def _check_given(given: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
         for name in ("rank", "alpha", "dropout"):
             if given[name] is not None:
                 raise ConfigError(f"--{name} is of LoRA, and method full has none", hint="Leave it out.")
+
+
+def _tell(samples: Dataset, validation: Dataset | None, settings: TuneSettings) -> None:
+    """Say what of the data is not learnt, and what is measured with and learnt too."""
+    tell_unused(samples, validation)
+    for path, count in (samples.shared_with(validation) if validation else {}).items():
+        say(f"{count} samples of {path} are both learnt and measured with: what is measured says little about others")
+    if settings.objective == "sft" and _has_rejected(samples):
+        say("the samples have rejected answers, which are left out: --objective dpo learns from both")
+
+
+def _loss(value: float | None) -> str:
+    """A loss; a dash where nothing was learnt, or measured."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _try(args: argparse.Namespace, settings: TuneSettings, options: Mapping[str, Any]) -> str:

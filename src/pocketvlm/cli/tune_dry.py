@@ -44,12 +44,9 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
         raise
     for text in found.bad.values():
         say(text)
-    for samples in sets:
-        for file, names in samples.unused_columns().items():
-            say(f"{file}: nothing is read from the columns {', '.join(names)}")
     if args.json:
         rows = found.statistics()
-        put_json({"samples": found.good, "bad": found.bad, "statistics": rows, "page": str(page)})
+        put_json({"samples": found.good, "cut": found.cut, "bad": found.bad, "statistics": rows, "page": str(page)})
         return int(bool(found.bad))
     for example in found.shown:
         put(f"{example.source}: what is learnt of it stands in [[ ]]")
@@ -57,7 +54,7 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
         put("    " + "".join(f"[[{text}]]" if learnt else text for text, learnt, _ in texts).replace("\n", "\n    "))
     for name, row in found.statistics().items():
         put(f"{name}: " + ", ".join(f"{what} {value:g}" for what, value in row.items()))
-    put(f"{found.good} samples can be learnt from, {len(found.bad)} cannot. To look at: {page}")
+    put(f"{found.counts} To look at: {page}")
     return int(bool(found.bad))
 
 

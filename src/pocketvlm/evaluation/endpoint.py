@@ -133,7 +133,7 @@ class Endpoint:
         media = {**self.media, **own}
         return {
             "model": self.model,
-            "messages": [*map(_sent, example.messages)] or [{"role": "user", "content": content}],
+            "messages": [*_sent(example.messages)] or [{"role": "user", "content": content}],
             "max_tokens": metric_of(example).max_tokens,
             **tools,
             **self.sampling,
@@ -169,17 +169,34 @@ def _refused(error: RefusedError) -> Reply:
     return Reply(error=str(error))
 
 
-def _sent(message: dict[str, Any]) -> dict[str, Any]:
-    """A message of a conversation with the bytes of its pictures and videos within it."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [part for one in content for part in _sent_parts(one)]}
+def _sent(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The messages of a conversation as the protocol has them: with the bytes of pictures and videos within them, and
+    with ids by which results of tools name their calls; here their order tells that."""
+    waiting: list[str] = []
+    for number, message in enumerate(messages):
+        content, sent = message.get("content"), dict(message)
+        if isinstance(content, list):
+            sent["content"] = [part for one in content for part in _sent_parts(one)]
+        if calls := message.get("tool_calls"):
+            waiting = [f"call_{number}_{i}" for i in range(len(calls))]
+            sent["tool_calls"] = [_sent_call(call["function"], id) for call, id in zip(calls, waiting, strict=True)]
+        elif message["role"] == "tool" and waiting:
+            sent["tool_call_id"] = waiting.pop(0)
+        yield sent
+
+
+def _sent_call(function: Mapping[str, Any], id: str) -> dict[str, Any]:
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": id, "type": "function", "function": {"name": function["name"], "arguments": text}}
 
 
 def _sent_parts(part: dict[str, Any]) -> list[dict[str, Any]]:
     if part["type"] == "text":
         return [part]
+    if part.get("max_slice_nums") is not None:  # others would ignore it without a word
+        text = "a picture has max_slice_nums or a detail of its own, which endpoints do not share"
+        raise MediaError(text, hint="Give it to the whole sample, as a column.")
     medium = part[part["type"]]
     medium = medium["url"] if isinstance(medium, Mapping) else medium
     is_path = isinstance(medium, str) and not is_url(medium) and not is_data_url(medium)

@@ -50,14 +50,14 @@ def evaluate(
     count, seed = RUN["count"].check("count", count), RUN["seed"].check("seed", seed)
     done = {} if results is None else results.records
     scored: dict[str, list[Record]] = {}
-    failures = _FailureStreak()
+    failures, unreadable = _FailureStreak(), _FailureStreak()
     for task in tasks:
         indices = chosen_indices(task, count, seed)
         records = _kept(task, indices, seed, done)
         waiting = [index for index in indices if index not in records]
         if progress is not None:
             progress(task.name, len(records), len(indices))
-        for record in _ask(task, waiting, seed, answerer, failures):
+        for record in _ask(task, waiting, seed, answerer, failures, unreadable):
             if results is not None:
                 results.add(record)
             records[record.index] = record
@@ -80,25 +80,34 @@ class _FailureStreak:
 
 
 def _ask(
-    task: Task, indices: Sequence[int], seed: int, answerer: Answerer, failures: _FailureStreak
+    task: Task,
+    indices: Sequence[int],
+    seed: int,
+    answerer: Answerer,
+    failures: _FailureStreak,
+    unreadable: _FailureStreak,
 ) -> Iterator[Record]:
-    """Yield records of the examples as they are answered, then of those that could not even be read."""
-    unreadable: dict[int, str] = {}
+    """Yield records of the examples as they are answered, then of those that could not even be read.
+
+    The latter are counted apart: many are read before the first is answered.
+    """
+    unread: dict[int, str] = {}
 
     def examples() -> Iterator[Numbered]:
         for index in indices:
             try:
                 example = task.example(index, seed)
             except MediaError as error:
-                unreadable[index] = str(error)
-                failures.note(str(error))
+                unread[index] = str(error)
+                unreadable.note(str(error))
                 continue
+            unreadable.note("")
             yield index, example
 
     for index, example, reply in answerer.answer(examples()):
         yield _record(task, index, example, reply)
         failures.note(reply.error)
-    for index, error in unreadable.items():
+    for index, error in unread.items():
         blank = Example(f"{task.name}/{index}", task.name, (), "", (), "strict")
         yield _record(task, index, blank, Reply(error=error))
 

@@ -22,6 +22,7 @@ class Check:
         tokens, visual, learnt: of each good sample: all tokens, those of pictures, those that are learnt.
         views: of each good sample.
         bad: source → what is wrong.
+        cut: good samples of which some is left out, since they are too long.
         shown: the examples of the first samples, for people to look at; of a pair the chosen answer, then the rejected.
     """
 
@@ -30,11 +31,18 @@ class Check:
     learnt: list[int] = field(default_factory=list)
     views: list[int] = field(default_factory=list)
     bad: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
     shown: list[Example] = field(default_factory=list)
 
     @property
     def good(self) -> int:
         return len(self.tokens)
+
+    @property
+    def counts(self) -> str:
+        """How many there are of each kind, for people."""
+        cut = f"; {self.cut} are cut off at their end" if self.cut else ""
+        return f"{self.good} samples can be learnt from, {len(self.bad)} cannot{cut}."
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Least, median, mean, 95th percentile and most of each number."""
@@ -54,6 +62,7 @@ def check(found: Iterable[Found], on_sample: Callable[[int], None] = lambda _don
             result.visual.append(sum(view.visual_tokens for view in example.views))
             result.learnt.append(sum(part.learnt for part in one))
             result.views.append(len(example.views))
+            result.cut += any(part.cut for part in one)
             if number_shown < SHOWN:
                 number_shown += 1
                 result.shown += one

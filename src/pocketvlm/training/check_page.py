@@ -28,7 +28,7 @@ def check_page(found: Check, tokenizer: Tokenizer, title: str) -> str:
     """HTML without anything from elsewhere; samples are shown with what is learnt of them marked."""
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{found.good} samples can be learnt from, {len(found.bad)} cannot.</p>",
+        f"<p>{found.counts}</p>",
         *_statistics(found),
         *_bad(found),
     ]

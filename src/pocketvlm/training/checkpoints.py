@@ -44,6 +44,7 @@ class Progress:
         seconds: of training, over all starts.
         tokens: learnt so far.
         bad: samples that nothing could be learnt from, as source → reason.
+        cut: samples of which the end was cut off, as source → tokens.
         loss: mean of the last steps.
         evaluated: the step after which the run was evaluated last.
         best_loss: the lowest of the validation losses so far, and `best_step` the step that it was measured after.
@@ -54,6 +55,7 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     bad: dict[str, str] = field(default_factory=dict)
+    cut: dict[str, int] = field(default_factory=dict)
     loss: float | None = None
     evaluated: int = 0
     best_loss: float | None = None

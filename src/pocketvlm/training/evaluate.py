@@ -10,6 +10,7 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
+from pocketvlm.processing.prompt.template import without_places
 from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
 
 MAX_TOKENS = 512
@@ -22,7 +23,8 @@ def exact_answers(
     options: Mapping[str, Any],
     most: int | None = None,
 ) -> float | None:
-    """Share of the samples whose last answer is, greedily and without blanks around it, the one of the sample.
+    """Share of the samples whose last answer is, greedily and without blanks around it, the one of the sample. Those
+    that end with a call of a tool are not asked.
 
     Args:
         options: of pictures, as those of `ExampleEncoder`.
@@ -40,7 +42,10 @@ def exact_answers(
             except SampleError:
                 continue
             *before, last = sample.messages
-            wanted[i] = str(last["content"]).strip()
+            # What is no text cannot be compared with one: any call of a tool would be right.
+            if last.get("tool_calls") or not isinstance(last["content"], str):
+                continue
+            wanted[i] = without_places(last["content"]).strip()
             given = {**options, **sample.options}
             if given.get("downsample_mode") == RANDOM:
                 given.pop("downsample_mode")

@@ -20,7 +20,7 @@ from torch import Tensor
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import Piece, RenderedPrompt
-from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
+from pocketvlm.training.data.sample import RANDOM, Sample, SampleError, check_answers
 from pocketvlm.training.random_rates import with_random_rates
 from pocketvlm.views import View
 
@@ -37,6 +37,7 @@ class Example:
     patches: uint8 [P, p, p, 3].
     views: those of the patches, in order.
     source: of the sample.
+    cut: tokens of its answers that were left out, since it would be too long.
     """
 
     input_ids: Tensor
@@ -44,6 +45,7 @@ class Example:
     patches: Tensor
     views: tuple[View, ...]
     source: str
+    cut: int = 0
 
     @property
     def learnt(self) -> int:
@@ -99,7 +101,10 @@ class ExampleEncoder:
         return self._example(sample, draw, last_only=True), self._example(worse, draw, last_only=True)
 
     def _encode(self, sample: Sample, draw: int, last_only: bool) -> Example:
-        rendered = self.processor.chat_template.render(sample.messages, tools=sample.tools, add_generation_prompt=False)
+        rendered = self.processor.chat_template.render(
+            sample.messages, tools=sample.tools, add_generation_prompt=False, learnt=True
+        )
+        check_answers(sample.messages)
         prompt, learnt = mark_answers(rendered)
         options, processor = {**self.options, **sample.options}, self.processor
         if options.get("downsample_mode") == RANDOM:
@@ -113,24 +118,25 @@ class ExampleEncoder:
         if last_only:  # answers are never side by side, so this is where the last one begins
             end = int(is_learnt.nonzero()[-1])
             is_learnt[: int((~is_learnt[:end]).nonzero()[-1])] = False
+        cut = int(is_learnt[self.max_tokens :].sum())
         if len(ids) > self.max_tokens:
             self._check_cut(ids, is_learnt, sample)
             ids, is_learnt = ids[: self.max_tokens], is_learnt[: self.max_tokens]
         last = int(is_learnt.nonzero()[-1])  # which is a target only, and what follows it is neither
         targets = torch.where(is_learnt[1 : last + 1], ids[1 : last + 1], IGNORED)
-        return Example(ids[:last], targets, inputs.patches, inputs.views, sample.source)
+        return Example(ids[:last], targets, inputs.patches, inputs.views, sample.source, cut)
 
     def _check_cut(self, ids: Tensor, is_learnt: Tensor, sample: Sample) -> None:
         """Raise for an example that may not be cut, or of which too little would be left."""
-        text = self.processor.model_config
+        config = self.processor.model_config
         cut = ids[self.max_tokens :]
-        has_pictures = torch.isin(cut, torch.tensor((text.image_token_id, text.video_token_id))).any()
+        has_pictures = torch.isin(cut, torch.tensor((config.image_token_id, config.video_token_id))).any()
         if not self.truncate or has_pictures or not is_learnt[: self.max_tokens].any():
-            raise SampleError(
-                sample.source,
-                f"it has {len(ids)} tokens, at most {self.max_tokens} are taken",
-                hint="Shorten it, lower max_slice_nums or max_num_frames, or cut long answers off by --truncate.",
-            )
+            hint = "Shorten it, lower max_slice_nums or max_num_frames, or cut long answers off by --truncate."
+            if self.truncate:  # which is on already, and may cut neither pictures nor all of the answers
+                hint = "Shorten it, or lower max_slice_nums or max_num_frames."
+            text = f"it has {len(ids)} tokens, at most {self.max_tokens} are taken"
+            raise SampleError(sample.source, text, hint=hint)
 
 
 def mark_answers(prompt: RenderedPrompt) -> tuple[RenderedPrompt, list[bool]]:

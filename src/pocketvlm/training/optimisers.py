@@ -35,7 +35,8 @@ class Optimiser(Protocol):
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], settings: TuneSettings, rate: float) -> optim.Optimizer:
-    """The optimiser that the settings name.
+    """The optimiser that the settings name. Tensors of one axis do not decay, as norms and biases in transformers: zero
+    is nothing that they should come to.
 
     With "adamw8bit" the moments of tensors from 4,096 values on are kept in 8 bits with a scale for each 256 of them
     (Dettmers et al., arXiv 2110.02861): 2 bytes a parameter instead of 8.
@@ -43,11 +44,21 @@ def make_optimiser(parameters: Iterable[nn.Parameter], settings: TuneSettings, r
     Raises:
         MissingExtraError: bitsandbytes is not installed.
     """
+    parameters = _groups(list(parameters), settings.weight_decay)
     if settings.optimiser == "adamw8bit":
         made = import_bitsandbytes().optim.AdamW8bit(list(parameters), rate, weight_decay=settings.weight_decay)
         assert isinstance(made, optim.Optimizer)
         return made
     return optim.AdamW(parameters, rate, weight_decay=settings.weight_decay)
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[Any]:
+    """All that learns; what does not decay is a group of its own, where there is some and the rest does."""
+    if not weight_decay:
+        return parameters
+    decaying, other = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
+    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": other, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 def step_bytes(learns: Sequence[nn.Parameter], settings: TuneSettings, device: torch.device) -> int:

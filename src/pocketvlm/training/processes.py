@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pocketvlm.errors import ConfigError
+
+V = TypeVar("V")
 
 
 def device_of_process(device: torch.device) -> torch.device:
@@ -80,13 +83,13 @@ class Processes:
         for p, grad in zip(learning, flat.split([grad.numel() for grad in grads]), strict=True):
             p.grad = grad.view_as(p)
 
-    def united(self, found: dict[str, str]) -> dict[str, str]:
+    def united(self, found: dict[str, V]) -> dict[str, V]:
         """The entries of all processes."""
         if self.world == 1:
             return found
-        every: list[dict[str, str]] = [{} for _ in range(self.world)]
+        every: list[dict[str, V]] = [{} for _ in range(self.world)]
         dist.all_gather_object(every, found)
-        return {name: text for one in every for name, text in one.items()}
+        return {name: value for one in every for name, value in one.items()}
 
     def wait(self) -> None:
         """Until all are here."""

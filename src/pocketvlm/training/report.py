@@ -38,6 +38,7 @@ class Result:
         validation: loss and share of exact answers; None without validation samples.
         peak_memory_bytes: of the device, or of the process on a CPU.
         bad: samples that nothing was learnt from.
+        cut: number of samples of which the end was cut off.
         tasks: scores of the tasks that were asked for, from 0 to 1; None where none were.
     """
 
@@ -48,6 +49,7 @@ class Result:
     validation: dict[str, float | None] | None
     peak_memory_bytes: int
     bad: dict[str, str] = field(default_factory=dict)
+    cut: int = 0
     tasks: dict[str, float] | None = None
 
 
@@ -118,10 +120,14 @@ class Log:
         validation: Mapping[str, float | None] | None,
         scores: Mapping[str, float] | None,
         bad: Mapping[str, str] | None = None,
+        cut: int = 0,
     ) -> None:
-        """The figures of what the run came to, and what is wrong with each sample that was skipped."""
+        """The figures of what the run came to, what is wrong with each sample that was skipped, and how many were cut
+        off at their end."""
         tasks = {} if scores is None else {"tasks": dict(scores)}
-        self.write({"step": step, "validation": validation, **tasks, **({"bad": dict(bad)} if bad else {})})
+        samples = {"bad": dict(bad or {}), "cut": cut}
+        said = {name: value for name, value in samples.items() if value}
+        self.write({"step": step, "validation": validation, **tasks, **said})
         named = {f"result/{name}": value for name, value in {**(validation or {}), **(scores or {})}.items()}
         self._track(step, {name: value for name, value in named.items() if value is not None})
 
@@ -218,6 +224,7 @@ def write_card(
     figures = [(name, f"{value}") for name, value in facts.items() if value != ""]
     figures += [("steps", f"{result.steps}"), ("seconds", f"{result.seconds:.0f}")]
     figures += [("samples skipped", f"{len(result.bad)}")] if result.bad else []
+    figures += [("samples cut off at their end", f"{result.cut}")] if result.cut else []
     figures += [("loss of the last steps", f"{result.loss:.4f}")] if result.loss is not None else []
     for name, value in (result.validation or {}).items():
         if value is not None:

@@ -143,8 +143,8 @@ def tune(
                 figures["exact"] = exact_answers(model, processor, validation, options or {}, settings.eval_count)
         if measure is not None and scores is None:
             scores = measure_model(model, processor, measure)
-        done.bad = processes.united(done.bad)
-        log.end(done.step, figures, scores, done.bad)
+        done.bad, done.cut = processes.united(done.bad), processes.united(done.cut)
+        log.end(done.step, figures, scores, done.bad, len(done.cut))
         result = Result(
             out=str(out),
             steps=done.step,
@@ -153,6 +153,7 @@ def tune(
             validation=figures,
             peak_memory_bytes=peak_memory(target),
             bad=done.bad,
+            cut=len(done.cut),
             tasks=None if scores is None else dict(scores),
         )
         if writes:

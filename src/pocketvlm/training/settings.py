@@ -68,7 +68,7 @@ class TuneSettings:
     optimiser: str = _setting(
         "adamw", "adamw, or adamw8bit with its moments in 8 bits (extra qlora)", OPTIMISERS, of="optimiser"
     )
-    weight_decay: float = _setting(0.0, "of AdamW", Range(float, 0.0, 1.0), of="optimiser")
+    weight_decay: float = _setting(0.0, "weight decay of AdamW", Range(float, 0.0, 1.0), of="optimiser")
     ema: float = _setting(
         0.0,
         "decay of a moving average of the weights, which is then the result; 0: none",
@@ -78,11 +78,11 @@ class TuneSettings:
     clip: float = _setting(
         1.0, "largest norm of all gradients together", Range(float, 0.0, 1e6, is_open=True), of="optimiser"
     )
-    rank: int = _setting(16, "of LoRA", Range(int, 1, 1024), of="adapters")
+    rank: int = _setting(16, "rank of the LoRA matrices", Range(int, 1, 1024), of="adapters")
     alpha: float = _setting(
         32.0, "of LoRA: what it adds is scaled by alpha / rank", Range(float, 0.0, 1e5, is_open=True), of="adapters"
     )
-    dropout: float = _setting(0.0, "of LoRA's inputs", Range(float, 0.0, 0.99), of="adapters")
+    dropout: float = _setting(0.0, "dropout on the inputs of LoRA", Range(float, 0.0, 0.99), of="adapters")
     dora: bool = _setting(False, "learn the size of each output apart from its direction (DoRA)", of="adapters")
     rslora: bool = _setting(False, "scale by alpha / √rank (rsLoRA)", of="adapters")
     beta: float = _setting(

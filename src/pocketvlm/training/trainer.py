@@ -20,6 +20,7 @@ from pocketvlm.training.batches import micro_batches
 from pocketvlm.training.checkpoints import Checkpoints
 from pocketvlm.training.data.order import epoch_length
 from pocketvlm.training.data.sample import SampleError
+from pocketvlm.training.examples import Example
 from pocketvlm.training.feed import Found, Steps, watched_workers
 from pocketvlm.training.interrupts import StopRequest
 from pocketvlm.training.memory import peak_memory
@@ -105,7 +106,10 @@ class Trainer:
         self.optimiser = optimiser or make_optimiser(self.parameters, settings, self.highest_rate)
         self.average = MovingAverage(model, settings.ema)
         self.schedule = schedule or _schedule(settings, feed)
-        self.checkpoints = Checkpoints(out, {**settings.identity(), "samples": len(feed.samples), **(identity or {})})
+        own = {**settings.identity(), "samples": len(feed.samples)}
+        if optimiser is None and len(self.optimiser.param_groups) > 1:  # a run that was begun with one cannot go on
+            own["what decays"] = "tensors of two axes and more"
+        self.checkpoints = Checkpoints(out, {**own, **(identity or {})})
         if self.processes.rank == 0:
             self.checkpoints.tidy()
         self.processes.wait()
@@ -266,6 +270,8 @@ class Trainer:
         for one in found:
             if not isinstance(one, SampleError):
                 good.append(one)
+                # A feed of another kind may give what has no answers to cut.
+                self.progress.cut |= {part.source: part.cut for part in one if isinstance(part, Example) and part.cut}
                 continue
             if self.settings.bad_samples == "stop":
                 raise one

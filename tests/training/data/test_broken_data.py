@@ -91,6 +91,14 @@ LINES: dict[str, tuple[Any, str]] = {
         {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a", "loss": False}]},
         r"messages\[1\] is not to be learnt \(loss\)",
     ),
+    "answer with a picture": (
+        chat("<image>q", [{"type": "image", "image": "a.png"}, {"type": "text", "text": "a"}], images=["a.png"]),
+        r"messages\[1\] is an answer with a picture. Put it into a question",
+    ),
+    "call not to be learnt": (
+        {"messages": [GOOD["messages"][0], {"role": "tool_call", "content": '{"name": "f"}', "weight": 0}]},
+        r"messages\[1\] is not to be learnt \(weight\)",
+    ),
     "rejected is empty": (chat("q", "a", rejected_response=" "), r"the rejected answer is empty"),
     "rejected is the answer": (chat("q", "a", rejected_response="a"), r"the rejected answer is the better one"),
     "rejected is a number": (chat("q", "a", rejected_response=1), r"rejected is 1, expected text. Put it in"),
@@ -366,3 +374,16 @@ def test_whatever_a_line_says_it_is_a_sample_or_a_sample_error(tmp_path: Path, r
         assert str(errors[0]).startswith("train.jsonl:1: ")
     else:
         assert dataset[0].messages[-1]["role"] == "assistant"
+
+
+def test_what_pyarrow_has_not_implemented_is_the_error_of_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+
+    pq.write_table(pa.Table.from_pylist([GOOD]), tmp_path / "t.parquet")
+    dataset = open_datasets([tmp_path / "t.parquet"])
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fails)
+    with pytest.raises(SampleError, match=r"^t.parquet row 0: row group 0 cannot be read \(Nested.*Write smaller row"):
+        dataset[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from helpers.training_data import chat, picture, plain, write_lines, write_pictu
 from pocketvlm.errors import ConfigError
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.data.dataset import open_datasets
-from pocketvlm.training.data.sample import SampleError
+from pocketvlm.training.data.sample import Sample, SampleError
 
 NANO = Path(__file__).parents[3] / "src" / "pocketvlm" / "assets" / "nano"
 A, B = ("image", "a.png"), ("image", "b.png")
@@ -146,7 +147,10 @@ def write_info(folder: Path, info: dict[str, Any], **files: list[dict[str, Any]]
 # As LLaMA-Factory's data/dataset_info.json has them.
 ROLE_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 INFO: dict[str, Any] = {
-    "identity": {"file_name": "identity.json", "columns": {"history": "history"}},
+    "identity": {
+        "file_name": "identity.json",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"},
+    },
     "mllm_demo": {
         "file_name": "mllm_demo.json",
         "formatting": "sharegpt",
@@ -216,6 +220,19 @@ def test_sets_of_llama_factory_are_chosen_by_name(described: Path) -> None:
     ]
     assert dataset[4].rejected == "bad"
     assert dataset.unused_columns() == {str(described / "renamed.json"): ["other"]}
+
+
+def test_a_description_with_columns_has_no_others(described: Path) -> None:
+    """As in LLaMA-Factory: its names of columns go for a description that says nothing of columns, and for no other."""
+    rows = [{"instruction": "hi", "input": "left out", "output": "Hello."}]
+    named = {"file_name": "plain.json", "columns": {"prompt": "instruction", "response": "output"}}
+    write_info(described, {"named": named, "silent": {"file_name": "plain.json"}}, plain=rows)
+    dataset = open_datasets([described], names=["named"])
+    assert plain(dataset[0]) == [("user", "hi"), ("assistant", "Hello.")]
+    assert dataset.unused_columns() == {str(described / "plain.json"): ["input"]}
+    dataset = open_datasets([described], names=["silent"])
+    assert plain(dataset[0])[0] == ("user", "hi\nleft out")
+    assert dataset.unused_columns() == {}
 
 
 @pytest.mark.parametrize(
@@ -351,3 +368,71 @@ def test_opening_reads_nothing_of_the_network(folder: Path, monkeypatch: pytest.
     path = write_lines(folder / "train.jsonl", chat("<image>q", images=["http://example.com/x.png"]))
     (sample,) = open_datasets([path])
     assert plain(sample)[0][1][0] == ("image", "http://example.com/x.png")
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"loss": False}])
+def test_what_is_not_learnt_anyway_may_say_so(tmp_path: Path, key: dict[str, Any]) -> None:
+    row = chat("q", "a")
+    row["messages"] = [{"role": "system", "content": "s", **key}, {**row["messages"][0], **key}, row["messages"][1]]
+    (sample,) = open_datasets([write_lines(tmp_path / "train.jsonl", row)])
+    assert plain(sample) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    """Files of one sample each, whose answer is their name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        row = {"question": "q", "answer": name}
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist([row]), folder / name)
+        elif name.endswith(".csv"):
+            (folder / name).write_text(f"question,answer\nq,{name}\n", encoding="utf-8")
+        else:
+            write_lines(folder / name, row)
+    return folder
+
+
+def answers(dataset: Iterable[Sample]) -> list[str]:
+    return [sample.messages[-1]["content"] for sample in dataset]
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "left"),
+    [
+        (("train.jsonl", "more.jsonl", "old.csv"), ["train.jsonl"], "more.jsonl, old.csv"),
+        (("a.jsonl", "b.jsonl"), ["a.jsonl", "b.jsonl"], ""),
+        (("a.csv", "sub/b.csv"), ["a.csv"], "sub/b.csv"),
+        (("data/train-0.parquet", "dataset_infos.json"), ["data/train-0.parquet"], ""),
+        (("data/train-0.parquet", "scores.json"), ["data/train-0.parquet"], "scores.json"),
+        (("metadata.csv", "labels.jsonl"), ["metadata.csv"], "labels.jsonl"),
+        (
+            ("train.jsonl", *(f"{i}.csv" for i in range(7))),
+            ["train.jsonl"],
+            "0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 2 more",
+        ),
+    ],
+)
+def test_files_of_a_folder_that_are_not_read_are_named(
+    tmp_path: Path, names: tuple[str, ...], read: list[str], left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert answers(open_datasets([write_files(tmp_path, *names)])) == read
+    assert caplog.messages == ([f"{tmp_path}: not read are {left}"] if left else [])
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("train.jsonl", "test.jsonl", "validation.jsonl"), "test.jsonl"),
+        (("train.jsonl", "valid.jsonl"), "valid.jsonl"),
+        (("train.jsonl",), "train.jsonl"),
+        (("mine.jsonl",), "mine.jsonl"),
+        (("train.jsonl", "mine.jsonl"), ""),
+    ],
+)
+def test_what_is_measured_with_is_not_the_training_split(tmp_path: Path, names: tuple[str, ...], read: str) -> None:
+    write_files(tmp_path, *names)
+    if not read:
+        with pytest.raises(ConfigError, match=r"and no test or validation to measure with\. Name a file."):
+            open_datasets([tmp_path], splits=("test", "validation"))
+        return
+    assert answers(open_datasets([tmp_path], splits=("test", "validation"))) == [read]

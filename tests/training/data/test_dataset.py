@@ -200,3 +200,13 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> No
     found = [error.source for error in open_datasets([*paths, tmp_path / "other.jsonl", paths[0]]).errors()]
     names = ["a/cats/metadata.jsonl:1", "b/cats/metadata.jsonl:1", "b/dogs/metadata.jsonl:1"]
     assert found == [*names, "other.jsonl:1", names[0]]
+
+
+def test_samples_that_two_have_in_common_are_counted_by_file(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    again = open_datasets([tmp_path / "sub" / ".." / "one.jsonl"])
+    assert dataset.shared_with(again) == {str((tmp_path / "one.jsonl").resolve()): 10}
+    training, held_out = dataset.split(4, seed=0)
+    assert training.shared_with(held_out) == {}
+    assert sum(held_out.shared_with(dataset).values()) == 4
+    assert dataset.shared_with(open_datasets([write_set(tmp_path / "three.jsonl", 2)])) == {}

@@ -120,6 +120,7 @@ def one(content: Any = "q", **more: Any) -> Sample:
     return Sample([{"role": "user", "content": content}, {"role": "assistant", "content": "a", **more}], "in.jsonl:4")
 
 
+PDF = {"type": "image", "image": NamedBytes(b"%PDF-1.7 and so on", "x")}
 WEB = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
 CALL = [{"function": {"name": "look", "arguments": {}}}]
 
@@ -130,6 +131,7 @@ CALL = [{"function": {"name": "look", "arguments": {}}}]
         (one("the tag <image>"), "swift", "the text <image>"),
         (one([{**WEB, "max_slice_nums": 1}]), "swift", "a limit of slices for one picture"),
         (one([WEB]), "llamafactory", "media on the network"),
+        (one([PDF]), "swift", "pages of a document"),
         (one(reasoning_content="hm"), "swift", "reasoning apart from its answer"),
         (one(tool_calls=CALL), "llamafactory", "text in front of a call of a tool"),
     ],
@@ -157,3 +159,19 @@ def test_no_samples_mixed_samples_and_wrong_names_are_refused(tmp_path: Path) ->
     ):
         with pytest.raises(ConfigError, match=message):
             emit(given_samples, tmp_path, format, name=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "suffix"),
+    [
+        ("video", b"RIFF\x10\0\0\0AVI LIST", ".avi"),
+        ("image", b"RIFF\x10\0\0\0WEBPVP8 ", ".webp"),
+        ("video", b"\x1a\x45\xdf\xa3", ".webm"),
+        ("video", b"\0\0\0\x18ftypisom", ".mp4"),
+        ("image", PICTURES[0], ".png"),
+    ],
+)
+def test_bytes_are_saved_under_the_name_of_what_they_are(tmp_path: Path, kind: str, body: bytes, suffix: str) -> None:
+    emit([one([{"type": kind, kind: NamedBytes(body, "x")}])], tmp_path, "swift")
+    (saved,) = (tmp_path / "media").iterdir()
+    assert (saved.suffix, saved.read_bytes()) == (suffix, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +191,19 @@ def test_data_is_as_much_as_they_say() -> None:
     assert (sets.names, sets.first, sets.drawn) == (("a", "b"), 3, None)
     (sets,) = read_job({**SWIFT, "dataset": f"{__file__}#2"}, "file.yaml", NANO.config).data
     assert (sets.sources, sets.first, sets.drawn) == ((__file__,), None, 2)
+
+
+def test_a_system_message_is_text_or_a_file_of_it(tmp_path: Path) -> None:
+    def system(text: str) -> str:
+        (sets,) = read_job({**SWIFT, "dataset": __file__, "system": text}, "file.yaml", NANO.config).data
+        return sets.system
+
+    (tmp_path / "system.txt").write_bytes(b"Be short.\r\n\\n")
+    assert system(r"Be\nshort.") == "Be\nshort."
+    assert system(str(tmp_path / "system.txt")) == "Be short.\n\\n"
+    for missing in (str(tmp_path / "none.txt"), "Write into a file " + "x" * 300 + ".txt"):
+        with pytest.raises(ConfigError, match=r"file.yaml: system is .*the file of that name cannot be read"):
+            system(missing)
 
 
 def test_numbers_may_be_text_and_batches_are_of_all_processes() -> None:

@@ -45,7 +45,7 @@ class ParquetTable:
     """
 
     def __init__(self, shards: Sequence[Path], image: str | None = "image") -> None:
-        self._parquet = _parquet()
+        self._parquet, self._unreadable = _parquet()
         self._image = image
         self.rows: list[Row] = []
         self.path = shards[0]
@@ -66,8 +66,8 @@ class ParquetTable:
                     self._groups.append((first, shard, group))
                     first += file.metadata.row_group(group).num_rows
                 self.rows += file.read(columns=light).to_pylist()
-        except (OSError, ValueError) as error:  # pyarrow's own errors derive from ValueError
-            raise ConfigError(f"{shard} is not a readable Parquet file: {error}", hint="Download it again.") from None
+        except self._unreadable as error:
+            raise ConfigError(f"{shard} is not a readable Parquet file: {error!s:.200}", hint=_hint(error)) from None
         if self._image is not None and self._image not in names:
             raise ConfigError(f"{shard} has no column {self._image!r}", hint=f"It has {', '.join(names)}.")
 
@@ -77,8 +77,12 @@ class ParquetTable:
         first, shard, group = self._groups[at]
         kept, column = self._kept
         if kept != at:
-            with self._parquet.ParquetFile(shard) as file:
-                column = file.read_row_group(group, columns=[self._image]).column(0)
+            try:
+                with self._parquet.ParquetFile(shard) as file:
+                    column = file.read_row_group(group, columns=[self._image]).column(0)
+            except self._unreadable as error:
+                text = f"{shard}: row group {group} cannot be read ({error!s:.200})"
+                raise MediaError(text, hint=_hint(error)) from None
             self._kept = (at, column)
         cell = column[row - first].as_py()
         body = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -169,8 +173,16 @@ class TsvTable:
             raise MediaError(f"{self.path}: the picture of row {row + 1} is not valid base64") from None
 
 
-def _parquet() -> Any:
+def _parquet() -> tuple[Any, tuple[type[Exception], ...]]:
+    """The reader, and what it raises for a file that it cannot read: not all of its own errors are ValueErrors."""
     try:
-        return importlib.import_module("pyarrow.parquet")
+        reader, errors = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow").ArrowException
     except ModuleNotFoundError:
         raise MissingExtraError("pyarrow, which reads Parquet files,", "eval") from None
+    return reader, (OSError, ValueError, OverflowError, errors)
+
+
+def _hint(error: Exception) -> str:
+    """What may help. Among what pyarrow has not implemented are nested columns of more than 2 GiB in one row group."""
+    is_large = isinstance(error, NotImplementedError | MemoryError)
+    return "Write smaller row groups." if is_large else "Download it again."

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,10 @@ from pocketvlm.tools.definitions import check_tools
 # Control tokens that the text of an assistant message may hold: the template itself looks for the first two there, and
 # a model's answer that was not parsed carries the calls as text.
 ASSISTANT_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+# What the model writes around places, and around what they are of: an answer that is learnt holds these too, or the
+# model would learn to spell them. In the prompts of requests they stay characters.
+PLACE_TOKENS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<point>", "</point>")
 
 # Guards are taken from here: characters without a meaning, which no template trims, splits at or escapes.
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
@@ -120,6 +125,7 @@ class ChatTemplate:
         tools: Any = None,
         enable_thinking: bool = False,
         add_generation_prompt: bool = True,
+        learnt: bool = False,
     ) -> RenderedPrompt:
         """Render a conversation.
 
@@ -128,6 +134,7 @@ class ChatTemplate:
             tools: OpenAI tool definitions, or None.
             enable_thinking: let the model reason before it answers.
             add_generation_prompt: end with the opening of an assistant message.
+            learnt: the answers are what a model learns to write, `PLACE_TOKENS` in them included.
 
         Raises:
             PromptError: messages, tools or options do not form a prompt, or the template refuses them.
@@ -138,8 +145,9 @@ class ChatTemplate:
         conversation = check_messages(messages)
         checked_tools = check_tools(tools)
         guard = self._unused_character(conversation.messages, checked_tools)
+        allowed = ASSISTANT_TOKENS + (PLACE_TOKENS if learnt else ())
         rendered = self._run(
-            messages=[self._guard_message(message, guard) for message in conversation.messages],
+            messages=[self._guard_message(message, guard, allowed) for message in conversation.messages],
             tools=self._guard_tree(checked_tools, guard),
             enable_thinking=enable_thinking,
             add_generation_prompt=add_generation_prompt,
@@ -172,9 +180,9 @@ class ChatTemplate:
             beside[ord(char)] = guard + beside.get(ord(char), char)
         return text.translate(beside)
 
-    def _guard_assistant_text(self, text: str, guard: str) -> str:
+    def _guard_assistant_text(self, text: str, guard: str, allowed: Sequence[str]) -> str:
         """Do the same, but leave the tokens that an assistant may use."""
-        parts = re.split("(" + "|".join(map(re.escape, ASSISTANT_TOKENS)) + ")", text)
+        parts = re.split("(" + "|".join(map(re.escape, allowed)) + ")", text)
         return "".join(part if i % 2 else self._guard_text(part, guard) for i, part in enumerate(parts))
 
     def _guard_tree(self, value: Any, guard: str) -> Any:
@@ -187,9 +195,10 @@ class ChatTemplate:
             return [self._guard_tree(item, guard) for item in value]
         return value
 
-    def _guard_message(self, message: dict[str, Any], guard: str) -> dict[str, Any]:
+    def _guard_message(self, message: dict[str, Any], guard: str, allowed: Sequence[str]) -> dict[str, Any]:
         """Put guards into all that the caller wrote; role and part types are ours."""
-        guard_text = self._guard_assistant_text if message["role"] == "assistant" else self._guard_text
+        guard_answer = partial(self._guard_assistant_text, allowed=allowed)
+        guard_text = guard_answer if message["role"] == "assistant" else self._guard_text
         result = dict(message)
         if isinstance(message["content"], str):
             result["content"] = guard_text(message["content"], guard)
@@ -213,6 +222,11 @@ class ChatTemplate:
             text = part.replace(guard, "")
             if text:
                 yield Piece(text=text, is_control=index % 2 == 1)
+
+
+def without_places(text: str) -> str:
+    """An answer as its text is decoded, which leaves `PLACE_TOKENS` out."""
+    return re.sub("|".join(map(re.escape, PLACE_TOKENS)), "", text)
 
 
 def template_source(directory: Path, *, config: Mapping[str, Any] | None = None) -> str:

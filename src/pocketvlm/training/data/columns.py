@@ -50,9 +50,14 @@ def known_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in _SAYS_SOMETHING]
 
 
-def unused_columns(names: Iterable[str], mapped: Iterable[str] = ()) -> list[str]:
-    """Those of `names` that nothing is read from."""
-    return [name for name in names if name not in _KNOWN and name not in mapped]
+def unused_columns(names: Iterable[str], mapped: Iterable[str] | None = None) -> list[str]:
+    """Those of `names` that nothing is read from.
+
+    Args:
+        mapped: the columns that a description names, which are all that is read; None without a description.
+    """
+    known = {*PICTURE_OPTIONS, *(_KNOWN if mapped is None else mapped)}
+    return [name for name in names if name not in known]
 
 
 def by_our_names(record: Mapping[str, Any]) -> dict[str, Any]:

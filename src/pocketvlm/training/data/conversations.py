@@ -174,8 +174,8 @@ def _turn(message: dict[str, Any], where: str, tags: Tags | None) -> Iterator[Tu
     if not isinstance(role, str) or role not in roles:
         names = ", ".join(dict.fromkeys(roles))
         raise PromptError(f"{where}: {role_key} is {show_json(role)}, expected one of {names}")
-    for key in ("loss", "weight"):
-        if not message.get(key, 1):
+    for key in ("loss", "weight"):  # of other messages nothing is learnt
+        if roles[role] in ("assistant", _CALL) and not message.get(key, 1):
             raise PromptError(f"{where} is not to be learnt ({key}), and every answer is", hint="Take it out.")
     rest = {key: value for key, value in message.items() if key not in (role_key, content_key, "loss", "weight")}
     if role_key == "from":

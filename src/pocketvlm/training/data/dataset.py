@@ -123,11 +123,33 @@ class Dataset(Sequence[Sample]):
         found: dict[str, list[str]] = {}
         for records, layout in (file for source in self.sources for file in source.files):
             try:
-                names = list(records.read(0))
+                names: list[str] = getattr(records, "columns", None) or list(records.read(0))
             except PocketVLMError:
                 continue
             if unused := layout.unused(names):
                 found[str(records.path)] = unused
+        return found
+
+    def shared_with(self, other: Dataset) -> dict[str, int]:
+        """File → how many of its records both hold; files that share none are left out."""
+        mine, found = self._numbers(), dict[str, int]()
+        for path, numbers in other._numbers().items():
+            if path in mine and (count := len(np.intersect1d(mine[path], numbers))):
+                found[str(path)] = count
+        return found
+
+    def _numbers(self) -> dict[Path, NDArray[np.int64]]:
+        """File → the numbers of its records that count."""
+        found: dict[Path, NDArray[np.int64]] = {}
+        for source in self.sources:
+            begin = 0
+            for records, _ in source.files:
+                end = begin + len(records)
+                here = np.arange(begin, end) if source.chosen is None else source.chosen
+                here = here[(here >= begin) & (here < end)] - begin
+                path = records.path.resolve()
+                found[path] = np.union1d(found[path], here) if path in found else here
+                begin = end
         return found
 
     def split(self, validation: float | int, seed: int) -> tuple[Dataset, Dataset]:
@@ -169,6 +191,7 @@ def open_datasets(
     names: Sequence[str] = (),
     weights: Sequence[float] = (),
     media_dir: str | Path | None = None,
+    splits: tuple[str, ...] = ("train",),
 ) -> Dataset:
     """Open files and folders of samples, in any of the formats of docs/finetuning.md. No line is checked yet.
 
@@ -177,6 +200,7 @@ def open_datasets(
         names: of the sets of a folder with `dataset_info.json`, or of splits of other folders.
         weights: how often an epoch goes through each set, one for each in order; once when empty.
         media_dir: what paths of media are relative to; the folder of the file that names them when None.
+        splits: of a folder that has some, where `names` says nothing: the first of these that is there.
 
     Raises:
         ConfigError: a file is missing, empty or of no known format, or an option does not fit.
@@ -191,7 +215,7 @@ def open_datasets(
         is_folder = False
     if not is_folder:
         raise ConfigError(f"media_dir={str(media_dir)!r:.200} is not a folder", hint="Check the path.")
-    sets = [found for source in sources for found in find_sets(Path(source), names, folder)]
+    sets = [found for source in sources for found in find_sets(Path(source), names, folder, splits)]
     if weights and len(weights) != len(sets):
         listed = ", ".join(name for name, _ in sets)
         raise ConfigError(f"weights has {len(weights)} numbers for {len(sets)} sets", hint=f"The sets are {listed}.")

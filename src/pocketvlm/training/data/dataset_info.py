@@ -19,7 +19,8 @@ FILE = "dataset_info.json"
 _KEYS = ("file_name", "formatting", "ranking", "columns", "tags", "split")
 _UNUSED = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "load_from", "subset", "folder")
 _SHARED = ("system", "tools", "images", "videos", "chosen", "rejected")
-# Our name → theirs, and the column that holds it where the description does not say.
+# Our name → theirs, and the column that holds it where the description has no `columns`. Where it has some, there is no
+# column but those that it names.
 _ALPACA: dict[str, tuple[str, str | None]] = {
     "prompt": ("prompt", "instruction"),
     "input": ("query", "input"),
@@ -77,13 +78,16 @@ def _set(folder: Path, where: str, about: Mapping[str, Any], media_folder: Path 
     if not file.exists():
         raise ConfigError(f"{where}: file_name is {file_name!r:.200}, which does not exist in {folder}")
     tags = _tags(where, formatting, _strings(about.get("tags"), f"{where}: tags"))
-    columns = _columns(where, formatting, _strings(about.get("columns"), f"{where}: columns"))
+    given = about.get("columns")
+    columns = _columns(where, formatting, None if given is None else _strings(given, f"{where}: columns"))
     return file, Layout(media_folder or folder, columns, tags, ranking)
 
 
-def _columns(where: str, formatting: str, given: dict[str, str]) -> dict[str, str]:
+def _columns(where: str, formatting: str, given: dict[str, str] | None) -> dict[str, str]:
     own = _ALPACA if formatting == "alpaca" else _SHAREGPT
-    columns = {ours: column for ours, (theirs, default) in own.items() if (column := given.pop(theirs, default))}
+    if given is None:
+        return {ours: default for ours, (_, default) in own.items() if default}
+    columns = {ours: given.pop(theirs) for ours, (theirs, _) in own.items() if theirs in given}
     columns |= {name: given.pop(name) for name in _SHARED if name in given}
     if given:
         name = next(iter(given))

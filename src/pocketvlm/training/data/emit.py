@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import whole_file
 from pocketvlm.processing.media.fetch import is_data_url, is_url
+from pocketvlm.processing.media.kinds import HEAD_BYTES, is_pdf
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import read_bytes
@@ -40,12 +41,14 @@ _TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
+# What a file of a kind has, and where: AVI and WebP both begin with RIFF.
 _SUFFIXES = (
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"\x89PNG", ".png"),
-    (b"GIF8", ".gif"),
-    (b"RIFF", ".webp"),
-    (b"\x1aE", ".webm"),
+    (0, b"\xff\xd8\xff", ".jpg"),
+    (0, b"\x89PNG", ".png"),
+    (0, b"GIF8", ".gif"),
+    (8, b"WEBP", ".webp"),
+    (8, b"AVI ", ".avi"),
+    (0, b"\x1aE", ".webm"),
 )
 
 
@@ -182,7 +185,9 @@ class _Row:
         return f"<{kind}>"
 
     def _saved(self, body: bytes, kind: str) -> Path:
-        suffix = next((suffix for magic, suffix in _SUFFIXES if body.startswith(magic)), "")
+        if is_pdf(body[:HEAD_BYTES]):
+            self._refuse("pages of a document")
+        suffix = next((suffix for place, magic, suffix in _SUFFIXES if body.startswith(magic, place)), "")
         suffix = suffix or (".mp4" if kind == "video" else ".png")
         path = self.folder / f"{hashlib.sha256(body).hexdigest()[:32]}{suffix}"
         if not path.exists():

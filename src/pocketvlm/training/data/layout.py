@@ -18,7 +18,7 @@ from pocketvlm.training.data.conversations import Tags, Turn, turns_of
 from pocketvlm.training.data.json_records import parse
 from pocketvlm.training.data.media import KINDS, locate, media_of, place_media
 from pocketvlm.training.data.reading import check_text
-from pocketvlm.training.data.sample import RANDOM, Sample, SampleError
+from pocketvlm.training.data.sample import RANDOM, Sample, SampleError, check_answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Layout:
 
     def unused(self, names: Iterable[str]) -> list[str]:
         """Those of the columns that nothing is read from."""
-        return unused_columns(names, (self.columns or {}).values())
+        return unused_columns(names, None if self.columns is None else self.columns.values())
 
     def _sample(self, record: Mapping[str, Any], where: str) -> Sample:
         found = by_our_names(record) if self.columns is None else by_named_columns(record, self.columns)
@@ -111,6 +111,7 @@ def _with_media(conversation: Conversation) -> list[Turn]:
             raise PromptError(f"messages[{number}] asks nothing: it has no text, picture or video")
     if not any(message["role"] == "user" for message in conversation.messages):
         raise PromptError("it has no question: no message is of role 'user'", hint="Text alone is not learnt here.")
+    check_answers(conversation.messages)
     return conversation.messages
 
 

@@ -26,17 +26,16 @@ class ParquetRecords:
         self._firsts, self._sizes = array("q"), array("q")  # of each row group: its first row, its bytes
         self._rows = 0
         self._kept: dict[int, Any] = {}
+        reader, unreadable = _parquet()
         try:
-            with _parquet().ParquetFile(path) as file:
+            with reader.ParquetFile(path) as file:
                 self.columns: list[str] = file.schema_arrow.names
                 for group in range(file.num_row_groups):
                     about = file.metadata.row_group(group)
                     self._firsts.append(self._rows)
                     self._sizes.append(about.total_byte_size)
                     self._rows += about.num_rows
-        except (OSError, ValueError) as error:  # pyarrow's own errors derive from ValueError
-            if isinstance(error, MissingExtraError):
-                raise
+        except unreadable as error:
             raise ConfigError(f"{path} is not a readable Parquet file: {error}", hint="Download it again.") from None
         if not self._rows:
             raise ConfigError(f"{path} holds no rows", hint="Download it again.")
@@ -51,25 +50,29 @@ class ParquetRecords:
 
     def read(self, index: int) -> dict[str, Any]:
         group = bisect_right(self._firsts, index) - 1
-        if group not in self._kept:
-            try:
-                with _parquet().ParquetFile(self.path) as file:
+        reader, unreadable = _parquet()
+        try:
+            if group not in self._kept:
+                with reader.ParquetFile(self.path) as file:
                     self._kept[group] = file.read_row_group(group)
-            except (OSError, ValueError) as error:
-                if isinstance(error, MissingExtraError):
-                    raise
-                raise PromptError(f"row group {group} cannot be read ({error})", hint="Download it again.") from None
-            while len(self._kept) > 1 and sum(self._sizes[one] for one in self._kept) > _KEPT:
-                del self._kept[next(iter(self._kept))]
-        row: dict[str, Any] = self._kept[group].slice(index - self._firsts[group], 1).to_pylist()[0]
+                while len(self._kept) > 1 and sum(self._sizes[one] for one in self._kept) > _KEPT:
+                    del self._kept[next(iter(self._kept))]
+            row: dict[str, Any] = self._kept[group].slice(index - self._firsts[group], 1).to_pylist()[0]
+        except unreadable as error:
+            # Among what pyarrow has not implemented are nested columns of more than 2 GiB in one group.
+            is_large = isinstance(error, NotImplementedError | MemoryError)
+            hint = "Write smaller row groups." if is_large else "Download it again."
+            raise PromptError(f"row group {group} cannot be read ({error!s:.200})", hint=hint) from None
         return row
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
 
-def _parquet() -> Any:
+def _parquet() -> tuple[Any, tuple[type[Exception], ...]]:
+    """The reader, and what it raises for a file that it cannot read: not all of its own errors are ValueErrors."""
     try:
-        return importlib.import_module("pyarrow.parquet")
+        reader, errors = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow").ArrowException
     except ModuleNotFoundError:
         raise MissingExtraError("pyarrow, which reads Parquet files,", "tune") from None
+    return reader, (OSError, ValueError, OverflowError, errors)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.errors import PocketVLMError, PromptError
 
 RANDOM = "random"  # a `downsample_mode` of samples that are learnt: 16x or 4x for each view
 
@@ -42,3 +42,19 @@ class Sample:
     rejected: str | None = None
     tools: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_answers(messages: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse an answer that is more than text, which is all that a model can write: its picture would be learnt as
+    tokens.
+
+    Raises:
+        PromptError: one holds a picture or a video.
+    """
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if message["role"] != "assistant" or not isinstance(content, list | tuple):
+            continue
+        for kind in (part["type"] for part in content if part["type"] != "text"):
+            what = "a video" if kind.startswith("video") else "a picture"
+            raise PromptError(f"messages[{number}] is an answer with {what}", hint="Put it into a question.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from pocketvlm.config import ImageConfig, ModelConfig
 from pocketvlm.errors import ConfigError
+from pocketvlm.text_files import read_text
 from pocketvlm.training.interchange import schedule
 from pocketvlm.training.interchange.job import Job, Sets, check_place
 from pocketvlm.training.interchange.keys import Keys
@@ -124,7 +125,7 @@ def read(values: Mapping[str, Any], name: str, config: ModelConfig) -> Job:
     found["max_tokens"] = keys.whole("max_length")
     found["truncate"] = keys.one_of("truncation_strategy", ["delete", "right"], "delete") == "right"
     found["bad_samples"] = "stop" if keys.flag("strict") else "skip"
-    system = keys.text("system") or ""
+    system = _system(keys)
     data, validation = (tuple(_sets(keys, one, system) for one in _listed(keys, key)) for key in _SETS)
     share = keys.number("split_dataset_ratio", 0.0)
     model, workers = keys.text("model"), keys.whole("dataloader_num_workers", 0) or 0
@@ -153,6 +154,17 @@ def _loss_scale(keys: Keys, objective: str) -> None:
     allowed = {"default", "ignore_empty_think"} | ({"last_round"} if objective == "dpo" else set())
     if not set(given.split("+")) <= allowed:
         keys.refuse("loss_scale", given, "and here all answers weigh the same", "Take the key out.")
+
+
+def _system(keys: Keys) -> str:
+    r"""The system message, or the file of its text; `\n` in it stands for the end of a line, as on a command line."""
+    text = keys.text("system") or ""
+    if not text.endswith(".txt"):
+        return text.replace("\\n", "\n")
+    try:
+        return read_text(Path(text)).replace("\r\n", "\n")
+    except (OSError, ValueError):  # there is none of that name, or the text is none
+        keys.refuse("system", text, "and the file of that name cannot be read", "Check the path.")
 
 
 def _parts(keys: Keys, config: ModelConfig, method: str) -> tuple[str, ...]:
