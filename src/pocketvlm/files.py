@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -34,6 +35,8 @@ KINDS = {
 }
 _MAX_HEADER = 2**20  # bytes; a longer first line is none of ours
 _LOCKED_BYTE = 2**40  # on Windows locked bytes cannot be read, so the one that is locked lies behind all content
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial")  # how the name of a file ends that is being written
 
 Differs = Callable[[str, Any, Any], ConfigError]
 
@@ -78,6 +81,11 @@ def check_output(path: Path, *, inputs: Iterable[Path] = (), read: Set[FileId] =
             raise
         raise ConfigError(f"{str(path)!r:.80} is no path to a file: {_reason(error)}") from None
     return True
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file has a name of those that `whole_file` writes: a process that was killed leaves it."""
+    return _PARTIAL.fullmatch(path.name[-21:]) is not None
 
 
 @contextmanager

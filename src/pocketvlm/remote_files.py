@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from pocketvlm.errors import ConfigError, OutputError, need
+from pocketvlm.files import is_partial
 
 MAX_BYTES = 2**30  # of a document
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -222,7 +223,7 @@ def send(local: Path, url: str) -> None:
     """
     filesystem, path = storage(url)
     # What resumes a run has names that begin with a dot.
-    below = (one for one in local.rglob("*") if one.is_file() and not one.name.startswith("."))
+    below = (one for one in local.rglob("*") if one.is_file() and not one.name.startswith(".") and not is_partial(one))
     files = [local] if local.is_file() else sorted(below)
     try:
         with reaching(url):

@@ -351,3 +351,36 @@ def test_documents_elsewhere_are_fetched_side_by_side_and_keep_their_order(monke
     assert [document.name for document in documents] == [file.name for file in found]
     assert [document.name for document in documents if document.error] == ["memory://receipts/3.png"]
     assert most == inputs.FETCHED_AHEAD
+
+
+def test_documents_that_were_named_are_read_wherever_they_are(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also below the output, of which only what a run writes there is left out."""
+    for name in ("in/a.png", "text/b.png", "text/c.png", "text/old.md", "text/index.jsonl"):
+        put(f"{memory}/{name}", RECEIPT.read_bytes())
+    out = ("--out", f"{memory}/text", "--max-tokens", "2", "--overwrite")
+    assert run(capsys, "read", f"{memory}/in/a.png", f"{memory}/text/b.png", *out)[0] == 0
+    index = [json.loads(line)["file"] for line in get(f"{memory}/text/index.jsonl").decode().splitlines()]
+    assert index == [f"{memory}/in/a.png", f"{memory}/text/b.png"]
+    assert run(capsys, "read", f"{memory}/text", *out)[0] == 0
+    index = [json.loads(line)["file"] for line in get(f"{memory}/text/index.jsonl").decode().splitlines()]
+    assert index == [f"{memory}/text/b.png", f"{memory}/text/c.png"]
+
+
+def test_requests_are_never_their_own_results(memory: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    table.write_bytes(as_table(requests(1), json.dumps))
+    put(f"{memory}/q.jsonl", as_lines(requests(1)))
+    for name in (str(table), f"{memory}/q.jsonl"):
+        status, _, err = run(capsys, "batch", name, name, "--overwrite")
+        assert (status, err.count("\n"), "both input and output" in err) == (2, 1, True), err
+    assert table.read_bytes() == as_table(requests(1), json.dumps)
+
+
+def test_a_copy_of_requests_goes_with_the_run_and_is_never_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "t.parquet"
+    table.write_bytes(as_table([{**requests(1)[0], "custom_id": 7}], json.dumps))
+    status, _, err = run(capsys, "batch", str(table), str(tmp_path / "out.jsonl"))
+    assert (status, err.startswith(f"pocketvlm batch: {table}, row 1: custom_id")) == (2, True), err
+    assert not [one for one in (cache_directory() / "elsewhere").rglob("t.parquet*") if one.is_file()]

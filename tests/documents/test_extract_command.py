@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from helpers.command import run
 from PIL import Image
 
 from pocketvlm.api.vlm import VLM
+from pocketvlm.documents.extracting import bounded
+from pocketvlm.documents.tables import write_rows
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.document_opener import DocumentOpener
 
 TOTALS = ("3.10", "11.60", "7.20", "99.99")
 SCHEMA = {
@@ -263,3 +268,67 @@ def test_what_the_run_writes_is_not_read(
     out.unlink()  # as after a kill
     assert run(capsys, *args)[0] == 1
     assert out.read_bytes() == before
+
+
+def test_until_the_rows_are_there_the_same_command_goes_on(
+    capsys: pytest.CaptureFixture[str], folder: Path, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a stop while the page for the review is made, or between two tables."""
+    out = tmp_path / "rows.csv"
+    args = ("extract", str(folder), "--schema", schema, "--out", str(out), "--review", "1", "--arrays", "table")
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pocketvlm.cli.extract.review_page", stop)
+        assert run(capsys, *args)[0] == 130
+    assert not out.exists()
+    with monkeypatch.context() as patch:
+        writes = iter([write_rows, stop])
+        patch.setattr("pocketvlm.cli.extract.write_rows", lambda *a, **k: next(writes)(*a, **k))
+        assert run(capsys, *args)[0] == 130
+    out.with_name("rows.items.csv").write_text("half of the tables")  # which that run was about to write
+    assert run(capsys, *args)[0] == 1
+    assert out.exists()
+    assert out.with_name("rows.csv.review.html").exists()
+    status, _, err = run(capsys, *args)
+    assert (status, "already there" in err) == (2, True)
+
+
+def test_a_page_that_has_gone_is_left_out_of_the_review(
+    capsys: pytest.CaptureFixture[str], folder: Path, schema: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "rows.csv"
+    args = ("extract", str(folder), "--schema", schema, "--out", str(out), "--review", "1", "--overwrite")
+    assert run(capsys, *args)[0] == 1
+    whole = out.with_name("rows.csv.review.html").read_text().count("data:image/jpeg")
+    pictures, opener = [], DocumentOpener.picture
+
+    def picture(self: DocumentOpener, source: Any, side: int, quality: int) -> str:
+        pictures.append(source)
+        if str(source).endswith("a.png"):
+            raise MediaError("it has gone")
+        return opener(self, source, side, quality)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DocumentOpener, "picture", picture)
+        assert run(capsys, *args)[0] == 1
+    assert len(pictures) == whole
+    assert out.with_name("rows.csv.review.html").read_text().count("data:image/jpeg") == whole - 1
+    assert "a.png, page 1: it has gone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": 5}}},
+        {"type": "object", "properties": {"a": {"type": True}}},
+        {"type": "object", "properties": {"a": {"enum": [Decimal(1)]}}},
+        {"type": "object", "properties": {"a": {"enum": [{1}]}}},
+    ],
+    ids=str,
+)
+def test_what_is_no_schema_is_said_in_a_line(schema: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="schema"):
+        bounded(schema)

@@ -184,10 +184,12 @@ def test_a_list_that_is_none_is_one_line(
 def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("names.txt").write_text("b.png\n")
     Path("list.csv").write_text("file\nb.png\n")
+    Path("strings.jsonl").write_text('"b.png"\n')
     parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["b.png"])] * 2, ["file", "file"]), "twice.parquet")
     for arguments, reason in (
         (("b.png", "--list-column", "scan"), "goes with --list"),
         (("--list", "names.txt", "--list-column", "scan"), "has no columns"),
+        (("--list", "strings.jsonl", "--list-column", "scan"), "line 1 of the list strings.jsonl has no columns"),
         (("--list", "list.csv", "--list-column", ""), "no column ''"),
         (("--list", "twice.parquet"), "2 times"),
         (("--list", "sub"), "Is a directory"),
@@ -197,3 +199,10 @@ def test_options_that_say_nothing_are_refused(capsys: pytest.CaptureFixture[str]
         status, out, err = run(capsys, "read", *arguments, "--out", "out")
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert reason in err
+
+
+@pytest.mark.usefixtures("here")
+def test_an_address_of_the_web_in_a_list_is_a_failure_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("names.txt").write_text("b.png\nhttps://example.org/a.pdf\n")
+    status, _, err = run(capsys, "read", "--list", "names.txt", "--out", "out", *ASK)
+    assert (status, err) == (1, "https://example.org/a.pdf cannot be read: it is an address of the web\n")

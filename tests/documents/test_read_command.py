@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 import pocketvlm
 from pocketvlm import documents
+from pocketvlm.cli.console import ReaderLeftError
 from pocketvlm.cli.read import _is_ours
 from pocketvlm.documents.inputs import Document, find_files
 from pocketvlm.documents.reading import as_html, output_names, written
@@ -196,6 +198,7 @@ def test_what_is_no_file_is_one_line(capsys: pytest.CaptureFixture[str], folder:
         ("/dev/zero", "no ordinary file"),
         (f"{folder}#2", "pages of a folder"),
         ("a\0b", "files, folders or patterns"),
+        ("https://example.org/a.pdf", "it is an address of the web. Download it"),
         ("x" * 5000, "files, folders or patterns"),
     ):
         status, _, err = run(capsys, "read", word, "--out", str(tmp_path / "out"))
@@ -258,3 +261,67 @@ def test_inputs_below_the_output_are_read(folder: Path) -> None:
     assert not _is_ours(folder / "b.jpg", folder)
     assert all(_is_ours(folder / "sub" / name, folder) for name in ("a.md", "index.jsonl", "failed.jsonl"))
     assert not _is_ours(folder / "a.md", folder / "sub")
+
+
+def test_a_stopped_run_does_not_vouch_for_files_of_the_user(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    assert run(capsys, "read", "sub/a.png", "--out", "text", *ASK)[0] == 0
+    Path("text/index.jsonl").unlink()  # as after a kill
+    Path("text/b.md").write_text("mine")
+    (folder / "b.jpg").write_bytes(WORD.read_bytes())
+    status, _, err = run(capsys, "read", "sub/a.png", "b.jpg", "--out", "text", *ASK)
+    assert (status, "text/b.md is already there" in err) == (2, True)
+    assert Path("text/b.md").read_text() == "mine"
+
+
+def test_what_a_kill_left_of_a_file_is_no_document(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "b.jpg").unlink()
+    (folder / "text").mkdir()
+    (folder / "text/a.md.0123456789ab.partial").write_text("half of it")
+    assert run(capsys, "read", str(folder), "--out", str(folder / "text"), *ASK)[0] == 0
+    assert {row["file"] for row in index_of(folder / "text")} == {str(folder / "a.tif"), str(folder / "sub/a.png")}
+
+
+def test_what_is_closed_or_gone_in_a_folder_is_a_failure_of_its_own(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "closed").mkdir()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    scandir = os.scandir
+
+    def refused(path: Any = ".") -> Any:  # by mode it would be open to root, as whom tests may run
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    status, _, err = run(capsys, "read", str(folder), "--out", str(tmp_path / "out"), *ASK)
+    assert (status, err.count("\n")) == (1, 3)
+    assert f"{folder}/closed cannot be read: Permission denied" in err
+    assert f"{folder}/gone.png cannot be read: it is a link to what is not there" in err
+    assert sum(row["error"] is None for row in index_of(tmp_path / "out")) == 3
+
+
+def test_pages_that_were_cut_off_are_said(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    args = ("read", str(folder / "sub"), "--out", str(tmp_path / "out"), "--max-tokens", "1", "--json", *ASK)
+    status, out, err = run(capsys, *args)
+    assert (status, json.loads(out)["cut_off"]) == (0, 1)
+    assert err == "1 of 1 pages were cut off at the longest answer (index.jsonl says which): see --max-tokens\n"
+
+
+@pytest.mark.parametrize("command", ["read", "extract"])
+def test_a_reader_who_has_left_does_not_hide_failures(
+    command: str, capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: Any) -> None:
+        raise ReaderLeftError
+
+    for module in ("read", "extract"):
+        monkeypatch.setattr(f"pocketvlm.cli.{module}.put", leave)
+    out = {
+        "read": ("--out", str(tmp_path / "out"), *ASK),
+        "extract": ("--schema", "a: boolean", "--out", f"{tmp_path}/r.csv"),
+    }
+    assert run(capsys, command, str(folder), *out[command])[0] == 1

@@ -11,7 +11,7 @@ import pytest
 from helpers.command import run
 from PIL import Image
 
-from pocketvlm.documents.field_kinds import field_kinds
+from pocketvlm.documents.field_kinds import Kind, array_items, field_kinds
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.review import review_page
 
@@ -26,7 +26,10 @@ HOW = "needs a Chromium to drive: `apt-get install chromium`, or Google Chrome"
 
 
 def corrected(page: Path, out: Path, keys: list[str]) -> None:
-    """Open the file, press keys (text is typed), and export to `out`. The file asks nobody for anything."""
+    """Open the file, press keys (text is typed, buttons are pressed by Enter), and export to `out`.
+
+    The file asks nobody for anything.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason=HOW)
     if (found := next(filter(None, map(shutil.which, BROWSERS)), None)) is None:
         pytest.skip(HOW)
@@ -42,6 +45,9 @@ def corrected(page: Path, out: Path, keys: list[str]) -> None:
             if key.startswith("text:"):
                 tab.keyboard.press("ControlOrMeta+a")
                 tab.keyboard.type(key.removeprefix("text:"))
+            elif key.startswith("button:"):
+                tab.get_by_role("button", name=key.removeprefix("button:")).focus()
+                tab.keyboard.press("Enter")
             else:
                 tab.keyboard.press(key)
         with tab.expect_download() as download:
@@ -152,3 +158,55 @@ def test_what_a_field_is_is_found_in_any_schema() -> None:
         "self.a\\.b": ("integer", True),
         "x": ("string", True),
     }
+
+
+ITEM = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "price": {"type": "number"}, "note": {"type": ["string", "null"]}},
+    "required": ["name", "price", "note"],
+}
+
+
+def test_items_are_added_and_taken_away(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    schema = {
+        "type": "object",
+        "properties": {
+            "items": {"type": "array", "items": ITEM},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "from": {"type": ["object", "null"], "properties": {"a": {"type": "string"}}},
+        },
+    }
+    items = [{"name": name, "price": 2.5, "note": None} for name in ("tea", "wrong", "milk")]
+    data = {"items": items, "tags": [], "from": None}
+    sure = {"items.2.name": 0.1, "items.1.name": 0.2, "items.0.name": 0.9}
+    digits = {f"items.{number}.price": f"2.5{number}" for number in range(3)}
+    value: dict[str, Any] = {"data": data, "confidence": sure, "error": None, "digits": digits}
+    document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
+    page, out = tmp_path / "review.html", tmp_path / "out.jsonl"
+    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema))
+    # Enter on a button presses it; the page is not right before the price is filled in, where the cursor goes.
+    keys = ["button:Remove items.1", "button:Add to items", "text:sugar", "button:This page is right", "text:0.90"]
+    keys += ["button:Add to tags", "text:new", "button:Add to tags", "text:shop", "button:This page is right"]
+    corrected(page, out, keys)
+    (line,) = map(json.loads, out.read_text().splitlines())
+    found = json.loads(line["messages"][1]["content"])
+    milk = {**items[2], "price": 2.52}  # as it was written
+    assert found["items"] == [items[0], milk, {"name": "sugar", "price": 0.9, "note": None}]
+    assert (found["tags"], found["from"]) == (["new", "shop"], None)
+
+
+def test_a_new_item_is_what_the_schema_says() -> None:
+    kind = {"enum": ["food", "other"]}
+    deep = {"type": "object", "properties": {"a.b": kind, "self": {"$ref": "#"}, "count": {"type": "integer"}}}
+    schema = {
+        "type": "object",
+        "properties": {"deep": {"type": "array", "items": {**deep, "required": ["a.b", "count"]}}},
+    }
+    (found,) = array_items({"deep": []}, schema)
+    kinds = {"a\\.b": Kind("string", False), "count": Kind("integer", False)}
+    assert found == ("deep", {"a.b": "food", "count": None}, kinds)
+    own: dict[str, Any] = {"type": "array", "items": {"$ref": "#"}}
+    assert list(array_items([], own)) == [("", [], {})]
+    assert list(array_items({"x": [1]}, {"type": "object"})) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pocketvlm.documents.confidence import confidences
 from pocketvlm.documents.extracting import EXACT, bounded, extraction
 from pocketvlm.documents.merging import merge_pages
 from pocketvlm.documents.schema import NAMES, read_schema, schema_of
-from pocketvlm.documents.tables import write_rows
+from pocketvlm.documents.tables import _csv_lines, write_rows
 from pocketvlm.errors import ConfigError
 
 VALUES = st.recursive(
@@ -268,3 +269,24 @@ def test_numbers_are_kept_as_they_were_written_where_that_says_more() -> None:
     assert value["data"]["total"] == 11.6
     assert value["digits"] == {"total": "11.60", "items.1.price": "1e2"}
     assert "digits" not in extraction(ROW, "Q", {}).value_of(Answer('{"total": 5}', Usage(1, 0, 1), {}, "stop"))
+
+
+def test_a_container_takes_the_place_of_nothing_with_its_confidence() -> None:
+    whole = page({"a": {"b": 1}}, **{"a.b": 0.5})
+    for nothing in (None, "", 0):
+        row = merge_pages([1, 2], [page({"a": nothing}, a=0.9), whole])
+        assert (row["data"], row["confidence"]) == ({"a": {"b": 1}}, {"a.b": 0.5})
+
+
+def test_a_csv_never_holds_all_rows() -> None:
+    alive = 0
+
+    def table() -> Iterator[dict[str, Any]]:
+        nonlocal alive
+        for number in range(100):
+            alive += 1
+            yield {"n": number}
+
+    lines = _csv_lines(table)
+    next(lines), next(lines)
+    assert alive == 101  # once for the columns, and one row

@@ -16,6 +16,7 @@ from pocketvlm.api.vlm import VLM
 from pocketvlm.documents.reading import JOURNAL
 
 PAGES = 5
+JOB_BARS = "pocketvlm.cli.document_job.progress_bars"
 WAYS = {
     "read": (("--out", "text", "--max-tokens", "3"), f"text/{JOURNAL}", "text/index.jsonl"),
     "extract": (
@@ -67,7 +68,7 @@ def test_ctrl_c_keeps_what_is_done(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pocketvlm.cli.document_job.progress_bars", lambda _unit: nullcontext(press))
+        patch.setattr(JOB_BARS, lambda unit: nullcontext(press if unit == "pages" else None))
         status, text, err = run(capsys, *arguments)
     assert (status, text, err.count("\n")) == (130, "", 1), err
     assert f"2 of {PAGES} pages are kept" in err
@@ -92,7 +93,7 @@ def test_a_full_disk_keeps_what_is_done(
             resource.setrlimit(resource.RLIMIT_FSIZE, (journal.stat().st_size + 10, plain[1]))
 
     with monkeypatch.context() as patch:
-        patch.setattr("pocketvlm.cli.document_job.progress_bars", lambda _unit: nullcontext(fill))
+        patch.setattr(JOB_BARS, lambda unit: nullcontext(fill if unit == "pages" else None))
         try:
             status, text, err = run(capsys, *arguments)
         finally:

@@ -34,9 +34,44 @@ MUTANTS = [
         ('"_" if part in (".", "..") else part', "part", "test_names_in_a_bucket_may_be_any_text"),
     ),
     *of(
+        "api/retry.py",
+        "api/test_retry.py",
+        ("faults > FAULTS + at_a_time", "faults > 999", "test_faults_that_last_end_the_run"),
+        ("(True, lost, 1)", "(True, lost, ahead)", "test_what_was_lost_is_asked_again_behind_the_others"),
+        ("isinstance(outcome, UnavailableError) or ", "", "test_an_engine_that_is_gone_ends_it_at_once"),
+    ),
+    *of(
         "documents/pages.py",
         "documents/test_faults.py",
-        ("faults > FAULTS", "faults > 999", "test_many_faults_one_after_the_other_end_it"),
+        (
+            "keep and not read_from[key[0]].has_changed",
+            "keep",
+            "test_the_answer_about_a_file_that_has_changed_is_not_kept_under_its_old_content",
+        ),
+    ),
+    *of(
+        "cli/read.py",
+        "documents/test_read_command.py",
+        ("or out in ours", "or was_stopped", "test_a_stopped_run_does_not_vouch_for_files_of_the_user"),
+        (" or is_partial(path)", "", "test_what_a_kill_left_of_a_file_is_no_document"),
+    ),
+    *of(
+        "documents/merging.py",
+        "documents/test_rows_and_tables.py",
+        (
+            "        out.pop(name, None)  # of",
+            "        # of",
+            "test_a_container_takes_the_place_of_nothing_with_its_confidence",
+        ),
+    ),
+    *of(
+        "documents/tables.py",
+        "documents/test_rows_and_tables.py",
+        (
+            "chain([columns], ([_harmless(row.get(name)) for name in columns] for row in table()))",
+            "(columns, *([_harmless(row.get(name)) for name in columns] for row in table()))",
+            "test_a_csv_never_holds_all_rows",
+        ),
     ),
     *of(
         "cli/elsewhere.py",

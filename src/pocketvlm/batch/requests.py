@@ -67,12 +67,13 @@ def open_lines(path: Path) -> IO[bytes]:
         raise ConfigError(f"{str(path)!r:.80} cannot be read: {reason}", hint="Check the path.") from None
 
 
-def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
+def read_lines(path: Path, model: str, report: Progress | None = None, place: str | None = None) -> Lines:
     """Check every line of a file, one at a time, before anything is run.
 
     Args:
         model: the name that lines may give.
         report: called with (what, done, in all).
+        place: what messages have in front of the number of a line; None: the path, and "line".
 
     Raises:
         ConfigError: the file cannot be read, or the first line that is no request; the message has its number.
@@ -84,7 +85,7 @@ def read_lines(path: Path, model: str, report: Progress | None = None) -> Lines:
             number += 1
             digest.update(line)
             if line.strip():
-                where = f"{path}, line {number}"
+                where = f"{place or f'{path}, line'} {number}"
                 custom_id = parse_line(line, where, model)["custom_id"]
                 if (other := lines.index_of(custom_id)) is not None:
                     raise ConfigError(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.api.retry import answer_each
 from pocketvlm.batch.requests import MAX_LINE, Lines, Progress, open_lines, parse_line, read_lines
 from pocketvlm.batch.results import Results, open_partial
 from pocketvlm.errors import ConfigError, PocketVLMError
@@ -94,6 +94,7 @@ def run_batch(
     identity: Mapping[str, Any],
     overwrite: bool,
     folder: str | None = None,
+    place: str | None = None,
     bars: Callable[[], AbstractContextManager[Progress | None]],
 ) -> Summary:
     """Answer every request once, and write the results in the order of the requests.
@@ -105,6 +106,7 @@ def run_batch(
         identity: what else decides the answers, as JSON values; a partial file of another one is refused.
         overwrite: whether an ordinary file named `out` is replaced.
         folder: where relative paths of pictures begin; None is that of `requests`.
+        place: as of `read_lines`.
         bars: opens what shows progress: called with (what, done, in all), or None.
 
     Raises:
@@ -114,7 +116,7 @@ def run_batch(
     """
     check_paths(requests, out, overwrite=overwrite)
     with bars() as report:
-        lines = read_lines(requests, model, report)
+        lines = read_lines(requests, model, report, place)
     settings = {"input": lines.digest, "model": model, "options": dict(options), **identity}
     began = time.perf_counter()
     with open_partial(out.with_name(out.name + ".partial"), lines, settings) as results:
@@ -144,28 +146,21 @@ def run_batch(
 
 def answer_here(vlm: VLM, concurrency: int, job: BatchJob, results: Results) -> Iterator[tuple[int, dict[str, Any]]]:
     """`Answering` by one model in this process, of which `concurrency` requests are under way at a time."""
-    refused: deque[tuple[int, dict[str, Any]]] = deque()
-
-    def requests() -> Iterator[tuple[int, list[Any], dict[str, Any]]]:
-        with open_lines(job.path) as file:
-            for index in missing(job.lines, results):
-                file.seek(job.lines.offsets[index])
-                request = job.request(index, file.readline(MAX_LINE))
-                custom_ids[index] = request["custom_id"]
-                try:
-                    messages, options = conversation_of(request, job.folder, job.defaults)
-                except PocketVLMError as error:
-                    refused.append((index, result_line(custom_ids.pop(index), error, job.model)))
-                    continue
-                yield index, messages, options
-
     custom_ids: dict[int, str] = {}  # of those under way
     vlm.progress = None  # one bar is enough
-    for index, outcome in vlm.as_completed(requests(), ahead=concurrency):
-        while refused:
-            yield refused.popleft()
-        yield index, result_line(custom_ids.pop(index), outcome, job.model)
-    yield from refused
+    with open_lines(job.path) as file:
+
+        def request(index: int) -> tuple[list[Any], dict[str, Any]] | PocketVLMError:
+            file.seek(job.lines.offsets[index])
+            found = job.request(index, file.readline(MAX_LINE))
+            custom_ids[index] = found["custom_id"]
+            try:
+                return conversation_of(found, job.folder, job.defaults)
+            except PocketVLMError as error:
+                return error
+
+        for index, outcome in answer_each(vlm, missing(job.lines, results), request, concurrency):
+            yield index, result_line(custom_ids.pop(index), outcome, job.model)
 
 
 def missing(lines: Lines, results: Results) -> Iterator[int]:

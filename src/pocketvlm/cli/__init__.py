@@ -19,14 +19,14 @@ from pocketvlm.errors import EngineError, OutputError, PocketVLMError
 COMMANDS = {
     "ask": "answer a question about pictures, PDF documents or a video",
     "chat": "talk about pictures, turn by turn",
-    "serve": "answer requests of programs by HTTP, in the formats of OpenAI and Ollama",
-    "mcp": "look, read and extract as tools for agents (Model Context Protocol over stdio)",
+    "serve": "serve a model by HTTP, with the APIs of OpenAI and Ollama and a page",
+    "mcp": "serve look, read and extract as tools for agents (Model Context Protocol over stdio)",
     "plan": "show how pictures are sliced, and what that costs",
     "batch": "answer a file of requests, in the format of OpenAI's batches",
-    "read": "write down what documents say: Markdown, text or HTML, a file each",
-    "extract": "make a table of documents: a row of each, kept to a schema",
+    "read": "write the text of documents: Markdown, plain text or HTML, a file for each",
+    "extract": "make a table of documents: a row for each, kept to a schema",
     "tune": "fine-tune a model on conversations about pictures",
-    "export": "write a model in the files of other programs",
+    "export": "write a model in the formats of other programs",
     "eval": "measure a model or an endpoint on tasks with known answers",
     "bench": "time a model here, alone or against its peers",
     "info": "show a model, its sizes, and this machine",
@@ -49,6 +49,10 @@ class OneLineParser(argparse.ArgumentParser):
     elsewhere: Mapping[str, str] = {}
     rewrite: Callable[[Sequence[str]], list[str]] = staticmethod(list)  # type: ignore[assignment]
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.allow_abbrev = False  # a beginning of a name would mean something else once there is one more option
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}{self._meant(message)}; see {self.prog} --help\n")
 
@@ -58,7 +62,8 @@ class OneLineParser(argparse.ArgumentParser):
         if found is None:
             return ""
         name, known = found[1].lower().replace("_", "-"), [option[2:] for option in self._option_string_actions]
-        near = [self.elsewhere[name]] if name in self.elsewhere else get_close_matches(name, known, 1, 0.85)
+        longer = [option for option in known if option.startswith(name)]
+        near = [self.elsewhere[name]] if name in self.elsewhere else longer or get_close_matches(name, known, 1, 0.85)
         return f" (did you mean --{near[0]}?)" if near else ""
 
 
@@ -77,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the parser that knows the commands by name only: importing all of them would be slow."""
     parser = OneLineParser(
         prog="pocketvlm",
-        description="Run MiniCPM-V 4.6 on one machine. Commands use the embedded model unless --model names another.",
+        description="Run MiniCPM-V 4.6 on one machine. Commands use the embedded model unless --model names another; "
+        "plan uses the settings of the published one.",
     )
     parser.add_argument("--version", action="store_true", help="print the version with its commit, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=OneLineParser)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from pocketvlm.batch.run import Answering, Summary, answer_here, check_paths, run_batch
 from pocketvlm.batch.tables import is_table
@@ -31,7 +32,7 @@ from pocketvlm.cli.common import (
 from pocketvlm.cli.console import ReaderLeftError, put, put_json
 from pocketvlm.cli.elsewhere import folder_of, output_sent, requests_here
 from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of, join_address
-from pocketvlm.errors import need
+from pocketvlm.errors import ConfigError, need
 from pocketvlm.files import check_output
 from pocketvlm.ranges import Range
 
@@ -44,8 +45,8 @@ REWRITE = join_address
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm batch [options] IN.jsonl OUT.jsonl"
     parser.epilog = (
-        "Options of pictures and sampling hold where a line does not say otherwise. A run that was stopped goes on "
-        "when the same command is given again. Exit status: 0 every line was answered, 1 OUT.jsonl is written and "
+        "Options of pictures and sampling hold where a line does not say otherwise. Run the same command again to "
+        "resume a stopped run. Exit status: 0 every line was answered, 1 OUT.jsonl is written and "
         "holds failed lines, or the disk is full, 2 wrong usage or input, 130 stopped."
     )
     requests = "requests in the format of OpenAI's batch files, or a table of them: IN.parquet"
@@ -65,19 +66,28 @@ def run(args: argparse.Namespace) -> int:
     check_ranges(args, RANGES)
     check_ray(args)
     with output_sent(args, "output"):
-        return _run(args)
+        summary = _run(args)
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the requests
+        _print(summary, as_json=args.json)
+    return int(summary.failed > 0)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> Summary:
     if is_table(args.output):
         need("pyarrow", "pyarrow", "tables")  # said before anything is asked
-    requests = requests_here(args.input)
-    check_paths(requests, args.output, overwrite=args.overwrite)
+    check_paths(Path(args.input), args.output, overwrite=args.overwrite)
+    if args.input == args.shown_out:
+        raise ConfigError(f"{args.input:.200} is both input and output", hint="Give the output another name.")
+    with requests_here(args.input, args.output) as requests:
+        return _answered(args, requests)
+
+
+def _answered(args: argparse.Namespace, requests: Path) -> Summary:
     options = options_of(args, PICTURES, VIDEO, _SAMPLING)
     read_media(args, [], options)  # what is wrong with them is found before torch and weights are loaded
     check_output(args.output, inputs=files_read(directory_of(args)))
     places = {name: getattr(args, name) for name in PLACES}
-    summary = run_batch(
+    return run_batch(
         requests,
         args.output,
         lambda: _answering(args),
@@ -86,11 +96,9 @@ def _run(args: argparse.Namespace) -> int:
         identity={"weights": directory_of(args).fingerprint, **places},
         overwrite=args.overwrite,
         folder=folder_of(args.input),
+        place=f"{args.input}, {'row' if is_table(Path(args.input)) else 'line'}",
         bars=progress_bars,
     )
-    with suppress(ReaderLeftError):  # whose leaving says nothing about the requests
-        _print(summary, as_json=args.json)
-    return int(summary.failed > 0)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUNTIME[:QUANTIZATION]",
         help="what runs: torch, onnx:none, onnx:int8, onnx:int4 (default: torch onnx:int8 onnx:int4)",
     )
-    parser.add_argument("--against", nargs="+", default=[], choices=PEERS, help="peers in the same run")
+    parser.add_argument("--against", nargs="+", default=[], choices=PEERS, help="also time these programs, in turns")
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="with llama.cpp: the decoder's files")
     parser.add_argument("--mmproj", type=Path, help="with llama.cpp: the tower's file")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES), help="what is timed (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="times each runs, taking turns (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each runs, in turns (default 5)")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="with growth: draw the curves (extra plots)")
     add_json(parser)
 

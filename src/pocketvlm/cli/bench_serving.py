@@ -47,8 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser.add_argument_group("the model"))
     load = parser.add_argument_group("the load")
     load.add_argument("--requests", type=int, default=64, help="how many are measured (default 64)")
-    load.add_argument("--max-concurrency", type=int, default=8, help="under way at a time (default 8): closed loop")
-    load.add_argument("--request-rate", type=float, help="a second, at random moments (Poisson): open loop")
+    load.add_argument(
+        "--max-concurrency", type=int, default=8, help="requests under way at a time (default 8): closed loop"
+    )
+    load.add_argument("--request-rate", type=float, help="requests a second, at random moments (Poisson): open loop")
     load.add_argument(
         "--images", choices=IMAGES, default="natural", help="smooth pictures, random pixels, or text alone"
     )
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--cache", choices=CACHES, default="cold", help="a new picture each, or pictures asked about before"
     )
-    load.add_argument("--seed", type=int, default=0, help="of pictures and of arrivals (default 0)")
+    load.add_argument("--seed", type=int, default=0, help="seed of pictures and of arrivals (default 0)")
     figures = parser.add_argument_group("the figures")
     figures.add_argument(
         "--goodput",
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     figures.add_argument("--in-process", action="store_true", help="the engine without HTTP too, in turns")
     figures.add_argument("--warmup", type=int, default=2, help="requests beforehand, not measured (default 2)")
-    figures.add_argument("--rounds", type=int, default=1, help="of everything; medians are shown (default 1)")
+    figures.add_argument("--rounds", type=int, default=1, help="rounds of everything; medians are shown (default 1)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     learning = parser.add_argument_group("the learning")
     learning.add_argument("--method", choices=METHODS, default="lora", help="lora (default), qlora or full")
-    learning.add_argument("--optimiser", choices=OPTIMISERS, default="adamw", help="of both (default adamw)")
+    learning.add_argument("--optimiser", choices=OPTIMISERS, default="adamw", help="optimiser of both (default adamw)")
     learning.add_argument(
         "--tune",
         type=lambda text: tuple(text.split(",")),
@@ -45,13 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART,…",
         help=f"parts that learn (default decoder): {', '.join(PARTS)}",
     )
-    learning.add_argument("--rank", type=int, default=16, help="of LoRA (default 16)")
-    learning.add_argument("--steps", type=int, default=5, help="that count, behind one that does not (default 5)")
+    learning.add_argument("--rank", type=int, default=16, help="rank of the LoRA matrices (default 16)")
+    learning.add_argument("--steps", type=int, default=5, help="measured steps, after one warm-up step (default 5)")
     learning.add_argument("--batch-size", type=int, default=8, help="samples of a step (default 8)")
     data = parser.add_argument_group("the samples")
     data.add_argument("--image-size", type=int, default=448, help="pixels of a page's width (default 448)")
-    data.add_argument("--words", type=int, default=100, help="of the longest answers; most are short (default 100)")
-    data.add_argument("--seed", type=int, default=0, help="of samples and adapters (default 0)")
+    data.add_argument(
+        "--words", type=int, default=100, help="words of the longest answers; most are short (default 100)"
+    )
+    data.add_argument("--seed", type=int, default=0, help="seed of samples and adapters (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:

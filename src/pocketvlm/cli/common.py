@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Option → (type, help). Types are checked here, values where they are used.
 SAMPLING: dict[str, tuple[type, str]] = {
-    "max_tokens": (int, "longest answer, in tokens"),
+    "max_tokens": (int, "longest answer, in tokens (default 1024; of `read` 4096, of `eval` by the task)"),
     "temperature": (float, "0 is greedy"),
     "top_k": (int, "keep the k best tokens"),
     "top_p": (float, "keep the best tokens up to this probability"),

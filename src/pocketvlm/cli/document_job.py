@@ -56,7 +56,9 @@ def add_document_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="more documents: a name a line (- for standard input), or a column of .jsonl, .csv or .parquet",
     )
-    parser.add_argument("--list-column", metavar="NAME", help=f"of the list (default {COLUMN})")
+    parser.add_argument(
+        "--list-column", metavar="NAME", help=f"column of the list that holds the names (default {COLUMN})"
+    )
     parser.add_argument("--prompt", help="what is asked about each page, in place of the packaged words")
     parser.add_argument("--prompts", type=Path, metavar="FILE.toml", help="words of your own for all kinds of output")
     parser.add_argument(
@@ -116,10 +118,12 @@ def open_all(
                 f"the list {show(name)} is what the run itself writes", hint="Copy it, and name the copy."
             )
     more = [one for name in args.list for one in listed(name, args.list_column)]
-    found = [one for one in find_files(args.files, ours, more) if one.url is None or not sent(one.url)]
-    if not found:
-        raise ConfigError("nothing is left to read but what the run itself writes", hint="Name documents or pictures.")
-    documents = list(open_documents(found))
+    found, documents = find_files(args.files, ours, more, sent), list[Document]()
+    with progress_bars("files") as bar:
+        for document in open_documents(found):
+            documents.append(document)
+            if bar:
+                bar("Looking into files", len(documents), len(found))
     if not any(document.pages for document in documents):
         others = f" (and {len(documents) - 1} more)" if len(documents) > 1 else ""
         raise ConfigError(f"nothing can be read: {documents[0].error}{others}", hint="Name documents or pictures.")
@@ -162,7 +166,7 @@ class DocumentJob:
             **self.settings,
         }
 
-    def dry_run(self) -> int:
+    def dry_run(self) -> None:
         """Print what the run would cost; nothing is written."""
         done = Done()
         for key in keys_done(self.journal, self.identity()):
@@ -181,7 +185,6 @@ class DocumentJob:
                 f"{found.prompt_tokens} prompt and {found.output_tokens} output tokens, {found.seconds} s with the "
                 f"model loaded (measured on {found.measured} of them; {found.unanswered} more could not be answered)"
             )
-        return 0
 
     def run(self, done: Done, on_document: Callable[[Document, list[Value]], None]) -> None:
         """Answer what is not done, and hand each document on when it and those before it are complete.
@@ -208,7 +211,8 @@ class DocumentJob:
                 for document, values in answer_documents(asking, self.documents, done, self.task, report=report):
                     on_document(document, values)
         except KeyboardInterrupt:
-            kept = f"{count} of {len(keys)} pages are kept; the same command goes on from there"
+            kept = f"{sum(map(done.keeps, keys))} of {len(keys)} pages are kept"
+            kept += "; the same command goes on from there"
             raise KeyboardInterrupt(kept) from None
 
 

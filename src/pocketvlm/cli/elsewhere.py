@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 
 from pocketvlm.batch.tables import is_table, lines_of_table
 from pocketvlm.errors import ConfigError
+from pocketvlm.files import is_partial
 from pocketvlm.machine import cache_directory
 from pocketvlm.remote_files import check_target, exists, fetch_file, forget, is_remote, remove, send, stand_in
 
@@ -60,35 +61,40 @@ def output_sent(args: argparse.Namespace, name: str = "out", others: Sequence[st
 
 def _is_unsent(out: Path) -> bool:
     """Whether an output stands here, beside what resumes a run."""
-    return out.is_file() or any(one.is_file() and not one.name.startswith(".") for one in out.rglob("*"))
+    below = (one for one in out.rglob("*") if not one.name.startswith(".") and not is_partial(one))
+    return out.is_file() or any(one.is_file() for one in below)
 
 
-def requests_here(text: str) -> Path:
+@contextmanager
+def requests_here(text: str, out: Path) -> Iterator[Path]:
     """A file of requests of this machine, one a line, in which stands what the file or table `text` has, wherever that
-    is: the file itself where it is one.
+    is: the file itself where it is one, else a copy, which goes when this block ends.
+
+    Args:
+        out: where the results go: each output has a copy of its own.
 
     Raises:
         ConfigError: it is not there, cannot be reached, or is no table of requests.
     """
     path = Path(text)
     if not (is_remote(text) or is_table(path)):
-        return path
-    folder = stand_in(f"requests {text if is_remote(text) else path.absolute()}", cache_directory() / "elsewhere")
+        yield path
+        return
+    where = text if is_remote(text) else path.absolute()
+    folder = stand_in(f"requests {where} for {out.absolute()}", cache_directory() / "elsewhere")
     copy, lines = folder / f"{path.name[:64]}.fetched", folder / f"{path.name[:64]}.jsonl"
-    if is_remote(text):
-        partial = copy.with_name(f"{copy.name}.{os.getpid()}.partial")
-        try:
-            fetch_file(text, partial)
-            partial.replace(copy)  # another command may be reading the copy of before
-        finally:
-            partial.unlink(missing_ok=True)
-        path = copy
-    elif not path.is_file():
-        raise ConfigError(f"{text!r:.200} is no file", hint="Check the path.")
-    if is_table(Path(text)):
-        lines_of_table(path, lines, text)
-        return lines
-    return path
+    try:
+        if is_remote(text):
+            fetch_file(text, copy)
+            path = copy
+        elif not path.is_file():
+            raise ConfigError(f"{text!r:.200} is no file", hint="Check the path.")
+        if is_table(Path(text)):
+            lines_of_table(path, lines, text)
+            path = lines
+        yield path
+    finally:
+        rmtree(folder, ignore_errors=True)
 
 
 def folder_of(text: str) -> str:

@@ -13,6 +13,7 @@ from pocketvlm.cli.common import add_adapter, add_json, directory_of, progress_b
 from pocketvlm.cli.console import put, put_json
 from pocketvlm.config import DOWNSAMPLE_MODES
 from pocketvlm.errors import ConfigError
+from pocketvlm.machine import CACHE_VARIABLE
 
 Progress = Callable[[int, int], None]
 
@@ -91,7 +92,8 @@ def _check_compiled(quantization: Quantization) -> None:
         raise ConfigError("there are no compiled operators for fp32", hint="Choose --quantization int8 or int4.")
     if library.compiled() is None:
         raise ConfigError(
-            "operators cannot be compiled here: Linux, a C++ compiler and a processor with AVX2 or NEON are needed",
+            f"operators cannot be compiled here: Linux, a C++ compiler, a processor with AVX2 or NEON and a folder to "
+            f"keep them in ({CACHE_VARIABLE}) are needed, and {library.INSTRUCTIONS_VARIABLE} must not be standard",
             hint="Leave --operators out: standard ones compute the same.",
         )
 

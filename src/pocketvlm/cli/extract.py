@@ -6,13 +6,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, files_read
-from pocketvlm.cli.console import put, put_json, say
+from pocketvlm.cli.console import ReaderLeftError, put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
@@ -29,12 +30,12 @@ from pocketvlm.cli.ray_options import join_address
 from pocketvlm.documents.calibration import Calibration
 from pocketvlm.documents.extracting import extraction, rows_done
 from pocketvlm.documents.inputs import Document
-from pocketvlm.documents.journal import Value, open_done
+from pocketvlm.documents.journal import Value, names_written, open_done
 from pocketvlm.documents.review import MAX_PAGES, Doubtful, doubtful_pages, review_page
 from pocketvlm.documents.schema import NAMES, read_schema
 from pocketvlm.documents.tables import ARRAYS, check_table, second_table, write_rows
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output, file_ids, whole_file
+from pocketvlm.files import check_output, file_ids, is_partial, whole_file
 from pocketvlm.ranges import Range
 
 REVIEW = Range(float, 0, 1)
@@ -48,13 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pocketvlm extract [options] [FILE ...] [--list LIST] --schema SCHEMA --out rows.jsonl|.csv|.xlsx|.parquet"
     )
     parser.epilog = (
-        "OUT.journal keeps the pages that are done: the same command goes on after a stop, and with --overwrite reads "
-        f"only what is new. OUT.failed.jsonl lists what failed. {EXIT}"
+        "OUT.journal keeps the pages that are done. Run the same command again to resume a stopped run; with "
+        f"--overwrite a finished one reads only what is new. OUT.failed.jsonl lists what failed. {EXIT}"
     )
     schema = f"{', '.join(NAMES)}; a JSON schema file; module:Class of Pydantic; or 'total: number, shop: string'"
     parser.add_argument("--schema", required=True, help=schema)
     parser.add_argument("--out", required=True, help="rows.jsonl, .csv, .xlsx or .parquet")
-    parser.add_argument("--per", choices=("document", "page"), default="document", help="what a row is of")
+    parser.add_argument(
+        "--per", choices=("document", "page"), default="document", help="one row per document or per page"
+    )
     arrays = "where the items of arrays go in .csv and .xlsx: columns of their own, or rows of a second table"
     parser.add_argument("--arrays", choices=ARRAYS, default="columns", help=arrays)
     review = "write pages with a field below this confidence to OUT.review.html, to be corrected there"
@@ -66,10 +69,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     has_second = args.arrays == "table" and args.out.endswith(".csv")
     with output_sent(args, others=[_second_address(args.out)] if has_second else []):
-        return _run(args)
+        summary = _run(args)
+    if summary is None:
+        return 0
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the documents
+        _print(args, summary)
+    return int(summary["failed"] > 0)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was done, or None after a dry run."""
     began = time.perf_counter()
     if args.review is not None:
         REVIEW.check("--review", args.review)
@@ -86,15 +95,18 @@ def _run(args: argparse.Namespace) -> int:
         args, lambda path: _is_ours(absolute(path), absolute(args.out)), lambda url: _is_sent(url, args.shown_out)
     )
     read = file_ids([*files_read(directory_of(args)), *(document.path for document in documents), *lists_of(args)])
+    ours = set() if args.out.exists() else {args.out.with_name(name) for name in names_written(journal)}
     for out in (*outputs, failed_path, review):
-        if check_output(out, read=read) and out in outputs and not (args.overwrite or args.dry_run):
+        is_mine = out in outputs and out not in ours
+        if check_output(out, read=read) and is_mine and not (args.overwrite or args.dry_run):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another name.")
     settings: dict[str, Any] = {"schema": json.dumps(schema), "prompts": prompts.version}
     if calibration is not None:
         settings["calibration"] = asdict(calibration)
     job = DocumentJob(args, documents, task, journal, settings)
     if args.dry_run:
-        return job.dry_run()
+        job.dry_run()
+        return None
     per_page = args.per == "page"
     with open_done(journal, job.identity()) as done:
         job.run(done, _nothing)
@@ -105,18 +117,28 @@ def _run(args: argparse.Namespace) -> int:
         ]
         if failed or failed_path.exists():  # that of an earlier run is no longer true
             write_rows(failed_path, lambda: failed)
-        write_rows(args.out, lambda: rows_done(documents, done, per_page=per_page), arrays=args.arrays, schema=schema)
         if args.review is not None:
             doubtful = doubtful_pages(documents, done, args.review)
-            _write_review(review, doubtful, task.question, args.review, schema)
+            shown = f"{args.shown_out}.review.html"
+            _write_review(review, shown, doubtful, task.question, args.review, schema)
+        for second in outputs[1:]:
+            done.note_written(second.name)
+        # Last: where it stands, all is there, and until then the same command goes on.
+        write_rows(args.out, lambda: rows_done(documents, done, per_page=per_page), arrays=args.arrays, schema=schema)
         rows = sum(1 for _ in rows_done(documents, done, per_page=per_page))
     report_failures(failed, len(failed))
-    _print(args, job, rows, len(failed), time.perf_counter() - began)
-    return int(bool(failed))
+    return {
+        "documents": len(documents),
+        "pages": job.pages,
+        "rows": rows,
+        "failed": len(failed),
+        "seconds": round(time.perf_counter() - began, 3),
+        "out": args.shown_out,
+    }
 
 
 def _write_review(
-    out: Path, doubtful: Iterator[Doubtful], question: str, threshold: float, schema: dict[str, Any]
+    out: Path, shown: str, doubtful: Iterator[Doubtful], question: str, threshold: float, schema: dict[str, Any]
 ) -> None:
     pages = list(islice(doubtful, MAX_PAGES))
     more = sum(1 for _ in doubtful)
@@ -126,12 +148,14 @@ def _write_review(
         return
     with whole_file(out) as file:
         file.write(review_page(pages, question, threshold, schema).encode(errors="replace"))
-    say(f"{out}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
+    say(f"{shown}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
 
 
 def _is_ours(path: Path, out: Path) -> bool:
     """Whether a file is one that the run writes: `out`, or one beside it."""
-    return path in (out, second_table(out)) or (path.parent == out.parent and path.name.startswith(f"{out.name}."))
+    beside = path.parent == out.parent
+    is_partial_of_ours = is_partial(path) and path.name.startswith((out.name[:32], second_table(out).name[:32]))
+    return path in (out, second_table(out)) or (beside and (path.name.startswith(f"{out.name}.") or is_partial_of_ours))
 
 
 def _is_sent(url: str, out: str) -> bool:
@@ -149,17 +173,9 @@ def _nothing(_document: Document, _values: list[Value]) -> None:
     """Rows are written when all of them are there: a table's columns are known at its end."""
 
 
-def _print(args: argparse.Namespace, job: DocumentJob, rows: int, failed: int, seconds: float) -> None:
-    summary: dict[str, Any] = {
-        "documents": len(job.documents),
-        "pages": job.pages,
-        "rows": rows,
-        "failed": failed,
-        "seconds": round(seconds, 3),
-        "out": args.shown_out,
-    }
+def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     if args.json:
         put_json(summary)
     else:
-        counts = f"{summary['documents']} documents, {job.pages} pages → {rows} rows, {failed} failed"
-        put(f"{counts}, {seconds:.1f} s: {args.shown_out}")
+        counts = f"{summary['documents']} documents, {summary['pages']} pages → {summary['rows']} rows"
+        put(f"{counts}, {summary['failed']} failed, {summary['seconds']:.1f} s: {summary['out']}")

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words = "sizes in pixels, or picture files; of a.pdf#2-5 each page"
     parser.add_argument("sizes", nargs="*", metavar="HEIGHTxWIDTH|FILE", help=words)
     parser.add_argument("--image", action="append", default=[], help="a picture file; may be given several times")
-    parser.add_argument("--model", default=None, help=f"whose settings (default: those of {PUBLISHED})")
+    parser.add_argument("--model", default=None, help=f"whose settings (default: {PUBLISHED}, the published model)")
     add_options(parser, PICTURES)
     parser.add_argument("--draw", type=Path, metavar="OUT.png", help="draw the slices over the (one) picture")
     add_json(parser)

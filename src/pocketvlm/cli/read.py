@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, files_read
-from pocketvlm.cli.console import put, put_json
+from pocketvlm.cli.console import ReaderLeftError, put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
@@ -24,7 +25,7 @@ from pocketvlm.cli.document_job import (
 from pocketvlm.cli.elsewhere import output_sent
 from pocketvlm.cli.ray_options import join_address
 from pocketvlm.documents.inputs import Document
-from pocketvlm.documents.journal import Value, open_done
+from pocketvlm.documents.journal import Done, Value, names_written, open_done
 from pocketvlm.documents.pages import keys_of
 from pocketvlm.documents.reading import (
     FAILED,
@@ -42,7 +43,7 @@ from pocketvlm.documents.reading import (
 )
 from pocketvlm.documents.tables import write_rows
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import check_output, file_ids, whole_file
+from pocketvlm.files import check_output, file_ids, is_partial, whole_file
 
 REWRITE = join_address
 
@@ -50,11 +51,13 @@ REWRITE = join_address
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "pocketvlm read [options] [FILE ...] [--list LIST] --out DIR"
     parser.epilog = (
-        f"DIR/{INDEX} has a line for each page. DIR/{JOURNAL} keeps the pages that are done: the same command goes on "
-        f"after a stop, and with --overwrite reads only what is new. {EXIT}"
+        f"DIR/{INDEX} has a line for each page. DIR/{JOURNAL} keeps the pages that are done. Run the same command "
+        f"again to resume a stopped run; with --overwrite a finished one reads only what is new. {EXIT}"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a folder, made if it is not there")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="of the files (default markdown)")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="markdown", help="format of the files (default markdown)"
+    )
     layer = "add the text that a PDF itself holds to the index, beside what the model reads"
     parser.add_argument("--text-layer", action="store_true", help=layer)
     parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
@@ -63,35 +66,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with output_sent(args):
-        return _run(args)
+        summary = _run(args)
+    if summary is None:
+        return 0
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the documents
+        _print(args, summary)
+    return int(summary["failed"] > 0)
 
 
 def _is_ours(path: Path, out: Path) -> bool:
     """Whether a file is one that a run writes: below `out`, and of a name as its files have."""
-    is_written = path.name in OWN_FILES or path.suffix in FORMATS.values()
-    return is_written and absolute(out) in absolute(path).parents
+    return _is_named_so(path) and absolute(out) in absolute(path).parents
 
 
-def _run(args: argparse.Namespace) -> int:
+def _is_sent(url: str, out: str) -> bool:
+    """The same of addresses, where the output is elsewhere."""
+    return _is_named_so(Path(url)) and url.startswith(f"{out}/")
+
+
+def _is_named_so(path: Path) -> bool:
+    return path.name in OWN_FILES or path.suffix in FORMATS.values() or is_partial(path)
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What was done, or None after a dry run."""
     began = time.perf_counter()
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
     out = args.shown_out.rstrip("/")
-    documents = open_all(args, lambda path: _is_ours(path, args.out), lambda url: url.startswith(f"{out}/"))
+    documents = open_all(args, lambda path: _is_ours(path, args.out), lambda url: _is_sent(url, out))
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:
-        return job.dry_run()
+        job.dry_run()
+        return None
     index, failures = args.out / INDEX, args.out / FAILED
     inputs = [*files_read(directory_of(args)), *(document.path for document in documents), *lists_of(args)]
     _check(args, job, [index, failures, *(args.out / name for name in names.values())], inputs)
     make_folder(args.out)
+    done: Done
 
     def write(document: Document, values: list[Value]) -> None:
         if document.error:
             return
         out = args.out / names[document]
         make_folder(out.parent)
+        done.note_written(names[document].as_posix())
         with whole_file(out) as file:
             file.write(written(document, values, args.format).encode(errors="replace"))
 
@@ -106,34 +126,44 @@ def _run(args: argparse.Namespace) -> int:
                 yield from index_rows(document, values, out, layers=layers)
 
         failed = sum(bool(row["error"]) for row in rows())
+        cut_off = sum(row["finish_reason"] == "length" for row in rows())
         if failed or failures.exists():
             write_rows(failures, lambda: (row for row in rows() if row["error"]))
         with text_layers(args.text_layer) as layers:
             write_rows(index, lambda: rows(layers))
         report_failures((row for row in rows() if row["error"]), failed)
-    seconds = time.perf_counter() - began
+    if cut_off:
+        say(f"{cut_off} of {job.pages} pages were cut off at the longest answer ({INDEX} says which): see --max-tokens")
+    return {
+        "documents": len(documents),
+        "pages": job.pages,
+        "failed": failed,
+        "cut_off": cut_off,
+        "seconds": round(time.perf_counter() - began, 3),
+        "out": args.shown_out,
+    }
+
+
+def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     if args.json:
-        put_json(
-            {
-                "documents": len(documents),
-                "pages": job.pages,
-                "failed": failed,
-                "seconds": round(seconds, 3),
-                "out": args.shown_out,
-            }
-        )
+        put_json(summary)
     else:
-        put(f"{len(documents)} documents, {job.pages} pages, {failed} failed, {seconds:.1f} s: {args.shown_out}")
-    return int(bool(failed))
+        counts = f"{summary['documents']} documents, {summary['pages']} pages, {summary['failed']} failed"
+        put(f"{counts}, {summary['seconds']:.1f} s: {summary['out']}")
 
 
 def _check(args: argparse.Namespace, job: DocumentJob, outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Refuse what must not be written over, before any page is read: inputs, and without --overwrite what is there and
-    is not of an earlier run that was stopped."""
+    is not of an earlier run that was stopped.
+
+    Args:
+        outputs: the index, the list of failures, and the files of documents.
+    """
     read = file_ids(inputs)
-    may_go_on = args.overwrite or (job.journal.exists() and not outputs[0].exists())
+    was_stopped = job.journal.exists() and not outputs[0].exists()
+    ours = {args.out / name for name in names_written(job.journal)} | {outputs[1]} if was_stopped else set()
     for out in outputs:
         if not out.parent.is_dir():
             continue  # it will be made
-        if check_output(out, read=read) and not may_go_on:
+        if check_output(out, read=read) and not (args.overwrite or out in ours):
             raise ConfigError(f"{out} is already there", hint="Pass --overwrite, or give another folder.")

@@ -17,6 +17,8 @@ from pocketvlm.errors import CheckpointError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.fingerprint import CONFIDENCE
 
+_OTHER = ("adapter", "temperature", "max_slice_nums", "page_dpi")  # options of which it says nothing
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -33,7 +35,7 @@ class Calibration:
     @classmethod
     def of(cls, directory: ModelDirectory | None, options: Mapping[str, Any] | None = None) -> Calibration | None:
         """That of a model; None where nobody measured it: also with an adapter, at another rate of compression than the
-        model's own, or with a temperature.
+        model's own, with other slices or sizes of pages, or with a temperature.
 
         Args:
             options: of requests.
@@ -42,7 +44,7 @@ class Calibration:
             CheckpointError: the file is no such curve.
         """
         options = options or {}
-        if directory is None or directory.adapter is not None or options.get("adapter") or options.get("temperature"):
+        if directory is None or directory.adapter is not None or any(options.get(name) for name in _OTHER):
             return None
         own_mode = directory.config.downsample_mode
         if (options.get("downsample_mode") or own_mode) != own_mode:

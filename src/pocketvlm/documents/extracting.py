@@ -14,8 +14,10 @@ from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.merging import merge_pages
 from pocketvlm.documents.pages import PageTask, keys_of
+from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
+from pocketvlm.ranges import show
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
@@ -51,10 +53,15 @@ def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The schema that answers are kept to: objects have nothing beside their properties, where they do not say
     otherwise, and whole numbers have bounds: a small model may not find the end of a long one, and what reads JSON as
     doubles would change it."""
-    made: dict[str, Any] = json.loads(json.dumps(schema))
+    try:
+        made: dict[str, Any] = json.loads(json.dumps(schema))
+    except (TypeError, ValueError, RecursionError) as error:  # of Python: a Decimal, a set, one that holds itself
+        raise ConfigError(f"the schema is no JSON: {error}", hint="Give objects, arrays, text and numbers.") from None
     for part in subschemas(made):
-        kind = part.get("type")
-        kinds = [kind] if isinstance(kind, str) else kind or ()
+        kind = part.get("type", [])
+        kinds = [kind] if isinstance(kind, str) else kind
+        if not isinstance(kinds, list):
+            raise ConfigError(f"the schema has the type {show(kind)}", hint='Expected a name such as "number".')
         if "integer" in kinds and not _BOUNDS & part.keys():
             part |= {"minimum": -EXACT, "maximum": EXACT}
         if part.get("properties") and not _OPEN & part.keys():

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 from pocketvlm.documents.fields import join
 
 _KINDS = ("string", "number", "integer", "boolean")
+NOTHING = "nothing"  # an object or an array that is null: no text can stand for it
+_DEEPEST = 8  # of what a new item holds: a schema may name itself
 
 
 class Kind(NamedTuple):
-    """What a field is where it is not null: one of string, number, integer, boolean; and whether it may be null."""
+    """What a field is where it is not null: one of string, number, integer, boolean, nothing; and whether it may be
+    null."""
 
     kind: str
     nullable: bool
@@ -20,6 +23,40 @@ class Kind(NamedTuple):
 def field_kinds(data: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Kind]]:
     """(field, kind) of each value that is no object and no array; "string" is null where the schema leaves it open."""
     yield from _below(data, schema, schema, "")
+
+
+def array_items(data: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Kind]]]:
+    """(array, item, its fields) of each array whose items the schema describes: what an item begins as that is added,
+    with null where a person must say what it is, and the kinds of its fields, by their names in it ("" is itself)."""
+    yield from _arrays(data, schema, schema, "")
+
+
+def _arrays(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any, dict[str, Kind]]]:
+    choices = list(_choices(part, root, set()))
+    if isinstance(value, dict):
+        found = next((one for one in choices if "properties" in one), {})
+        for key, inner in value.items():
+            yield from _arrays(inner, found.get("properties", {}).get(key, {}), root, join(name, key))
+    if isinstance(value, list) and (items := next((one["items"] for one in choices if "items" in one), None)):
+        item = _new(items, root, _DEEPEST)
+        yield name, item, dict(_below(item, items, root, ""))
+        for index, inner in enumerate(value):
+            yield from _arrays(inner, items, root, join(name, index))
+
+
+def _new(part: Any, root: Mapping[str, Any], depth: int) -> Any:
+    """What a value of a schema begins as."""
+    choices = list(_choices(part, root, set()))
+    kinds = [kind for one in choices for kind in _types(one)]
+    if depth == 0 or "null" in kinds:
+        return None
+    if fixed := next((one for one in choices if "const" in one or one.get("enum")), None):
+        return fixed["const"] if "const" in fixed else fixed["enum"][0]
+    if found := next((one for one in choices if "properties" in one), None):
+        wanted = found.get("required", list(found["properties"]))
+        return {key: _new(found["properties"][key], root, depth - 1) for key in found["properties"] if key in wanted}
+    beginnings: dict[str, Any] = {"string": "", "boolean": False, "array": [], "object": {}}
+    return next((beginnings[kind] for kind in kinds if kind in beginnings), None)
 
 
 def _below(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Kind]]:
@@ -35,7 +72,8 @@ def _below(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterato
             yield from _below(inner, items, root, join(name, index))
         return
     kinds = [kind for one in choices for kind in _types(one)]
-    yield name, Kind(_kind(value, kinds), value is None or "null" in kinds)
+    may_be_null = "null" in kinds or (value is None and not set(kinds) & {"number", "integer"})
+    yield name, Kind(_kind(value, kinds), may_be_null)
 
 
 def _kind(value: Any, kinds: Sequence[str]) -> str:
@@ -43,7 +81,8 @@ def _kind(value: Any, kinds: Sequence[str]) -> str:
     if isinstance(value, bool | str):
         return "boolean" if isinstance(value, bool) else "string"
     if value is None:
-        return next((kind for kind in kinds if kind in _KINDS), "string")
+        is_container = {"object", "array"} & set(kinds)
+        return next((kind for kind in kinds if kind in _KINDS), NOTHING if is_container else "string")
     return "integer" if "integer" in kinds and "number" not in kinds else "number"
 
 

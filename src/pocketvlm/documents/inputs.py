@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.document_opener import DocumentOpener
+from pocketvlm.processing.media.fetch import is_url
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import NamedBytes, is_path
 from pocketvlm.ranges import show
@@ -35,6 +36,7 @@ class Document:
         url: where it is instead of `path`, on a storage elsewhere.
         place: below the folder that was named, or its name alone.
         choice: what stands behind the # of its name.
+        stamp: bytes and time of the last change of the file when its content was hashed; None of one elsewhere.
     """
 
     name: str
@@ -45,6 +47,15 @@ class Document:
     place: Path = Path()
     choice: str | None = None
     url: str | None = None
+    stamp: tuple[int, int] | None = None
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file is another one by now than the one that was hashed, as far as its stamp tells."""
+        try:
+            return self.stamp is not None and _stamp(self.path) != self.stamp
+        except OSError:
+            return True
 
 
 class Found(NamedTuple):
@@ -55,23 +66,29 @@ class Found(NamedTuple):
         place: below the folder that was named, or its name alone.
         url: where it is, on a storage elsewhere.
         choice: pages that are wanted of that, as behind a #.
+        error: why it cannot be read, where that is known already.
     """
 
     name: str
     place: Path
     url: str | None = None
     choice: str | None = None
+    error: str | None = None
 
 
 def find_files(
-    words: Sequence[str], ours: Callable[[Path], bool] = lambda _path: False, listed: Sequence[Found] = ()
+    words: Sequence[str],
+    ours: Callable[[Path], bool] = lambda _path: False,
+    listed: Sequence[Found] = (),
+    sent: Callable[[str], bool] = lambda _url: False,
 ) -> list[Found]:
     """The files that are meant, each once: of a folder all below it but hidden ones and links to folders, in sorted
-    order.
+    order. A folder in it that is closed to us is there as one that cannot be read.
 
     Args:
         ours: tells files that the run itself writes, which are left out of folders and patterns.
         listed: more of them, behind those that `words` name.
+        sent: tells addresses that the run writes to, in the same way.
 
     Raises:
         ConfigError: a word names nothing, no ordinary file, or a folder without files, or one that cannot be listed.
@@ -79,7 +96,7 @@ def find_files(
     found: dict[str, Found] = {}
     for word in words:
         try:
-            found |= _found(word, ours)
+            found |= _found(word, ours, sent)
         except (OSError, ValueError) as error:  # too long, with a zero byte, or closed to us
             if isinstance(error, ConfigError):
                 raise
@@ -104,21 +121,25 @@ def _identity(file: Found) -> tuple[str, str | None]:
     return os.path.abspath(str(bare)), choice  # noqa: PTH100
 
 
-def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Found]:
+def _found(word: str, ours: Callable[[Path], bool], sent: Callable[[str], bool]) -> dict[str, Found]:
     """What one word means, by name."""
     if not word:  # which a path would take for the working directory
         raise ConfigError("the name of a file is empty", hint="Name files, folders or patterns.")
     if is_remote(word):
-        return {file.name: file for file in _found_elsewhere(word)}
+        if names := {file.name: file for file in _found_elsewhere(word, sent)}:
+            return names
+        raise ConfigError(f"{word:.200} holds no file to read", hint="Name one that does.")
+    if reason := not_read(word):
+        raise ConfigError(f"{word!r:.200} cannot be read: {reason}", hint="Download it, and name the file.")
     bare, _ = split_pages(word)
     path = Path(str(bare))
     if path.is_dir():
         if str(bare) != word:
             raise ConfigError(f"{word!r:.200} chooses pages of a folder", hint="Choose them behind the name of a file.")
-        inside = sorted(one for one in _below(path) if not ours(one))
+        inside = sorted((one, why) for one, why in _below(path) if not ours(one))
         if not inside:
             raise ConfigError(f"the folder {word} holds no file to read", hint="Name one that does.")
-        return {_as_path(one): Found(_as_path(one), one.relative_to(path)) for one in inside}
+        return {_as_path(one): Found(_as_path(one), one.relative_to(path), error=why) for one, why in inside}
     if path.is_file():
         name = word if is_path(str(bare)) else f"./{word}"
         return {name: Found(name, Path(path.name))}
@@ -131,25 +152,40 @@ def _found(word: str, ours: Callable[[Path], bool]) -> dict[str, Found]:
     raise ConfigError(f"there is no file {word!r:.200}", hint="Name files, folders or patterns.")
 
 
-def _found_elsewhere(word: str) -> Iterator[Found]:
+def not_read(name: str) -> str:
+    """Why `read` and `extract` take no such name; "" where nothing speaks against it."""
+    return "it is an address of the web" if is_url(name) else ""
+
+
+def _found_elsewhere(word: str, sent: Callable[[str], bool]) -> Iterator[Found]:
     """What an address means: the file of that very name, or what stands before its last # with a choice of pages."""
     bare, hash_, choice = word.rpartition("#")
     if not hash_ or exists(word):
-        yield from (Found(url, Path(below), url) for url, below in find_remote(word))
-    else:
-        yield from (Found(f"{url}#{choice}", Path(below), url, choice) for url, below in find_remote(bare))
+        bare, choice = word, ""
+    for url, below in find_remote(bare):
+        if url == bare or not sent(url):
+            yield Found(f"{url}#{choice}", Path(below), url, choice) if choice else Found(url, Path(below), url)
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """Ordinary files in a folder and below it; `OSError` where one cannot be listed."""
+def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Ordinary files in a folder and below it, with None; and, with the reason, what cannot be read: folders that are
+    closed, and links that lead nowhere. `OSError` where the folder itself is closed."""
+    closed: list[tuple[Path, str | None]] = []
 
-    def fail(error: OSError) -> None:
-        raise error
+    def note(error: OSError) -> None:
+        path = Path(error.filename)
+        if path == folder:
+            raise error
+        closed.append((path, f"{path} cannot be read: {error.strerror}"))
 
-    for place, folders, files in os.walk(folder, onerror=fail):
+    for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        here = (Path(place, name) for name in files if not name.startswith("."))
-        yield from (path for path in here if path.is_file())
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if path.is_file():
+                yield path, None
+            elif path.is_symlink() and not path.exists():
+                yield path, f"{path} cannot be read: it is a link to what is not there"
+    yield from closed
 
 
 def _as_path(path: Path) -> str:
@@ -166,18 +202,21 @@ def open_documents(files: Iterable[Found]) -> Iterator[Document]:
 
 
 def _opened(opener: DocumentOpener, file: Found, fetched: Future[bytes] | None) -> Document:
-    name, place, url, choice = file
+    name, place, url, choice, error = file
     bare, pages_of_file = (url, choice) if url is not None else split_pages(name)
-    document = Document(name, Path(str(bare)), place=place, choice=pages_of_file, url=url)
+    document = Document(name, Path(str(bare)), place=place, choice=pages_of_file, url=url, error=error)
+    if error is not None:
+        return document
     try:
         body = None if fetched is None else fetched.result()
         if body is None and not stat.S_ISREG(document.path.stat().st_mode):  # a pipe would be waited for
             raise MediaError(f"{name:.200} is no ordinary file", hint="Name documents or pictures.")
+        stamp = None if body is not None else _stamp(document.path)
         digest = _digest(document.path) if body is None else hashlib.sha256(body).hexdigest()
         pages = opener.pages(name if body is None else NamedBytes(body, name, choice))
-        return replace(document, pages=pages, digest=digest)
-    except (ConfigError, MediaError, OSError) as error:
-        reason = f"{name} cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return replace(document, pages=pages, digest=digest, stamp=stamp)
+    except (ConfigError, MediaError, OSError) as fault:
+        reason = f"{name} cannot be read: {fault.strerror}" if isinstance(fault, OSError) else str(fault)
         return replace(document, error=reason)
     except ValueError:  # a zero byte, or what cannot be written in the file system's encoding
         return replace(document, error=f"{show(name, 200)} cannot be read: it is no path")
@@ -190,13 +229,19 @@ def _fetched(files: Iterable[Found]) -> Iterator[tuple[Found, Future[bytes] | No
     with ThreadPoolExecutor(FETCHED_AHEAD) as pool:
         try:
             for file in files:
-                ahead.append((file, None if file.url is None else pool.submit(read_remote, file.url)))
+                is_here = file.url is None or file.error is not None
+                ahead.append((file, None if is_here else pool.submit(read_remote, str(file.url))))
                 if len(ahead) >= FETCHED_AHEAD:
                     yield ahead.popleft()
             while ahead:
                 yield ahead.popleft()
         finally:  # also where the caller wants no more
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _digest(path: Path) -> str:

@@ -15,6 +15,7 @@ from pocketvlm.files import Journal, open_journal
 Key = tuple[str, int]  # SHA-256 of a file, page from 1
 Value = dict[str, Any]  # what became of a page: JSON values
 FORMAT = "pocketvlm documents 1"
+_WRITTEN = "written"  # in the place of settings: a line about a file that was written, and not about a page
 
 
 class Done:
@@ -27,6 +28,7 @@ class Done:
         self._journal, self._file, self._settings = journal, file, settings
         self._offsets: dict[Key, int] = {}
         self._memory: dict[Key, Value] = {}
+        self._written = set[str]()
         for number, offset, line in journal.lines() if journal else ():
             try:
                 entry = json.loads(line)
@@ -39,9 +41,15 @@ class Done:
                 ) from None
             if is_ours:
                 self._offsets[key] = offset
+            if entry["settings"] == _WRITTEN:
+                self._written.add(key[0])
 
     def __contains__(self, key: Key) -> bool:
         return key in self._offsets or key in self._memory
+
+    def keeps(self, key: Key) -> bool:
+        """Whether the next run will know of a page."""
+        return key in self._offsets
 
     def get(self, key: Key) -> Value | None:
         """What became of a page, if it is done."""
@@ -67,6 +75,13 @@ class Done:
         entry = {"file": key[0], "page": key[1], "settings": self._settings, "value": value}
         self._offsets[key] = self._journal.append(entry)
 
+    def note_written(self, name: str) -> None:
+        """Note that a file of this name is about to be written: what stands there then is this run's. See
+        `names_written`."""
+        if self._journal is not None and name not in self._written:
+            self._journal.append({"file": name, "page": 0, "settings": _WRITTEN, "value": {}})
+            self._written.add(name)
+
 
 @contextmanager
 def open_done(path: Path, settings: Mapping[str, Any]) -> Iterator[Done]:
@@ -86,14 +101,22 @@ def open_done(path: Path, settings: Mapping[str, Any]) -> Iterator[Done]:
 def keys_done(path: Path, settings: Mapping[str, Any]) -> set[Key]:
     """The pages that the journal at `path` holds under these settings; none where there is no journal. It is only
     looked at: another run may be writing it."""
-    digest = digest_of(settings)
+    return _keys_under(path, digest_of(settings))
+
+
+def names_written(path: Path) -> set[str]:
+    """The files that the runs of the journal at `path` have written, or begun to write."""
+    return {name for name, _ in _keys_under(path, _WRITTEN)}
+
+
+def _keys_under(path: Path, settings: str) -> set[Key]:
     found = set()
     try:
         with path.open("rb") as file:
             for line in file:
                 try:
                     entry = json.loads(line)
-                    if entry["settings"] == digest:
+                    if entry["settings"] == settings:
                         found.add((str(entry["file"]), int(entry["page"])))
                 except (ValueError, TypeError, LookupError, RecursionError):
                     continue

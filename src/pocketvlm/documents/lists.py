@@ -1,7 +1,7 @@
 """A list of documents in a file → the documents that are meant: names a line each, or a column of a table.
 
 scans/a.pdf                     .txt, or any other name, or standard input (-): a name a line, or between zero bytes
-{"file": "scans/a.pdf#2-5"}     .jsonl: objects with that column, or strings
+{"file": "scans/a.pdf#2-5"}     .jsonl: objects with that column, or strings where no column was named
 file,customer                   .csv, .parquet: that column
 """
 
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.documents.inputs import Found
+from pocketvlm.documents.inputs import Found, not_read
 from pocketvlm.errors import ConfigError, PocketVLMError, need
 from pocketvlm.processing.media.pages import split_pages
 from pocketvlm.processing.media.sources import is_path
@@ -54,7 +54,8 @@ def listed(source: str, column: str | None = None) -> list[Found]:
     elif suffix == ".csv":
         names = _of_csv(_text(body, source), wanted, source)
     elif suffix in TABLES:
-        names = (_of_line(line, wanted, source, n) for n, line in enumerate(_text(body, source).split("\n"), 1))
+        lines = enumerate(_text(body, source).split("\n"), 1)
+        names = (_of_line(line, column, source, n) for n, line in lines)
     else:
         names = _of_plain(body, source)
     found = [_found(name) for name in names if name]
@@ -106,7 +107,7 @@ def _of_csv(text: str, column: str, source: str) -> Iterator[str]:
         raise ConfigError(f"line {rows.line_num + 1} of the list {source}: {error}", hint="Check the file.") from None
 
 
-def _of_line(line: str, column: str, source: str, number: int) -> str:
+def _of_line(line: str, column: str | None, source: str, number: int) -> str:
     if not line.strip():
         return ""
     try:
@@ -114,8 +115,13 @@ def _of_line(line: str, column: str, source: str, number: int) -> str:
     except (ValueError, RecursionError):
         raise ConfigError(f"line {number} of the list {source} is not valid JSON") from None
     if isinstance(value, dict):
-        _check_column(value, column, f"{source}, line {number},")
-        value = value[column]
+        wanted = COLUMN if column is None else column
+        _check_column(value, wanted, f"{source}, line {number},")
+        value = value[wanted]
+    elif column is not None:
+        raise ConfigError(
+            f"line {number} of the list {source} has no columns", hint="Leave --list-column out, or give objects."
+        )
     return _name(value, source, number)
 
 
@@ -154,6 +160,8 @@ def _found(name: str) -> Found:
     """One file. A relative name is its place, too, as if the folder had been named that the list was made in."""
     if is_remote(name):
         return _found_elsewhere(name)
+    if reason := not_read(name):
+        return Found(name, Path(NAMELESS), error=f"{name:.200} cannot be read: {reason}")
     bare = str(split_pages(name)[0])
     path = Path(bare)
     is_below = path.parts and not path.is_absolute() and ".." not in path.parts

@@ -36,6 +36,9 @@ def is_value(value: Any) -> bool:
 
 def _merged(old: Any, new: Any, name: str, was: str, known: Mapping[str, float], out: dict[str, float]) -> Any:
     """`new`, called `was` on its page, put behind `old`, called `name` in the row."""
+    if isinstance(new, dict | list) and not isinstance(old, dict | list) and not is_value(old):
+        out.pop(name, None)  # of what was no value
+        old = None
     if isinstance(new, dict) and isinstance(old, dict | None):
         row = dict(old or {})
         for key, value in new.items():

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pocketvlm.api.retry import answer_each
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Key, Value
-from pocketvlm.errors import EngineError, PocketVLMError, UnavailableError
+from pocketvlm.errors import EngineError, PocketVLMError
 
 if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
 
 CONCURRENCY = 16  # pages under way at a time: as many as a step of the engine decodes well, and some being opened
-
-FAULTS = 8  # of a run that goes on: a page may hit a fault of the program, but where many do, all will
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def answer_documents(
     """Each document with what became of its pages, in order, as soon as it and those before it are complete.
 
     The same page under two names is asked once. A page that cannot be read, or whose answer was lost, has its reason
-    as `error`; the next run tries it again.
+    as `error`; the next run tries it again. So it does where the file changed after it was hashed.
 
     Args:
         asking: who answers; None where all pages are done.
@@ -92,8 +91,11 @@ def answer_documents(
     if current is None:
         return
     assert asking is not None
+    read_from: dict[str, Document] = {}
+    for document in documents:
+        read_from.setdefault(document.digest, document)
     for key, value, keep in asking(documents, done, task):
-        done.add(key, value, keep=keep)
+        done.add(key, value, keep=keep and not read_from[key[0]].has_changed)
         report()
         yield from complete()
 
@@ -103,13 +105,15 @@ def ask_here(
 ) -> Iterator[tuple[Key, Value, bool]]:
     """`Asking` of one model in this process, with `concurrency` pages under way at a time."""
     vlm.prepare([{"role": "user", "content": task.question}], task.options)  # said once, and not of each page
-    faults = 0  # of the program or the engine, one after the other
-    requests = (request_of(key, document, task) for key, document in pages_to_ask(documents, done))
-    for key, outcome in vlm.as_completed(requests, ahead=concurrency):
-        is_fault = isinstance(outcome, Exception) and not isinstance(outcome, PocketVLMError)
-        faults = faults + 1 if is_fault else 0
-        if isinstance(outcome, UnavailableError) or (isinstance(outcome, Exception) and faults > FAULTS):
-            raise outcome  # no page after it would fare better
+    under_way: dict[Key, Document] = {}
+
+    def keys() -> Iterator[Key]:
+        for key, document in pages_to_ask(documents, done):
+            under_way[key] = document
+            yield key
+
+    for key, outcome in answer_each(vlm, keys(), lambda key: request_of(key, under_way[key], task)[1:], concurrency):
+        del under_way[key]
         yield key, *task.outcome(outcome)
 
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from PIL import Image
-
-from pocketvlm.documents.field_kinds import field_kinds
+from pocketvlm.documents.field_kinds import array_items, field_kinds
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.pages import keys_of
-from pocketvlm.processing.media.load_image import load_image
-from pocketvlm.remote_files import RemoteFile
+from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.processing.media.document_opener import DocumentOpener
+from pocketvlm.processing.media.sources import NamedBytes
+from pocketvlm.remote_files import RemoteFile, read_remote
 
+logger = logging.getLogger(__name__)
 MAX_PAGES = 300  # of a file: a hundred megabytes of pictures
 _LONGEST_SIDE, _QUALITY = 1400, 80  # of a picture: to be read on a screen
 _FOLDER = resources.files("pocketvlm.documents") / "review_page"
@@ -56,7 +57,9 @@ def review_page(pages: Sequence[Doubtful], question: str, threshold: float, sche
     style, script = (
         (_FOLDER / f"review.{ending}").read_text(encoding="utf-8").replace("\r\n", "\n") for ending in ("css", "js")
     )
-    review = {"question": question, "threshold": threshold, "pages": [_page(*page, schema) for page in pages]}
+    with DocumentOpener() as opener:
+        shown = [made for page in pages if (made := _page(opener, *page, schema)) is not None]
+    review = {"question": question, "threshold": threshold, "pages": shown}
     # A "<" of a document could end the element that holds it.
     data = json.dumps(review, ensure_ascii=False).replace("<", "\\u003c")
     parts = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script), "review": data}
@@ -75,8 +78,19 @@ def _split(text: str) -> list[str]:
     return pieces
 
 
-def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]) -> dict[str, Any]:
+def _page(
+    opener: DocumentOpener, document: Document, page: int, value: Value, schema: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """None of a page that cannot be read any more."""
     source = page_source(document, page)
+    try:
+        content: str | bytes = source
+        if isinstance(source, RemoteFile):
+            content = NamedBytes(read_remote(str(source)), document.name, source.pages)
+        picture = opener.picture(content, _LONGEST_SIDE, _QUALITY)
+    except (ConfigError, MediaError) as error:
+        logger.warning("left out of the review: %s, page %d: %s", document.name, page, error)
+        return None
     if isinstance(source, RemoteFile):
         where = str(source) if source.pages is None else f"{source}#{source.pages}"
     else:
@@ -89,17 +103,13 @@ def _page(document: Document, page: int, value: Value, schema: Mapping[str, Any]
         "confidence": value["confidence"],
         "digits": value.get("digits", {}),
         "kinds": {name: kind._asdict() for name, kind in field_kinds(value["data"], schema)},
-        "picture": _data_url(source),
+        "arrays": {
+            name: {"item": item, "kinds": {field: kind._asdict() for field, kind in kinds.items()}}
+            for name, item, kinds in array_items(value["data"], schema)
+        },
+        "picture": f"data:image/jpeg;base64,{picture}",
         "source": where,
     }
-
-
-def _data_url(source: str) -> str:
-    picture = Image.fromarray(load_image(source))
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _hash(text: str) -> str:

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +79,7 @@ def write_rows(out: Path, rows: Rows, *, arrays: str = "columns", schema: Mappin
         with whole_file(out) as file:
             _write_excel(file, tables)
         return
-    for name, table in tables.items():
+    for name, table in reversed(tables.items()):  # the rows last: where they stand, all is there
         _write(out if name == "rows" else second_table(out), _csv_lines(table))
 
 
@@ -144,7 +145,7 @@ def _csv_lines(table: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
     columns = _columns(table)
     line = io.StringIO(newline="")
     writer = csv.writer(line, lineterminator="\r\n")  # RFC 4180; cells with either of them are quoted
-    for cells in (columns, *([_harmless(row.get(name)) for name in columns] for row in table())):
+    for cells in chain([columns], ([_harmless(row.get(name)) for name in columns] for row in table())):
         writer.writerow(cells)
         yield line.getvalue()
         line.seek(0)

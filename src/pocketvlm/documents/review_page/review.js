@@ -24,15 +24,58 @@ function withDigits(value, digits, keys = []) {
   return Array.isArray(value) ? inner.map(([, part]) => part) : Object.fromEntries(inner);
 }
 
-/** Every value that is no object and no array, with the keys that lead to it. */
-function leaves(value, keys = []) {
+/** Every value that is no object and no array, with the keys that lead to it; items that may go, arrays that may grow. */
+function entries(value, page, keys = []) {
   if (isLeaf(value)) return [{ keys, value }];
-  return Object.entries(value).flatMap(([key, inner]) => leaves(inner, [...keys, key]));
+  const inner = Object.entries(value).map(([key, part]) => [part, [...keys, key]]);
+  if (!Array.isArray(value)) return inner.flatMap(([part, at]) => entries(part, page, at));
+  const items = inner.flatMap(([part, at]) => [{ keys: at, removes: true }, ...entries(part, page, at)]);
+  return nameOf(keys) in page.arrays ? [...items, { keys, adds: true }] : items;
 }
 
+const at = (data, keys) => keys.reduce((inner, key) => inner[key], data);
+
 function setAt(data, keys, value) {
-  const holder = keys.slice(0, -1).reduce((inner, key) => inner[key], data);
-  holder[keys.at(-1)] = value;
+  at(data, keys.slice(0, -1))[keys.at(-1)] = value;
+}
+
+/** The same table, in which names that begin with `from` and a number count up or down from `first` on; null: they go. */
+function renamed(table, array, first, step) {
+  const head = `${array}.`;
+  return Object.fromEntries(
+    Object.entries(table).flatMap(([name, value]) => {
+      const [, number, rest] = (name.startsWith(head) && name.slice(head.length).match(/^(\d+)((?:\..*)?)$/s)) || [];
+      if (number === undefined || Number(number) < first) return [[name, value]];
+      return Number(number) === first && step < 0 ? [] : [[`${head}${Number(number) + step}${rest}`, value]];
+    }),
+  );
+}
+
+function removeItem(page, keys) {
+  const [array, index] = [nameOf(keys.slice(0, -1)), Number(keys.at(-1))];
+  at(page.data, keys.slice(0, -1)).splice(index, 1);
+  for (const table of ["kinds", "confidence", "arrays"]) page[table] = renamed(page[table], array, index, -1);
+  page.checked = false;
+  show(current);
+}
+
+function addItem(page, keys) {
+  const [array, items] = [nameOf(keys), at(page.data, keys)];
+  const { item, kinds } = page.arrays[array];
+  const name = `${array}.${items.length}`;
+  for (const [field, kind] of Object.entries(kinds)) page.kinds[field ? `${name}.${field}` : name] = kind;
+  items.push(withDigits(structuredClone(item), {}));
+  page.checked = false;
+  show(current);
+  form.querySelector(`[name^="${CSS.escape(name)}"]`)?.focus();
+}
+
+function button(text, act) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.addEventListener("click", act);
+  return made;
 }
 
 /** A field whose value keeps its type: what was a number stays one, and null has the type of the schema. */
@@ -44,17 +87,20 @@ function control({ keys, value }, page) {
     for (const text of [...(nullable ? [""] : []), "true", "false"]) input.append(new Option(text, text, false, text === shown));
   } else {
     if (kind in NUMBERS) input.inputMode = "decimal";
+    if (kind === "nothing") [input.readOnly, input.placeholder] = [true, "nothing"];
     input.value = shown;
   }
-  input.addEventListener("input", () => {
+  const read = () => {
     const text = kind in NUMBERS ? input.value.trim() : input.value;
-    const isNull = text === "" && (kind === "string" ? value === null : nullable);
+    const isNull = text === "" && (kind === "string" || kind === "nothing" ? value === null : nullable);
     const isWrong = kind in NUMBERS && !isNull && !(NUMBERS[kind].test(text) && Number.isFinite(Number(text)));
     input.setCustomValidity(isWrong ? `${kind === "integer" ? "a whole number, such as 3" : "a number, such as 11.60"}` : "");
     if (isWrong) return;
     const made = isNull ? null : kind === "boolean" ? text === "true" : kind in NUMBERS ? new Digits(text) : text;
     setAt(page.data, keys, made);
-  });
+  };
+  input.addEventListener("input", read);
+  if (value === null && !nullable) read(); // a new item's: what it is, a person must say
   return input;
 }
 
@@ -65,8 +111,13 @@ function show(number) {
   picture.alt = `page ${page.page} of ${page.file}`;
   title.textContent = `${page.file}, page ${page.page}`;
   form.replaceChildren();
-  for (const leaf of leaves(page.data)) {
+  for (const leaf of entries(page.data, page)) {
     const name = nameOf(leaf.keys);
+    if (leaf.adds || leaf.removes) {
+      const [word, act] = leaf.adds ? ["Add to", addItem] : ["Remove", removeItem];
+      form.append(button(`${word} ${name}`, () => act(page, leaf.keys)));
+      continue;
+    }
     const sure = page.confidence[name];
     const field = document.createElement("div");
     field.className = sure !== undefined && sure < review.threshold ? "field doubtful" : "field";
@@ -148,7 +199,7 @@ function save() {
 
 document.addEventListener("keydown", (event) => {
   const step = { PageDown: 1, PageUp: -1 }[event.key];
-  if (event.key === "Enter" && form.contains(document.activeElement)) forward();
+  if (event.key === "Enter" && document.activeElement.matches("#fields :is(input, select)")) forward();
   else if (step) show(current + step);
   else if (event.key === "s" && (event.ctrlKey || event.metaKey)) save();
   else return;

@@ -1,6 +1,7 @@
-"""A process of its own that looks into files first: which pages a document has, and the text that a PDF itself holds.
+"""A process of its own that looks into files: which pages a document has, the text that a PDF itself holds, and what a
+page looks like to people.
 
-`read` and `extract` need both of every file before, or beside, any page is decoded. A file that makes a decoder crash,
+`read` and `extract` need these before, or beside, what the model is shown. A file that makes a decoder crash,
 hang or take all memory ends this process, which is replaced: it costs that file, and the run goes on.
 
 Run as a module, it answers until its input ends: pickled questions from us, JSON back, as a decoder that was taken over
@@ -9,6 +10,8 @@ could be speaking.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import pickle
@@ -86,6 +89,23 @@ class DocumentOpener:
             return list(found)
 
         return self._ask(as_texts, "texts", source, list(pages))
+
+    def picture(self, source: str | bytes, side: int, quality: int) -> str:
+        """One page as a JPEG file, in base64, whose longer side has at most `side` pixels.
+
+        Args:
+            source: a path or content, with a choice of one page behind it where it has several.
+            quality: of the JPEG, 1 to 95.
+
+        Raises:
+            MediaError, EngineError: as `pages`.
+        """
+
+        def as_text(found: Any) -> str:
+            base64.b64decode(found, validate=True)
+            return str(found)
+
+        return self._ask(as_text, "picture", source, side, quality)
 
     def _ask(self, read: Callable[[Any], _T], question: str, source: str | bytes, *more: Any) -> _T:
         """What `read` makes of the answer, which may be anything: a decoder that was taken over could be speaking."""
@@ -178,7 +198,24 @@ def _texts(source: str | bytes, pages: Sequence[int]) -> list[str] | None:
     return page_texts(body, pages) if is_pdf(body[:HEAD_BYTES]) else None
 
 
-_QUESTIONS: Mapping[str, Callable[..., Any]] = {"pages": _pages, "texts": _texts, "ready": lambda: "ready"}
+def _picture(source: str | bytes, side: int, quality: int) -> str:
+    from PIL import Image
+
+    from pocketvlm.processing.media.load_image import load_image
+
+    picture = Image.fromarray(load_image(source, _MANY))
+    picture.thumbnail((side, side))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+_QUESTIONS: Mapping[str, Callable[..., Any]] = {
+    "pages": _pages,
+    "texts": _texts,
+    "picture": _picture,
+    "ready": lambda: "ready",
+}
 
 
 def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
