@@ -237,6 +237,14 @@ def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch
     assert chosen.runner.manifest.quantization == PRESETS["int8"]
     assert isinstance(pocketvlm.load(small, device="cpu", dtype="float32").runner, TorchRunner)  # asked for
     assert isinstance(pocketvlm.load(small, device="cpu", runtime="torch").runner, TorchRunner)
+    with monkeypatch.context() as patch:  # another program brought ONNX Runtime, but nothing that makes bundles
+        patch.setattr("pocketvlm.api.loading.find_spec", lambda name: name == "onnxruntime" or None)
+        assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+    with monkeypatch.context() as patch:
+        patch.setattr("onnxruntime.__version__", "1.20.0")
+        assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+        with pytest.raises(ConfigError, match=r"1\.20\.0 is installed"):
+            pocketvlm.load(small, device="cpu", runtime="onnx")
     monkeypatch.setattr("pocketvlm.api.loading.find_spec", lambda _: None)
     assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)  # not installed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -228,3 +229,25 @@ def test_threads_of_pytorch_are_as_before_after_a_step_that_failed(onnx: ONNXRun
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_thread_that_is_new_during_a_step_gets_all_of_pytorchs_threads_afterwards(onnx: ONNXRunner) -> None:
+    found = list[int]()
+
+    def step() -> None:
+        assert torch.get_num_threads() == 1  # as the step sets it, in whose time this thread begins
+        with onnx.working():
+            pass
+        found.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        onnx._torch_threads = 3
+        with onnx.working():
+            thread = threading.Thread(target=step)
+            thread.start()
+            thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -206,3 +207,35 @@ def test_quantizations_have_names_and_parts(text: str, expected: Quantization) -
 def test_unknown_quantizations_are_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_quantization(text)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_whole_bundle_is_found_where_nothing_can_be_written(
+    seeded_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By modes it could be written by root, as whom tests may run."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    first = cached_bundle(seeded_checkpoint(0), INT8)
+    monkeypatch.setattr("pocketvlm.export.onnx.bundle.FileLock", refused)
+    assert cached_bundle(seeded_checkpoint(0), INT8) == first
+    with pytest.raises(CheckpointError, match="Read-only"):
+        cached_bundle(seeded_checkpoint(0), Quantization())
+
+
+def test_bundles_of_older_formats_go(cache: Path, seeded_checkpoint: Callable) -> None:
+    first = cached_bundle(seeded_checkpoint(0), INT8)
+    other = cached_bundle(seeded_checkpoint(1), INT8)
+    old = first.with_name(first.name.replace(f"-f{FORMAT}", "-f3"))
+    newer = first.with_name(first.name.replace(f"-f{FORMAT}", f"-f{FORMAT + 1}"))
+    others = other.with_name(other.name.replace(f"-f{FORMAT}", "-f3"))
+    for place in (old, newer, others):
+        shutil.copytree(first, place)
+        place.with_name(f"{place.name}.lock").touch()
+    cached_bundle(seeded_checkpoint(0), Quantization())
+    assert not old.exists()
+    assert not old.with_name(f"{old.name}.lock").exists()
+    assert all(place.is_dir() for place in (first, other, newer, others))
+    assert first.parent == cache

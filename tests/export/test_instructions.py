@@ -255,3 +255,32 @@ def test_gates_norms_and_convolutions_are_those_of_every_kind(hosts: dict[str, l
         assert np.linalg.norm(got - other) <= 2e-3 * np.linalg.norm(
             other
         )  # an input between two steps may fall to either
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("place", [0, 20, 50, 95])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_no_number_stays_in_its_row_and_is_not_forgotten(
+    hosts: dict[str, list[str]], kind: str, place: int, bits: int
+) -> None:
+    """Also where a value follows it in the same lane."""
+    x = np.random.default_rng(0).standard_normal((3, 96), np.float32)
+    values, block = weights(96, 33, bits), 32 if bits == 4 else 96
+    before = linear(hosts[kind], x, values, bits, block, gelu=False, rotate=False)
+    x[1, place] = np.nan
+    got = linear(hosts[kind], x, values, bits, block, gelu=False, rotate=False)
+    assert np.isnan(got[1]).all()
+    assert got[[0, 2]].tobytes() == before[[0, 2]].tobytes()
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_attention_over_what_is_no_number_gives_none(hosts: dict[str, list[str]], kind: str, part: int) -> None:
+    """A query's is its own; a key's, and a channel of a value, is everybody's. Other heads know nothing of it."""
+    joined = np.random.default_rng(0).standard_normal((1, 40, 3 * 2 * 64), np.float32)
+    joined[0, 7, part * 128 + 3] = np.nan
+    (got,) = run(hosts[kind], "ViewAttention", {"heads": 2}, [joined])
+    is_nan = np.isnan(got[0].reshape(40, 2, 64))
+    wanted = np.zeros((40, 2, 64), bool)
+    wanted[(7, 0) if part == 0 else (slice(None), 0) if part == 1 else (slice(None), 0, 3)] = True
+    assert np.array_equal(is_nan, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -216,6 +217,36 @@ def test_tower_and_decoder_may_be_of_different_operators(tmp_path: Path, compile
 def test_a_compiled_bundle_elsewhere_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(resolve("nano"), tmp_path / "bundle", PRESETS["int8"], operators="compiled")
     monkeypatch.setattr(library, "compiled", lambda: None)
+    monkeypatch.delenv(library.INSTRUCTIONS_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match="needs compiled operators") as caught:
         ONNXRunner(tmp_path / "bundle")
     assert "--operators standard" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("In file included from a.h:4,\n  from b.h:1:\nc.h:8:2: error: #error needs AVX2\n", "c.h:8:2: error: #error"),
+        ("/tmp/x.s: Assembler messages:\n/tmp/x.s:9: Error: no such instruction\n", "/tmp/x.s:9: Error: no such"),
+        ("killed\nby the system\n", "by the system"),
+        (" \n", "returned non-zero exit status 1"),
+    ],
+)
+def test_what_a_compiler_says_is_told(said: str, line: str) -> None:
+    error = subprocess.CalledProcessError(1, ["c++"], stderr=said)
+    assert line in library._reason(error)
+
+
+def test_a_library_that_cannot_be_loaded_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bundle that was made elsewhere, or of one that is named."""
+    bundle = tmp_path / "bundle"
+    write_bundle(resolve("nano"), bundle, PRESETS["int8"], operators="compiled")
+    broken = tmp_path / "avx2-none.so"
+    broken.write_text("no library\n")
+    monkeypatch.setattr(library, "compiled", lambda: broken)
+    with pytest.raises(ConfigError, match=CACHE_VARIABLE):
+        ONNXRunner(bundle)
+    monkeypatch.setattr(library, "compiled", lambda: None)
+    monkeypatch.setenv(library.INSTRUCTIONS_VARIABLE, library.STANDARD)
+    with pytest.raises(ConfigError, match=r"POCKETVLM_INSTRUCTIONS is standard\. Unset it"):
+        ONNXRunner(bundle)

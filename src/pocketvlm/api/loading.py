@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,12 +12,12 @@ import torch
 
 from pocketvlm.api.operators import choose_operators, describe, measured
 from pocketvlm.api.tile_trial import try_tiles
-from pocketvlm.bundle import PRESETS, Manifest, parse_quantization
+from pocketvlm.bundle import PRESETS, Manifest, Quantization, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.engine.runners.torch_runner import TorchRunner
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.model.checkpoint import count_parameters, load_model
 from pocketvlm.model.directory import ModelDirectory
@@ -73,7 +74,7 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
         return {"runs_with": f"ONNX Runtime, {manifest.quantization}, {manifest.operators}"}
     if not _is_for_onnx(directory, device, "auto", "auto", "auto"):
         return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
-    chosen = PRESETS[AUTO_QUANTIZATION]
+    chosen = _auto_quantization(directory)
     operators, compiled = choose_operators(chosen), library.compiled()
     if compiled is None:
         return {"runs_with": f"ONNX Runtime, {chosen}, {operators}"}
@@ -91,7 +92,23 @@ def _is_for_onnx(directory: ModelDirectory, device: torch.device, runtime: str, 
     if directory.kind == "bundle" or quantization not in ("auto", "none"):
         return True
     is_free = quantization == "auto" and dtype == "auto" and device.type == "cpu"
-    return is_free and find_spec("onnxruntime") is not None and count_parameters(directory.path) >= LARGE
+    return is_free and count_parameters(directory.path) >= LARGE and _can_make_bundles()
+
+
+def _can_make_bundles() -> bool:
+    """Whether the extra `onnx` is here: another program may have brought ONNX Runtime alone, or an older one."""
+    if find_spec("onnxruntime") is None or find_spec("onnx_ir") is None:
+        return False
+    with suppress(PocketVLMError):
+        import_onnxruntime()
+        return True
+    return False
+
+
+def _auto_quantization(directory: ModelDirectory) -> Quantization:
+    """The scores of a 4-bit head are made exact from the embeddings, so a head of its own gets 8 bits."""
+    chosen = PRESETS[AUTO_QUANTIZATION]
+    return chosen if directory.config.text.tie_word_embeddings else replace(chosen, head="int8")
 
 
 def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress: Progress | None = None) -> Path:
@@ -107,7 +124,7 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
         if made.operators.has_compiled:
             try_tiles()
         return directory.path
-    chosen = PRESETS[AUTO_QUANTIZATION] if quantization == "auto" else parse_quantization(quantization)
+    chosen = parse_quantization(quantization) if quantization != "auto" else _auto_quantization(directory)
     adapted = "" if directory.adapter is None else f" with {directory.adapter.name}"
     what = f"Preparing {directory}{adapted} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None

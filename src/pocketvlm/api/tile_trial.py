@@ -44,7 +44,7 @@ def try_tiles() -> None:
     plain, tiled = library.compiled_with("off"), library.compiled_with("amx")
     if plain is None:
         return
-    found = _refused("they cannot be compiled") if tiled is None else _trial_of(plain, tiled)
+    found = _refused("they cannot be compiled", again=True) if tiled is None else _trial_of(plain, tiled)
     if not found["is_better"]:
         logger.warning("products stay on vectors: tiles: %s", found["why"])
     library.note_verdict(place, found)

@@ -27,7 +27,7 @@ from pocketvlm.engine.runners.exact_scores import rescore_best
 from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels.onnx_ops import library
-from pocketvlm.machine import usable_cores
+from pocketvlm.machine import CACHE_VARIABLE, usable_cores
 from pocketvlm.model.adapters.lora import Adapter
 from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
@@ -107,6 +107,7 @@ class ONNXRunner:
         self.config = config or ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
         self.threads = threads or usable_cores()
+        self._torch_threads = torch.get_num_threads()
         self.operators = self._compiled_operators()
         self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
         # The table is the only weight of its graph: no session for that.
@@ -121,10 +122,16 @@ class ONNXRunner:
         if not self.manifest.operators.has_compiled:
             return None
         found = library.compiled()
+        if found is None and library.is_named():
+            raise ConfigError(
+                f"the bundle {self.directory} needs compiled operators, and {library.INSTRUCTIONS_VARIABLE} is "
+                f"{library.STANDARD}",
+                hint="Unset it.",
+            )
         if found is None:
             raise ConfigError(
                 f"the bundle {self.directory} needs compiled operators, which cannot be made on this machine",
-                hint="Export it again, with --operators standard.",
+                hint="Export it again, with --operators standard, or see the warning before this line.",
             )
         return found
 
@@ -136,8 +143,15 @@ class ONNXRunner:
         _share_arena(self.runtime)
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
-        if self.operators:
-            options.register_custom_ops_library(str(self.operators))
+        try:
+            if self.operators:
+                options.register_custom_ops_library(str(self.operators))
+        except Exception as error:  # its exceptions share no base of their own
+            reason = str(error).splitlines()[0][:200]
+            raise ConfigError(
+                f"the compiled operators {self.operators} cannot be loaded: {reason}",
+                hint=f"Remove them to have them made again, or name another folder in {CACHE_VARIABLE}.",
+            ) from None
         try:
             return self.runtime.InferenceSession(
                 str(self.directory / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
@@ -161,7 +175,8 @@ class ONNXRunner:
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            # A thread begins with the number that was set last, by whichever thread: 1 within this block of another.
+            torch.set_num_threads(before if before > 1 else self._torch_threads)
 
     def describe(self) -> str:
         kind = f" ({library.kind_of(self.operators)})" if self.operators else ""

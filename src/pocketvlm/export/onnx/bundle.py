@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,9 @@ def cached_bundle(
         hint = f"Name a folder in {CACHE_VARIABLE}."
         raise CheckpointError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
     place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
+    with suppress(OSError):  # a cache may be read-only; bundles get their names when they are whole
+        if _is_whole(place, source):
+            return place
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{place.name}.lock"):
@@ -64,12 +69,25 @@ def cached_bundle(
                 shutil.rmtree(left, ignore_errors=True)
             shutil.rmtree(place, ignore_errors=True)
             write_bundle(directory, place, quantization, progress, made_of)
+        _remove_older(root, source)
     except OSError as error:
         raise CheckpointError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
             hint=f"Make room there, or name another folder in {CACHE_VARIABLE}.",
         ) from None
     return place
+
+
+def _remove_older(root: Path, source: str) -> None:
+    """Remove the bundles of a checkpoint in formats of before, each the size of a model, which nothing reads now."""
+    for old in root.glob(f"{source}-*"):
+        named = re.fullmatch(r".*-f(\d+)(\.lock)?", old.name)
+        if named is None or int(named[1]) >= FORMAT:
+            continue
+        if named[2]:
+            old.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _is_whole(place: Path, source: str) -> bool:

@@ -127,7 +127,7 @@ def _nearest_steps(blocks: Tensor) -> tuple[Tensor, Tensor]:
         squares = (steps * steps).sum(-1, keepdim=True)
         scale = (blocks * steps).sum(-1, keepdim=True) / squares.clamp(min=1)
         error = (steps * scale).sub_(blocks).square_().sum(-1, keepdim=True)
-        better = error < least
+        better = ~(error >= least)  # also where a weight is NaN, which must not become a zero
         best_steps, best_scale = torch.where(better, steps, best_steps), torch.where(better, scale, best_scale)
         least = torch.minimum(error, least)
     return best_steps, best_scale

@@ -133,7 +133,9 @@ def compiled(tiles: str | None = None) -> Path | None:
     if tiles != AUTO:
         return compiled_with(tiles)
     tiled = library_with_tiles() if has_tiles_to_try() else None
-    return tiled if tiled is not None and tiled.is_file() and verdict_of(tiled) else compiled_with("off")
+    # `Path.is_file` raises where a folder above may not be entered.
+    is_there = tiled is not None and os.path.isfile(tiled)  # noqa: PTH113
+    return tiled if tiled is not None and is_there and verdict_of(tiled) else compiled_with("off")
 
 
 def library_with_tiles() -> Path | None:
@@ -216,13 +218,17 @@ def _made(kind: str, program: str, tiles: str) -> Path | None:
         if not file.is_file():
             _compile([program, *_options(kind, tiles)], file)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
         with_tiles = "" if tiles == "off" else f" with tiles ({tiles})"
-        logger.warning(
-            "operators of %s%s were not compiled: %s", kind, with_tiles, reason.strip().splitlines()[0][:200]
-        )
+        logger.warning("operators of %s%s were not compiled: %s", kind, with_tiles, _reason(error))
         return None
     return file
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """What a compiler says is wrong, in a line: it begins with where it was included from."""
+    lines = [line.strip() for line in str(getattr(error, "stderr", None) or "").splitlines() if line.strip()]
+    named = (line for line in lines if "error" in line.lower())
+    return next(named, lines[-1] if lines else str(error))[:200]
 
 
 def _compile(command: Sequence[str], file: Path) -> None:
@@ -232,4 +238,6 @@ def _compile(command: Sequence[str], file: Path) -> None:
         out = Path(folder) / file.name
         whole = [*command, str(SOURCES / "operators.cpp"), "-o", str(out)]
         subprocess.run(whole, check=True, capture_output=True, text=True, timeout=TIMEOUT)
+        with out.open("rb") as made:  # a power cut must not leave a name without what it names
+            os.fsync(made.fileno())
         out.replace(file)

@@ -45,13 +45,18 @@ struct Size {
   int64_t blocks() const { return inputs / block; }
 };
 
-// One row: each block by its largest value, symmetric, to the nearest of 255 steps.
+// One row: each block by its largest value, symmetric, to the nearest of 255 steps. Where a value is not finite no scale
+// is either: a largest value alone would forget a NaN that another value follows.
 inline void quantize_row(const float* x, const Size& size, int zero, Stored* values, float* scales, int32_t* starts) {
   const int64_t count = size.block;
   for (int64_t b = 0; b < size.blocks(); ++b, x += count, values += count) {
-    Floats most = all(0.0f);
-    for (int64_t k = 0; k < count; k += kLanes) most = larger(most, absolute(load(x + k)));
-    const float largest = std::max(largest_of(most), 1e-30f);
+    Floats most = all(0.0f), finite = all(0.0f);
+    for (int64_t k = 0; k < count; k += kLanes) {
+      const Floats values_k = load(x + k);
+      most = larger(most, absolute(values_k));
+      finite = multiply_add(values_k, all(0.0f), finite);
+    }
+    const float largest = std::max(largest_of(most), 1e-30f) + sum_of(finite);
     const Floats steps = all(127.0f / largest);
     Ints sum = all(0);
     for (int64_t k = 0; k < count; k += kLanes) {

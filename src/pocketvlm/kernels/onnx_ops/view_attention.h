@@ -75,6 +75,7 @@ class ViewAttention {
     std::vector<float> peaks;                    // [5, P]: the largest score of a panel, then its exponential
     std::vector<int16_t> parts;                  // [5, P * 64]
     float value_scales[kMostDim];
+    float nothing;  // 0, or NaN where a key is not finite: the largest score would forget it
 
     bool resize(int64_t count, int64_t head) try {
       tokens = count, dim = head, panels = (count + kKeys - 1) / kKeys;
@@ -94,16 +95,22 @@ class ViewAttention {
     // `k` and `v` [N, E] with rows `stride` apart.
     void pack(const float* k, const float* v, int64_t stride) {
       alignas(64) int16_t row[kMostDim + kLanes];
+      nothing = 0.0f;
       for (int64_t j = 0; j < tokens; ++j) {
         key_scales[j] = round_row(k + j * stride, dim, row);
+        nothing += key_scales[j] * 0.0f;
         int16_t* to = keys.data() + j / kKeys * kKeys * dim + j % kKeys * 2;
         for (int64_t e = 0; e < dim; e += 2) std::memcpy(to + e * kKeys, row + e, 4);
       }
       for (int64_t c = 0; c < columns(); ++c) {
         const Lanes mine = first_lanes(dim - c * kLanes);
-        Floats most = all(1e-30f);
-        for (int64_t j = 0; j < tokens; ++j) most = larger(most, absolute(load(v + j * stride + c * kLanes, mine)));
-        store(value_scales + c * kLanes, multiply(most, all(1 / kValueSteps)));
+        Floats most = all(1e-30f), finite = all(0.0f);
+        for (int64_t j = 0; j < tokens; ++j) {
+          const Floats values_j = load(v + j * stride + c * kLanes, mine);
+          most = larger(most, absolute(values_j));
+          finite = multiply_add(values_j, all(0.0f), finite);
+        }
+        store(value_scales + c * kLanes, multiply(add(most, finite), all(1 / kValueSteps)));
         const Floats steps = divide(all(kValueSteps), most);
         const auto rounded = [&](int64_t j) {
           return j < tokens ? to_ints(multiply(load(v + j * stride + c * kLanes, mine), steps)) : all(0);
@@ -114,11 +121,15 @@ class ViewAttention {
     }
   };
 
-  // To kSteps of its largest value; returns what a step is.
+  // To kSteps of its largest value; returns what a step is: not finite where a value is not.
   static float round_row(const float* x, int64_t count, int16_t* out) {
-    Floats most = all(1e-30f);
-    for (int64_t e = 0; e < count; e += kLanes) most = larger(most, absolute(load(x + e, first_lanes(count - e))));
-    const float largest = largest_of(most);
+    Floats most = all(1e-30f), finite = all(0.0f);
+    for (int64_t e = 0; e < count; e += kLanes) {
+      const Floats values_e = load(x + e, first_lanes(count - e));
+      most = larger(most, absolute(values_e));
+      finite = multiply_add(values_e, all(0.0f), finite);
+    }
+    const float largest = largest_of(most) + sum_of(finite);
     const Floats steps = all(kSteps / largest);
     for (int64_t e = 0; e < count; e += kLanes)
       store_halves(out + e, to_ints(multiply(load(x + e, first_lanes(count - e)), steps)));
@@ -133,7 +144,7 @@ class ViewAttention {
     constexpr int64_t row_stride = kMostDim + kLanes;
     float factors[kTile];
     for (int64_t t = 0; t < count; ++t)
-      factors[t] = round_row(q + t * stride, s.dim, rows + t * row_stride) / std::sqrt(static_cast<float>(s.dim));
+      factors[t] = s.nothing + round_row(q + t * stride, s.dim, rows + t * row_stride) / std::sqrt(1.0f * s.dim);
     const int64_t length = s.panels * kKeys;
     for (int64_t p = 0; p < s.panels; ++p) {
       const auto* keys = reinterpret_cast<const int32_t*>(s.keys.data() + p * kKeys * s.dim);
