@@ -24,6 +24,7 @@ PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # What is not Python says nothing about itself; every folder at the top has its line here or is a package above.
 FOLDERS = {
     "recipes/nano/": "how the embedded model is made: data, curriculum, training",
+    "cookbook/": "recipes of fine-tuning, each with data that it draws itself",
     "benchmarks/": "measurements that print a table and one JSON line",
     "deploy/": "a container file, a systemd unit, settings and a dashboard for `pocketvlm serve`; Kubernetes",
     "examples/": "pictures, and the script that draws them",
@@ -67,7 +68,7 @@ def help_text() -> Iterator[str]:
 
     yield "```"
     for name, text in COMMANDS.items():
-        yield f"pocketvlm {name:<6} {text}"
+        yield f"pocketvlm {name:<7} {text}"
     yield "```"
 
 
