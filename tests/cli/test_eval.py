@@ -384,7 +384,11 @@ def test_of_a_folder_the_split_for_tests_is_measured_and_named(
 
 @pytest.mark.parametrize(
     ("metric", "good", "bad"),
-    [("iou", "<box>1 2 30 40</box>", "[[1, 2, 30, 40]]"), ("fields", '{"a": 1}', "a is 1")],
+    [
+        ("iou", "<box>1 2 30 40</box>", "[[1, 2, 30, 40]]"),
+        ("iou", "The <ref>cat</ref> is at <box>1 2 30 40</box>.", "at 1 2 30 40"),
+        ("fields", '{"a": 1}', "a is 1"),
+    ],
 )
 def test_answers_that_a_metric_cannot_read_are_named(
     metric: str, good: str, bad: str, capsys: pytest.CaptureFixture[str], server: Server, tmp_path: Path

@@ -11,7 +11,7 @@ import pytest
 from helpers.command import run
 from PIL import Image
 
-from pocketvlm.documents.field_kinds import Kind, array_items, field_kinds
+from pocketvlm.documents.field_kinds import Kind, NewItem, array_items, field_kinds
 from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.review import review_page
 
@@ -101,7 +101,7 @@ def test_a_document_cannot_become_part_of_the_page(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script>{style}{review}"
     value: dict[str, Any] = {"data": {"a": hostile}, "confidence": {"a": 0.1}, "error": None}
     document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
-    made = review_page([(document, 1, value)], f"Q {hostile}", 0.8, SCHEMA)
+    made, _ = review_page([(document, 1, value)], f"Q {hostile}", 0.8, SCHEMA)
     assert made.count("<script") == 2
     assert made.count("</style>") == 1
     data = made.split('id="review">')[1].split("</script>")[0]
@@ -122,7 +122,7 @@ def test_numbers_keep_their_digits_and_null_its_type(tmp_path: Path) -> None:
     value: dict[str, Any] = {"data": data, "confidence": doubtful, "error": None, "digits": digits}
     document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
     page, out = tmp_path / "review.html", tmp_path / "out.jsonl"
-    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema))
+    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema)[0])
     # "0x10" is no number of JSON, and 1.5 no whole one: neither is let past.
     keys = ["Enter", "text:1.5", "Enter", "text:4", "Enter", "text:0x10", "Enter", "text:2.50", "Enter", "ArrowDown"]
     corrected(page, out, [*keys, "Enter", "Enter"])
@@ -185,7 +185,7 @@ def test_items_are_added_and_taken_away(tmp_path: Path) -> None:
     value: dict[str, Any] = {"data": data, "confidence": sure, "error": None, "digits": digits}
     document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
     page, out = tmp_path / "review.html", tmp_path / "out.jsonl"
-    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema))
+    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema)[0])
     # Enter on a button presses it; the page is not right before the price is filled in, where the cursor goes.
     keys = ["button:Remove items.1", "button:Add to items", "text:sugar", "button:This page is right", "text:0.90"]
     keys += ["button:Add to tags", "text:new", "button:Add to tags", "text:shop", "button:This page is right"]
@@ -200,13 +200,14 @@ def test_items_are_added_and_taken_away(tmp_path: Path) -> None:
 def test_a_new_item_is_what_the_schema_says() -> None:
     kind = {"enum": ["food", "other"]}
     deep = {"type": "object", "properties": {"a.b": kind, "self": {"$ref": "#"}, "count": {"type": "integer"}}}
-    schema = {
-        "type": "object",
-        "properties": {"deep": {"type": "array", "items": {**deep, "required": ["a.b", "count"]}}},
-    }
-    (found,) = array_items({"deep": []}, schema)
+    items = {"anyOf": [{**deep, "required": ["a.b", "count"]}, {"type": "null"}]}
+    found = array_items({"deep": []}, {"type": "object", "properties": {"deep": {"type": "array", "items": items}}})
     kinds = {"a\\.b": Kind("string", False), "count": Kind("integer", False)}
-    assert found == ("deep", {"a.b": "food", "count": None}, kinds)
+    assert found == {"deep": NewItem({"a.b": "food", "count": None}, kinds, {})}
+    lines = {"type": "array", "items": {"type": "string"}}
+    order = {"type": "object", "properties": {"lines": lines}}
+    orders = array_items({"orders": []}, {"properties": {"orders": {"type": "array", "items": order}}})
+    assert orders == {"orders": NewItem({"lines": []}, {}, {"lines": NewItem("", {"": Kind("string", False)}, {})})}
     own: dict[str, Any] = {"type": "array", "items": {"$ref": "#"}}
-    assert list(array_items([], own)) == [("", [], {})]
-    assert list(array_items({"x": [1]}, {"type": "object"})) == []
+    assert array_items([], own)[""].item == []
+    assert array_items({"x": [1]}, {"type": "object"}) == {}

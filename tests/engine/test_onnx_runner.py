@@ -243,11 +243,14 @@ def test_a_thread_that_is_new_during_a_step_gets_all_of_pytorchs_threads_afterwa
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        onnx._torch_threads = 3
         with onnx.working():
             thread = threading.Thread(target=step)
             thread.start()
             thread.join()
+        torch.set_num_threads(1)  # what a user chooses stays
+        with onnx.working():
+            pass
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
     assert found == [3]

@@ -44,7 +44,7 @@ MUTANTS = [
         "documents/pages.py",
         "documents/test_faults.py",
         (
-            "keep and not read_from[key[0]].has_changed",
+            "keep and not read_from.pop(key).has_changed",
             "keep",
             "test_the_answer_about_a_file_that_has_changed_is_not_kept_under_its_old_content",
         ),

@@ -114,21 +114,28 @@ class Unread:
 def test_a_client_that_reads_slowly_is_waited_for_and_one_that_reads_nothing_is_not(
     begin: str, sizes: tuple[int, ...], looks: int
 ) -> None:
+    transport = Unread(*sizes)
+    asyncio.run(abort_of(transport, begin))
+    assert transport.looks == looks
+
+
+async def abort_of(transport: Any, begin: str, **settings: float) -> None:
     async def app(_scope: Any, _receive: Any, _send: Any) -> None: ...
 
-    async def wait_for(transport: Any) -> None:
-        config = uvicorn.Config(app, http=connections(ServerSettings(send_seconds=0.1)))
-        config.load()
-        made: Any = config.http_protocol_class
-        protocol = made(config=config, server_state=ServerState(), app_state={})
-        protocol.timeout_keep_alive = 0.1
-        protocol.transport, protocol.flow = transport, Mock()
-        getattr(protocol, begin)()
-        await until(lambda: transport.is_aborted)
+    config = uvicorn.Config(app, http=connections(ServerSettings(send_seconds=0.1, **settings)))  # type: ignore[arg-type]
+    config.load()
+    made: Any = config.http_protocol_class
+    protocol = made(config=config, server_state=ServerState(), app_state={})
+    protocol.timeout_keep_alive = 0.1
+    protocol.transport, protocol.flow = transport, Mock()
+    getattr(protocol, begin)()
+    await until(lambda: transport.is_aborted)
 
-    transport = Unread(*sizes)
-    asyncio.run(wait_for(transport))
-    assert transport.looks == looks
+
+def test_a_response_that_is_complete_is_not_read_for_ever() -> None:
+    transport = Unread(*range(1000, 0, -1))
+    asyncio.run(abort_of(transport, "on_response_complete", request_seconds=0.25))
+    assert 2 <= transport.looks <= 10
 
 
 def test_a_full_queue_is_429_before_the_body_is_read() -> None:

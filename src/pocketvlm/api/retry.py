@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pocketvlm.api.answers import Answer
     from pocketvlm.api.vlm import VLM
 
-FAULTS = 8  # of a run that goes on, beyond those of one step: where many follow each other, all will
+FAULTS = 8  # of a run that goes on, beyond those of one step: where more follow each other, all others would
 Key = TypeVar("Key", bound=Hashable)
 Asked = tuple[Conversation, Mapping[str, Any]]
 
@@ -54,8 +54,8 @@ def answer_each(
                 yield key, outcome
                 continue
             faults += 1
-            if isinstance(outcome, UnavailableError) or faults > FAULTS + at_a_time:
-                raise outcome
+            if isinstance(outcome, UnavailableError) or (not is_last and faults > FAULTS + at_a_time):
+                raise outcome  # of those that are asked alone, each may be to blame itself
             if is_last:
                 yield key, outcome
             else:

@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> Summary:
     check_paths(Path(args.input), args.output, overwrite=args.overwrite)
     if args.input == args.shown_out:
         raise ConfigError(f"{args.input:.200} is both input and output", hint="Give the output another name.")
-    with requests_here(args.input, args.output) as requests:
+    with requests_here(args.input) as requests:
         return _answered(args, requests)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
+from tempfile import TemporaryDirectory
 
 from pocketvlm.batch.tables import is_table, lines_of_table
 from pocketvlm.errors import ConfigError
@@ -66,12 +66,9 @@ def _is_unsent(out: Path) -> bool:
 
 
 @contextmanager
-def requests_here(text: str, out: Path) -> Iterator[Path]:
+def requests_here(text: str) -> Iterator[Path]:
     """A file of requests of this machine, one a line, in which stands what the file or table `text` has, wherever that
-    is: the file itself where it is one, else a copy, which goes when this block ends.
-
-    Args:
-        out: where the results go: each output has a copy of its own.
+    is: the file itself where it is one, else a copy of this process, which goes when this block ends.
 
     Raises:
         ConfigError: it is not there, cannot be reached, or is no table of requests.
@@ -80,10 +77,10 @@ def requests_here(text: str, out: Path) -> Iterator[Path]:
     if not (is_remote(text) or is_table(path)):
         yield path
         return
-    where = text if is_remote(text) else path.absolute()
-    folder = stand_in(f"requests {where} for {out.absolute()}", cache_directory() / "elsewhere")
-    copy, lines = folder / f"{path.name[:64]}.fetched", folder / f"{path.name[:64]}.jsonl"
-    try:
+    base = cache_directory() / "elsewhere"
+    base.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="requests-", dir=base, ignore_cleanup_errors=True) as folder:
+        copy, lines = (Path(folder, f"{path.name[:64]}.{ending}") for ending in ("fetched", "jsonl"))
         if is_remote(text):
             fetch_file(text, copy)
             path = copy
@@ -93,8 +90,6 @@ def requests_here(text: str, out: Path) -> Iterator[Path]:
             lines_of_table(path, lines, text)
             path = lines
         yield path
-    finally:
-        rmtree(folder, ignore_errors=True)
 
 
 def folder_of(text: str) -> str:

@@ -142,13 +142,15 @@ def _write_review(
 ) -> None:
     pages = list(islice(doubtful, MAX_PAGES))
     more = sum(1 for _ in doubtful)
-    if not pages:
+    text, count = review_page(pages, question, threshold, schema) if pages else ("", 0)
+    if not count:
         out.unlink(missing_ok=True)  # that of an earlier run is no longer true
-        say(f"no page has a field below {threshold}: there is nothing to review")
+        why = "none of its pages can be read" if pages else f"no page has a field below {threshold}"
+        say(f"{why}: there is nothing to review")
         return
     with whole_file(out) as file:
-        file.write(review_page(pages, question, threshold, schema).encode(errors="replace"))
-    say(f"{shown}: {len(pages)} pages to review" + (f", and {more} that did not fit" if more else ""))
+        file.write(text.encode(errors="replace"))
+    say(f"{shown}: {count} pages to review" + (f", and {more} that did not fit" if more else ""))
 
 
 def _is_ours(path: Path, out: Path) -> bool:

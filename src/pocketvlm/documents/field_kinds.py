@@ -25,30 +25,41 @@ def field_kinds(data: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Kin
     yield from _below(data, schema, schema, "")
 
 
-def array_items(data: Any, schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, dict[str, Kind]]]:
-    """(array, item, its fields) of each array whose items the schema describes: what an item begins as that is added,
-    with null where a person must say what it is, and the kinds of its fields, by their names in it ("" is itself)."""
-    yield from _arrays(data, schema, schema, "")
+class NewItem(NamedTuple):
+    """What an item begins as that is added to an array: null where a person must say what it is; the kinds of its
+    fields, by their names in it ("" is itself); and what the arrays in it are extended by."""
+
+    item: Any
+    kinds: dict[str, Kind]
+    arrays: dict[str, NewItem]
 
 
-def _arrays(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Any, dict[str, Kind]]]:
+def array_items(data: Any, schema: Mapping[str, Any]) -> dict[str, NewItem]:
+    """Of each array whose items the schema describes, by its name."""
+    return dict(_arrays(data, schema, schema, "", _DEEPEST))
+
+
+def _arrays(value: Any, part: Any, root: Mapping[str, Any], name: str, depth: int) -> Iterator[tuple[str, NewItem]]:
+    if depth == 0:
+        return
     choices = list(_choices(part, root, set()))
     if isinstance(value, dict):
         found = next((one for one in choices if "properties" in one), {})
         for key, inner in value.items():
-            yield from _arrays(inner, found.get("properties", {}).get(key, {}), root, join(name, key))
+            yield from _arrays(inner, found.get("properties", {}).get(key, {}), root, join(name, key), depth)
     if isinstance(value, list) and (items := next((one["items"] for one in choices if "items" in one), None)):
-        item = _new(items, root, _DEEPEST)
-        yield name, item, dict(_below(item, items, root, ""))
+        item = _new(items, root, _DEEPEST, is_added=True)
+        inside = dict(_arrays(item, items, root, "", depth - 1))
+        yield name, NewItem(item, dict(_below(item, items, root, "")), inside)
         for index, inner in enumerate(value):
-            yield from _arrays(inner, items, root, join(name, index))
+            yield from _arrays(inner, items, root, join(name, index), depth)
 
 
-def _new(part: Any, root: Mapping[str, Any], depth: int) -> Any:
-    """What a value of a schema begins as."""
+def _new(part: Any, root: Mapping[str, Any], depth: int, *, is_added: bool = False) -> Any:
+    """What a value of a schema begins as; one that is added is an object where it may be one."""
     choices = list(_choices(part, root, set()))
     kinds = [kind for one in choices for kind in _types(one)]
-    if depth == 0 or "null" in kinds:
+    if depth == 0 or ("null" in kinds and not (is_added and any("properties" in one for one in choices))):
         return None
     if fixed := next((one for one in choices if "const" in one or one.get("enum")), None):
         return fixed["const"] if "const" in fixed else fixed["enum"][0]

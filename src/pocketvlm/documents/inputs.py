@@ -181,10 +181,14 @@ def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
     for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(place, name) for name in files if not name.startswith(".")):
-            if path.is_file():
-                yield path, None
-            elif path.is_symlink() and not path.exists():
-                yield path, f"{path} cannot be read: it is a link to what is not there"
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    yield path, None
+            except FileNotFoundError:
+                if path.is_symlink():  # else it went meanwhile
+                    yield path, f"{path} cannot be read: it is a link to what is not there"
+            except OSError as error:
+                yield path, f"{path} cannot be read: {error.strerror}"
     yield from closed
 
 

@@ -91,11 +91,9 @@ def answer_documents(
     if current is None:
         return
     assert asking is not None
-    read_from: dict[str, Document] = {}
-    for document in documents:
-        read_from.setdefault(document.digest, document)
+    read_from = dict(pages_to_ask(documents, done))
     for key, value, keep in asking(documents, done, task):
-        done.add(key, value, keep=keep and not read_from[key[0]].has_changed)
+        done.add(key, value, keep=keep and not read_from.pop(key).has_changed)
         report()
         yield from complete()
 

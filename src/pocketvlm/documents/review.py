@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from pocketvlm.documents.field_kinds import array_items, field_kinds
+from pocketvlm.documents.field_kinds import NewItem, array_items, field_kinds
 from pocketvlm.documents.inputs import Document, page_source
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.pages import keys_of
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.media.document_opener import DocumentOpener
 from pocketvlm.processing.media.sources import NamedBytes
 from pocketvlm.remote_files import RemoteFile, read_remote
@@ -45,8 +45,10 @@ def doubtful_pages(documents: Sequence[Document], done: Done, threshold: float) 
                 yield document, key[1], value
 
 
-def review_page(pages: Sequence[Doubtful], question: str, threshold: float, schema: Mapping[str, Any]) -> str:
-    """The HTML file.
+def review_page(
+    pages: Sequence[Doubtful], question: str, threshold: float, schema: Mapping[str, Any]
+) -> tuple[str, int]:
+    """The HTML file, and how many pages it holds: without those that cannot be read any more.
 
     Args:
         pages: at most `MAX_PAGES` are sensible.
@@ -66,7 +68,7 @@ def review_page(pages: Sequence[Doubtful], question: str, threshold: float, sche
     text = (_FOLDER / "review.html").read_text(encoding="utf-8")
     # In one pass: what a document says is no place for another part.
     pieces = [parts[piece] if number % 2 else piece for number, piece in enumerate(_split(text))]
-    return "".join(pieces)
+    return "".join(pieces), len(shown)
 
 
 def _split(text: str) -> list[str]:
@@ -88,7 +90,7 @@ def _page(
         if isinstance(source, RemoteFile):
             content = NamedBytes(read_remote(str(source)), document.name, source.pages)
         picture = opener.picture(content, _LONGEST_SIDE, _QUALITY)
-    except (ConfigError, MediaError) as error:
+    except (ConfigError, MediaError, EngineError) as error:
         logger.warning("left out of the review: %s, page %d: %s", document.name, page, error)
         return None
     if isinstance(source, RemoteFile):
@@ -103,12 +105,20 @@ def _page(
         "confidence": value["confidence"],
         "digits": value.get("digits", {}),
         "kinds": {name: kind._asdict() for name, kind in field_kinds(value["data"], schema)},
-        "arrays": {
-            name: {"item": item, "kinds": {field: kind._asdict() for field, kind in kinds.items()}}
-            for name, item, kinds in array_items(value["data"], schema)
-        },
+        "arrays": _as_json(array_items(value["data"], schema)),
         "picture": f"data:image/jpeg;base64,{picture}",
         "source": where,
+    }
+
+
+def _as_json(arrays: Mapping[str, NewItem]) -> dict[str, Any]:
+    return {
+        name: {
+            "item": new.item,
+            "kinds": {field: kind._asdict() for field, kind in new.kinds.items()},
+            "arrays": _as_json(new.arrays),
+        }
+        for name, new in arrays.items()
     }
 
 

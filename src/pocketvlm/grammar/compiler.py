@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pocketvlm.errors import CheckpointError, ConfigError, EngineError, MissingExtraError, QueueFullError
+from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, QueueFullError, UnavailableError
 from pocketvlm.grammar.source import grammar_text
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
 from pocketvlm.grammar.trial_worker import (
@@ -116,7 +116,7 @@ class GrammarCompiler:
             ConfigError: what was asked for is not valid, cannot be satisfied or takes too much to compile. What only an
                 endless answer would satisfy is not noticed.
             QueueFullError: others are being compiled all the time.
-            EngineError: the process that tries grammars does not start.
+            UnavailableError: the process that tries grammars does not start.
             RuntimeError: the compiler is closed.
         """
         if after_thinking and self.vocabulary.thinking_ends is None:
@@ -151,7 +151,7 @@ class GrammarCompiler:
         try:
             fault = self._worker.try_out(text)
         except NotStartedError as error:
-            raise EngineError(str(error)) from None
+            raise UnavailableError(str(error)) from None
         if not fault:
             matcher = llguidance.LLMatcher(
                 self.tokenizer, text, log_level=0, limits=llguidance.LLParserLimits(**LIMITS)

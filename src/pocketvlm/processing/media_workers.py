@@ -59,7 +59,7 @@ def fetched(task: MediaTask) -> MediaTask:
         MediaError: one fails, or a video has more of them than frames that could be taken; it names the place.
         EngineError: nobody waits for them any more.
     """
-    files, most = task.files, task.limits.max_frames
+    files, most = task.files, task.limits.max_frames * max(task.how.stack_frames or 1, 1)
     places: dict[str, str] = {}
     for part in task.parts:
         urls = _urls(part, files)

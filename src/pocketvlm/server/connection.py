@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
 from contextlib import suppress
@@ -32,12 +33,14 @@ _TOO_LONG = b"431 Request Header Fields Too Large", _BAD_BODY % b"the headers ha
 class Connection(H11Protocol):
     """The head of a request has to arrive in `header_seconds`, also the rest of a body that nobody wants any more; a
     client that reads nothing for `send_seconds` is cut off, or once all has been written, for the time that connections
-    are kept. One that reads slowly is waited for. (Bodies have their own time, in `server.body`.)
+    are kept. One that reads slowly is waited for, up to `request_seconds` from there. (Bodies have their own time, in
+    `server.body`.)
     """
 
     settings: ServerSettings  # of the class that `connections` makes
     _head_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
+    _completed = math.inf  # when the last response was complete, by the loop's clock
     _unread = 0  # bytes that the client had not read when a response was complete, or at the last look after that
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -74,6 +77,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._completed = self.loop.time()
         self._unread = self.transport.get_write_buffer_size()
         if self.transport.is_closing() and self._unread:
             self._expect_reading()
@@ -82,7 +86,7 @@ class Connection(H11Protocol):
         before, self._unread = self._unread, self.transport.get_write_buffer_size()
         if not self._unread:
             super().timeout_keep_alive_handler()
-        elif self._unread < before:
+        elif self._unread < before and self._may_go_on_reading():
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -116,10 +120,15 @@ class Connection(H11Protocol):
     def _look(self, before: int) -> None:
         """Cut the client off unless it has read something."""
         unread = self.transport.get_write_buffer_size()
-        if unread < before:
+        if unread < before and self._may_go_on_reading():
             self._look_later(unread)
         else:
             self.transport.abort()
+
+    def _may_go_on_reading(self) -> bool:
+        """What is left of a complete response is in no other limit: it may take as long as an answer."""
+        is_under_way = self.cycle is not None and not self.cycle.response_complete
+        return is_under_way or self.loop.time() - self._completed < self.settings.request_seconds
 
     def _stop_timer(self, name: str) -> None:
         timer: asyncio.TimerHandle | None = getattr(self, name)

@@ -404,6 +404,8 @@ def answers(dataset: Iterable[Sample]) -> list[str]:
         (("a.csv", "sub/b.csv"), ["a.csv"], "sub/b.csv"),
         (("data/train-0.parquet", "dataset_infos.json"), ["data/train-0.parquet"], ""),
         (("data/train-0.parquet", "scores.json"), ["data/train-0.parquet"], "scores.json"),
+        (("train.jsonl", "eval/validation.parquet"), ["train.jsonl"], "eval/validation.parquet"),
+        (("train.csv", "cache/x.parquet"), ["train.csv"], "cache/x.parquet"),
         (("metadata.csv", "labels.jsonl"), ["metadata.csv"], "labels.jsonl"),
         (
             ("train.jsonl", *(f"{i}.csv" for i in range(7))),

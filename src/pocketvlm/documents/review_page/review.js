@@ -61,9 +61,11 @@ function removeItem(page, keys) {
 
 function addItem(page, keys) {
   const [array, items] = [nameOf(keys), at(page.data, keys)];
-  const { item, kinds } = page.arrays[array];
+  const { item, kinds, arrays } = page.arrays[array];
   const name = `${array}.${items.length}`;
-  for (const [field, kind] of Object.entries(kinds)) page.kinds[field ? `${name}.${field}` : name] = kind;
+  const inside = (field) => (field ? `${name}.${field}` : name);
+  for (const [field, kind] of Object.entries(kinds)) page.kinds[inside(field)] = kind;
+  for (const [field, more] of Object.entries(arrays)) page.arrays[inside(field)] = more;
   items.push(withDigits(structuredClone(item), {}));
   page.checked = false;
   show(current);

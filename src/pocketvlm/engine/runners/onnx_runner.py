@@ -8,6 +8,7 @@ Shapes:  P patches of all views · N visual tokens · T tokens of all sequences,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -89,6 +90,16 @@ def product_session(graph: bytes, operators: Path | None = None, *, threads: int
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+class _Working:
+    """Steps that are under way in this process, and the threads that PyTorch had before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock, self.count, self.threads = threading.Lock(), 0, 0
+
+
+_working = _Working()
+
+
 class ONNXRunner:
     """Runs the bundle in `directory` on the CPU.
 
@@ -107,7 +118,6 @@ class ONNXRunner:
         self.config = config or ModelConfig.from_dict(read_json(directory / "config.json"))
         self.directory = directory
         self.threads = threads or usable_cores()
-        self._torch_threads = torch.get_num_threads()
         self.operators = self._compiled_operators()
         self.vision, self.decoder = self._session("vision"), DecoderBinding(self._session("decoder"))
         # The table is the only weight of its graph: no session for that.
@@ -170,13 +180,17 @@ class ONNXRunner:
     def working(self) -> Iterator[None]:
         """One thread for PyTorch's small operations: its others would wait for work on the cores where ONNX Runtime's
         threads wait for theirs, and a step of 21 ms becomes one of 31."""
-        before = torch.get_num_threads()
+        with _working.lock:
+            # A thread begins with the number that was set last, by whichever thread: 1 within this block of another.
+            before = _working.threads if _working.count else torch.get_num_threads()
+            _working.count, _working.threads = _working.count + 1, before
         torch.set_num_threads(1)
         try:
             yield
         finally:
-            # A thread begins with the number that was set last, by whichever thread: 1 within this block of another.
-            torch.set_num_threads(before if before > 1 else self._torch_threads)
+            with _working.lock:
+                _working.count -= 1
+            torch.set_num_threads(before)
 
     def describe(self) -> str:
         kind = f" ({library.kind_of(self.operators)})" if self.operators else ""

@@ -85,7 +85,8 @@ def _remove_older(root: Path, source: str) -> None:
         if named is None or int(named[1]) >= FORMAT:
             continue
         if named[2]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's, in a folder that all share
+                old.unlink()
         else:
             shutil.rmtree(old, ignore_errors=True)
 

@@ -23,8 +23,8 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
 _SPLITS |= {"evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 _SPLITS |= {"dev": "validation"}
-# Files in the folder itself go before those in folders of it, but Parquet goes before all: a set of the Hub has it in a
-# folder `data`, and may have JSON that says something else above.
+# Files in the folder itself go before those in folders of it, but Parquet goes before all where none of them is called
+# a training split: a set of the Hub has it in a folder `data`, and may have JSON that says something else above.
 _KINDS = (
     (".parquet", False),
     (".parquet", True),
@@ -124,7 +124,11 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
         if twins := [file for file in metadata if by_folder.count(file.parent) > 1]:
             raise ConfigError(f"{twins[0].parent} has {twins[0].name} and {twins[1].name}", hint="Keep one of them.")
         return metadata, _but(metadata, every)
+    above = [file for file in every if file.parent == folder]
+    has_training = any(_split_of(file.relative_to(folder)) == "train" for file in above)
     for suffixes, is_deep in _KINDS:
+        if is_deep and has_training:
+            continue
         if found := [file for file in every if file.name.endswith(suffixes) and (is_deep or file.parent == folder)]:
             return found, _but(found, every)
     raise ConfigError(f"{folder} holds no file of samples", hint=f"Put one of {', '.join(SUFFIXES)} into it.")
