@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -29,7 +29,7 @@ from pocketvlm.cli.common import (
     progress_bars,
     read_media,
 )
-from pocketvlm.cli.console import harmless, put, put_json, say
+from pocketvlm.cli.console import ReaderLeftError, harmless, put, put_json, say
 from pocketvlm.cli.ray_options import add_ray, check_ray, fleet_of
 from pocketvlm.documents.estimate import estimate
 from pocketvlm.documents.inputs import Document, find_files, open_documents
@@ -227,6 +227,15 @@ def _asking(args: argparse.Namespace) -> Iterator[Asking]:
 
     with fleet_of(args) as fleet:
         yield partial(ask_on, fleet)
+
+
+def status_of(summary: dict[str, Any] | None, show: Callable[[dict[str, Any]], None]) -> int:
+    """The exit status of a run, whose summary is shown; of a dry run there is none."""
+    if summary is None:
+        return 0
+    with suppress(ReaderLeftError):  # whose leaving says nothing about the documents
+        show(summary)
+    return int(summary["failed"] > 0)
 
 
 def named(row: Mapping[str, Any]) -> str:

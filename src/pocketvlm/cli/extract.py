@@ -6,14 +6,14 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, files_read
-from pocketvlm.cli.console import ReaderLeftError, put, put_json, say
+from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
@@ -24,6 +24,7 @@ from pocketvlm.cli.document_job import (
     open_all,
     prompts_of,
     report_failures,
+    status_of,
 )
 from pocketvlm.cli.elsewhere import output_sent
 from pocketvlm.cli.ray_options import join_address
@@ -70,11 +71,7 @@ def run(args: argparse.Namespace) -> int:
     has_second = args.arrays == "table" and args.out.endswith(".csv")
     with output_sent(args, others=[_second_address(args.out)] if has_second else []):
         summary = _run(args)
-    if summary is None:
-        return 0
-    with suppress(ReaderLeftError):  # whose leaving says nothing about the documents
-        _print(args, summary)
-    return int(summary["failed"] > 0)
+    return status_of(summary, partial(_print, args))
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any] | None:

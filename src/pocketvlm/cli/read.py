@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.cli.common import directory_of, files_read
-from pocketvlm.cli.console import ReaderLeftError, put, put_json, say
+from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.document_job import (
     EXIT,
     DocumentJob,
@@ -21,6 +21,7 @@ from pocketvlm.cli.document_job import (
     open_all,
     prompts_of,
     report_failures,
+    status_of,
 )
 from pocketvlm.cli.elsewhere import output_sent
 from pocketvlm.cli.ray_options import join_address
@@ -67,11 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with output_sent(args):
         summary = _run(args)
-    if summary is None:
-        return 0
-    with suppress(ReaderLeftError):  # whose leaving says nothing about the documents
-        _print(args, summary)
-    return int(summary["failed"] > 0)
+    return status_of(summary, partial(_print, args))
 
 
 def _is_ours(path: Path, out: Path) -> bool:

@@ -66,8 +66,8 @@ def _new(part: Any, root: Mapping[str, Any], depth: int, *, is_added: bool = Fal
     if found := next((one for one in choices if "properties" in one), None):
         wanted = found.get("required", list(found["properties"]))
         return {key: _new(found["properties"][key], root, depth - 1) for key in found["properties"] if key in wanted}
-    beginnings: dict[str, Any] = {"string": "", "boolean": False, "array": [], "object": {}}
-    return next((beginnings[kind] for kind in kinds if kind in beginnings), None)
+    defaults: dict[str, Any] = {"string": "", "boolean": False, "array": [], "object": {}}
+    return next((defaults[kind] for kind in kinds if kind in defaults), None)
 
 
 def _below(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Kind]]:
