@@ -35,10 +35,13 @@ from parity.reference import transformers
 from pocketvlm.config import ImageConfig
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
+from pocketvlm.model.cache.torch_memory import TorchMemory
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.processing.media.load_image import load_image
-from pocketvlm.processing.patches.image import encode_image, to_reference_layout
+from pocketvlm.processing.patches.image import encode_image
 
 CASES = ("preprocess", "view", "image", "prefill", "decode1", "decode8")
 LABELS = {
@@ -74,7 +77,7 @@ class Pair:
         self.ids = torch.randint(0, 248000, (8, 700), generator=torch.Generator().manual_seed(0)).to(device)
 
     def cache(self, slots: int, capacity: int) -> Cache:
-        return ContiguousCache(self.ours.config.text, slots, capacity, dtype=self.dtype, device=self.device)
+        return ContiguousCache(self.ours.config.text, slots, capacity, memory=TorchMemory(self.dtype, self.device))
 
     def packed(self, segments: list[Segment]) -> PackedBatch:
         return PackedBatch.of(segments, self.device)

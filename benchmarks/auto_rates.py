@@ -184,7 +184,7 @@ def judge_pages(level: int, resolution: int, split: Split, count: int, budget: f
         if cut.plan.grid is None:
             continue
         shares = print_in_slices(page, cut.plan.grid)
-        parts = [part.numpy() for part in cut.patches.split([view.patches for view in cut.plan.views])]
+        parts = np.split(cut.patches, np.cumsum([view.patches for view in cut.plan.views])[:-1])
         for name, score in SCORES.items():
             scores = [score(part) for part in parts]
             (views,) = choose_rates([cut.plan.views], [scores], budget)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pocketvlm.config import DOWNSAMPLE_MODES, DownsampleMode, ImageConfig, ModelConfig
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
+from pocketvlm.model.cache.torch_memory import TorchMemory
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.packing import PackedBatch, Segment
 from pocketvlm.model.vlm import MiniCPMV
@@ -69,7 +70,7 @@ def run(model: MiniCPMV, mode: DownsampleMode) -> tuple[dict[str, str], Cache]:
     seen["patches"] = shape(patches) + " (uint8)"
     features = model.encode_views(patches, views.views)
     tokens = views.visual_tokens + TEXT
-    cache = ContiguousCache(model.config.text, slots=1, capacity=tokens, device="meta", dtype=torch.bfloat16)
+    cache = ContiguousCache(model.config.text, slots=1, capacity=tokens, memory=TorchMemory(torch.bfloat16, "meta"))
     batch = PackedBatch.of([Segment(tokens)], "meta")
     hidden = model(torch.empty(tokens, dtype=torch.long, device="meta"), batch, features, cache)
     seen["logits"] = shape(model.logits(hidden[-1:]))

@@ -23,7 +23,7 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.export.gguf.files import write_gguf
 from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.processing.patches.image import normalise
+from pocketvlm.model.vision.pixels import normalise
 from pocketvlm.processing.processor import Processor
 
 BRIGHT = {"image_mean": [0.25, 0.5, 0.75]}

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pocketvlm.machine import memory_bytes, processor_flags, processor_name, usable_processors
 
@@ -66,7 +65,7 @@ def test_the_machine_is_known_without_what_only_linux_has(monkeypatch: pytest.Mo
     monkeypatch.setattr(ctypes, "windll", windows, raising=False)
     for name in ("sysconf", "sched_getaffinity"):
         monkeypatch.delattr(os, name, raising=False)
-    assert memory_bytes(torch.device("cpu")) == 12 * 2**30
+    assert memory_bytes() == 12 * 2**30
     assert usable_processors() == (os.cpu_count() or 1)
     monkeypatch.setattr(Path, "read_text", lambda *_args, **_more: (_ for _ in ()).throw(FileNotFoundError))
     assert processor_flags() == frozenset()

@@ -14,8 +14,8 @@ import pytest
 from pocketvlm.bundle import PRESETS
 from pocketvlm.errors import CheckpointError, ConfigError, PocketVLMError
 from pocketvlm.export.onnx.bundle import write_bundle
-from pocketvlm.model.checkpoint import weight_files
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.weight_files import weight_files
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import template_source
 from pocketvlm.text_files import is_there, read_json

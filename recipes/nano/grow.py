@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.vision.view_packing import nearest_positions
+from pocketvlm.model.vision.view_order import nearest_positions
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.synthetic import make_sample
 from recipes.nano.initialise import READER
@@ -71,7 +71,7 @@ def some_views(model: MiniCPMV, count: int, seed: int = 0) -> Iterator[Patches]:
         sample = make_sample(PICTURES[number % len(PICTURES)], (seed, number), "train", 0)
         picture = encode_picture(sample.images[0], IMAGE, "4x", np.random.default_rng(number), 0.0, 1)
         rows, columns = picture.views[0].size.height, picture.views[0].size.width
-        positions = nearest_positions(rows, columns, model.config.vision.positions_per_side)
+        positions = torch.tensor(nearest_positions(rows, columns, model.config.vision.positions_per_side))
         tokens = tower.patch_embedding(model.normalise(picture.patches)) + tower.position_embedding(positions)
         yield Patches(tower.layers[0].layer_norm1(tokens), torch.arange(rows * columns).view(rows, columns))
 

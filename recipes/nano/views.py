@@ -79,4 +79,5 @@ def encode_picture(
     if mode is None:
         views = tuple(View(view.size, "4x" if rng.random() < 0.5 else "16x") for view in plan.views)
         plan = dataclasses.replace(plan, views=views)
-    return EncodedPicture(cut_patches(torch.from_numpy(np.array(picture)), plan, config.patch_size), plan)
+    patches = cut_patches(np.ascontiguousarray(picture), plan, config.patch_size)
+    return EncodedPicture(torch.from_numpy(patches), plan)

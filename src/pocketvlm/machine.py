@@ -10,10 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 CACHE_VARIABLE = "POCKETVLM_CACHE"
@@ -73,13 +70,8 @@ def _cpuinfo(*fields: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(fields)), "")
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Bytes: of this machine, or free on its GPU."""
-    if device.type == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+def memory_bytes() -> int:
+    """Bytes of this machine's memory."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _memory_of_windows()

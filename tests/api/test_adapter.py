@@ -19,15 +19,17 @@ from PIL import Image
 import pocketvlm
 from pocketvlm.bundle import PRESETS
 from pocketvlm.errors import CheckpointError, PocketVLMError
+from pocketvlm.export.bundle_cache import cached_bundle
 from pocketvlm.export.huggingface import write_huggingface
-from pocketvlm.export.onnx.bundle import cached_bundle, write_bundle
+from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.model.adapters.lora import HEAD
 from pocketvlm.model.adapters.merge import merge
 from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 
 PICTURE = encoded(Image.linear_gradient("L").resize((120, 80)).convert("RGB"))
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}

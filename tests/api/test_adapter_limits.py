@@ -15,7 +15,6 @@ from helpers.adapters import ALL, DECODER, write_random_adapter
 from safetensors.torch import load_file, save_file
 
 import pocketvlm
-from pocketvlm.api import adapters as module
 from pocketvlm.api.adapters import AdapterLimits
 from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.model.adapters.lora import Adapter, LowRankUpdate
@@ -115,7 +114,7 @@ def test_what_takes_more_memory_than_the_limit_is_not_even_read(
     assert size == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     vlm.adapters.limits = AdapterLimits(memory=2 * size - 1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_adapter", None)
+        patch.setattr("pocketvlm.model.adapters.peft_folder.read_adapter", None)
         with pytest.raises(ConfigError, match="are the limit"):
             vlm.load_adapter("b", folder)
     assert list(vlm.adapters) == ["a"]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import pocketvlm
@@ -133,7 +132,7 @@ def test_every_size_has_as_many_placeholders_as_features(vlm: pocketvlm.VLM, kin
         medium = {"type": kind, kind: [pixels] * 2, "fps": 1} if kind == "video" else {"type": kind, kind: pixels}
         inputs = vlm.processor([{"role": "user", "content": [medium]}], downsample_mode=mode, max_slice_nums=4)
         features = vlm.runner.encode_views(inputs.patches, inputs.views)
-        pads = torch.isin(inputs.input_ids, torch.tensor(inputs.placeholder_ids)).sum()
+        pads = np.isin(inputs.input_ids, inputs.placeholder_ids).sum()
         assert len(features) == pads == inputs.visual_tokens, (height, width)
 
 

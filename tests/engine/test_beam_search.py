@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,10 +32,10 @@ def params(num_beams: int = 2, **options: Any) -> SamplingParams:
 
 def search(seed: int, options: SamplingParams, max_tokens: int, stops: tuple[int, ...] = (STOP,)) -> BeamSearch:
     """A search on the table, run to its end."""
-    beams = BeamSearch(options, torch.tensor(PROMPT), frozenset(stops), max_tokens, V)
+    beams = BeamSearch(options, np.array(PROMPT), frozenset(stops), max_tokens, V)
     while not beams.done:
         before = beams.beams
-        parents = beams.advance(torch.stack([table(seed, beam.ids) for beam in before]))
+        parents = beams.advance(torch.stack([table(seed, beam.ids) for beam in before]).numpy())
         assert [beam.ids[:-1] for beam in beams.beams] == [before[parent].ids for parent in parents]
     return beams
 
@@ -122,7 +123,7 @@ def test_one_beam_is_greedy_decoding(seed: int, max_tokens: int) -> None:
 
 
 def test_an_end_that_ranks_below_the_beams_is_no_answer() -> None:
-    beams = BeamSearch(params(2, early_stopping=True), torch.tensor(PROMPT), frozenset({STOP}), 9, V)
+    beams = BeamSearch(params(2, early_stopping=True), np.array(PROMPT), frozenset({STOP}), 9, V)
     assert beams.advance(torch.tensor([[0.0, 5.0, 0.0, 4.0, 3.0]])) == [0, 0]  # the end comes third
     assert [beam.ids for beam in beams.beams] == [(1,), (3,)]
     beams.advance(torch.tensor([[0.0, 0.0, 0.0, 0.0, 9.0], [0.0, 5.0, 0.0, 0.0, -9.0]]))
@@ -132,7 +133,7 @@ def test_an_end_that_ranks_below_the_beams_is_no_answer() -> None:
 
 @pytest.mark.parametrize("fault", [[torch.nan] * V, [0.0, torch.nan, 0.0, 0.0, 0.0], [0.0, torch.inf, 0.0, 0.0, 0.0]])
 def test_scores_that_are_none_of_any_beam_are_noticed_and_change_nothing(fault: list[float]) -> None:
-    beams = BeamSearch(params(2), torch.tensor(PROMPT), frozenset({STOP}), 9, V)
+    beams = BeamSearch(params(2), np.array(PROMPT), frozenset({STOP}), 9, V)
     assert beams.advance(torch.tensor([fault])) is None
     assert beams.advance(torch.tensor([[0.0, 5.0, 0.0, 4.0, 3.0]])) == [0, 0]
     before = list(beams.beams)
@@ -151,7 +152,7 @@ def test_early_stopping_ends_no_later_and_finds_nothing_better(seed: int, num_be
 
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_without_early_stopping_a_running_beam_may_still_beat_whole_answers(early_stopping: bool) -> None:
-    beams = BeamSearch(params(2, early_stopping=early_stopping), torch.tensor([0]), frozenset({0, 2}), 9, V)
+    beams = BeamSearch(params(2, early_stopping=early_stopping), np.array([0]), frozenset({0, 2}), 9, V)
     first = torch.tensor([[5.0, 5.1, 0.0, 0.1, -1.0]])  # the answer (0,), and (1,) to run on with
     assert beams.advance(first) == [0, 0]
     assert [beam.ids for beam in beams.beams] == [(1,), (3,)]

@@ -26,7 +26,9 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.kernels import linear_attention_step, paged_attention
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.cache.paged import PagedCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.cache.torch_memory import TorchMemory
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV
 
@@ -68,8 +70,8 @@ def test_half_precision_goes_through_blocks_and_recordings_too() -> None:
     for name, parameter in model.named_parameters():
         if name not in fp32_parameters(model):
             parameter.data = parameter.data.bfloat16()
-    paged = PagedCache(CONFIG.text, 2, 8, dtype=torch.bfloat16)
-    plain = ContiguousCache(CONFIG.text, 2, 64, dtype=torch.bfloat16)
+    paged = PagedCache(CONFIG.text, 2, 8, memory=TorchMemory(torch.bfloat16))
+    plain = ContiguousCache(CONFIG.text, 2, 64, memory=TorchMemory(torch.bfloat16))
     graphs, prompts = DecodeGraphs(model, Recorder(CPU), SIZES), [random_text(40), random_text(7, 1)]
     for got, expected in zip(packed_logits(model, prompts, paged), packed_logits(model, prompts, plain), strict=True):
         assert relative_error(got, expected) < ROUGH

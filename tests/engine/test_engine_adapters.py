@@ -21,7 +21,8 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.adapters.lora import HEAD, Adapter
 from pocketvlm.model.adapters.merge import merge
 from pocketvlm.model.adapters.placed import PlacedAdapter
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.vlm import MiniCPMV
 
 ADAPTERS: dict[str, Adapter] = {
@@ -73,10 +74,11 @@ def features_and_logits(
     if runner is None:
         features = model.encode_views(random_patches(views), views)
         return features, model.logits(model(ids, PackedBatch.of([Segment(len(ids))]), features))
-    features = runner.encode_views(random_patches(views), views, adapter)
+    features = runner.encode_views(random_patches(views).numpy(), views, adapter)
     cache = runner.make_cache(1, len(ids))
     batch = PackedBatch.of([Segment(len(ids), adapter=adapter)])
-    return features, runner.forward(runner.embed(ids, features), batch, cache, torch.arange(len(ids)))
+    scores = runner.forward(runner.embed(ids.numpy(), features), batch, cache, range(len(ids)))
+    return features, torch.as_tensor(scores)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

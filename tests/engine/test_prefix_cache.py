@@ -29,8 +29,10 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, blocks_for
 from pocketvlm.model.cache.contiguous import ContiguousCache
+from pocketvlm.model.cache.memory import Array, HostMemory
 from pocketvlm.model.cache.paged import PagedCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=2)
 
@@ -196,28 +198,30 @@ def small_cache(layout: str, tokens: int) -> Cache:
     """Of two slots, the first with so many random tokens; prefixes have more blocks than they may use."""
     text, generator = CONFIG.text, torch.Generator().manual_seed(0)
     cache: Cache
-    if layout == "contiguous":
-        cache = ContiguousCache(text, 2, tokens, max_prefix_blocks=100)
+    if layout != "paged":
+        memory = HostMemory() if layout == "of NumPy" else None
+        cache = ContiguousCache(text, 2, tokens, max_prefix_blocks=100, memory=memory)
     else:
         cache = PagedCache(text, 2, 2 * blocks_for(tokens))
         cache.extend(PackedBatch.of([Segment(tokens)]))
     for store in (cache.keys, cache.values, cache.conv, cache.recurrent):
         for tensor in store.values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor[...] = noise.numpy() if layout == "of NumPy" else noise
     return cache
 
 
-def contents(cache: Cache, slot: int, length: int) -> list[torch.Tensor]:
+def contents(cache: Cache, slot: int, length: int) -> list[Array]:
     """Keys, values and states of a slot."""
     stores = [x for store in (cache.keys, cache.values) for x in store.values()]
     if isinstance(cache, PagedCache):
         kept = [x[cache.table(slot)].transpose(0, 1).flatten(1, 2)[:, :length] for x in stores]
     else:
-        kept = [x[slot, :, :length] for x in stores]
+        kept = [cache.memory.copy(x[slot, :, :length]) for x in stores]
     return kept + cache.save_state(slot)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "paged"])
+@pytest.mark.parametrize("layout", ["contiguous", "of NumPy", "paged"])
 @settings(max_examples=50)
 @given(
     cuts=st.lists(st.integers(1, 150), min_size=1, max_size=12, unique=True),
@@ -239,7 +243,7 @@ def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], 
         prefixes.restore(found, 1)
         prefixes.check_integrity()
         assert cache.lengths[1] == length
-        assert all(torch.equal(a, b) for a, b in zip(contents(cache, 1, length), expected[length], strict=True))
+        assert all((a == b).all() for a, b in zip(contents(cache, 1, length), expected[length], strict=True))
     if budget == 10**7:
         assert len(prefixes.prefixes) == len(cuts)
         assert len(prefixes.holding) <= sum(-(-length // BLOCK) for length in cuts)
@@ -284,7 +288,7 @@ def test_trap_states_outlive_their_budget_in_requests_that_have_ended(runner: To
 
 
 def test_a_block_cannot_be_given_back_twice() -> None:
-    blocks = BlockPool(CONFIG.text, 4)
+    blocks = BlockPool(CONFIG.text, 4, HostMemory())
     taken = blocks.allocate(3)
     assert taken is not None
     assert blocks.allocate(2) is None
@@ -314,15 +318,15 @@ def test_features_within_their_budget_stay_while_they_are_pinned() -> None:
 @pytest.mark.parametrize("name", ["sha256", "blake2b"])
 def test_keys_of_views_frame_what_they_hash(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_module, "_hash", lambda: getattr(hashlib, name))
-    patches = random_patches([view(4, 8)], 0)
+    patches = random_patches([view(4, 8)], 0).numpy()
     keys = {
         view_key(patches, view(4, 8)),
         view_key(patches, view(8, 4)),
         view_key(patches, view(4, 8, "4x")),
-        view_key(random_patches([view(4, 8)], 1), view(4, 8)),
+        view_key(random_patches([view(4, 8)], 1).numpy(), view(4, 8)),
     }
     assert len(keys) == 4
     assert {len(key) for key in keys} == {24}
-    assert view_key(patches.clone(), view(4, 8)) in keys
-    white, also_white = torch.full((32, 14, 14, 3), 255, dtype=torch.uint8), torch.full((8, 28, 14, 6), 255)
-    assert view_key(white, view(4, 8)) != view_key(also_white.to(torch.uint8), view(2, 4))
+    assert view_key(patches.copy(), view(4, 8)) in keys
+    white, also_white = np.full((32, 14, 14, 3), 255, np.uint8), np.full((8, 28, 14, 6), 255, np.uint8)
+    assert view_key(white, view(4, 8)) != view_key(also_white, view(2, 4))

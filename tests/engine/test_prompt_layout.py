@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from helpers.engine_runs import LAYOUTS, drive, limit_cache, make_request, torch_runner
 from helpers.tiny_models import CONFIG, prompt_with_views, random_text, tiny_model, view_lists
 from hypothesis import given
@@ -23,7 +23,7 @@ PAD = CONFIG.image_token_id
 @given(views=view_lists(), span=st.tuples(st.integers(0, 300), st.integers(0, 300)))
 def test_views_in_a_span_are_those_with_a_placeholder_in_it(views: list[View], span: tuple[int, int]) -> None:
     ids = prompt_with_views(views)
-    layout = PromptLayout.of(torch.tensor(ids), views, [b"key"] * len(views), placeholder_ids=(PAD,))
+    layout = PromptLayout.of(np.array(ids), views, [b"key"] * len(views), placeholder_ids=(PAD,))
     owners: list[int | None] = [None] * len(ids)
     for i, (start, end) in enumerate(zip(layout.starts, layout.ends, strict=True)):
         assert ids[start:end] == [PAD] * views[i].visual_tokens
@@ -41,7 +41,7 @@ def test_views_in_a_span_are_those_with_a_placeholder_in_it(views: list[View], s
 def test_cuts_keep_their_distance_and_the_longest_prefix_is_always_kept(
     points: list[int], min_cut: int, max_cuts: int
 ) -> None:
-    ids = torch.tensor(random_text(200))
+    ids = np.array(random_text(200))
     layout = PromptLayout.of(ids, branch_points=points, min_cut=min_cut, max_cuts=max_cuts)
     inside = [point for point in points if point < len(ids)]  # of a whole prompt the last token must be computed
     assert len(layout.digests) == len(set(layout.digests)) == len(inside)

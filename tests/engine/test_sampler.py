@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.engine.sampling import draw as draws
-from pocketvlm.engine.sampling.draw import draw, draw_batch, weights_buffer
+from pocketvlm.engine.sampling.device_sampler import DeviceSampler, draw_batch, with_logprobs
+from pocketvlm.engine.sampling.draw import draw, weights_buffer
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState, _with_logprobs_on_device
+from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState
 
 V = 50
 WIDE = 5000  # enough for groups and for more than one partial sort
@@ -32,14 +33,14 @@ def scores(seed: int, rows: int = 1, vocab_size: int = V, ties: bool = False, sp
 def state_of(
     params: SamplingParams, prompt: Sequence[int] = PROMPT, stop: Sequence[int] = (), index: int = 0
 ) -> SamplingState:
-    return SamplingState(params, torch.tensor(prompt), frozenset(stop), index)
+    return SamplingState(params, np.array(prompt), frozenset(stop), index)
 
 
 def run(params: SamplingParams, logits: torch.Tensor, steps: int = 1, **options: object) -> list[int]:
     """Tokens of one sequence that sees the same logits [V] at each step."""
     sampler, state = Sampler(len(logits)), state_of(params, **options)  # type: ignore[arg-type]
     for _ in range(steps):
-        state.append(sampler(logits[None], [state])[0].token)
+        state.append(sampler(logits.numpy()[None], [state])[0].token)
     return state.output_ids
 
 
@@ -221,27 +222,29 @@ MIXED = st.builds(
 )
 
 
-def random_mask(seed: int, vocab_size: int) -> torch.Tensor:
+def random_mask(seed: int, vocab_size: int) -> np.ndarray:
     words = np.random.default_rng(seed).integers(-(2**31), 2**31, -(-vocab_size // 32))
-    return torch.from_numpy(words.astype(np.int32))
+    return words.astype(np.int32)
 
 
 @settings(max_examples=8)
-@given(SEEDS, st.lists(MIXED, min_size=64, max_size=64), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_a_row_in_a_batch_is_the_row_alone(seed: int, params: list[SamplingParams], dtype: torch.dtype) -> None:
+@given(SEEDS, st.lists(MIXED, min_size=64, max_size=64), st.sampled_from([None, torch.float32, torch.bfloat16]))
+def test_a_row_in_a_batch_is_the_row_alone(seed: int, params: list[SamplingParams], dtype: torch.dtype | None) -> None:
+    """On the CPU, and as tensors."""
     size = 2100  # more than four blocks
-    logits = scores(seed, len(params), size).to(dtype)
-    masks = torch.full((len(params), -(-size // 32)), -1, dtype=torch.int32)
+    logits = scores(seed, len(params), size)
+    logits = logits.numpy() if dtype is None else logits.to(dtype)
+    masks = np.full((len(params), -(-size // 32)), -1, np.int32)
     masks[::3] = random_mask(seed, size)
     together, alone = ([state_of(p, stop=(1, 2)) for p in params] for _ in range(2))
-    sampler, before = Sampler(size), logits.clone()
+    sampler, before = Sampler(size), logits.copy() if dtype is None else logits.clone()
     for _ in range(3):
         batch = sampler(logits, together, masks)
         for b, sampled in enumerate(batch):
             assert sampler(logits[b : b + 1], alone[b : b + 1], masks[b : b + 1]) == [sampled]
             together[b].append(sampled.token)
             alone[b].append(sampled.token)
-    assert torch.equal(logits, before)
+    assert (logits == before).all()
 
 
 @given(SEEDS, MIXED)
@@ -250,7 +253,7 @@ def test_bias_and_penalties_are_those_of_plain_loops(seed: int, params: Sampling
     sampler, state = Sampler(V), state_of(params, stop=(1, 2, 10**6))
     for step in range(6):
         changed = naive_change(logits, state, PROMPT)
-        (sampled,) = sampler(logits[None], [state])
+        (sampled,) = sampler(logits.numpy()[None], [state])
         if params.temperature > 0:
             assert sampled.token == naive_draw(changed, params, state.uniform())
         else:
@@ -295,10 +298,10 @@ def test_a_mask_allows_what_its_bits_say(seed: int, params: SamplingParams, gree
     (logits,) = scores(seed)
     allowed = {int(t) for t in np.random.default_rng(seed).choice(V, 4, replace=False)}
     words = [sum(1 << t % 32 for t in allowed if t // 32 == word) for word in range(2)]
-    mask = torch.from_numpy(np.array([words], np.uint32).view(np.int32))
+    mask = np.array([words], np.uint32).view(np.int32)
     if greedy:
         params = SamplingParams(temperature=0)
-    (sampled,) = Sampler(V)(logits[None], [state_of(params)], mask)
+    (sampled,) = Sampler(V)(logits.numpy()[None], [state_of(params)], mask)
     masked = [score if t in allowed else -math.inf for t, score in enumerate(logits.tolist())]
     if greedy:
         assert sampled.token == max(allowed, key=lambda t: masked[t])
@@ -321,7 +324,7 @@ def test_no_answer_ends_before_min_tokens() -> None:
 def test_log_probabilities_are_those_of_the_model(seed: int, count: int, dtype: torch.dtype) -> None:
     logits = scores(seed, 1, WIDE).to(dtype)
     params = SamplingParams(logprobs=count, temperature=3.0, top_k=2, logit_bias={5: 90.0, 9: 90.0}, presence_penalty=1)
-    (sampled,) = Sampler(WIDE)(logits, [state_of(params)])
+    (sampled,) = Sampler(WIDE)(logits.float().numpy(), [state_of(params)])
     expected = logits.double().log_softmax(-1)[0]
     assert sampled.token in (5, 9)
     assert sampled.logprob == pytest.approx(float(expected[sampled.token]), abs=1e-5)
@@ -329,7 +332,7 @@ def test_log_probabilities_are_those_of_the_model(seed: int, count: int, dtype: 
     top = sorted(range(WIDE), key=lambda t: (-values[t], t))[:count]
     assert [token for token, _ in sampled.top_logprobs] == top
     assert [p for _, p in sampled.top_logprobs] == pytest.approx(expected[top].tolist(), abs=1e-5)
-    (elsewhere,) = _with_logprobs_on_device(logits, [0], [sampled.token], [count])
+    (elsewhere,) = with_logprobs(logits, [0], [sampled.token], [count])
     assert elsewhere.token == sampled.token
     assert elsewhere.logprob == pytest.approx(sampled.logprob)
     assert [p for _, p in elsewhere.top_logprobs] == pytest.approx([p for _, p in sampled.top_logprobs])
@@ -339,44 +342,41 @@ def test_log_probabilities_are_those_of_the_model(seed: int, count: int, dtype: 
 def test_without_logprobs_there_are_none_and_impossible_tokens_have_none() -> None:
     logits = torch.full((1, V), -torch.inf)
     logits[0, 4] = 1.0
-    assert Sampler(V)(logits, [state_of(SamplingParams())]) == [Sampled(4)]
+    assert Sampler(V)(logits.numpy(), [state_of(SamplingParams())]) == [Sampled(4)]
     certain = [Sampled(4, 0.0, ((4, 0.0),))]
-    assert Sampler(V)(logits, [state_of(SamplingParams(logprobs=5))]) == certain
-    assert _with_logprobs_on_device(logits, [0], [4], [5]) == certain
+    assert Sampler(V)(logits.numpy(), [state_of(SamplingParams(logprobs=5))]) == certain
+    assert with_logprobs(logits, [0], [4], [5]) == certain
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_a_broken_row_fails_alone(temperature: float) -> None:
     logits = scores(3, 6)
     params = SamplingParams(temperature=temperature, seed=1, top_p=0.9, logprobs=2)
-    good = Sampler(V)(logits, [state_of(params) for _ in range(6)])
-    masks = torch.full((6, 2), -1, dtype=torch.int32)
+    good = Sampler(V)(logits.numpy(), [state_of(params) for _ in range(6)])
+    masks = np.full((6, 2), -1, np.int32)
     logits[1] = torch.nan
     logits[2, 7] = torch.nan
     logits[3, 7] = torch.inf
     masks[2] = masks[3] = 1  # which hides them
     masks[4] = 0
-    cpu, device = Sampler(V), Sampler(V)
-    device._choose_on_cpu = device._choose_on_device  # type: ignore[method-assign]
-    for sampler in (cpu, device):
-        sampled = sampler(logits, [state_of(params) for _ in range(6)], masks)
+    for where in (logits.numpy(), logits):
+        sampled = Sampler(V)(where, [state_of(params) for _ in range(6)], masks)
         assert sampled[1:5] == [Sampled(-1)] * 4
-        assert [sampled[0], sampled[5]] == [good[0], good[5]]
+        assert [one.token for one in (sampled[0], sampled[5])] == [good[0].token, good[5].token]
 
 
 @given(SEEDS, st.lists(MIXED, min_size=5, max_size=5))
 def test_another_device_chooses_as_the_cpu(seed: int, params: list[SamplingParams]) -> None:
-    """The path of other devices, run on the CPU."""
+    """The path of other devices, run on the CPU; log probabilities are compared elsewhere."""
     size = 2100
     logits = scores(seed, len(params), size)
     logits[3, 5] = torch.nan
-    masks = torch.full((len(params), -(-size // 32)), -1, dtype=torch.int32)
+    masks = np.full((len(params), -(-size // 32)), -1, np.int32)
     masks[0] = random_mask(seed, size)
-    sampler, device = Sampler(size), Sampler(size)
-    device._choose_on_cpu = device._choose_on_device  # type: ignore[method-assign]
+    sampler, device = Sampler(size), DeviceSampler(size)
     states = [state_of(p, stop=(1, 2)) for p in params]
     for _ in range(3):
-        expected = sampler(logits, states, masks)
-        assert device(logits, states, masks) == expected
+        expected = sampler(logits.numpy(), states, masks)
+        assert [s.token for s in device(logits, states, masks)] == [s.token for s in expected]
         for state, sampled in zip(states, expected, strict=True):
             state.append(max(sampled.token, 0))

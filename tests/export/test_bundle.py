@@ -18,8 +18,9 @@ import pocketvlm.engine.runners.onnx_runner as onnx_runner
 from pocketvlm.bundle import FORMAT, MANIFEST, PRESETS, Manifest, Quantization, is_bundle, parse_quantization
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, OutputError
+from pocketvlm.export.bundle_cache import cached_bundle
 from pocketvlm.export.onnx import bundle
-from pocketvlm.export.onnx.bundle import cached_bundle, write_bundle
+from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.machine import CACHE_VARIABLE
 from pocketvlm.model.fingerprint import fingerprint
 
@@ -178,7 +179,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, seeded_checkpoin
 def test_two_processes_at_once_make_one_whole_bundle(cache: Path, seeded_checkpoint: Callable) -> None:
     code = (
         "import sys; from pathlib import Path; from pocketvlm.bundle import PRESETS;"
-        "from pocketvlm.export.onnx.bundle import cached_bundle;"
+        "from pocketvlm.export.bundle_cache import cached_bundle;"
         "print(cached_bundle(Path(sys.argv[1]), PRESETS['int8']))"
     )
     command = [sys.executable, "-c", code, str(seeded_checkpoint(0))]
@@ -219,7 +220,7 @@ def test_a_whole_bundle_is_found_where_nothing_can_be_written(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     first = cached_bundle(seeded_checkpoint(0), INT8)
-    monkeypatch.setattr("pocketvlm.export.onnx.bundle.FileLock", refused)
+    monkeypatch.setattr("pocketvlm.export.bundle_cache.FileLock", refused)
     assert cached_bundle(seeded_checkpoint(0), INT8) == first
     with pytest.raises(CheckpointError, match="Read-only"):
         cached_bundle(seeded_checkpoint(0), Quantization())

@@ -18,6 +18,7 @@ from pocketvlm.engine.runners.onnx_runner import product_session
 from pocketvlm.export.onnx import panels
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.export.onnx.linear import Gate, compiled_linear, token_linear
+from pocketvlm.export.onnx.pieces import Given
 from pocketvlm.export.onnx.quantization import as_int4, as_int8, block_of
 from pocketvlm.kernels.onnx_ops import library
 
@@ -31,6 +32,10 @@ ROWS, OUTPUTS = st.integers(1, 20), st.sampled_from([1, 15, 16, 63, 64, 65, 130,
 
 def weight(outputs: int, inputs: int) -> torch.Tensor:
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(inputs + outputs)) * inputs**-0.5
+
+
+def pieces(*tensors: torch.Tensor) -> list[Given]:
+    return [Given(tensor.numpy()) for tensor in tensors]
 
 
 def rows(count: int, inputs: int, seed: int) -> torch.Tensor:
@@ -50,7 +55,7 @@ def sessions(inputs: int, outputs: int, scheme: Scheme, rotated: bool) -> tuple[
         x = g.input("x", FLOAT, ("batch", "new", inputs))
         g.output(
             "y",
-            token_linear(g, "product", x, [weight(outputs, inputs)], scheme, rotated=rotated),
+            token_linear(g, "product", x, pieces(weight(outputs, inputs)), scheme, rotated=rotated),
             FLOAT,
             ("batch", "new", outputs),
         )
@@ -103,7 +108,7 @@ def test_gates_and_norms_before_it(scheme: Scheme, kind: str, count: int) -> Non
     scale = g.weight("norm", FLOAT, (head,), norm.numpy) if kind == "normed" else None
     gate = Gate(joined, activation, offset=33, x_offset=5, norm=scale, head=head if scale else 0, epsilon=epsilon)
     w = weight(outputs, inputs)
-    out = compiled_linear(g, "product", x, [w], scheme, rotated=True, gate=gate)
+    out = compiled_linear(g, "product", x, pieces(w), scheme, rotated=True, gate=gate)
     g.output("y", out, FLOAT, ("batch", "new", outputs))
 
     generator = torch.Generator().manual_seed(count)
@@ -135,12 +140,12 @@ def test_bias_and_gelu_behind_it(count: int, inputs: int, outputs: int, scheme: 
     parts = (w[: outputs // 2], w[outputs // 2 :]) if outputs > 1 else (w,)
     bias = torch.randn(outputs, generator=generator)
     biases = bias.split([len(part) for part in parts])
-    out = compiled_linear(g, "product", x, parts, scheme, biases=biases, gelu=has_gelu)
+    out = compiled_linear(g, "product", x, pieces(*parts), scheme, biases=pieces(*biases), gelu=has_gelu)
     g.output("y", out, FLOAT, ("batch", "new", outputs))
     values = torch.randn(count, inputs, generator=generator)
     h = GraphBuilder("plain", compiled=True)
     x = h.input("x", FLOAT, ("batch", "new", inputs))
-    h.output("y", compiled_linear(h, "product", x, [w], scheme), FLOAT, ("batch", "new", outputs))
+    h.output("y", compiled_linear(h, "product", x, pieces(w), scheme), FLOAT, ("batch", "new", outputs))
     expected = run(session(h), x=values) + bias
     expected = gelu(expected, approximate="tanh") if has_gelu else expected
     torch.testing.assert_close(run(session(g), x=values), expected, atol=2e-6, rtol=2e-5)
@@ -151,7 +156,7 @@ def test_bias_and_gelu_behind_it(count: int, inputs: int, outputs: int, scheme: 
 def test_very_small_and_very_large_gates_stay_finite(size: float) -> None:
     g = GraphBuilder("gated", compiled=True)
     x, joined = g.input("x", FLOAT, ("batch", "new", 64)), g.input("joined", FLOAT, ("batch", "new", 64))
-    out = compiled_linear(g, "p", x, [torch.eye(64)], "int8", gate=Gate(joined, "silu"))
+    out = compiled_linear(g, "p", x, pieces(torch.eye(64)), "int8", gate=Gate(joined, "silu"))
     g.output("y", out, FLOAT, ("batch", "new", 64))
     gates = torch.linspace(-1, 1, 64)[None] * size
     got, expected = run(session(g), x=torch.ones(1, 64), joined=gates), silu(gates)
@@ -186,7 +191,7 @@ def test_no_rows_give_no_rows() -> None:
 def test_nodes_that_are_wrong_are_refused(changed: dict[str, int], reason: str) -> None:
     g = GraphBuilder("wrong", compiled=True)
     x = g.input("x", FLOAT, ("batch", "new", 64))
-    values, scales = panels.from_int8(*as_int8([weight(64, 64)]))
+    values, scales = panels.from_int8(*as_int8(pieces(weight(64, 64))))
     parts = [
         g.weight("values", ir.DataType.UINT8, values.shape, lambda: values),
         g.weight("scales", FLOAT, scales.shape, lambda: scales),
@@ -201,7 +206,7 @@ def test_nodes_that_are_wrong_are_refused(changed: dict[str, int], reason: str) 
 @pytest.mark.parametrize("outputs", [1, 64, 100])
 def test_panels_hold_every_weight_and_zeros_behind(outputs: int) -> None:
     w, count = weight(outputs, 64), panels.panels_of(outputs)
-    values, scale = as_int8([w])
+    values, scale = as_int8(pieces(w))
     packed, scales = panels.from_int8(values, scale)
     back = packed.transpose(0, 2, 1, 3).reshape(count * panels.PANEL, 64).astype(int) - 128
     assert (back[:outputs] == values.T).all()
@@ -210,7 +215,7 @@ def test_panels_hold_every_weight_and_zeros_behind(outputs: int) -> None:
 
     block = block_of(64)
     assert block is not None
-    halves, steps = as_int4([w])
+    halves, steps = as_int4(pieces(w))
     packed, scales = panels.from_int4(halves, steps)
     eight = np.stack([packed & 15, packed >> 4], axis=-2)  # [P, K / 8, 64, 2, 4]
     back = eight.transpose(0, 2, 1, 3, 4).reshape(count * panels.PANEL, 64)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pocketvlm.engine.runners.onnx_runner import product_session
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.export.onnx.linear import token_linear
+from pocketvlm.export.onnx.pieces import Given
 from pocketvlm.export.onnx.quantization import MIXED, as_int8, from_int8, rotation
 
 OUTPUTS = 24
@@ -26,7 +27,7 @@ def weight(inputs: int) -> torch.Tensor:
 def session(inputs: int, rotated: bool) -> Any:
     g = GraphBuilder("product")
     x = g.input("x", ir.DataType.FLOAT, ("batch", "new", inputs))
-    y = token_linear(g, "product", x, [weight(inputs)], "int8", rotated=rotated)
+    y = token_linear(g, "product", x, [Given(weight(inputs).numpy())], "int8", rotated=rotated)
     g.output("y", y, ir.DataType.FLOAT, ("batch", "new", OUTPUTS))
     return product_session(ir.to_proto(g.model()).SerializeToString())
 
@@ -80,7 +81,7 @@ def test_rotations_are_orthogonal_and_weights_turn_back(inputs: int, size: int) 
     assert mix.shape == (size, size)
     assert np.allclose(mix @ mix, np.eye(size), atol=1e-6)
     w = torch.randn(5, inputs)
-    turned = from_int8(*as_int8([w], mix)).reshape(5, -1, size) @ mix
+    turned = from_int8(*as_int8([Given(w.numpy())], mix)).reshape(5, -1, size) @ mix
     assert np.allclose(turned.reshape(5, inputs), w.numpy(), atol=0.05)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pocketvlm.engine.runners.onnx_runner import product_session
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.export.onnx.linear import compiled_linear
+from pocketvlm.export.onnx.pieces import Given
 from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import processor_flags
 
@@ -34,7 +35,7 @@ def made(kind: str, inputs: int, outputs: int, has_gelu: bool) -> Any:
     g = GraphBuilder("product", compiled=True)
     x = g.input("x", FLOAT, ("batch", "new", inputs))
     weight, bias = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
-    out = compiled_linear(g, "product", x, [weight], "int8", biases=[bias], gelu=has_gelu)
+    out = compiled_linear(g, "product", x, [Given(weight.numpy())], "int8", biases=[Given(bias.numpy())], gelu=has_gelu)
     g.output("y", out, FLOAT, ("batch", "new", outputs))
     return product_session(ir.to_proto(g.model()).SerializeToString(), found)
 

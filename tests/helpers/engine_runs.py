@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from pocketvlm.engine.request import Output, Request
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.engine.sampling.sampler import penalise_repetition, seen_tokens
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
@@ -39,13 +39,14 @@ def make_request(
     ids: Sequence[int] | Tensor,
     params: SamplingParams,
     stop_ids: frozenset[int] = frozenset(),
-    patches: Tensor | None = None,
+    patches: Any = None,
     views: Sequence[View] = (),
     **more: Any,
 ) -> Request:
     config = runner.config
     pads = (config.image_token_id, config.video_token_id)
-    ids = torch.as_tensor(ids)
+    ids = np.asarray(ids, np.int64)
+    patches = patches if patches is None else np.asarray(patches)
     return Request(
         f"request {next(_numbers)}", ids, params, stop_ids, patches, tuple(views), placeholder_ids=pads, **more
     )
@@ -98,8 +99,9 @@ def _scores_where_they_part(model: MiniCPMV, request: Request, one: Sequence[int
     with torch.inference_mode():
         features = model.encode_views(request.patches, request.views) if request.patches is not None else None
         scores_V = prefill(model, ids, features)[-1]
-        penalty_1 = scores_V.new_full((1,), request.params.repetition_penalty)
-        return penalise_repetition(scores_V[None], seen_tokens([torch.tensor(ids)], len(scores_V)), penalty_1)[0]
+        seen, penalty = scores_V[ids], request.params.repetition_penalty
+        scores_V[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+        return scores_V
 
 
 def limit_cache(engine: Engine, tokens: int) -> None:

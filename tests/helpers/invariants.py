@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
@@ -135,10 +136,11 @@ def same_cache(got: Cache, expected: Cache, slot: int) -> None:
     for layer in expected.keys:
         for name in ("keys", "values"):
             one, other = (getattr(cache, name)[layer][slot, :, :length] for cache in (got, expected))
-            assert_same_decoding(one, other)
+            assert_same_decoding(torch.as_tensor(one), torch.as_tensor(other))
     for layer in expected.conv:
         for name in ("conv", "recurrent"):
-            assert_same_decoding(getattr(got, name)[layer][slot], getattr(expected, name)[layer][slot])
+            one, other = (getattr(cache, name)[layer][slot] for cache in (got, expected))
+            assert_same_decoding(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def cached_decode_equals_full_forward(

@@ -12,7 +12,7 @@ from PIL import Image
 
 def content_of(encoded: Any) -> tuple[object, bytes]:
     """Views and pixels of `ImageViews` or `ModelInputs`."""
-    return encoded.views, encoded.patches.numpy().tobytes()
+    return encoded.views, encoded.patches.tobytes()
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.cache.torch_memory import TorchMemory
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 
 
 def step(cache: Cache, tokens: list[int], slots: list[int]) -> torch.Tensor:
@@ -132,7 +134,7 @@ def test_a_step_of_some_slots_leaves_the_others_alone() -> None:
 
 
 def test_recurrent_state_is_fp32_whatever_the_dtype() -> None:
-    cache = ContiguousCache(CONFIG.text, 1, 8, dtype=torch.bfloat16)
+    cache = ContiguousCache(CONFIG.text, 1, 8, memory=TorchMemory(torch.bfloat16))
     assert {t.dtype for t in cache.recurrent.values()} == {torch.float32}
     assert {t.dtype for s in (cache.keys, cache.values, cache.conv) for t in s.values()} == {torch.bfloat16}
 

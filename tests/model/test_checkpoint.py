@@ -19,10 +19,8 @@ from torch import Tensor
 
 from pocketvlm.errors import CheckpointError, ConfigError, OutputError, PocketVLMError
 from pocketvlm.model import checkpoint
+from pocketvlm.model import weight_files as headers
 from pocketvlm.model.checkpoint import (
-    INDEX,
-    WEIGHTS,
-    count_parameters,
     load_model,
     our_name,
     published_names,
@@ -30,6 +28,7 @@ from pocketvlm.model.checkpoint import (
     stored_dtype,
 )
 from pocketvlm.model.text.decoder import fp32_parameters
+from pocketvlm.model.weight_files import INDEX, WEIGHTS, count_parameters, weight_files
 
 Tensors = dict[str, Tensor]
 
@@ -183,7 +182,7 @@ def test_a_tied_head_written_a_second_time_is_left_out_with_a_warning(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("pocketvlm.model.checkpoint.logger.warning", lambda line, *values: said.append(line % values))
+    monkeypatch.setattr("pocketvlm.model.weight_files.logger.warning", lambda line, *values: said.append(line % values))
     load_model(directory)
     assert not [line for line in said if "lm_head" in line]
     embedding = "model.language_model.embed_tokens.weight"
@@ -376,8 +375,9 @@ def test_index_that_names_a_missing_shard(directory: Path) -> None:
 def test_weights_that_go_away_before_they_are_read_are_one_line(
     directory: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
 ) -> None:
-    files = [directory / "gone.safetensors", *checkpoint.weight_files(directory)]
-    monkeypatch.setattr(checkpoint, "weight_files", lambda _: files)
+    files = [directory / "gone.safetensors", *weight_files(directory)]
+    for module in (checkpoint, headers):
+        monkeypatch.setattr(module, "weight_files", lambda _: files)
     gone, stat = files[0], Path.stat
     monkeypatch.setattr(Path, "stat", lambda path, **more: stat(files[1] if path == gone else path, **more))
     with pytest.raises(CheckpointError, match=r"gone\.safetensors cannot be read") as error:

@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pocketvlm.model.cache.contiguous import ContiguousCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.text.norm import GatedRMSNorm, ZeroCentredRMSNorm
 from pocketvlm.model.text.rotary import apply_rotary, rotary_cos_sin
 from pocketvlm.views import View

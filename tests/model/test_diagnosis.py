@@ -17,8 +17,9 @@ from pocketvlm.cli import main
 from pocketvlm.errors import CheckpointError, PocketVLMError
 from pocketvlm.export.gguf.files import write_gguf
 from pocketvlm.export.onnx.bundle import write_bundle
-from pocketvlm.model.checkpoint import INDEX, WEIGHTS, count_parameters, load_model, stored_dtype
+from pocketvlm.model.checkpoint import load_model, stored_dtype
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.weight_files import INDEX, WEIGHTS, count_parameters
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 2600856032\n"
 

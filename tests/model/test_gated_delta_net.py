@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from pocketvlm.kernels.causal_conv1d import naive_causal_conv1d
 from pocketvlm.kernels.gated_delta_rule import naive_gated_delta_rule, normalise_query_key
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 
 
 @pytest.mark.parametrize("lengths", [[1], [70], [3, 66]])

@@ -14,7 +14,8 @@ from pocketvlm.errors import ConfigError
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.cache.paged import PagedCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 
 SLOTS, TOKENS = 4, 3 * BLOCK
 SLOT = st.integers(0, SLOTS - 1)
@@ -33,9 +34,7 @@ class SameAsContiguous(RuleBasedStateMachine):
     @initialize(spare=st.integers(0, 4), first=st.integers(1, SLOTS), preallocate=st.booleans())
     def begin(self, spare: int, first: int, preallocate: bool) -> None:
         limit = SLOTS * blocks_for(TOKENS) + spare
-        self.paged = PagedCache(
-            CONFIG.text, SLOTS if preallocate else first, limit, preallocate=preallocate, dtype=torch.float32
-        )
+        self.paged = PagedCache(CONFIG.text, SLOTS if preallocate else first, limit, preallocate=preallocate)
         self.paged.resize(SLOTS, TOKENS, 0)
         self.plain = ContiguousCache(CONFIG.text, SLOTS, TOKENS)
         self.ids: list[list[int]] = [[] for _ in range(SLOTS)]

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.errors import PromptError
-from pocketvlm.model.vision.view_packing import ViewGroup, nearest_positions, pack_views
-from pocketvlm.processing.patches.image import normalise
+from pocketvlm.model.vision.pixels import normalise
+from pocketvlm.model.vision.view_order import nearest_positions
+from pocketvlm.model.vision.view_packing import ViewGroup, pack_views
 from pocketvlm.views import View
 
 
@@ -101,7 +102,8 @@ def test_position_table_is_looked_up_and_never_interpolated() -> None:
         tower(torch.zeros(one.patches, CONFIG.vision.patch_dim), packing)
     finally:
         hook.remove()
-    rows = tower.position_embedding.weight[nearest_positions(8, 12, CONFIG.vision.positions_per_side)]
+    positions = torch.tensor(nearest_positions(8, 12, CONFIG.vision.positions_per_side))
+    rows = tower.position_embedding.weight[positions]
     assert_close(seen[0], rows[packing.patch_index] + tower.patch_embedding.bias, 1e-6)
 
 

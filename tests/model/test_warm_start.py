@@ -12,7 +12,8 @@ from helpers.tiny_models import CONFIG, tiny_model, view
 from pocketvlm.config import DownsampleMode
 from pocketvlm.model.vision.early_compression import WINDOW
 from pocketvlm.model.vision.tower import VisionLayer, VisionTower
-from pocketvlm.model.vision.view_packing import ViewGroup, pack_views, window_order
+from pocketvlm.model.vision.view_order import window_order
+from pocketvlm.model.vision.view_packing import ViewGroup, pack_views
 from pocketvlm.model.vision.warm_start import warm_start_compression
 
 

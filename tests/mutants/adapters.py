@@ -102,7 +102,7 @@ MUTANTS = [
         "engine/runners/torch_runner.py",
         "engine/test_engine_adapters.py",
         ("            and not batch.adapter_rows\n", ""),
-        ("[*batch.chosen_adapter_rows(rows.tolist()).items()]", "[*batch.adapter_rows.items()]"),
+        ("[*batch.chosen_adapter_rows(rows).items()]", "[*batch.adapter_rows.items()]"),
     ),
     *of(
         "engine/sampling/prompt_lookup.py",

@@ -65,6 +65,22 @@ MUTANTS = [
         ),
     ),
     *of(
+        "processing/patches/resample.py",
+        "processing/test_resample.py",
+        ("centre_N1 + support + 0.5", "centre_N1 + support"),
+        ("- centre_N1 + 0.5) *", "- centre_N1) *"),
+        ("2.0 * max(scale, 1.0)", "2.0 * scale"),
+        ("np.where(weights_NK < 0, -0.5, 0.5)", "0.5"),
+        (">= 2**15), 22)", ">= 2**16), 22)"),
+        ("_MIDDLE * weights_NK.sum(axis=1, keepdims=True) + 0.5", "_MIDDLE + 0.5 + 0 * first_N[:, None]"),
+        ("    a = -0.5\n", "    a = -0.75\n"),
+        (
+            "* _MIDDLE <= 2**24 and precision <= 16",
+            "> 0",
+            "test_what_four_bytes_cannot_sum_up_is_summed_in_eight",
+        ),
+    ),
+    *of(
         "processing/media/limits.py",
         "processing/test_media.py",
         (
@@ -323,8 +339,8 @@ MUTANTS = [
     *of(
         "export/onnx/quantization.py",
         "export/test_quantization.py",
-        (".clamp(min=1e-12) / 127", ".clamp(min=1e-12) / 128"),
-        ("scale = largest / -span", "scale = largest / span"),
+        ("/ np.float32(127)", "/ np.float32(128)"),
+        ("scale = largest / np.float32(-span)", "scale = largest / np.float32(span)"),
         ("(packed[..., 1::2] << 4)", "(packed[..., 1::2] << 3)"),
     ),
     *of(

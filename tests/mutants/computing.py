@@ -80,7 +80,7 @@ MUTANTS = [
         "model/cache/base.py",
         "engine/test_prefix_cache.py",
         (
-            "            tensor.copy_(saved)",
+            "            array[...] = saved",
             "            pass",
             "test_blocks_are_shared_counted_and_given_back",
         ),
@@ -119,8 +119,8 @@ MUTANTS = [
         "engine/sampling/sampler.py",
         "engine/test_sampler.py",
         (
-            "torch.where(scores > 0, scores / penalty, scores * penalty)",
-            "scores / penalty",
+            "where(scores > 0, scores / repetition, scores * repetition)",
+            "scores / repetition",
             "test_repetition_penalty_makes_negative_scores_worse_too",
         ),
         (
@@ -141,6 +141,15 @@ MUTANTS = [
         ),
     ),
     *of(
+        "engine/sampling/device_sampler.py",
+        "engine/test_sampler.py",
+        (
+            "kept_GK * (before_GK < wanted_G1)",
+            "kept_GK * (sums_GK < wanted_G1)",
+            "test_top_p_stops_where_the_sum_is_reached_exactly",
+        ),
+    ),
+    *of(
         "engine/sampling/draw.py",
         "engine/test_sampler.py",
         (
@@ -153,11 +162,6 @@ MUTANTS = [
             "weights_P[: len(scores_V)] > np.float32(params.min_p)",
             "test_a_draw_is_that_of_plain_loops",
             "test_what_is_kept_of_equal_scores_is_that_of_plain_loops",
-        ),
-        (
-            "kept_GK * (before_GK < wanted_G1)",
-            "kept_GK * (sums_GK < wanted_G1)",
-            "test_top_p_stops_where_the_sum_is_reached_exactly",
         ),
         (
             "if 0 < params.top_k < len(scores_V):",
@@ -194,7 +198,7 @@ MUTANTS = [
             "test_a_slot_that_holds_the_prefix_already_is_copied_from_there_on",
         ),
         (
-            "tensor[target, :, start:length] = tensor[source, :, start:length]",
+            "array[target, :, start:length] = array[source, :, start:length]",
             "pass",
             "test_a_copied_slot_continues_on_its_own",
         ),

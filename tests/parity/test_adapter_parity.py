@@ -22,9 +22,10 @@ from pocketvlm.model.adapters.merge import merge
 from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

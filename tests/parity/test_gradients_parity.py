@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pocketvlm.config import ImageConfig
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.names import published_name
-from pocketvlm.processing.patches.image import to_reference_layout
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.losses import answer_losses
 

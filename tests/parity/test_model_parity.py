@@ -28,10 +28,11 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.views import View
 
 SEEDS = range(5)

@@ -17,8 +17,8 @@ from pocketvlm.config import ImageConfig
 from pocketvlm.export.huggingface import write_huggingface
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.data.dataset import open_datasets

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from pocketvlm.config_files import ConfigFiles
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.processing.inputs import ModelInputs
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
 
 Messages = list[dict[str, Any]]

@@ -15,8 +15,8 @@ from helpers.training import encoded
 
 from pocketvlm.config import ImageConfig
 from pocketvlm.model.checkpoint import load_model
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.lora import add_lora, import_peft, save_adapter
 from pocketvlm.training.settings import PARTS, TuneSettings

@@ -19,8 +19,8 @@ from pocketvlm.config import ImageConfig
 from pocketvlm.lenient_imports import lenient_registrations
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.names import published_name
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.examples import Example, ExampleEncoder

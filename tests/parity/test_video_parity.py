@@ -12,8 +12,8 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from pocketvlm.config import DownsampleMode, ImageConfig
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.processing.media.timeline import Timeline
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.patches.video import encode_video, sample_frame_indices, stack_composite
 
 CONFIG = ImageConfig()
@@ -106,5 +106,5 @@ def test_pixel_values_are_bit_equal(
     assert [list(unit.grid or (0, 0)) for unit in got.units] == expected["grids_videos"].tolist()
     views = [view.size for unit in got.units for view in unit.views]
     assert [[size.height, size.width] for size in views] == expected["target_sizes_videos"].tolist()
-    values = to_reference_layout(torch.cat([unit.patches for unit in got.units]), CONFIG)
+    values = to_reference_layout(np.concatenate([unit.patches for unit in got.units]), CONFIG)
     assert torch.equal(values, expected["pixel_values_videos"])

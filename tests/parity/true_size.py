@@ -18,7 +18,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pocketvlm.config import ImageConfig, ModelConfig
-from pocketvlm.processing.patches.image import encode_image, to_reference_layout
+from pocketvlm.model.vision.pixels import to_reference_layout
+from pocketvlm.processing.patches.image import encode_image
 from pocketvlm.views import View
 
 SIDES = (448, 1344)
@@ -36,7 +37,7 @@ def question(side: int) -> tuple[Tensor, tuple[View, ...], Tensor]:
     before, after = torch.randint(0, 248000, (2, 20), generator=generator)
     tokens = sum(v.visual_tokens for v in encoded.views)
     places = torch.full((tokens,), ModelConfig().image_token_id)
-    return encoded.patches, tuple(encoded.views), torch.cat([before, places, after])
+    return torch.from_numpy(encoded.patches), tuple(encoded.views), torch.cat([before, places, after])
 
 
 def load_reference(checkpoint: Path) -> Answerer:
@@ -66,7 +67,8 @@ def load_pocketvlm(checkpoint: Path) -> Answerer:
     """The same from our model, loaded as `pocketvlm.load` does."""
     from pocketvlm.model.cache.contiguous import ContiguousCache
     from pocketvlm.model.checkpoint import load_model
-    from pocketvlm.model.packing import PackedBatch, Segment
+    from pocketvlm.model.packing import PackedBatch
+    from pocketvlm.model.segments import Segment
 
     model = load_model(checkpoint, cpu_kernels=True)
 

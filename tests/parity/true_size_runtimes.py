@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from parity.true_size import question
 
 from pocketvlm.api.loading import load_runner
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.segments import Segment
 
 TOKENS = 64
 SCORED = 40  # prompt positions whose logits are compared
@@ -30,16 +31,16 @@ def main(runtime: str, checkpoint: Path, result: Path) -> None:
     runner = load_runner(checkpoint, **options)
     loaded = time.perf_counter() - began
     patches, views, ids = question(448)
-    features = runner.encode_views(patches, views)
+    features = runner.encode_views(patches.numpy(), views)
     cache = runner.make_cache(1, len(ids) + TOKENS)
-    rows = torch.arange(len(ids) - SCORED, len(ids))
-    scores = runner.forward(runner.embed(ids, features), PackedBatch.of([Segment(len(ids))]), cache, rows)
+    rows = range(len(ids) - SCORED, len(ids))
+    scores = runner.forward(runner.embed(ids.numpy(), features), runner.batch([Segment(len(ids))]), cache, rows)
     history = [scores[-1]]
     while len(history) < TOKENS:
-        batch = PackedBatch.of([Segment(1, cache.lengths[0])])
+        batch = runner.batch([Segment(1, cache.lengths[0])])
         x = runner.embed(history[-1].argmax().reshape(1), None)
-        history.append(runner.forward(x, batch, cache, batch.last_rows)[0])
-    logits = torch.stack(history)
+        history.append(runner.forward(x, batch, cache, batch.lasts)[0])
+    features, scores, logits = (torch.as_tensor(made) for made in (features, scores, np.stack(history)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures = {"load_s": loaded, "peak_gib": peak}
     out = {"features": features, "prompt": scores, "logits": logits, "ids": logits.argmax(-1), "figures": figures}

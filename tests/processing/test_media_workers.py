@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 from helpers.app import data_url, png
 
+from pocketvlm.config import ImageConfig
 from pocketvlm.errors import ConfigError, EngineError, MediaError, PromptError, QueueFullError
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
@@ -70,7 +72,43 @@ def test_views_are_those_of_this_process(workers: MediaWorkers, directory: Model
         for found, expected in zip(workers.encode(task), encode_media(task), strict=True):
             for unit, other in zip(found, expected, strict=True):
                 assert (unit.views, unit.grid, unit.image) == (other.views, other.grid, other.image)
-                np.testing.assert_array_equal(unit.patches.numpy(), other.patches.numpy())
+                np.testing.assert_array_equal(unit.patches, other.patches)
+
+
+WITHOUT_TORCH = """
+import sys
+from contextlib import closing
+from pathlib import Path
+from pocketvlm.config import ImageConfig
+from pocketvlm.processing.media.limits import MediaLimits
+from pocketvlm.processing.media_encoding import MediaTask
+from pocketvlm.processing.media_workers import MediaWorkers
+from pocketvlm.processing.picture_options import PictureOptions
+from pocketvlm.processing.prompt.messages import MediaPart
+
+parts, config = (MediaPart("image", sys.stdin.buffer.read(), "place"),), ImageConfig()
+with closing(MediaWorkers(1, 60)) as workers:
+    task = MediaTask(parts, ("16x",), 1.5, PictureOptions(), config, config, MediaLimits(), False)
+    ((unit,),) = workers.encode(task)
+assert "torch" not in sys.modules
+Path(sys.argv[1]).write_bytes(unit.patches.tobytes())
+"""
+
+
+def test_workers_decode_where_there_is_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('there is none')")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    picture = png(500, 700, 1)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "patches")]
+    run = subprocess.run(
+        command, input=picture, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    config = ImageConfig()
+    parts = (MediaPart("image", picture, "place"),)
+    task = MediaTask(parts, ("16x",), 1.5, PictureOptions(), config, config, MediaLimits(), False)
+    ((expected,),) = encode_media(task)
+    assert (tmp_path / "patches").read_bytes() == expected.patches.tobytes()
 
 
 def test_what_nobody_waits_for_takes_no_worker(workers: MediaWorkers, directory: ModelDirectory) -> None:
@@ -87,7 +125,7 @@ def test_patches_may_be_left_out(workers: MediaWorkers, directory: ModelDirector
     task = task_of(directory, png(500, 700, 1), mode="auto")
     ((whole,),), ((bare,),) = workers.encode(task), workers.encode(replace(task, patches=False))
     assert (whole.views, whole.grid, whole.image) == (bare.views, bare.grid, bare.image)
-    assert whole.patches.numel() > 0 == bare.patches.numel()
+    assert whole.patches.size > 0 == bare.patches.size
 
 
 def test_faults_are_those_of_this_process(workers: MediaWorkers, directory: ModelDirectory) -> None:
@@ -309,7 +347,7 @@ def test_a_processor_decodes_apart_within_a_block(tmp_path: Path) -> None:
         store.store.clear()
         forget_contents()
     for patches in made[1:]:
-        np.testing.assert_array_equal(patches.numpy(), made[0].numpy())
+        np.testing.assert_array_equal(patches, made[0])
 
 
 def content(source: Any) -> dict[str, Any]:

@@ -211,8 +211,8 @@ def test_the_recipe_writes_the_prompt_that_inference_writes(mode: str, form: str
     text = {"type": "text", "text": question.text}
     inputs = processor([{"role": "user", "content": [*content, text]}], downsample_mode=mode)  # type: ignore[arg-type]
     batch = packed(sample, mode, [question])
-    assert torch.equal(batch.input_ids[: len(inputs.input_ids)], inputs.input_ids)
-    assert torch.equal(batch.patches, inputs.patches)
+    assert np.array_equal(batch.input_ids[: len(inputs.input_ids)], inputs.input_ids)
+    assert np.array_equal(batch.patches, inputs.patches)
     assert tuple(batch.views) == inputs.views
     expected = [*TOKENIZER.encode_plain(question.answer), TOKENIZER.control_id("<|im_end|>")]
     assert batch.targets.tolist() == expected

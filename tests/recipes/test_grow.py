@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pocketvlm.model.checkpoint import load_model
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.vision.view_packing import pack_views
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import Size, View

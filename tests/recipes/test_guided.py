@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pocketvlm.kernels import attention as kernel
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
 from pocketvlm.model.text import gated_attention
 from pocketvlm.model.text.gated_attention import GatedAttention
 from pocketvlm.model.text.rotary import rotary_cos_sin

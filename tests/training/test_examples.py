@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.training import picture, sample
 
@@ -78,10 +79,10 @@ def test_an_answer_becomes_the_tokens_that_follow_the_prompt_at_inference(encode
     one = sample("\n the image")
     prompt = encoder.processor(one.messages[:-1])
     example = encoder(one)
-    assert example.input_ids[: len(prompt.input_ids)].equal(prompt.input_ids)
+    assert np.array_equal(example.input_ids[: len(prompt.input_ids)], prompt.input_ids)
     assert (example.targets[: len(prompt.input_ids) - 1] == IGNORED).all()
     assert (example.targets[len(prompt.input_ids) - 1 :] != IGNORED).all()
-    assert example.patches.equal(prompt.patches)
+    assert np.array_equal(example.patches, prompt.patches)
     assert example.views == prompt.views
 
 

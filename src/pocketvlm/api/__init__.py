@@ -11,7 +11,7 @@ __all__ = ["VLM", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`VLM` and `load`, imported on first use: plans of pictures and types of answers need no torch."""
+    """`VLM` and `load`, imported on first use: plans of pictures and types of answers need no engine."""
     if name in __all__:
         from pocketvlm.api import vlm
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.errors import ConfigError
-from pocketvlm.model.adapters.peft_folder import read_adapter
 from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.adapters.settings import WEIGHTS, adapter_folder
 from pocketvlm.ranges import show
@@ -83,7 +82,12 @@ class Adapters(Mapping[str, LoadedAdapter]):
                 message = f"{len(self._loaded)} adapters are loaded, which is as many as may be"
                 raise ConfigError(message, hint="Unload one first.")
             path = adapter_folder(folder)
+            self._runner.check_adapter(path)
             self._check_room(path, (path / WEIGHTS).stat().st_size)  # before any of it is in memory
+            from pocketvlm.model.adapters.peft_folder import (
+                read_adapter,  # brings PyTorch, whose runner alone takes any
+            )
+
             adapter = read_adapter(path, self._runner.config)
             placed = self._runner.place_adapter(adapter)
             self._check_room(path, placed.bytes)  # which may be a wider type

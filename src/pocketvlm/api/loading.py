@@ -8,20 +8,18 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
+from pocketvlm.api.gpu import has_gpu
 from pocketvlm.api.operators import choose_operators, describe, measured
 from pocketvlm.api.tile_trial import try_tiles
 from pocketvlm.bundle import PRESETS, Manifest, Quantization, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
-from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.kernels.onnx_ops import library
-from pocketvlm.model.checkpoint import count_parameters, load_model
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
+from pocketvlm.model.weight_files import count_parameters
 
 Progress = Callable[[str, int, int], None]
 
@@ -44,10 +42,10 @@ def load_runner(
     if not isinstance(quantization, str) or quantization != "auto":
         parse_quantization(quantization)
     directory = resolve(model)
-    target = choose_device(device)
-    number_type = choose_dtype(dtype, target)
-    if _is_for_onnx(directory, target, runtime, quantization, dtype):
-        if target.type != "cpu" or number_type != torch.float32:
+    check_dtype_name(dtype)
+    on_cpu = check_device_name(device) == "cpu" or (device == "auto" and runtime != "torch" and not has_gpu())
+    if _is_for_onnx(directory, on_cpu, runtime, quantization, dtype):
+        if not on_cpu or dtype not in ("auto", "float32"):
             raise ConfigError(
                 f"runtime='onnx' runs on the CPU in float32 between its products, not with device={device!r}, "
                 f"dtype={dtype!r}",
@@ -61,18 +59,31 @@ def load_runner(
         raise ConfigError(
             f"quantization={quantization!r} is for runtime='onnx' on the CPU", hint="Leave it at auto here."
         )
+    return _torch_runner(directory, device, dtype, progress)
+
+
+def _torch_runner(directory: ModelDirectory, device: str, dtype: str, progress: Progress | None) -> Runner:
+    # Here, since an import of PyTorch takes as long as an answer of ONNX Runtime.
+    from pocketvlm.api.torch_devices import choose_device, choose_dtype
+    from pocketvlm.engine.runners.torch_runner import TorchRunner
+    from pocketvlm.model.checkpoint import load_model
+
+    target = choose_device(device)
     report = (lambda done, total: progress("Loading weights", done, total)) if progress else None
+    number_type = choose_dtype(dtype, target)
     return TorchRunner(load_model(directory, dtype=number_type, device=target, cpu_kernels=True, progress=report))
 
 
 def describe_choice(directory: ModelDirectory) -> dict[str, str]:
     """What `load` makes of the model when every option is left at auto: `runs_with`, and with quantised products on a
     CPU what they take here with compiled and with standard operators, `operators`."""
-    device = choose_device("auto")
     if directory.kind == "bundle":
         manifest = Manifest.read(directory.path)
         return {"runs_with": f"ONNX Runtime, {manifest.quantization}, {manifest.operators}"}
-    if not _is_for_onnx(directory, device, "auto", "auto", "auto"):
+    if not _is_for_onnx(directory, not has_gpu(), "auto", "auto", "auto"):
+        from pocketvlm.api.torch_devices import choose_device, choose_dtype
+
+        device = choose_device("auto")
         return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
     chosen = _auto_quantization(directory)
     operators, compiled = choose_operators(chosen), library.compiled()
@@ -86,12 +97,12 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
     return found
 
 
-def _is_for_onnx(directory: ModelDirectory, device: torch.device, runtime: str, quantization: str, dtype: str) -> bool:
+def _is_for_onnx(directory: ModelDirectory, is_on_cpu: bool, runtime: str, quantization: str, dtype: str) -> bool:
     if runtime != "auto":
         return runtime == "onnx"
     if directory.kind == "bundle" or quantization not in ("auto", "none"):
         return True
-    is_free = quantization == "auto" and dtype == "auto" and device.type == "cpu"
+    is_free = quantization == "auto" and dtype == "auto" and is_on_cpu
     return is_free and count_parameters(directory.path) >= LARGE and _can_make_bundles()
 
 
@@ -113,9 +124,9 @@ def _auto_quantization(directory: ModelDirectory) -> Quantization:
 
 def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress: Progress | None = None) -> Path:
     """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
-    from pocketvlm.export.onnx.bundle import cached_bundle  # brings onnx_ir and sympy, a second that PyTorch spares
-
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
+    from pocketvlm.export.bundle_cache import cached_bundle  # brings what the extra `onnx` alone has
+
     directory = resolve(model)
     if directory.kind == "bundle":
         made = Manifest.read(directory.path)
@@ -129,21 +140,3 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
     what = f"Preparing {directory}{adapted} for this CPU (once)"
     report = (lambda done, total: progress(what, done, total)) if progress else None
     return cached_bundle(directory, chosen, report, choose_operators(chosen))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one."""
-    if check_device_name(name) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of that name; "auto" is float32 on a CPU, bfloat16 elsewhere."""
-    if check_dtype_name(name) == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

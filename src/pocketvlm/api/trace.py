@@ -22,9 +22,11 @@ from pocketvlm.engine.sampling.params import SamplingParams
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.files import whole_file
 from pocketvlm.model.cache.contiguous import ContiguousCache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.cache.torch_memory import TorchMemory
+from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Segment
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.views import View
 
 
@@ -56,8 +58,8 @@ class Trace:
 @torch.inference_mode()
 def trace_forward(
     model: MiniCPMV,
-    input_ids: Tensor,
-    patches: Tensor,
+    input_ids: NDArray[np.int64],
+    patches: NDArray[np.uint8],
     views: Sequence[View],
     stop_ids: frozenset[int],
     max_tokens: int,
@@ -67,9 +69,9 @@ def trace_forward(
     """Run the prompt, keep the intermediates, then continue greedily (a stop id is kept and ends it)."""
     features = model.encode_views(patches, views) if views else torch.zeros(0)
     tokens = len(input_ids) + max_tokens
-    cache = ContiguousCache(model.config.text, 1, tokens, dtype=model.dtype, device=model.device)
+    cache = ContiguousCache(model.config.text, 1, tokens, memory=TorchMemory(model.dtype, model.device))
     batch = PackedBatch.of([Segment(len(input_ids))], model.device)
-    hidden = model(input_ids.to(model.device), batch, features, cache)
+    hidden = model(input_ids, batch, features, cache)
     logits = model.logits(hidden[-1:])[0]
     greedy = [int(logits.argmax())]
     while len(greedy) < max_tokens and greedy[-1] not in stop_ids:
@@ -78,7 +80,7 @@ def trace_forward(
         greedy.append(int(model.logits(hidden)[0].argmax()))
     sizes = [[v.size.height, v.size.width] for v in views]
     arrays: dict[str, NDArray[Any]] = {
-        "input_ids": input_ids.unsqueeze(0).numpy(),
+        "input_ids": input_ids[None],
         "greedy": np.array(greedy),
         "logits": logits.float().cpu().numpy(),
         "features": features.float().cpu().numpy(),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pocketvlm.api.loading import load_runner
 from pocketvlm.benchmark.lines import STEPS, Timed, Work, line_of, timed
@@ -22,9 +21,10 @@ from pocketvlm.kernels.linear import fp16_linear
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.flops import vision_flops
 from pocketvlm.model.hub import resolve
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.segments import Segment
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import ImageViews, encode_image, to_reference_layout
+from pocketvlm.processing.patches.image import ImageViews, encode_image
 from pocketvlm.processing.patches.slicing import plan_views
 from pocketvlm.views import Size
 
@@ -37,9 +37,8 @@ def noise(side: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def random_ids(count: int, vocabulary: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, min(vocabulary, 256), (count,), generator=generator)
+def random_ids(count: int, vocabulary: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, min(vocabulary, 256), count)
 
 
 class RunnerContender:
@@ -63,7 +62,7 @@ class RunnerContender:
         count = line_of(line).amount
         if line.startswith("views"):
             some = encode_image(noise(SIDES["view"]), self.image_config, downsample_mode="16x", max_slice_nums=1)
-            patches = some.patches.repeat(count, 1, 1, 1)
+            patches = np.tile(some.patches, (count, 1, 1, 1))
             return self._timed(lambda: self.runner.encode_views(patches, some.views * count))
         if line.startswith("prompt"):
             return self._timed(lambda: self._prompt(count, self.runner.make_cache(1, count), 0))
@@ -78,9 +77,9 @@ class RunnerContender:
         def steps() -> None:
             tokens, cache.lengths = ids, [BEFORE] * batch  # every run steps over the same places
             for _ in range(STEPS):
-                packed = PackedBatch.of([Segment(1, cache.lengths[b], b) for b in range(batch)], self.runner.device)
-                scores = self.runner.forward(self.runner.embed(tokens, None), packed, cache, packed.last_rows)
-                tokens = torch.tensor(best_tokens(scores))
+                packed = self.runner.batch([Segment(1, cache.lengths[b], b) for b in range(batch)])
+                scores = self.runner.forward(self.runner.embed(tokens, None), packed, cache, packed.lasts)
+                tokens = np.array(best_tokens(scores), np.int64)
 
         return self._timed(steps)
 
@@ -101,7 +100,7 @@ class RunnerContender:
             return Work(_units(schemes.decoder), 2.0 * layers * amount)
         if bundle:
             return Work("read", float(bundle.files["decoder.data"]) * STEPS)
-        size = 2 if self.runner.device.type == "cpu" and fp16_linear.is_available() else 4
+        size = 2 if self.runner.device_type == "cpu" and fp16_linear.is_available() else 4
         return Work("read", float(size) * (layers + table) * STEPS)
 
     def _timed(self, function: Callable[[], object]) -> Timed:
@@ -109,21 +108,20 @@ class RunnerContender:
         def run() -> object:
             with self.runner.working():
                 out = function()
-            if self.runner.device.type == "cuda":
+            if self.runner.device_type == "cuda":
                 torch.cuda.synchronize()
             return out
 
         return timed(run)
 
     @torch.inference_mode()
-    def _prompt(self, length: int, cache: Cache, slot: int) -> Tensor:
+    def _prompt(self, length: int, cache: Cache, slot: int) -> object:
         x = self.runner.embed(random_ids(length, self.runner.config.text.vocab_size), None)
-        chunk, scores = self.runner.prefill_chunk, torch.empty(0)
+        chunk, scores = self.runner.prefill_chunk, None
         for start in range(0, length, chunk):
             end = min(start + chunk, length)
-            packed = PackedBatch.of([Segment(end - start, start, slot)], self.runner.device)
-            rows = packed.last_rows if end == length else packed.last_rows[:0]
-            scores = self.runner.forward(x[start:end], packed, cache, rows)
+            packed = self.runner.batch([Segment(end - start, start, slot)])
+            scores = self.runner.forward(x[start:end], packed, cache, packed.lasts if end == length else [])
         return scores
 
 
@@ -180,10 +178,10 @@ class TransformersContender:
             sizes = torch.tensor([[some.views[0].size.height, some.views[0].size.width]] * count, dtype=torch.int32)
             return lambda: self.model.get_image_features(pixels, sizes)
         if line.startswith("prompt"):
-            ids = random_ids(count, vocabulary)[None]
+            ids = torch.from_numpy(random_ids(count, vocabulary))[None]
             return lambda: self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         batch = count // STEPS
-        prompt = random_ids(BEFORE, vocabulary).expand(batch, -1).contiguous()
+        prompt = torch.from_numpy(random_ids(BEFORE, vocabulary)).expand(batch, -1).contiguous()
         with torch.inference_mode():
             past = self.model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
 

@@ -78,7 +78,7 @@ def _onnx(args: argparse.Namespace, progress: Progress | None) -> tuple[dict[str
     operators: Operators = args.operators or "standard"
     if operators == "compiled":
         _check_compiled(quantization)
-    from pocketvlm.export.onnx.bundle import write_bundle  # imports torch: after everything that can be wrong
+    from pocketvlm.export.onnx.bundle import write_bundle  # imports onnx_ir: after everything that can be wrong
 
     manifest = write_bundle(checkpoint, args.out, quantization, progress, operators)
     return {"quantization": str(quantization), "operators": str(manifest.operators)}, manifest.files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import platform
 from typing import Any
 
@@ -35,12 +36,10 @@ def gather(model: str) -> dict[str, Any]:
     """Gather facts of the checkpoint, from its headers (weights stay on disk), and of the machine."""
     directory = resolve(model)
     config, image = directory.config, directory.image_config
-    import torch  # takes seconds: after everything that can be wrong without it
-
     from pocketvlm.api.loading import describe_choice
     from pocketvlm.bundle import Manifest
     from pocketvlm.cli.version import version_text
-    from pocketvlm.model.checkpoint import count_parameters, weight_files
+    from pocketvlm.model.weight_files import count_parameters, weight_files
 
     if directory.kind == "bundle":
         weights: dict[str, Any] = {"weights_bytes": sum(Manifest.read(directory.path).files.values())}
@@ -64,9 +63,35 @@ def gather(model: str) -> dict[str, Any]:
         "scale_resolution": image.scale_resolution,
         "max_slice_nums": image.max_slice_nums,
         "pocketvlm": version_text(),
-        "torch": torch.__version__,
+        "torch": _version("torch"),
+        "onnxruntime": _onnxruntime(),
         "python": platform.python_version(),
         "processors": usable_cores(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "device": _device(),
     }
+
+
+def _version(package: str) -> str:
+    """Of a package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _onnxruntime() -> str:
+    """Its version, in whichever of its distributions it came."""
+    found = importlib.metadata.packages_distributions().get("onnxruntime")
+    return _version(found[0]) if found else "not installed"
+
+
+def _device() -> str:
+    """The GPU if there is one, else the processor."""
+    from pocketvlm.api.gpu import has_gpu
+    from pocketvlm.machine import processor_name
+
+    if not has_gpu():
+        return processor_name()
+    import torch
+
+    return torch.cuda.get_device_name()

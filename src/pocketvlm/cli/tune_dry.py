@@ -60,8 +60,7 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
 
 def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
     """Prints the memory of a step."""
-    from pocketvlm.api.loading import choose_device
-    from pocketvlm.machine import memory_bytes
+    from pocketvlm.api.torch_devices import choose_device, memory_of
     from pocketvlm.training.plan import largest_batch, plan_memory, process_bytes
 
     directory, device = directory_of(args), choose_device(args.device)
@@ -69,7 +68,7 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
     largest = largest_batch(feed.all(), settings)
     process = process_bytes(device, settings)
     plan = plan_memory(directory.config, directory.image_config, settings, largest, device, process)
-    batch, memory = largest.batch, memory_bytes(device)
+    batch, memory = largest.batch, memory_of(device)
     count, tokens, patches = len(batch.lengths), len(batch.input_ids), len(batch.patches)
     fits = plan.samples_in(memory, count)
     limits = {"micro_tokens": fits * -(-tokens // count), "micro_patches": fits * -(-patches // count)}

@@ -71,7 +71,7 @@ def emit_job(
     options: dict[str, Any],
 ) -> int:
     """Write the files, and say what runs them."""
-    from pocketvlm.api.loading import choose_device
+    from pocketvlm.api.torch_devices import choose_device
     from pocketvlm.training.interchange.write import emit_job as emit
 
     model = None if args.model == _NANO or Path(args.model).exists() else args.model

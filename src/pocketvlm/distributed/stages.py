@@ -16,7 +16,9 @@ import json
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,6 +91,10 @@ class ModelSpec:
 @cache
 def _processor(spec: ModelSpec) -> Processor:
     """Of this process, whose tasks follow each other."""
+    with suppress(ImportError):
+        import torch as _torch  # whose kernel resizes pictures several times as fast, for as long as the process lives
+
+        del _torch
     directory = spec.directory()
     return Processor.from_directory(directory.path, configs=directory.configs)
 
@@ -129,13 +135,12 @@ class Answerer:
     """An engine, which answers tables of prepared rows; several calls at a time fill its batch."""
 
     def __init__(self, spec: ModelSpec, work: Work, cores: int) -> None:
-        import torch
-
         from pocketvlm.api.vlm import load
 
-        torch.set_num_threads(cores)
         directory, options = spec.directory(), dict[str, Any](spec.places)
         self._vlm, self._work = load(directory, **options), work
+        if (torch := sys.modules.get("torch")) is not None:  # ONNX Runtime does without
+            torch.set_num_threads(cores)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa

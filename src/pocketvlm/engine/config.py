@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self, get_args
 
-import torch
-
 from pocketvlm.config_ranges import ENGINE
 from pocketvlm.engine.runners.base import CacheLayout, Runner
 from pocketvlm.errors import ConfigError
-from pocketvlm.machine import memory_bytes
 from pocketvlm.model.cache.base import state_bytes, token_bytes
 from pocketvlm.model.cache.block_pool import BLOCK, blocks_for
 from pocketvlm.ranges import check_all, show
@@ -67,24 +64,22 @@ class Sizes:
     cache_bytes: int
     prefix_bytes: int
     encoder_bytes: int
-    dtype: torch.dtype
     layout: CacheLayout
 
     @classmethod
     def of(cls, runner: Runner, config: EngineConfig) -> Self:
         """Work them out; `ConfigError` for a cache of no short sequence, or of a layout that the runner has not."""
-        text, kind = runner.config.text, runner.device.type
+        text, kind = runner.config.text, runner.device_type
         layout = config.cache_layout or runner.cache_layouts[0]
         if layout not in runner.cache_layouts:
             raise ConfigError(
                 f"cache_layout={layout!r}, this runtime has {' and '.join(map(repr, runner.cache_layouts))}",
                 hint="Leave it out.",
             )
-        dtype = runner.make_cache(1, 1).dtype
-        memory = memory_bytes(runner.device)
+        memory = runner.memory_bytes()
         max_seqs = config.max_num_seqs or MAX_SEQS.get(kind, MAX_SEQS["cpu"])
         budget = config.cache_memory if config.cache_memory is not None else int(memory * CACHE_SHARE.get(kind, 0.25))
-        state, token = state_bytes(text, dtype), token_bytes(text, dtype)
+        state, token = state_bytes(text, runner.memory), token_bytes(text, runner.memory)
         # States come first, one for each sequence; half of the budget is for tokens all the same.
         seqs = max(1, min(max_seqs, budget // 2 // max(state, 1)))
         tokens = (budget - seqs * state) // max(token, 1) if token else seqs * text.max_position_embeddings
@@ -106,7 +101,6 @@ class Sizes:
             cache_bytes=budget,
             prefix_bytes=min(int(memory * PREFIX_SHARE), MAX_PREFIX[kind]) if prefix is None else prefix,
             encoder_bytes=min(int(memory * ENCODER_SHARE), MAX_ENCODER) if encoder is None else encoder,
-            dtype=dtype,
             layout=layout,
         )
 

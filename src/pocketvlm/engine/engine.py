@@ -1,6 +1,6 @@
 """Many requests → tokens: `Engine.step` is schedule → run → update, and the place to start reading.
 
-The engine knows ids, patches and tensors, never strings. One thread drives it: `add`, `abort` and `finish` between
+The engine knows ids, patches and scores, never strings. One thread drives it: `add`, `abort` and `finish` between
 steps, `step` as long as `has_work`. `async_engine` puts it into a thread of its own.
 
 An interrupt (Ctrl-C) may break any of these off anywhere. Nobody knows then what slots and caches hold: whatever was
@@ -13,8 +13,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Set
-
-import torch
 
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
 from pocketvlm.engine.caches.pool import CachePool, make_cache
@@ -106,22 +104,22 @@ class Engine:
             raise
         self.metrics.received(request)
 
-    @torch.inference_mode()
     def abort(self, request: Request) -> None:
         """Give a request up, whatever it is doing. No more outputs come of it."""
         if self.requests.get(request.request_id) is request:
-            self._begin(request)
-            self.updater.end_all(request, "abort")
-            self._end()
+            with self.runner.working():
+                self._begin(request)
+                self.updater.end_all(request, "abort")
+                self._end()
 
-    @torch.inference_mode()
     def finish(self, request: Request, index: int) -> None:
         """End one answer whose reader saw a stop string."""
-        self._begin(request)
-        for sequence in request.sequences:
-            if sequence.index == index and sequence.finish_reason is None:
-                self.updater.end(sequence, "stop")
-        self._end()
+        with self.runner.working():
+            self._begin(request)
+            for sequence in request.sequences:
+                if sequence.index == index and sequence.finish_reason is None:
+                    self.updater.end(sequence, "stop")
+            self._end()
 
     def step(self) -> list[Output]:
         """Schedule → run → update; returns what is new. A request that fails has an output too, and harms no other."""
@@ -130,16 +128,20 @@ class Engine:
         self.outputs.clear()
         return taken
 
-    @torch.inference_mode()
     def run_step(self) -> None:
         """Do the same, and leave what is new in `outputs`, of which an interrupt takes nothing."""
+        with self.runner.working():
+            self._run_step()
+        self._trim()
+        self.set_gauges()
+
+    def _run_step(self) -> None:
         self._begin()
         try:
             self._expire()
-            with self.runner.working():
-                plan = self.scheduler.schedule()
-                scores = self.executor.run(plan)
-                self.updater.update(scores, self.outputs)
+            plan = self.scheduler.schedule()
+            scores = self.executor.run(plan)
+            self.updater.update(scores, self.outputs)
         except Exception as error:  # ours, or out of memory: all that ran is lost, what waits is not
             logger.exception("a step failed")
             self._fail_running(error)
@@ -147,8 +149,6 @@ class Engine:
             self._fail_running(None)
             raise
         self._end()
-        self._trim()
-        self.set_gauges()
 
     def _begin(self, touched: Request | None = None) -> None:
         """Note that something is under way, after making good what was broken off before."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
 from pocketvlm.engine.caches.prefix_cache import PrefixCache
@@ -23,7 +22,8 @@ from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.scheduler import Chunk, Plan
 from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.cache.memory import Array
+from pocketvlm.model.segments import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class StepScores:
     """
 
     sequences: list[Sequence] = field(default_factory=list)
-    scores_RV: Tensor | None = None
+    scores_RV: Array | None = None
     drafted: list[int] | None = None
     failed: dict[Request, str] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ class Executor:
         if plan.draft is not None:
             return self._try_draft(plan.decode[0], plan.draft)
         result = StepScores(failed=self._encode(plan.views))
-        scores = list[Tensor]()
+        scores = list[Array]()
         if plan.decode:
             with _timed("decode", (sequence.request for sequence in plan.decode)):
                 scores.append(self._decode(plan.decode))
@@ -80,7 +80,7 @@ class Executor:
             scores.append(found)
             result.sequences += ended
         if scores:
-            result.scores_RV = torch.cat(scores) if len(scores) > 1 else scores[0]
+            result.scores_RV = self._join(scores)
         return result
 
     def _can_read(self, chunk: Chunk, failed: abc.Container[Request]) -> bool:
@@ -132,24 +132,30 @@ class Executor:
             views.append(request.views[i])
             patches.append(request.patches[first : first + views[-1].patches])
         features = self.runner.encode_views(
-            torch.cat(patches) if len(patches) > 1 else patches[0], views, chosen[0][0].vision_adapter
+            np.concatenate(patches) if len(patches) > 1 else patches[0], views, chosen[0][0].vision_adapter
         )
-        parts = features.split([view.visual_tokens for view in views])
-        for (request, i), part in zip(chosen, parts, strict=True):
+        first, expected = 0, sum(view.visual_tokens for view in views)
+        if len(features) != expected:
+            raise RuntimeError(f"the tower gave {len(features)} features for views of {expected}")
+        for (request, i), view in zip(chosen, views, strict=True):
+            part = features[first : (first := first + view.visual_tokens)]
             # A view of its own memory: a slice would keep all views of the step alive.
-            self.features.add(request.view_keys[i], part.clone() if len(parts) > 1 else part)
+            self.features.add(request.view_keys[i], self.runner.copy(part) if len(views) > 1 else part)
         self.metrics.encoded_views.inc(len(views))
 
-    def _decode(self, sequences: abc.Sequence[Sequence]) -> Tensor:
+    def _join(self, parts: abc.Sequence[Array]) -> Array:
+        return self.runner.join(parts) if len(parts) > 1 else parts[0]
+
+    def _decode(self, sequences: abc.Sequence[Sequence]) -> Array:
         """Return scores [B, V] after each sequence's newest token; the sequences are in the first slots."""
         if len(sequences) > 1:
             self.runner.prepare_batches()
         segments = [
             Segment(1, sequence.computed, slot, sequence.request.adapter) for slot, sequence in enumerate(sequences)
         ]
-        batch = PackedBatch.of(segments, self.runner.device)
-        ids = torch.tensor([sequence.output_ids[-1] for sequence in sequences])
-        scores = self.runner.forward(self.runner.embed(ids, None), batch, self.cache, batch.last_rows)
+        batch = self.runner.batch(segments)
+        ids = np.array([sequence.output_ids[-1] for sequence in sequences], np.int64)
+        scores = self.runner.forward(self.runner.embed(ids, None), batch, self.cache, batch.lasts)
         for sequence in sequences:
             sequence.computed += 1
         return scores
@@ -161,7 +167,7 @@ class Executor:
             scores, drafted = sequence.lookup.forward(self.runner, self.cache, max_tokens, sequence.request.adapter)
         return StepScores([sequence], scores, drafted)
 
-    def _prefill(self, chunks: abc.Sequence[Chunk]) -> tuple[list[Sequence], Tensor]:
+    def _prefill(self, chunks: abc.Sequence[Chunk]) -> tuple[list[Sequence], Array]:
         """Read chunks of prompts; returns those whose last token is read, and their scores."""
         segments, parts = [], []
         for chunk in chunks:
@@ -169,10 +175,9 @@ class Executor:
             assert slot is not None
             segments.append(Segment(chunk.length, chunk.start, slot, chunk.sequence.request.adapter))
             parts.append(self._embed(chunk))
-        batch = PackedBatch.of(segments, self.runner.device)
+        batch = self.runner.batch(segments)
         ended = [i for i, chunk in enumerate(chunks) if chunk.end == chunk.sequence.tokens]
-        x_TD = torch.cat(parts) if len(parts) > 1 else parts[0]
-        scores = self.runner.forward(x_TD, batch, self.cache, batch.last_rows[ended])
+        scores = self.runner.forward(self._join(parts), batch, self.cache, [batch.lasts[i] for i in ended])
         for chunk in chunks:
             sequence = chunk.sequence
             sequence.computed += chunk.length
@@ -182,7 +187,7 @@ class Executor:
         self.metrics.prompt_tokens_computed.inc(sum(chunk.length for chunk in chunks))
         return [chunks[i].sequence for i in ended], scores
 
-    def _embed(self, chunk: Chunk) -> Tensor:
+    def _embed(self, chunk: Chunk) -> Array:
         """Return the embeddings [T, D] of a chunk's tokens, features where its placeholders are."""
         sequence, request = chunk.sequence, chunk.sequence.request
         prompt = request.input_ids[chunk.start : chunk.end]
@@ -194,17 +199,17 @@ class Executor:
         if not answer:
             assert x_TD is not None
             return x_TD
-        more = self.runner.embed(torch.tensor(answer), None)
-        return more if x_TD is None else torch.cat([x_TD, more])
+        more = self.runner.embed(np.array(answer, np.int64), None)
+        return more if x_TD is None else self.runner.join([x_TD, more])
 
-    def _visual_tokens(self, chunk: Chunk) -> Tensor | None:
+    def _visual_tokens(self, chunk: Chunk) -> Array | None:
         """Return the features [N, D] of a chunk's placeholders, in order; None where it has none."""
         request = chunk.sequence.request
         parts = []
         for i in request.layout.views_in(chunk.start, chunk.end):
             start = request.layout.starts[i]
             parts.append(self.features[request.view_keys[i]][max(0, chunk.start - start) : chunk.end - start])
-        return torch.cat(parts) if parts else None
+        return self._join(parts) if parts else None
 
 
 @contextmanager
@@ -219,6 +224,7 @@ def _timed(stage: str, requests: Iterable[Request]) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Say in one line, for a log or a user, what kind of failure it was, without insides of a library."""
-    # PyTorch has a class of its own for memory of a GPU only.
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # PyTorch has a class of its own for memory of a GPU only, which is known by its name where PyTorch is not.
+    is_gpu = type(error).__name__ == "OutOfMemoryError"
+    is_memory = isinstance(error, MemoryError) or is_gpu or "can't allocate memory" in str(error)
     return "out of memory" if is_memory else type(error).__name__

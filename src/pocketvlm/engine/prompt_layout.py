@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketvlm.views import View
 
@@ -41,7 +41,7 @@ class PromptLayout:
     @classmethod
     def of(
         cls,
-        input_ids: Tensor,
+        input_ids: NDArray[np.int64],
         views: Sequence[View] = (),
         view_keys: Sequence[bytes] = (),
         *,
@@ -67,18 +67,18 @@ class PromptLayout:
     def views_in(self, start: int, end: int) -> list[int]:
         """Return the indices of the views that have placeholders among the tokens from `start` to `end`."""
         spans = enumerate(zip(self.starts, self.ends, strict=True))
-        return [i for i, (first, last) in spans if first < end and last > start]
+        return [i for i, (first, last) in spans if max(first, start) < min(last, end)]
 
     def next_cut(self, start: int, end: int) -> int:
         """Return the first cut between `start` and `end`, or `end`."""
         return next((cut for cut in self.cuts if start < cut < end), end)
 
 
-def view_starts(input_ids: Tensor, views: Sequence[View], placeholder_ids: Sequence[int]) -> list[int]:
+def view_starts(input_ids: NDArray[np.int64], views: Sequence[View], placeholder_ids: Sequence[int]) -> list[int]:
     """Return where each view's run of placeholders begins."""
     if not views:
         return []
-    positions = torch.isin(input_ids, torch.tensor(placeholder_ids)).nonzero()[:, 0].tolist()
+    positions: list[int] = np.flatnonzero(np.isin(input_ids, placeholder_ids)).tolist()
     starts, at = [], 0
     for view in views:
         starts.append(positions[at])
@@ -87,7 +87,11 @@ def view_starts(input_ids: Tensor, views: Sequence[View], placeholder_ids: Seque
 
 
 def prefix_digests(
-    input_ids: Tensor, points: Sequence[int], starts: Sequence[int], view_keys: Sequence[bytes], salt: bytes
+    input_ids: NDArray[np.int64],
+    points: Sequence[int],
+    starts: Sequence[int],
+    view_keys: Sequence[bytes],
+    salt: bytes,
 ) -> list[Digest]:
     """Hash the first n tokens, for each n of `points` (rising): the tokens, and each picture that begins among them.
     A point inside a picture's tokens covers all of it."""
@@ -96,14 +100,14 @@ def prefix_digests(
     for point in points:
         while done < point:
             ends = starts[view] if view < len(starts) and starts[view] < point else point
-            digest.update(input_ids[done:ends].numpy().tobytes())
+            digest.update(input_ids[done:ends].tobytes())
             done = ends
             if view < len(starts) and starts[view] == done and done < point:
                 digest.update(_PICTURE + view_keys[view])
                 view += 1
                 # Its own tokens follow with the rest: up to the next picture, or to the point.
                 ends = min(starts[view] if view < len(starts) else point, point)
-                digest.update(input_ids[done:ends].numpy().tobytes())
+                digest.update(input_ids[done:ends].tobytes())
                 done = ends
         digests.append(digest.copy().digest())
     return digests

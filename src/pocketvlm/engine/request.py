@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketvlm.engine.prompt_layout import PromptLayout
 from pocketvlm.engine.sampling.params import SamplingParams
@@ -58,10 +59,10 @@ class Request:
     """
 
     request_id: str
-    input_ids: Tensor
+    input_ids: NDArray[np.int64]
     params: SamplingParams
     stop_ids: frozenset[int]
-    patches: Tensor | None = field(default=None, repr=False)
+    patches: NDArray[np.uint8] | None = field(default=None, repr=False)
     views: abc.Sequence[View] = ()
     placeholder_ids: tuple[int, ...] = ()
     branch_points: tuple[int, ...] = ()
@@ -89,7 +90,8 @@ class Request:
             self.salt += self.adapter.digest.encode()
         if self.views and not self.view_keys:
             assert self.patches is not None
-            parts = self.patches.split([view.patches for view in self.views])
+            ends = np.cumsum([view.patches for view in self.views])
+            parts = np.split(self.patches, ends[:-1])
             tower = "" if self.vision_adapter is None else self.vision_adapter.digest
             self.view_keys = tuple(view_key(part, view, tower) for part, view in zip(parts, self.views, strict=True))
 
@@ -98,7 +100,7 @@ class Request:
         """The adapter, where features of pictures depend on it."""
         return self.adapter if self.adapter is not None and self.adapter.touches_vision else None
 
-    @cached_property  # asked for several times a step for each sequence, and the length of a tensor is slow
+    @cached_property  # asked for several times a step for each sequence
     def prompt_tokens(self) -> int:
         return len(self.input_ids)
 
@@ -168,7 +170,7 @@ class Output:
     error: str | None = None
 
 
-def view_key(patches: Tensor, view: View, tower: str = "") -> bytes:
+def view_key(patches: NDArray[np.uint8], view: View, tower: str = "") -> bytes:
     """What decides the features of a view, hashed: its pixels, its shape and its rate. Each part with its length.
 
     Valid inside one process only: other processors use another hash.
@@ -177,9 +179,9 @@ def view_key(patches: Tensor, view: View, tower: str = "") -> bytes:
         tower: the digest of the adapter that the tower or the merger follows.
     """
     digest = _hash()()
-    head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.numel()};{tower}".encode()
+    head = f"{view.size.height},{view.size.width},{view.downsample_mode},{patches.size};{tower}".encode()
     digest.update(len(head).to_bytes(4, "little") + head)
-    digest.update(patches.contiguous().numpy().data)
+    digest.update(np.ascontiguousarray(patches).data)
     return digest.digest()[:24]
 
 

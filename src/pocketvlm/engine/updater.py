@@ -12,8 +12,8 @@ import time
 from collections import abc, deque
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketvlm.engine.executor import StepScores
 from pocketvlm.engine.metrics import Metrics
@@ -21,6 +21,7 @@ from pocketvlm.engine.request import FinishReason, Output, Request, Sequence
 from pocketvlm.engine.sampling.beam_search import BeamSearch
 from pocketvlm.engine.sampling.sampler import Sampled, Sampler, SamplingState
 from pocketvlm.engine.scheduler import Scheduler
+from pocketvlm.model.cache.memory import Array
 
 NO_SCORES = (
     "the model's scores are not numbers: its weights may be damaged, or too large for its dtype. "
@@ -93,7 +94,7 @@ class Updater:
         request.sequences += others
         return others
 
-    def _choose(self, scored: abc.Sequence[Scored], scores_RV: Tensor, outputs: deque[Output]) -> None:
+    def _choose(self, scored: abc.Sequence[Scored], scores_RV: Array, outputs: deque[Output]) -> None:
         """Draw a token for each of these; failures are outputs too."""
         rows = [each.row for each in scored]
         chosen_BV = scores_RV if rows == list(range(len(scores_RV))) else scores_RV[rows]
@@ -108,12 +109,12 @@ class Updater:
             sequence.sampling = SamplingState(request.params, request.input_ids, request.stop_ids, sequence.index)
         return sequence.sampling
 
-    def _masks(self, sequences: abc.Sequence[Sequence]) -> Tensor | None:
+    def _masks(self, sequences: abc.Sequence[Sequence]) -> NDArray[np.int32] | None:
         """Return int32 [B, W], what each may say next; None where nobody is restricted."""
         if all(sequence.request.grammar is None for sequence in sequences):
             return None
         words = -(-self.vocab_size // 32)
-        masks_BW = torch.full((len(sequences), words), -1, dtype=torch.int32)
+        masks_BW = np.full((len(sequences), words), -1, np.int32)
         for sequence, mask_W in zip(sequences, masks_BW, strict=True):
             if sequence.request.grammar is None:
                 continue
@@ -161,7 +162,7 @@ class Updater:
                 return
         self.scheduler.add(sequence)
 
-    def _search(self, request: Request, scored: abc.Sequence[Scored], scores_RV: Tensor) -> list[Output]:
+    def _search(self, request: Request, scored: abc.Sequence[Scored], scores_RV: Array) -> list[Output]:
         """Take each beam of a request one token further, or give its answer."""
         if request.search is None:
             stop_ids, max_tokens = self._state(request.sequences[0]).stop_ids, self.pool.max_new_tokens(request)
@@ -207,7 +208,7 @@ class Updater:
             beam.index, beam.output_ids = i, list(found.ids)
 
     def _follow_draft(
-        self, sequence: Sequence, drafted: abc.Sequence[int], scores_RV: Tensor, outputs: deque[Output]
+        self, sequence: Sequence, drafted: abc.Sequence[int], scores_RV: Array, outputs: deque[Output]
     ) -> None:
         """Take the next token of the only sequence, and more as long as they are those that were drafted."""
         lookup, cache = sequence.lookup, self.pool.cache

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pocketvlm.config import DownsampleMode, FourXRounding, ImageConfig
@@ -60,7 +59,7 @@ def upsize(source: ImageSource, draw: random.Random | None = None) -> NDArray[np
     larger = upsize_size(size, draw)
     if larger == size:
         return pixels
-    return resize(torch.from_numpy(np.array(pixels)), larger).numpy()
+    return resize(pixels, larger)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Tensors → tensors: the model, its cache and its checkpoints, in PyTorch."""
+"""Arrays → arrays: the model in PyTorch, its caches, and its checkpoints, which are also read without PyTorch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pocketvlm.config import ModelConfig
-from pocketvlm.model.vision.early_compression import WINDOW
+from pocketvlm.model.vision.view_order import WINDOW
 from pocketvlm.views import View
 
 

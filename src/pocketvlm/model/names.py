@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from pocketvlm.config import ModelConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 PATCH_EMBEDDING = "vision_tower.patch_embedding.weight"
 # (published prefix, our prefix), first match wins; everything else keeps its name behind "model.".
@@ -49,12 +54,17 @@ def import_tensor(ours: str, tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).flatten(1) if ours == PATCH_EMBEDDING else tensor
 
 
-def published_shape(ours: str, shape: torch.Size, config: ModelConfig) -> torch.Size:
+def import_array(ours: str, array: NDArray[Any]) -> NDArray[Any]:
+    """`import_tensor`, of NumPy; some of the published rows become these rows of ours."""
+    return array.transpose(0, 2, 3, 1).reshape(len(array), -1) if ours == PATCH_EMBEDDING else array
+
+
+def published_shape(ours: str, shape: Sequence[int], config: ModelConfig) -> tuple[int, ...]:
     """Shape in the file of a parameter that has `shape` here."""
     vision = config.vision
     if ours == PATCH_EMBEDDING:
-        return torch.Size((vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size))
-    return shape
+        return vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size
+    return tuple(shape)
 
 
 def export_tensor(ours: str, tensor: Tensor, vision: VisionConfig) -> Tensor:

@@ -17,30 +17,16 @@ from torch import Tensor
 from pocketvlm.kernels.causal_conv1d import ConvPlan, plan_conv
 from pocketvlm.kernels.gated_delta_rule import ChunkPlan, plan_chunks
 from pocketvlm.kernels.prompt_delta_rule import PromptPlan, plan_prompts
+from pocketvlm.model.segments import Batch, Segment
 
 if TYPE_CHECKING:
     from pocketvlm.model.adapters.placed import PlacedAdapter
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A run of new tokens of one sequence: `length` tokens behind the `start` that its cache slot already holds.
+class PackedBatch(Batch):
+    """Segments of different sequences, in packed order, and every index that the layers need, on `device`."""
 
-    Attributes:
-        adapter: the one that they follow; None for the model as it is.
-    """
-
-    length: int
-    start: int = 0
-    slot: int = 0
-    adapter: PlacedAdapter | None = None
-
-
-@dataclass(frozen=True)
-class PackedBatch:
-    """Segments of different sequences, in packed order."""
-
-    segments: tuple[Segment, ...]
     device: torch.device
 
     @classmethod
@@ -48,38 +34,11 @@ class PackedBatch:
         return cls(tuple(segments), torch.device(device))
 
     @cached_property
-    def lengths(self) -> list[int]:
-        return [s.length for s in self.segments]
-
-    @cached_property
-    def firsts(self) -> list[int]:
-        """Packed row of each segment's first token."""
-        firsts = [0]
-        for s in self.segments:
-            firsts.append(firsts[-1] + s.length)
-        return firsts[:-1]
-
-    @cached_property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-    @cached_property
-    def is_decode(self) -> bool:
-        """One new token for each sequence."""
-        return all(s.length == 1 for s in self.segments)
-
-    @cached_property
-    def is_fresh(self) -> bool:
-        """No sequence has anything cached."""
-        return all(s.start == 0 for s in self.segments)
-
-    @cached_property
     def slots(self) -> slice | Tensor:
         """The segments' cache slots, as a slice (a view, no copy) when they are consecutive."""
-        slots = [s.slot for s in self.segments]
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            return slice(slots[0], slots[0] + len(slots))
-        return torch.tensor(slots, device=self.device)
+        if self.slot_range is not None:
+            return self.slot_range
+        return torch.tensor([s.slot for s in self.segments], device=self.device)
 
     @cached_property
     def positions(self) -> Tensor:
@@ -115,13 +74,6 @@ class PackedBatch:
             if (adapter := owners[row]) is not None:
                 chosen.setdefault(adapter, []).append(place)
         return {adapter: self._as_rows(own) for adapter, own in chosen.items()}
-
-    @cached_property
-    def last_rows(self) -> Tensor:
-        """[B] packed row of each segment's last token."""
-        return torch.tensor(
-            [f + s.length - 1 for f, s in zip(self.firsts, self.segments, strict=True)], device=self.device
-        )
 
     @cached_property
     def padded_groups(self) -> tuple[list[tuple[int, Tensor]], Tensor]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Self
+from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pocketvlm.config import ModelConfig
@@ -21,7 +22,7 @@ from pocketvlm.model.packing import PackedBatch
 from pocketvlm.model.text.decoder import Decoder
 from pocketvlm.model.vision.merger import Merger
 from pocketvlm.model.vision.tower import VisionTower
-from pocketvlm.model.vision.view_packing import ViewPacking, nearest_positions, pack_views, window_order
+from pocketvlm.model.vision.view_packing import ViewPacking, pack_views
 from pocketvlm.views import View
 
 
@@ -43,8 +44,7 @@ def forget_constants() -> None:
     """Drop the tensors that are kept from one call to the next; they are made again when needed. To be called after
     the model was traced with tensors without values (`FakeTensorMode`), which would be kept like any other.
     """
-    for made in (_pixel_scale, window_order, nearest_positions):
-        made.cache_clear()
+    _pixel_scale.cache_clear()
 
 
 class MiniCPMV(nn.Module):
@@ -95,7 +95,11 @@ class MiniCPMV(nn.Module):
             self._batches_prepared = True
 
     def forward(
-        self, input_ids_T: Tensor, batch: PackedBatch, features_ND: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids_T: Tensor | NDArray[Any],
+        batch: PackedBatch,
+        features_ND: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Token ids [T] and the visual tokens they hold places for, to hidden states [T, D].
 
@@ -104,7 +108,7 @@ class MiniCPMV(nn.Module):
         x_TD = self.embed(input_ids_T, features_ND)
         return self.language_model(x_TD, batch.positions, batch, cache)
 
-    def encode_views(self, patches: Tensor, views: Sequence[View]) -> Tensor:
+    def encode_views(self, patches: Tensor | NDArray[Any], views: Sequence[View]) -> Tensor:
         """All views of all pictures at once, each at its own rate.
 
         Args:
@@ -120,7 +124,7 @@ class MiniCPMV(nn.Module):
         if not views:
             return torch.empty(0, self.config.text.hidden_size, dtype=self.dtype, device=self.device)
         packing = pack_views(views, self.config.vision.positions_per_side, self.device)
-        return self.encode_packed(patches.to(self.device), packing)
+        return self.encode_packed(torch.as_tensor(patches).to(self.device), packing)
 
     def encode_packed(self, patches: Tensor, packing: ViewPacking) -> Tensor:
         """The part of `encode_views` that is work of the device alone; a CUDA graph can hold it."""
@@ -134,8 +138,9 @@ class MiniCPMV(nn.Module):
         mean, std = _pixel_scale(self.pixel_mean, self.pixel_std, patches.device)
         return ((patches.float() - mean) / std).flatten(1)
 
-    def embed(self, input_ids_T: Tensor, features_ND: Tensor | None = None) -> Tensor:
+    def embed(self, input_ids_T: Tensor | NDArray[Any], features_ND: Tensor | None = None) -> Tensor:
         """Token embeddings [T, D] with the features put in the places held for pictures and video, in order."""
+        input_ids_T = torch.as_tensor(input_ids_T).to(self.device)
         x_TD = self.language_model.embed_tokens(input_ids_T).to(self.dtype)
         if features_ND is None or not len(features_ND):
             return x_TD

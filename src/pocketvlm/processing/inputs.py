@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketvlm.errors import PromptError
 from pocketvlm.views import View
@@ -28,20 +28,20 @@ class ModelInputs:
         PromptError: placeholders, views and patches do not match one another.
     """
 
-    input_ids: Tensor
-    patches: Tensor
+    input_ids: NDArray[np.int64]
+    patches: NDArray[np.uint8]
     views: tuple[View, ...]
     placeholder_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.input_ids.ndim != 1 or self.input_ids.dtype != torch.int64:
+        if self.input_ids.ndim != 1 or self.input_ids.dtype != np.int64:
             raise PromptError(f"input_ids is {self.input_ids.dtype} {list(self.input_ids.shape)}, expected int64 [S]")
         runs = self._runs()
         wanted = [view.visual_tokens for view in self.views]
         if runs != wanted:
             raise PromptError(f"the prompt has runs of {runs} placeholders for views of {wanted} visual tokens")
         patches = sum(view.patches for view in self.views)
-        if self.patches.dtype != torch.uint8 or self.patches.ndim != 4 or self.patches.shape[0] != patches:
+        if self.patches.dtype != np.uint8 or self.patches.ndim != 4 or self.patches.shape[0] != patches:
             raise PromptError(
                 f"patches is {self.patches.dtype} {list(self.patches.shape)}, "
                 f"expected uint8 [{patches}, patch, patch, 3] for {len(self.views)} views"
@@ -54,7 +54,7 @@ class ModelInputs:
 
     def _runs(self) -> list[int]:
         """Lengths of the unbroken runs of one placeholder id, in order."""
-        ids, lengths = torch.unique_consecutive(self.input_ids, return_counts=True)
-        visual = torch.isin(ids, torch.tensor(self.placeholder_ids, dtype=torch.int64))
-        runs: list[int] = lengths[visual].tolist()
+        starts = np.flatnonzero(np.diff(self.input_ids, prepend=self.input_ids[:1] - 1))
+        lengths = np.diff(starts, append=len(self.input_ids))
+        runs: list[int] = lengths[np.isin(self.input_ids[starts], self.placeholder_ids)].tolist()
         return runs

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def context() -> Any:
     """What starts workers: a fork of a process that has imported everything, where there are forks."""
     found: Any = multiprocessing.get_context("forkserver" if has_forkserver() else "spawn")
     if has_forkserver():
-        found.set_forkserver_preload([WORKER])
+        # PyTorch, where it is installed, resizes several times as fast as what workers have without it, for hours: they
+        # share one import of it, which is over before the first picture.
+        found.set_forkserver_preload([*(["torch"] if find_spec("torch") else []), WORKER])
     return found
 
 

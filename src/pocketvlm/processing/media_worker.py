@@ -19,7 +19,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import torch
 
 from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.processing.confinement import confine
@@ -117,7 +116,7 @@ class Worker:
         views = _views(unit)
         grid, image = unit["grid"], Size(height=int(unit["image"][0]), width=int(unit["image"][1]))
         places = grid and (int(grid[0]), int(grid[1]))
-        return ImageViews(torch.from_numpy(patches), views, places, image, int(unit["pages"]))
+        return ImageViews(patches, views, places, image, int(unit["pages"]))
 
     def _kill(self) -> None:
         with suppress(OSError, ValueError, AttributeError):
@@ -166,8 +165,11 @@ def _refusal(tokens: int, size: int) -> Exception | None:
 
 def _serve(line: Connection) -> None:
     """What a worker does until its line ends."""
+    with suppress(ImportError):  # its kernel resizes fastest; whoever forks workers has imported it for all of them
+        import torch
+
+        torch.set_num_threads(1)
     confine(MEMORY)  # Ctrl-C is the server's to answer
-    torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
             task = pickle.loads(line.recv_bytes())
@@ -193,8 +195,8 @@ def _answer(line: Connection, task: MediaTask, encode: Callable[[MediaTask], lis
         return
     for units in encoded:
         for unit in units:
-            if unit.patches.numel():
-                line.send_bytes(unit.patches.contiguous().numpy().data.cast("B"))
+            if unit.patches.size:
+                line.send_bytes(np.ascontiguousarray(unit.patches).data.cast("B"))
 
 
 def _described(unit: ImageViews) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pocketvlm.config import ImageConfig
@@ -46,7 +45,7 @@ def previews_of(part: MediaPart, side: int, limits: MediaLimits, files: bool) ->
 
 
 def _previews(pages: Pages, config: ImageConfig) -> Iterator[ImageViews]:
-    none = ImageViews(torch.empty((0, _PATCH, _PATCH, 3), dtype=torch.uint8), (), None, Size(height=0, width=0))
+    none = ImageViews(np.empty((0, _PATCH, _PATCH, 3), np.uint8), (), None, Size(height=0, width=0))
     for index in pages.indices:
         try:
             made = encode_image(pages.reader.read(index), config)
@@ -63,5 +62,5 @@ def pixels_of(preview: ImageViews) -> NDArray[np.uint8] | None:
         return None
     rows, columns = preview.views[0].size.height, preview.views[0].size.width
     side = preview.patches.shape[1]
-    in_rows = preview.patches.numpy().reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
+    in_rows = preview.patches.reshape(rows, columns, side, side, 3).transpose(0, 2, 1, 3, 4)
     return np.ascontiguousarray(in_rows.reshape(rows * side, columns * side, 3))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
+import numpy as np
 
 from pocketvlm.config import (
     DownsampleOption,
@@ -195,10 +195,10 @@ class Processor:
         ids = list(itertools.chain.from_iterable(pieces))
         units = [unit for medium in media for unit in medium]
         patch = self.image_config.patch_size
-        patches = [unit.patches for unit in units] or [torch.empty((0, patch, patch, 3), dtype=torch.uint8)]
+        patches = [unit.patches for unit in units] or [np.empty((0, patch, patch, 3), np.uint8)]
         inputs = ModelInputs(
-            input_ids=torch.tensor(ids, dtype=torch.int64),
-            patches=torch.cat(patches) if len(patches) > 1 else patches[0],
+            input_ids=np.array(ids, np.int64),
+            patches=np.concatenate(patches) if len(patches) > 1 else patches[0],
             views=tuple(view for unit in units for view in unit.views),
             placeholder_ids=(self.model_config.image_token_id, self.model_config.video_token_id),
         )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 import pocketvlm
 from pocketvlm.api.vlm import VLM
 from pocketvlm.bundle import Manifest
-from pocketvlm.model.checkpoint import count_parameters, weight_files
+from pocketvlm.model.weight_files import count_parameters, weight_files
 from pocketvlm.protocol.fields import check, given_fields
 from pocketvlm.protocol.ollama_response import timestamp
 from pocketvlm.server.body import json_response, read_json
@@ -37,7 +37,7 @@ async def ps(service: Service, _request: Request) -> Response:
     """The models that are loaded: the same."""
     vlm = service.vlm.vlm
     more = {"expires_at": NEVER, "context_length": vlm.config.text.max_position_embeddings}
-    on_gpu = vlm.runner.device.type != "cpu"
+    on_gpu = vlm.runner.device_type != "cpu"
     return json_response(
         {"models": [{**c, **more, "size_vram": c["size"] if on_gpu else 0} for c in await _cards(service)]}
     )

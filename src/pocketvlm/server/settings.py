@@ -220,7 +220,7 @@ class ServerSettings:
     @property
     def engine_config(self) -> EngineConfig:
         """Of the engine."""
-        from pocketvlm.engine.config import EngineConfig  # brings torch, which options do without
+        from pocketvlm.engine.config import EngineConfig  # brings the engine, which options do without
 
         return EngineConfig(
             max_num_seqs=self.max_num_seqs,

@@ -111,7 +111,7 @@ class ExampleEncoder:
             options |= {"downsample_mode": "auto", "auto_token_budget": 1.0}
             processor = with_random_rates(processor, (zlib.crc32(sample.source.encode()), draw % 2**32))
         inputs, lengths = processor.encode_prompt(prompt, **options)
-        ids = inputs.input_ids
+        ids = torch.from_numpy(inputs.input_ids)
         is_learnt = torch.repeat_interleave(torch.tensor(learnt), torch.tensor(lengths))
         if not is_learnt.any():
             raise SampleError(sample.source, "it has no answer to learn", hint="Its last message is the assistant's.")
@@ -124,7 +124,7 @@ class ExampleEncoder:
             ids, is_learnt = ids[: self.max_tokens], is_learnt[: self.max_tokens]
         last = int(is_learnt.nonzero()[-1])  # which is a target only, and what follows it is neither
         targets = torch.where(is_learnt[1 : last + 1], ids[1 : last + 1], IGNORED)
-        return Example(ids[:last], targets, inputs.patches, inputs.views, sample.source, cut)
+        return Example(ids[:last], targets, torch.from_numpy(inputs.patches), inputs.views, sample.source, cut)
 
     def _check_cut(self, ids: Tensor, is_learnt: Tensor, sample: Sample) -> None:
         """Raise for an example that may not be cut, or of which too little would be left."""

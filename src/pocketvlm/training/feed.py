@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,7 @@ from pocketvlm.training.examples import Example, ExampleEncoder
 
 Found = tuple[Example, ...] | SampleError  # an example, a pair of them (preferences), or what is wrong
 _ENDED = "a process that reads samples ahead ended by itself: was there enough memory? The same command goes on."
+_running = WeakSet[Any]()  # iterators whose workers read ahead
 
 
 class Steps(Protocol):
@@ -65,8 +67,10 @@ class Feed:
             worker_init_fn=prepare_worker if self.workers else None,
             prefetch_factor=2 if self.workers else None,
         )
+        samples = iter(loader)
+        _running.add(samples)
         try:
-            yield from loader
+            yield from samples
         except (EOFError, ConnectionError):  # what a worker had ready cannot be taken over any more
             _stop_watching()
             raise EngineError(_ENDED) from None
@@ -130,9 +134,14 @@ def watched_workers() -> Iterator[None]:
 
 def _stop_watching() -> None:
     """The end of one worker is known and will be said: that of the others, which follow it, must not be raised in the
-    middle of saying it. A later run in this process sees a worker's end when it waits for a sample."""
+    middle of saying it. A later run in this process sees a worker's end when it waits for a sample.
+
+    The others are killed, since the end of this process would wait for them, who ignore its SIGTERM."""
     if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for samples in [*_running]:
+        for worker in getattr(samples, "_workers", ()):  # PyTorch's name; it has no other way to them
+            worker.kill()
 
 
 def _is_of_worker(error: BaseException | None) -> bool:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from pocketvlm.api.loading import choose_device
+from pocketvlm.api.torch_devices import choose_device
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import lock, whole_file

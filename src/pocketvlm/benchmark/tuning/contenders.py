@@ -18,14 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pocketvlm.api.loading import choose_device
+from pocketvlm.api.torch_devices import choose_device
 from pocketvlm.benchmark.reference import import_transformers
 from pocketvlm.benchmark.tuning.documents import documents
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.names import published_name
+from pocketvlm.model.vision.pixels import to_reference_layout
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.patches.image import to_reference_layout
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.examples import IGNORED, Example, ExampleEncoder
 from pocketvlm.training.feed import Feed

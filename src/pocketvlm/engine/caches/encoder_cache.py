@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from torch import Tensor
+from pocketvlm.model.cache.memory import Array
 
 
 class EncoderCache:
@@ -20,22 +20,22 @@ class EncoderCache:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.used_bytes = budget, 0
-        self.features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.features: OrderedDict[bytes, Array] = OrderedDict()
         self.pins: dict[bytes, int] = {}
 
     def __contains__(self, key: bytes) -> bool:
         return key in self.features
 
-    def __getitem__(self, key: bytes) -> Tensor:
+    def __getitem__(self, key: bytes) -> Array:
         """Return the features [n, D] of a view, which must be there."""
         self.features.move_to_end(key)
         return self.features[key]
 
-    def add(self, key: bytes, features_ND: Tensor) -> None:
+    def add(self, key: bytes, features_ND: Array) -> None:
         if key in self.features:
             return
         self.features[key] = features_ND
-        self.used_bytes += features_ND.numel() * features_ND.element_size()
+        self.used_bytes += features_ND.nbytes
         self._shrink()
 
     def pin(self, keys: Iterable[bytes]) -> None:
@@ -60,10 +60,10 @@ class EncoderCache:
             return
         for key in [key for key in self.features if key not in self.pins]:
             features = self.features.pop(key)
-            self.used_bytes -= features.numel() * features.element_size()
+            self.used_bytes -= features.nbytes
             if self.used_bytes <= self.budget:
                 return
 
     def check_integrity(self) -> None:
-        assert self.used_bytes == sum(f.numel() * f.element_size() for f in self.features.values()), "bytes miscounted"
+        assert self.used_bytes == sum(f.nbytes for f in self.features.values()), "bytes miscounted"
         assert all(count > 0 for count in self.pins.values()), "a pin without a reason"

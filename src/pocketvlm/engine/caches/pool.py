@@ -15,14 +15,15 @@ from pocketvlm.errors import PromptError
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool
 from pocketvlm.model.cache.contiguous import FIRST_CAPACITY, ContiguousCache
-from pocketvlm.model.cache.paged import PagedCache
 
 
 def make_cache(runner: Runner, sizes: Sizes) -> Cache:
     """Make an empty cache of the layout, for the sequences and tokens that `sizes` allows."""
-    text, on_gpu = runner.config.text, runner.device.type == "cuda"
-    max_prefix_blocks = sizes.prefix_bytes // BlockPool.block_bytes(text, sizes.dtype)
+    text, on_gpu = runner.config.text, runner.device_type == "cuda"
+    max_prefix_blocks = sizes.prefix_bytes // BlockPool.block_bytes(text, runner.memory)
     if sizes.layout == "paged":
+        from pocketvlm.model.cache.paged import PagedCache  # brings PyTorch, whose runner alone has it
+
         return PagedCache(
             text,
             sizes.max_num_seqs if on_gpu else 1,
@@ -30,8 +31,7 @@ def make_cache(runner: Runner, sizes: Sizes) -> Cache:
             max_slots=sizes.max_num_seqs,
             max_prefix_blocks=max_prefix_blocks,
             preallocate=on_gpu,
-            dtype=sizes.dtype,
-            device=runner.device,
+            memory=runner.memory,
         )
     return ContiguousCache(
         text,
@@ -40,8 +40,7 @@ def make_cache(runner: Runner, sizes: Sizes) -> Cache:
         max_slots=sizes.max_num_seqs,
         max_tokens=sizes.cache_tokens,
         max_prefix_blocks=max_prefix_blocks,
-        dtype=sizes.dtype,
-        device=runner.device,
+        memory=runner.memory,
     )
 
 

@@ -41,8 +41,8 @@ class PrefixCache:
 
     def __init__(self, cache: Cache, budget: int) -> None:
         self.cache, self.budget = cache, budget
-        self.block_bytes = BlockPool.block_bytes(cache.config, cache.dtype)
-        self.state_bytes = state_bytes(cache.config, cache.dtype)
+        self.block_bytes = BlockPool.block_bytes(cache.config, cache.memory)
+        self.state_bytes = state_bytes(cache.config, cache.memory)
         self.prefixes: OrderedDict[Digest, Prefix] = OrderedDict()
         self.holding = Holding(cache.blocks)
 

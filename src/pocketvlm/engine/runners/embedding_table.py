@@ -14,8 +14,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pocketvlm.errors import CheckpointError
 
@@ -30,7 +29,7 @@ class EmbeddingTable:
         self._lock = threading.Lock()
         weakref.finalize(self, os.close, self.handle)
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of token ids of any shape, fp32, with a last dimension D.
 
         Raises:
@@ -46,7 +45,7 @@ class EmbeddingTable:
         for row, i in enumerate(wanted):
             if self._read(buffer[row * size : (row + 1) * size], i * size) != size:
                 raise CheckpointError(f"{self.file} ends before row {i}", hint="Export the bundle again.")
-        return torch.from_numpy(rows.astype(np.float32)).view(*ids.shape, hidden)
+        return rows.astype(np.float32).reshape(*ids.shape, hidden)
 
     def _read(self, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from that byte of the file on; returns how many bytes there were."""

@@ -8,17 +8,15 @@ Shapes:  P patches of all views · N visual tokens · T tokens of all sequences,
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pocketvlm.bundle import OLDEST_RUNTIME, Manifest
 from pocketvlm.config import ModelConfig
@@ -28,15 +26,18 @@ from pocketvlm.engine.runners.exact_scores import rescore_best
 from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels.onnx_ops import library
-from pocketvlm.machine import CACHE_VARIABLE, usable_cores
+from pocketvlm.machine import CACHE_VARIABLE, memory_bytes, usable_cores
 from pocketvlm.model.adapters.lora import Adapter
 from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
-from pocketvlm.model.packing import PackedBatch
-from pocketvlm.model.vision.view_packing import nearest_positions, window_order
+from pocketvlm.model.cache.memory import HostMemory
+from pocketvlm.model.segments import Batch, Segment
+from pocketvlm.model.vision.view_order import nearest_positions, window_order
 from pocketvlm.text_files import read_json
 from pocketvlm.views import View
+
+Floats = NDArray[np.float32]
 
 PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, which the runtime keeps
 
@@ -88,16 +89,6 @@ def product_session(graph: bytes, operators: Path | None = None, *, threads: int
     if operators:
         options.register_custom_ops_library(str(operators))
     return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-class _Working:
-    """Steps that are under way in this process, and the threads that PyTorch had before the first of them."""
-
-    def __init__(self) -> None:
-        self.lock, self.count, self.threads = threading.Lock(), 0, 0
-
-
-_working = _Working()
 
 
 class ONNXRunner:
@@ -172,25 +163,14 @@ class ONNXRunner:
                 f"ONNX Runtime cannot load {self.directory / name}.onnx: {reason}", hint="Export the bundle again."
             ) from None
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+    device_type = "cpu"
+    memory = HostMemory()
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """One thread for PyTorch's small operations: its others would wait for work on the cores where ONNX Runtime's
-        threads wait for theirs, and a step of 21 ms becomes one of 31."""
-        with _working.lock:
-            # A thread begins with the number that was set last, by whichever thread: 1 within this block of another.
-            before = _working.threads if _working.count else torch.get_num_threads()
-            _working.count, _working.threads = _working.count + 1, before
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            with _working.lock:
-                _working.count -= 1
-            torch.set_num_threads(before)
+    def memory_bytes(self) -> int:
+        return memory_bytes()
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def describe(self) -> str:
         kind = f" ({library.kind_of(self.operators)})" if self.operators else ""
@@ -198,63 +178,83 @@ class ONNXRunner:
         return f"ONNX Runtime on {self.threads} threads, {made_of}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        return ContiguousCache(self.config.text, slots, capacity)
+        return ContiguousCache(self.config.text, slots, capacity, memory=self.memory)
 
-    def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
+    def check_adapter(self, folder: Path) -> None:
         raise ConfigError(
-            f"the onnx runtime cannot take {adapter.path} beside its weights",
+            f"the onnx runtime cannot take {folder} beside its weights",
             hint="Use runtime='torch', or load the model with this adapter alone: adapter=…",
         )
 
-    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
+    def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
+        self.check_adapter(adapter.path)
+        raise AssertionError
+
+    def encode_views(
+        self, patches: NDArray[np.uint8], views: Sequence[View], adapter: PlacedAdapter | None = None
+    ) -> Floats:
         assert adapter is None, "there are no adapters here"
         if len(patches) != sum(v.patches for v in views):
             raise PromptError(f"{len(patches)} patches were given for views of {sum(v.patches for v in views)}")
-        pieces = patches.flatten(1).split([v.patches for v in views])
+        if not views:
+            return np.empty((0, self.config.text.hidden_size), np.float32)
+        ends = np.cumsum([v.patches for v in views])
+        pieces = np.split(patches.reshape(len(patches), -1), ends[:-1])
         by_shape: dict[tuple[str, int, int], list[int]] = {}
         for i, view in enumerate(views):
             by_shape.setdefault((view.downsample_mode, view.size.height, view.size.width), []).append(i)
-        features: list[Tensor] = [torch.empty(0)] * len(views)
+        features: list[Floats] = [np.empty(0, np.float32)] * len(views)
         for members in by_shape.values():
             at_once = max(1, PATCHES_AT_ONCE // views[members[0]].patches) if self.views_together else 1
             for first in range(0, len(members), at_once):
                 some = members[first : first + at_once]
                 for i, out in zip(some, self._encode_alike([pieces[i] for i in some], views[some[0]]), strict=True):
                     features[i] = out
-        return torch.cat(features) if features else torch.empty(0, self.config.text.hidden_size)
+        return np.concatenate(features)
 
-    def _encode_alike(self, pieces: Sequence[Tensor], view: View) -> Tensor:
+    def _encode_alike(self, pieces: Sequence[NDArray[np.uint8]], view: View) -> Floats:
         """Views of one shape and rate: [V, visual tokens, D]."""
         height, width = view.size.height, view.size.width
         order = window_order(height, width, view.downsample_mode)
         buckets = self.config.vision.positions_per_side
         feeds = {
-            "patches": torch.stack([piece[order] for piece in pieces]).numpy(),
-            "position_ids": nearest_positions(height, width, buckets)[order].numpy(),
+            "patches": np.stack([piece[order] for piece in pieces]),
+            "position_ids": nearest_positions(height, width, buckets)[order],
             "compress": np.array(view.downsample_mode == "16x"),
         }
-        return torch.from_numpy(self.vision.run(["features"], feeds)[0])
+        features: Floats = self.vision.run(["features"], feeds)[0]
+        return features
 
-    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
+    def embed(self, input_ids: NDArray[np.int64], features: Floats | None) -> Floats:
         x_TD = self.embeddings(input_ids)
         if features is None or not len(features):
             return x_TD
         is_visual = (input_ids == self.config.image_token_id) | (input_ids == self.config.video_token_id)
-        return x_TD.masked_scatter(is_visual.unsqueeze(-1), features)
+        if np.count_nonzero(is_visual) != len(features):  # one alone would be copied to all places
+            raise ValueError(f"{len(features)} features for {np.count_nonzero(is_visual)} placeholders")
+        x_TD[is_visual] = features
+        return x_TD
 
-    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
-        scores = torch.empty(len(rows), self.config.text.vocab_size)
-        hidden = torch.empty(len(rows), self.config.text.hidden_size)
-        if batch.is_decode and isinstance(batch.slots, slice):
+    def join(self, parts: Sequence[Floats]) -> Floats:
+        return np.concatenate(parts)
+
+    def copy(self, array: Floats) -> Floats:
+        return array.copy()
+
+    def batch(self, segments: Sequence[Segment]) -> Batch:
+        return Batch(tuple(segments))
+
+    def forward(self, x_TD: Floats, batch: Batch, cache: Cache, rows: Sequence[int]) -> Floats:
+        scores, hidden = self._outputs(len(rows))
+        if batch.is_decode and batch.slot_range is not None:
             starts = [s.start for s in batch.segments]
-            self._run(x_TD.unsqueeze(1), starts, batch.slots, cache, rows, (scores, hidden))
+            self._run(x_TD[:, None], starts, batch.slot_range, cache, np.array(rows, np.int64), (scores, hidden))
         else:
-            wanted = rows.tolist()
             for first, s in zip(batch.firsts, batch.segments, strict=True):
-                mine = [i for i, row in enumerate(wanted) if first <= row < first + s.length]
-                own = torch.tensor([wanted[i] - first for i in mine], dtype=torch.int64)
-                out = torch.empty(len(mine), scores.shape[1]), torch.empty(len(mine), hidden.shape[1])
-                x = x_TD[first : first + s.length].unsqueeze(0)
+                mine = [i for i, row in enumerate(rows) if first <= row < first + s.length]
+                own = np.array([rows[i] - first for i in mine], np.int64)
+                out = self._outputs(len(mine))
+                x = x_TD[first : first + s.length][None]
                 self._run(x, [s.start], slice(s.slot, s.slot + 1), cache, own, out)
                 scores[mine], hidden[mine] = out
         cache.advance(batch)
@@ -262,25 +262,30 @@ class ONNXRunner:
             rescore_best(scores, hidden, self.embeddings)
         return scores
 
+    def _outputs(self, rows: int) -> tuple[Floats, Floats]:
+        """Memory for scores [R, V] and hidden states [R, D]."""
+        text = self.config.text
+        return np.empty((rows, text.vocab_size), np.float32), np.empty((rows, text.hidden_size), np.float32)
+
     def _run(
         self,
-        x_BSD: Tensor,
+        x_BSD: Floats,
         starts: list[int],
         slots: slice,
         cache: Cache,
-        rows: Tensor,
-        out: tuple[Tensor, Tensor],
+        rows: NDArray[np.int64],
+        out: tuple[Floats, Floats],
     ) -> None:
         """The new tokens of the sequences in `slots`, behind their first `starts` tokens; `out` is what becomes of
         `rows`: scores [R, V] and hidden states [R, D]."""
         new = x_BSD.shape[1]
-        begins = torch.tensor(starts)
-        inputs = {
-            "embeddings": x_BSD.contiguous(),
-            "positions": begins[:, None] + torch.arange(new),
+        begins = np.array(starts, np.int64)
+        inputs: dict[str, NDArray[Any]] = {
+            "embeddings": np.ascontiguousarray(x_BSD),
+            "positions": begins[:, None] + np.arange(new),
             "rows": rows,
-            "seqlens_k": (begins + new - 1).int(),
-            "total_sequence_length": torch.tensor(max(starts) + new, dtype=torch.int32),
+            "seqlens_k": (begins + (new - 1)).astype(np.int32),
+            "total_sequence_length": np.array(max(starts) + new, np.int32),
         }
         scores_RV, hidden_RD = out
         self.decoder.run(inputs, {"logits": scores_RV, "hidden": hidden_RD}, cache, slots)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pocketvlm.engine.runners.base import CacheLayout
 from pocketvlm.engine.runners.cuda_graphs import DecodeGraphs, Recorder, TowerGraphs
+from pocketvlm.machine import memory_bytes
 from pocketvlm.model.adapters.layers import place
 from pocketvlm.model.adapters.lora import Adapter
 from pocketvlm.model.adapters.placed import ALL_ROWS, ActiveRows, PlacedAdapter
 from pocketvlm.model.cache.base import Cache
 from pocketvlm.model.cache.contiguous import ContiguousCache
+from pocketvlm.model.cache.torch_memory import TorchMemory
 from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.segments import Batch, Segment
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.views import View
 
@@ -46,19 +53,36 @@ class TorchRunner:
     def device(self) -> torch.device:
         return self.model.device
 
-    def working(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @property
+    def device_type(self) -> str:
+        return self.device.type
+
+    @property
+    def memory(self) -> TorchMemory:
+        return TorchMemory(self.model.dtype, self.device)
+
+    def memory_bytes(self) -> int:
+        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else memory_bytes()
+
+    def working(self) -> AbstractContextManager[Any]:
+        return torch.inference_mode()
 
     def describe(self) -> str:
         return f"PyTorch on {self.device}, {str(self.model.dtype).removeprefix('torch.')}"
 
     def make_cache(self, slots: int, capacity: int) -> Cache:
-        return ContiguousCache(self.config.text, slots, capacity, dtype=self.model.dtype, device=self.device)
+        return ContiguousCache(self.config.text, slots, capacity, memory=self.memory)
+
+    def check_adapter(self, folder: Path) -> None:
+        del folder  # any
 
     def place_adapter(self, adapter: Adapter) -> PlacedAdapter:
         return place(adapter, self.model, self.active)
 
-    def encode_views(self, patches: Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None) -> Tensor:
+    def encode_views(
+        self, patches: NDArray[np.uint8] | Tensor, views: Sequence[View], adapter: PlacedAdapter | None = None
+    ) -> Tensor:
+        patches = torch.as_tensor(patches)
         if adapter is not None:  # recorded work knows no adapters
             with self.active.follow([(adapter, ALL_ROWS)]):
                 return self.model.encode_views(patches, views)
@@ -66,10 +90,24 @@ class TorchRunner:
             return found
         return self.model.encode_views(patches, views)
 
-    def embed(self, input_ids: Tensor, features: Tensor | None) -> Tensor:
-        return self.model.embed(input_ids.to(self.device), features)
+    def embed(self, input_ids: NDArray[np.int64] | Tensor, features: Tensor | None) -> Tensor:
+        return self.model.embed(input_ids, features)
 
-    def forward(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Tensor) -> Tensor:
+    def join(self, parts: Sequence[Any]) -> Any:
+        return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat([*parts])
+
+    def copy(self, array: Tensor) -> Tensor:
+        return array.clone()
+
+    def batch(self, segments: Sequence[Segment]) -> PackedBatch:
+        return PackedBatch.of(segments, self.device)
+
+    def forward(self, x_TD: Tensor, batch: Batch, cache: Cache, rows: Sequence[int]) -> Tensor | NDArray[np.float32]:
+        assert isinstance(batch, PackedBatch)
+        scores = self._scores(x_TD, batch, cache, rows)
+        return scores.float().numpy() if self.device.type == "cpu" else scores
+
+    def _scores(self, x_TD: Tensor, batch: PackedBatch, cache: Cache, rows: Sequence[int]) -> Tensor:
         if (
             self.decode_graphs is not None
             and not batch.adapter_rows
@@ -79,14 +117,16 @@ class TorchRunner:
             and (scores := self.decode_graphs.forward(x_TD, batch, recordable)) is not None
         ):
             return scores
+        # Before the layers are queued: a copy behind them would wait until they are done.
+        chosen_rows = torch.tensor([*rows], dtype=torch.long).to(self.device)
         with self.active.follow([*batch.adapter_rows.items()]):
             hidden = self.model.language_model(x_TD, batch.positions, batch, cache)
         if not len(rows):  # a chunk in the middle of a prompt
             return hidden.new_empty(0, self.config.text.vocab_size)
-        chosen = hidden.index_select(0, rows.to(self.device))
+        chosen = hidden.index_select(0, chosen_rows)
         if not any(adapter.touches_head for adapter in batch.adapter_rows):
             return self.model.logits(chosen)
-        with self.active.follow([*batch.chosen_adapter_rows(rows.tolist()).items()]):
+        with self.active.follow([*batch.chosen_adapter_rows(rows).items()]):
             return self.model.logits(chosen)
 
     def enforce_eager(self) -> None:

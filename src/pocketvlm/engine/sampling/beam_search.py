@@ -7,14 +7,16 @@ Shapes:  K running beams · V vocabulary
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from pocketvlm.engine.sampling.draw import Floats, best_first
 from pocketvlm.engine.sampling.params import SamplingParams
-from pocketvlm.engine.sampling.sampler import penalise_repetition, seen_tokens
+from pocketvlm.model.cache.memory import Array
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,27 @@ class BeamSearch:
     """
 
     def __init__(
-        self, params: SamplingParams, input_ids: Tensor, stop_ids: frozenset[int], max_tokens: int, vocab_size: int
+        self,
+        params: SamplingParams,
+        input_ids: NDArray[np.int64],
+        stop_ids: frozenset[int],
+        max_tokens: int,
+        vocab_size: int,
     ) -> None:
         self.params, self.stop_ids, self.max_tokens = params, stop_ids, max_tokens
         self.beams, self.length, self.done = [Beam()], 0, False
         self._whole: list[Hypothesis] = []  # best first, at most num_beams
-        self._seen_KV = seen_tokens([input_ids], vocab_size) if params.repetition_penalty != 1.0 else None
+        self._seen_KV: NDArray[np.bool_] | None = None
+        if params.repetition_penalty != 1.0:
+            self._seen_KV = np.zeros((1, vocab_size), np.bool_)
+            self._seen_KV[:, input_ids] = True
 
     @property
     def best(self) -> Hypothesis:
         """The answer, once the search is `done`."""
         return self._whole[0]
 
-    def advance(self, logits_KV: Tensor) -> list[int] | None:
+    def advance(self, logits_KV: Array) -> list[int] | None:
         """Go one token further.
 
         Args:
@@ -104,22 +114,22 @@ class BeamSearch:
         self.done = not beams or not self._can_improve()
         return parents
 
-    def _candidates(self, logits_KV: Tensor) -> list[tuple[int, int, float]]:
+    def _candidates(self, logits_KV: Array) -> list[tuple[int, int, float]]:
         """Return the best continuations as (beam, token, sum of log probabilities), best first.
 
         So many that, whichever of them end an answer, `num_beams` others are left to run on.
         """
-        scores_KV = logits_KV.float().log_softmax(-1)
-        if self._seen_KV is not None:
-            self._seen_KV = self._seen_KV.to(scores_KV.device)
-            penalty_K = scores_KV.new_full((len(scores_KV),), self.params.repetition_penalty)
-            scores_KV = penalise_repetition(scores_KV, self._seen_KV, penalty_K)
-        so_far = torch.tensor([beam.log_probability for beam in self.beams], device=scores_KV.device)
-        totals = (scores_KV + so_far.unsqueeze(1)).flatten()
-        best = totals.topk(min(self.params.num_beams * (1 + len(self.stop_ids)), len(totals)))
-        vocab_size = scores_KV.shape[-1]
-        pairs = (divmod(i, vocab_size) for i in best.indices.tolist())
-        return [(*pair, total) for pair, total in zip(pairs, best.values.tolist(), strict=True)]
+        count = self.params.num_beams * (1 + len(self.stop_ids))
+        so_far = [beam.log_probability for beam in self.beams]
+        if isinstance(logits_KV, np.ndarray):
+            found, totals = best_continuations(logits_KV, so_far, self._seen_KV, self.params.repetition_penalty, count)
+        else:
+            from pocketvlm.engine.sampling import device_sampler  # brings PyTorch, as the tensors did
+
+            search = device_sampler.best_continuations
+            found, totals = search(logits_KV, so_far, self._seen_KV, self.params.repetition_penalty, count)
+        vocab_size = logits_KV.shape[-1]
+        return [(*divmod(i, vocab_size), total) for i, total in zip(found, totals, strict=True)]
 
     def _keep(self, ids: tuple[int, ...], token: int, score: float) -> None:
         is_stop = token in self.stop_ids
@@ -134,3 +144,28 @@ class BeamSearch:
         if self.params.early_stopping:
             return False
         return self.beams[0].log_probability / self.length**self.params.length_penalty > self._whole[-1].score
+
+
+def best_continuations(
+    logits_KV: Floats, so_far: Sequence[float], seen_KV: NDArray[np.bool_] | None, penalty: float, count: int
+) -> tuple[list[int], list[float]]:
+    """Return the best `count` of all beams' next tokens, best first: their places among K * V, and for each the sum of
+    log probabilities; one of NaN where scores hold NaN or the best of a beam is infinite.
+
+    Args:
+        so_far: the sum of each beam.
+        seen_KV: tokens whose log probabilities are multiplied by `penalty`.
+    """
+    with np.errstate(invalid="ignore"):
+        scores_KV = logits_KV - logits_KV.max(-1, keepdims=True)
+        scores_KV -= np.log(np.exp(scores_KV).sum(-1, dtype=np.float64, keepdims=True)).astype(np.float32)
+    if seen_KV is not None:
+        rows, tokens = seen_KV.nonzero()
+        seen, factor = scores_KV[rows, tokens], np.float32(penalty)
+        scores_KV[rows, tokens] = np.where(seen > 0, seen / factor, seen * factor)
+    scores_KV += np.array(so_far, np.float32)[:, None]
+    totals = scores_KV.reshape(-1)
+    if np.isnan(totals).any():
+        return [0], [math.nan]
+    best = best_first(totals, min(count, len(totals)))
+    return best.tolist(), totals[best].tolist()

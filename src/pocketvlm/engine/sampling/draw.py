@@ -1,20 +1,16 @@
 """Scores and a uniform number in, a token out: temperature, top-k, top-p, min-p, then the inverse of what is left.
 
-`draw` is one row on a CPU, in numpy: it sorts only what may be kept, and other rows change nothing. `draw_batch` is
-many rows on any device, and the plain twin. In both the token is the first, by id, at which the running sum of the kept
-probabilities exceeds the uniform number. Of equal scores, top-k keeps all that tie with its last; for top-p the lower
-id comes first.
-Shapes:  G rows · V vocabulary · P vocabulary rounded up to blocks · N some tokens, ascending · K tokens, best first
+`draw` is one row on a CPU, in NumPy: it sorts only what may be kept, and other rows change nothing.
+`device_sampler.draw_batch` is many rows on any device, and the plain twin. In both the token is the first, by id, at
+which the running sum of the kept probabilities exceeds the uniform number. Of equal scores, top-k keeps all that tie
+with its last; for top-p the lower id comes first.
+Shapes:  V vocabulary · P vocabulary rounded up to blocks · N some tokens, ascending · K tokens, best first
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from pocketvlm.engine.sampling.params import SamplingParams
 
@@ -34,7 +30,7 @@ def weights_buffer(vocab_size: int) -> Floats:
     return np.zeros(-(-vocab_size // BLOCK) * BLOCK, np.float32)
 
 
-def _rate(temperature: float) -> float:
+def rate(temperature: float) -> float:
     return float(np.float32(1 / max(temperature, _COLDEST)))
 
 
@@ -76,7 +72,7 @@ def draw(scores_V: Floats, params: SamplingParams, uniform: float, weights_P: Fl
     weights_V = weights_P[: len(scores_V)]
     with np.errstate(over="ignore"):
         np.subtract(scores_V, best, out=weights_V)  # the best stays at 0, however low the temperature
-        np.multiply(weights_V, np.float32(_rate(params.temperature)), out=weights_V)
+        np.multiply(weights_V, np.float32(rate(params.temperature)), out=weights_V)
         np.exp(weights_V, out=weights_V)
     kept_N = _kept(scores_V, weights_P, params)
     if kept_N is None:
@@ -144,63 +140,3 @@ def _search(weights_P: Floats, uniform: float) -> int:
     if offset == BLOCK:  # the two sums were rounded differently
         offset = int(np.flatnonzero(weights)[-1])
     return block * BLOCK + offset
-
-
-def draw_batch(
-    scores_GV: Tensor, params: Sequence[SamplingParams], uniform: Sequence[float], width: int = 2 * LIKELY
-) -> Tensor:
-    """`draw` for rows on any device.
-
-    Args:
-        scores_GV: float32.
-        params, uniform: one a row.
-        width: sort so many of the best tokens first; all of them follow where these do not settle what is kept.
-
-    Returns:
-        int64 [G], with `NO_TOKEN` for rows without an answer.
-    """
-    vocab_size = scores_GV.shape[1]
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=scores_GV.device).unsqueeze(1)
-
-    best_G1 = scores_GV.amax(-1, keepdim=True)
-    weights_GV = ((scores_GV - best_G1) * column([_rate(p.temperature) for p in params]).float()).exp().double()
-    top_k = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
-    is_cut = [k < vocab_size or p.top_p < 1 for k, p in zip(top_k, params, strict=True)]
-    if any(is_cut):
-        top_p = column([p.top_p if p.top_p < 1 else torch.inf for p in params])
-        widest = max([2 * k for k in top_k if k < vocab_size], default=0)
-        kept_GV = _kept_weights(scores_GV, weights_GV, column(top_k).long(), top_p, max(width, widest))
-        weights_GV = torch.where(column(is_cut).bool(), kept_GV, weights_GV)
-    weights_GV = weights_GV * (weights_GV >= column([float(np.float32(p.min_p)) for p in params]))
-    sums_GV = weights_GV.cumsum(-1)
-    tokens_G1 = torch.searchsorted(sums_GV, column(uniform) * sums_GV[:, -1:], right=True).clamp(max=vocab_size - 1)
-    return torch.where(best_G1.isfinite(), tokens_G1, NO_TOKEN).squeeze(1)
-
-
-def _kept_weights(scores_GV: Tensor, weights_GV: Tensor, top_k_G1: Tensor, top_p_G1: Tensor, width: int) -> Tensor:
-    """Weights [G, V] with 0 for what top-k (V keeps all) and top-p (inf keeps all) leave out."""
-    vocab_size = scores_GV.shape[1]
-    if width < vocab_size:
-        tokens_GK = scores_GV.topk(width).indices.sort().values
-        scores_GK, order = scores_GV.gather(1, tokens_GK).sort(descending=True, stable=True)
-        tokens_GK = tokens_GK.gather(1, order)
-    else:
-        width = vocab_size
-        scores_GK, tokens_GK = scores_GV.sort(descending=True, stable=True)
-    is_top_k = top_k_G1 < vocab_size
-    last_G1 = scores_GK.gather(1, top_k_G1.clamp(max=width) - 1)
-    kept_GK = weights_GV.gather(1, tokens_GK) * ((scores_GK >= last_G1) | ~is_top_k)
-    sums_GK = kept_GK.cumsum(-1)
-    wanted_G1 = top_p_G1 * torch.where(is_top_k, sums_GK[:, -1:], weights_GV.sum(-1, keepdim=True))
-    if width < vocab_size:
-        # Of tokens that tie with the last one here, some may be missing.
-        lowest_G1 = scores_GK[:, -1:]
-        reached_G1 = (kept_GK * (scores_GK > lowest_G1)).sum(-1, keepdim=True) >= wanted_G1
-        is_settled = torch.where(is_top_k, last_G1 > lowest_G1, reached_G1 | top_p_G1.isinf())
-        is_settled |= lowest_G1.isneginf() | ~scores_GK[:, :1].isfinite()
-        if not is_settled.all():
-            return _kept_weights(scores_GV, weights_GV, top_k_G1, top_p_G1, vocab_size)
-    before_GK = torch.nn.functional.pad(sums_GK[:, :-1], (1, 0))
-    return torch.zeros_like(weights_GV).scatter_(1, tokens_GK, kept_GK * (before_GK < wanted_G1))

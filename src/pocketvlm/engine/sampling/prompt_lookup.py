@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.model.adapters.placed import PlacedAdapter
 from pocketvlm.model.cache.base import Cache, State
-from pocketvlm.model.packing import PackedBatch, Segment
+from pocketvlm.model.cache.memory import Array
+from pocketvlm.model.segments import Segment
 
 NGRAMS = (3, 2)  # newest tokens that must have stood together before; the longer is looked for first
 
@@ -71,7 +70,7 @@ class PromptLookup:
 
     def forward(
         self, runner: Runner, cache: Cache, max_tokens: int, adapter: PlacedAdapter | None = None
-    ) -> tuple[Tensor, list[int]]:
+    ) -> tuple[Array, list[int]]:
         """Return scores [1 + k, V] after the newest token and after each of the k tokens of a draft, and the draft.
 
         Args:
@@ -80,11 +79,11 @@ class PromptLookup:
         """
         drafted = self.draft(max_tokens)
         self._start, self._before = cache.lengths[0], cache.save_state(0) if drafted else None
-        ids = torch.tensor(self.pending + drafted)
+        ids = np.array(self.pending + drafted, np.int64)
         self._scored = len(ids)
         cache.reserve(self._start + len(ids))
-        batch = PackedBatch.of([Segment(len(ids), self._start, adapter=adapter)], runner.device)
-        rows = torch.arange(len(self.pending) - 1, len(ids))
+        batch = runner.batch([Segment(len(ids), self._start, adapter=adapter)])
+        rows = range(len(self.pending) - 1, len(ids))
         return runner.forward(runner.embed(ids, None), batch, cache, rows), drafted
 
     def settle(self, cache: Cache) -> None:

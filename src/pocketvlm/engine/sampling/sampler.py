@@ -2,7 +2,8 @@
 
 Order of the steps, as in vLLM: mask, min_tokens and logit_bias; repetition, frequency and presence penalty;
 temperature, top-k, top-p, min-p, `draw`. Log probabilities are those before all of them. A sequence's tokens
-depend on its own scores, parameters and seed only, never on what shares its batch.
+depend on its own scores, parameters and seed only, never on what shares its batch. Scores of a CPU are NumPy's; those
+of another device are tensors, and stay there (`device_sampler`).
 Shapes:  B sequences · E those whose scores are changed · L those with log probabilities · V vocabulary
          W = ceil(V / 32) words of a mask
 """
@@ -11,48 +12,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from pocketvlm.engine.sampling.draw import NO_TOKEN, Floats, best_first, draw, draw_batch, weights_buffer
+from pocketvlm.engine.sampling.draw import NO_TOKEN, Floats, best_first, draw, weights_buffer
 from pocketvlm.engine.sampling.params import SamplingParams
+from pocketvlm.model.cache.memory import Array
+
+Ids = npt.NDArray[np.int64]
+Words = npt.NDArray[np.int32]
 
 
-def seen_tokens(prompts: Sequence[Tensor], vocab_size: int) -> Tensor:
-    """bool [B, V]: which tokens each prompt (ids [S]) holds."""
-    seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool)
-    for row, prompt in zip(seen_BV, prompts, strict=True):
-        row[prompt.cpu()] = True
-    return seen_BV
-
-
-def penalise_repetition(scores_BV: Tensor, seen_BV: Tensor, penalty_B: Tensor) -> Tensor:
-    """Return a copy in which seen tokens have worse scores (Keskar et al., arXiv 1909.05858).
-
-    Positive scores are divided by the penalty and negative ones multiplied, as in transformers and vLLM.
-    """
-    # Only the seen: they are hundreds of 248,094, and products over all of them take ten times as long.
-    rows, tokens = seen_BV.nonzero(as_tuple=True)
-    scores_BV = scores_BV.clone()
-    scores_BV[rows, tokens] = _penalised(scores_BV[rows, tokens], penalty_B[rows])
-    return scores_BV
-
-
-def _penalised(scores: Tensor, penalty: Tensor) -> Tensor:
-    return torch.where(scores > 0, scores / penalty, scores * penalty)
-
-
-def best_tokens(scores_BV: Tensor) -> list[int]:
+def best_tokens(scores_BV: Array) -> list[int]:
     """Return the token of highest score in each row, the first of equals."""
-    if scores_BV.device.type == "cpu" and scores_BV.dtype == torch.float32:
-        best: list[int] = scores_BV.numpy().argmax(-1).tolist()  # twelve times as fast as PyTorch's
-        return best
-    return scores_BV.argmax(-1).tolist()
+    best: list[int] = scores_BV.argmax(-1).tolist()
+    return best
 
 
 class Sampled(NamedTuple):
@@ -77,7 +54,7 @@ class TokenCounts:
         counts: float32 [N].
     """
 
-    def __init__(self, prompt: npt.NDArray[np.int64]) -> None:
+    def __init__(self, prompt: Ids) -> None:
         known = np.unique(prompt)
         self._size = len(known)
         self._ids = np.concatenate([known, np.zeros(64, np.int64)])
@@ -94,7 +71,7 @@ class TokenCounts:
         self._counts[i] += 1
 
     @property
-    def ids(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> Ids:
         return self._ids[: self._size]
 
     @property
@@ -116,7 +93,7 @@ class SamplingState:
         counts: None without penalties.
     """
 
-    def __init__(self, params: SamplingParams, prompt_ids: Tensor, stop_ids: frozenset[int], index: int = 0) -> None:
+    def __init__(self, params: SamplingParams, prompt_ids: Ids, stop_ids: frozenset[int], index: int = 0) -> None:
         self.params, self.index = params, index
         self.stop_ids = (frozenset() if params.ignore_eos else stop_ids) | frozenset(params.stop_token_ids)
         self.output_ids: list[int] = []
@@ -128,7 +105,7 @@ class SamplingState:
         repeats = params.repetition_penalty != 1
         self.counts: TokenCounts | None = None
         if repeats or params.frequency_penalty or params.presence_penalty:
-            self.counts = TokenCounts(prompt_ids.cpu().numpy() if repeats else np.empty(0, np.int64))
+            self.counts = TokenCounts(prompt_ids if repeats else np.empty(0, np.int64))
 
     def append(self, token: int) -> None:
         """Go on after this token."""
@@ -161,137 +138,121 @@ class Sampler:
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self._scores_1V, self._weights_P = torch.empty(1, vocab_size), weights_buffer(vocab_size)
-        is_set = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
-        self._limits = torch.where(is_set == 1, torch.inf, -torch.inf)  # [256, 8]: of the tokens of each byte of a mask
+        self._scores_1V, self._weights_P = np.empty((1, vocab_size), np.float32), weights_buffer(vocab_size)
+        self._limits = byte_limits()
+        self._on_device: Any = None
 
     def __call__(
-        self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None = None
+        self, logits_BV: Array, states: Sequence[SamplingState], masks_BW: Words | None = None
     ) -> list[Sampled]:
         """Choose the next token of each sequence. The states are left as they are.
 
         Args:
-            logits_BV: of any float type, on any device; not changed.
+            logits_BV: float32 of NumPy, or a tensor of any float type on any device; not changed.
             states: one a row.
-            masks_BW: int32; bit t % 32 of word t // 32 is set where token t is allowed, so a row of -1 allows all.
+            masks_BW: bit t % 32 of word t // 32 is set where token t is allowed, so a row of -1 allows all.
         """
-        is_masked = [False] * len(states) if masks_BW is None else (masks_BW != -1).any(-1).tolist()
-        changed = [b for b, state in enumerate(states) if is_masked[b] or state.changes_scores]
-        is_on_cpu = logits_BV.device.type == "cpu"
-        choose = self._choose_on_cpu if is_on_cpu else self._choose_on_device
-        tokens = choose(logits_BV, states, masks_BW, changed)
-        chosen = [Sampled(token) for token in tokens]
-        if rows := [b for b, state in enumerate(states) if state.params.logprobs is not None and tokens[b] != NO_TOKEN]:
-            counts = [states[b].params.logprobs or 0 for b in rows]
-            look_up = _with_logprobs if is_on_cpu else _with_logprobs_on_device
-            for b, sampled in zip(rows, look_up(logits_BV, rows, [tokens[b] for b in rows], counts), strict=True):
-                chosen[b] = sampled
+        if not isinstance(logits_BV, np.ndarray):
+            return self._choose_on_device(logits_BV, states, masks_BW)
+        changed = frozenset(changed_rows(states, masks_BW))
+        chosen = [Sampled(NO_TOKEN)] * len(states)
+        # Row by row in the same memory, since fresh megabytes for all rows cost more than what is done in them.
+        for b, (logits_V, state) in enumerate(zip(logits_BV, states, strict=True)):
+            scores_V = logits_V
+            if b in changed:
+                if not np.isfinite(logits_V.max()):
+                    continue  # which a mask might hide
+                self._scores_1V[0] = logits_V
+                self._change(self._scores_1V, [state], None if masks_BW is None else masks_BW[b : b + 1])
+                scores_V = self._scores_1V[0]
+            token = self._choose(scores_V, state)
+            if token != NO_TOKEN:
+                count = state.params.logprobs
+                chosen[b] = Sampled(token) if count is None else _with_logprobs(logits_V, token, count)
         return chosen
 
-    def _choose_on_cpu(
-        self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None, changed: Sequence[int]
-    ) -> list[int]:
-        """Go row by row in the same memory, since fresh megabytes for all rows cost more than what is done in them."""
-        tokens, to_change = [NO_TOKEN] * len(states), frozenset(changed)
-        for b, (logits_V, state) in enumerate(zip(logits_BV, states, strict=True)):
-            scores_V = logits_V.float().numpy()
-            if b in to_change:
-                if not np.isfinite(scores_V.max()):
-                    continue  # which a mask might hide
-                self._scores_1V.copy_(logits_V)
-                self._change(self._scores_1V, [state], None if masks_BW is None else masks_BW[b : b + 1])
-                scores_V = self._scores_1V[0].numpy()
-            if state.params.temperature > 0:
-                tokens[b] = draw(scores_V, state.params, state.uniform(), self._weights_P)
-            elif np.isfinite(scores_V[best := scores_V.argmax()]):
-                tokens[b] = int(best)
-        return tokens
+    def _choose(self, scores_V: Floats, state: SamplingState) -> int:
+        if state.params.temperature > 0:
+            return draw(scores_V, state.params, state.uniform(), self._weights_P)
+        best = int(scores_V.argmax())
+        return best if np.isfinite(scores_V[best]) else NO_TOKEN
 
     def _choose_on_device(
-        self, logits_BV: Tensor, states: Sequence[SamplingState], masks_BW: Tensor | None, changed: Sequence[int]
-    ) -> list[int]:
-        """Choose for all rows at once; nothing is read back before the end, but whether a partial sort was enough."""
-        scores_BV = logits_BV
-        if changed:
-            changed_EV = logits_BV[changed].float()
-            self._change(changed_EV, [states[b] for b in changed], None if masks_BW is None else masks_BW[changed])
-            scores_BV = logits_BV.to(torch.float32, copy=True)
-            scores_BV[changed] = changed_EV
-        best_B1, tokens_B1 = scores_BV.max(-1, keepdim=True)
-        is_sane_B1 = best_B1.isfinite() & logits_BV.amax(-1, keepdim=True).isfinite()
-        if drawn := [b for b, state in enumerate(states) if state.params.temperature > 0]:
-            own = [states[b] for b in drawn]
-            drawn_G = draw_batch(scores_BV[drawn].float(), [s.params for s in own], [s.uniform() for s in own])
-            tokens_B1[drawn] = drawn_G.unsqueeze(1)
-        tokens: list[int] = torch.where(is_sane_B1, tokens_B1, NO_TOKEN).squeeze(1).tolist()
-        return tokens
+        self, logits_BV: Array, states: Sequence[SamplingState], masks_BW: Words | None
+    ) -> list[Sampled]:
+        if self._on_device is None:
+            from pocketvlm.engine.sampling.device_sampler import DeviceSampler  # brings PyTorch, as the tensors did
 
-    def _change(self, scores_EV: Tensor, states: Sequence[SamplingState], masks_EW: Tensor | None) -> None:
+            self._on_device = DeviceSampler(self.vocab_size)
+        found: list[Sampled] = self._on_device(logits_BV, states, masks_BW)
+        return found
+
+    def _change(self, scores_EV: Floats, states: Sequence[SamplingState], masks_EW: Words | None) -> None:
         """Apply masks, min_tokens, logit_bias and the penalties, in place."""
         if masks_EW is not None:
             # Infinities by table and a minimum, since filling where a mask says so takes ten times as long.
-            byte_values = masks_EW.contiguous().view(torch.uint8).to(scores_EV.device).int()
-            limits_EV = torch.nn.functional.embedding(byte_values, self._limits.to(scores_EV.device)).flatten(1)
-            torch.minimum(scores_EV, limits_EV[:, : self.vocab_size], out=scores_EV)
-        _penalise(scores_EV, states)
+            limits_EV = self._limits[masks_EW.view(np.uint8)].reshape(len(masks_EW), -1)
+            np.minimum(scores_EV, limits_EV[:, : self.vocab_size], out=scores_EV)
+        penalise(scores_EV, states, np.asarray, np.where)
 
 
-def _penalise(scores_EV: Tensor, states: Sequence[SamplingState]) -> None:
-    """Apply min_tokens, logit_bias and the penalties, in place and to the few tokens that they concern only."""
-    vocab_size, device = scores_EV.shape[1], scores_EV.device
+def changed_rows(states: Sequence[SamplingState], masks_BW: Words | None) -> list[int]:
+    """The rows whose scores masks, min_tokens, bias or penalties change."""
+    is_masked = [False] * len(states) if masks_BW is None else (masks_BW != -1).any(-1).tolist()
+    return [b for b, state in enumerate(states) if is_masked[b] or state.changes_scores]
 
-    def entries(ids: Sequence[npt.ArrayLike]) -> tuple[Tensor, Tensor]:
+
+def byte_limits() -> Floats:
+    """[256, 8]: for each byte of a mask, what the scores of its eight tokens may be at most."""
+    is_set = np.arange(256)[:, None] >> np.arange(8) & 1
+    return np.where(is_set == 1, np.float32(np.inf), np.float32(-np.inf))
+
+
+def penalise(
+    scores_EV: Array,
+    states: Sequence[SamplingState],
+    put: Callable[[npt.NDArray[Any]], Array],
+    where: Callable[..., Array],
+) -> None:
+    """Apply min_tokens, logit_bias and the penalties, in place and to the few tokens that they concern only.
+
+    Positive scores are divided by the repetition penalty and negative ones multiplied, as in transformers and vLLM
+    (Keskar et al., arXiv 1909.05858).
+
+    Args:
+        put: brings numbers to where the scores are.
+        where: of the scores' library.
+    """
+    vocab_size = scores_EV.shape[1]
+
+    def entries(ids: Sequence[npt.ArrayLike]) -> tuple[Array, Array]:
         """Return the rows and tokens of each row's ids."""
         rows = np.repeat(np.arange(len(ids)), [np.size(own) for own in ids])
-        tokens = np.concatenate([np.asarray(own, np.int64) for own in ids])
-        return torch.from_numpy(rows).to(device), torch.from_numpy(tokens).to(device)
+        return put(rows), put(np.concatenate([np.asarray(own, np.int64) for own in ids]))
 
     if any(state.forbidden for state in states):
-        scores_EV[entries([[t for t in state.forbidden if t < vocab_size] for state in states])] = -torch.inf
+        scores_EV[entries([[t for t in state.forbidden if t < vocab_size] for state in states])] = -np.inf
     if any(state.bias for state in states):
-        values = torch.tensor([float(v) for state in states for v in state.bias.values()], device=device)
-        scores_EV[entries([list(state.bias) for state in states])] += values
+        values = np.array([v for state in states for v in state.bias.values()], np.float32)
+        scores_EV[entries([list(state.bias) for state in states])] += put(values)
     if any(state.counts for state in states):
         none = np.empty(0)
         at = entries([none if state.counts is None else state.counts.ids for state in states])
         counts = np.concatenate([none if state.counts is None else state.counts.counts for state in states])
-        times = torch.from_numpy(counts.astype(np.float32)).to(device)
+        times = put(counts.astype(np.float32))
         repetition, frequency, presence = (
-            torch.tensor([float(getattr(state.params, f"{name}_penalty")) for state in states], device=device)[at[0]]
+            put(np.array([getattr(state.params, f"{name}_penalty") for state in states], np.float32))[at[0]]
             for name in ("repetition", "frequency", "presence")
         )
-        scores_EV[at] = _penalised(scores_EV[at], repetition) - frequency * times - presence * (times > 0)
+        scores = scores_EV[at]
+        repeated = where(scores > 0, scores / repetition, scores * repetition)
+        scores_EV[at] = repeated - frequency * times - presence * (times > 0)
 
 
-def _with_logprobs(
-    logits_BV: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
-) -> list[Sampled]:
-    """Return the chosen tokens of some rows, with the log probabilities that the raw logits give.
-
-    Args:
-        tokens, counts: what was chosen and how many best are wanted, for each of `rows`.
-    """
-    answers = []
-    for b, token, count in zip(rows, tokens, counts, strict=True):
-        logits_V = logits_BV[b].float().numpy()
-        best = logits_V.max()
-        total = float(best) + float(np.log(np.exp(logits_V - best).sum(dtype=np.float64)))
-        top = best_first(logits_V, count).tolist() if count else []
-        own, *others = (float(logits_V[t]) - total for t in (token, *top))
-        answers.append(Sampled(token, own, tuple(zip(top, others, strict=True))))
-    return answers
-
-
-def _with_logprobs_on_device(
-    logits_BV: Tensor, rows: Sequence[int], tokens: Sequence[int], counts: Sequence[int]
-) -> list[Sampled]:
-    """Do the same for all rows at once; equal logits come in any order."""
-    logits_LV = logits_BV[rows].float()
-    best = logits_LV.topk(min(max(1, *counts), logits_LV.shape[1]))
-    ids = torch.cat([torch.tensor(tokens, device=logits_LV.device).unsqueeze(1), best.indices], -1)
-    logprobs = logits_LV.gather(1, ids).double() - logits_LV.double().logsumexp(-1, keepdim=True)
-    answers = []
-    for (token, *top), (own, *others), count in zip(ids.tolist(), logprobs.tolist(), counts, strict=True):
-        pairs = zip(top[:count], others[:count], strict=True)
-        answers.append(Sampled(token, own, tuple(pair for pair in pairs if pair[1] > -torch.inf)))
-    return answers
+def _with_logprobs(logits_V: Floats, token: int, count: int) -> Sampled:
+    """The chosen token with the log probabilities that the raw logits give, of its own and of the `count` best."""
+    best = logits_V.max()
+    total = float(best) + float(np.log(np.exp(logits_V - best).sum(dtype=np.float64)))
+    top = best_first(logits_V, count).tolist() if count else []
+    own, *others = (float(logits_V[t]) - total for t in (token, *top))
+    return Sampled(token, own, tuple(zip(top, others, strict=True)))

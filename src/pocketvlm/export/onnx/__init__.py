@@ -1,4 +1,4 @@
-"""The model as ONNX graphs. graph: builder · linear, quantization: products · vision · decoder · embedding."""
+"""The model as ONNX graphs. graph: builder · linear, pieces, quantization: products · vision · decoder · embedding."""
 
 from pocketvlm.errors import MissingExtraError
 

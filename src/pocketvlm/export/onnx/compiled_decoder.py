@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from torch import nn
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx.decoder import FLOAT, L2_EPS, DecoderGraph
 from pocketvlm.export.onnx.linear import Gate, can_compile, compiled_linear
-from pocketvlm.model.text.gated_attention import GatedAttention
-from pocketvlm.model.text.gated_delta_net import GatedDeltaNet
-from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.weights import Weights
 
 LANES = 16  # values of a register: heads of other sizes are left to standard operators
 MOST_TAPS = 8
@@ -25,48 +22,48 @@ HEAD_DIMS = (64, 128, 256)  # of full attention, see attention_tiles.h
 class CompiledDecoderGraph(DecoderGraph):
     """As `DecoderGraph`, with the same inputs and outputs; layers of sizes that operators do not take stay so."""
 
-    def __init__(self, model: MiniCPMV, scheme: Scheme, head_scheme: Scheme) -> None:
-        super().__init__(model, scheme, head_scheme, compiled=True)
+    def __init__(self, weights: Weights, scheme: Scheme, head_scheme: Scheme) -> None:
+        super().__init__(weights, scheme, head_scheme, compiled=True)
 
-    def _gated(self, name: str, x: ir.Value, layer: nn.Linear, gate: Gate) -> ir.Value:
-        return compiled_linear(self.graph, name, x, [layer.weight], self.scheme, rotated=True, gate=gate)
+    def _gated(self, name: str, x: ir.Value, gate: Gate) -> ir.Value:
+        return compiled_linear(self.graph, name, x, [self._piece(name)], self.scheme, rotated=True, gate=gate)
 
-    def _mlp_out(self, name: str, joined: ir.Value, layer: nn.Linear) -> ir.Value:
-        if not can_compile(self.graph, layer.in_features, self.scheme):
-            return super()._mlp_out(name, joined, layer)
-        return self._gated(name, joined, layer, Gate(joined, "silu", x_offset=layer.in_features))
+    def _mlp_out(self, name: str, joined: ir.Value) -> ir.Value:
+        width = self.config.intermediate_size
+        if not can_compile(self.graph, width, self.scheme):
+            return super()._mlp_out(name, joined)
+        return self._gated(name, joined, Gate(joined, "silu", x_offset=width))
 
-    def _attend(
-        self, attention: GatedAttention, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]
-    ) -> Sequence[ir.Value]:
-        if attention.head_dim not in HEAD_DIMS or self.scheme == "fp32":
-            return super()._attend(attention, q, k, v, past)
-        heads = {"num_heads": attention.heads, "kv_num_heads": attention.kv_heads}
+    def _attend(self, q: ir.Value, k: ir.Value, v: ir.Value, past: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        config = self.config
+        if config.head_dim not in HEAD_DIMS or self.scheme == "fp32":
+            return super()._attend(q, k, v, past)
+        heads = {"num_heads": config.num_attention_heads, "kv_num_heads": config.num_key_value_heads}
         made: Sequence[ir.Value] = self.graph.own("CausalAttention", q, k, v, *past, self.seqlens_k, outputs=3, **heads)
         return made
 
-    def _attention_out(self, name: str, out: ir.Value, joined: ir.Value, attention: GatedAttention) -> ir.Value:
-        layer = attention.o_proj
-        if not can_compile(self.graph, layer.in_features, self.scheme):
-            return super()._attention_out(name, out, joined, attention)
-        return self._gated(name, out, layer, Gate(joined, "sigmoid", offset=layer.in_features))
+    def _attention_out(self, name: str, out: ir.Value, joined: ir.Value) -> ir.Value:
+        width = self.config.num_attention_heads * self.config.head_dim
+        if not can_compile(self.graph, width, self.scheme):
+            return super()._attention_out(name, out, joined)
+        return self._gated(name, out, Gate(joined, "sigmoid", offset=width))
 
-    def _delta_net_out(self, name: str, out: ir.Value, joined: ir.Value, net: GatedDeltaNet) -> ir.Value:
-        width = net.out_proj.in_features
-        if net.value_dim % LANES or not can_compile(self.graph, width, self.scheme):
-            return super()._delta_net_out(name, out, joined, net)
-        norm = self._small(f"{name}.norm.weight", (net.value_dim,), lambda: net.norm.weight)
-        epsilon = self.config.rms_norm_eps
-        gate = Gate(joined, "silu", offset=net.channels, norm=norm, head=net.value_dim, epsilon=epsilon)
-        return self._gated(f"{name}.out_proj", out, net.out_proj, gate)
+    def _delta_net_out(self, name: str, out: ir.Value, joined: ir.Value) -> ir.Value:
+        config, head = self.config, self.config.linear_value_head_dim
+        if head % LANES or not can_compile(self.graph, config.linear_value_dim, self.scheme):
+            return super()._delta_net_out(name, out, joined)
+        norm = self._small(f"{name}.norm.weight", (head,), lambda: self._array(f"{name}.norm.weight"))
+        offset, epsilon = config.linear_conv_dim, config.rms_norm_eps
+        gate = Gate(joined, "silu", offset=offset, norm=norm, head=head, epsilon=epsilon)
+        return self._gated(f"{name}.out_proj", out, gate)
 
-    def _convolve(self, i: int, net: GatedDeltaNet, joined: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        values = net.value_heads * net.value_dim
-        if net.key_dim % LANES or values % net.key_dim or net.taps > MOST_TAPS:
-            return super()._convolve(i, net, joined)
-        g, shape = self.graph, ("batch", net.taps - 1, net.channels)
+    def _convolve(self, i: int, joined: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        config, head, taps = self.config, self.config.linear_key_head_dim, self.config.linear_conv_kernel_dim
+        if head % LANES or config.linear_value_dim % head or taps > MOST_TAPS:
+            return super()._convolve(i, joined)
+        g, shape = self.graph, ("batch", taps - 1, config.linear_conv_dim)
         past = g.input(f"past_conv.{i}", FLOAT, shape)
-        attributes = {"key_width": net.key_heads * net.key_dim, "head": net.key_dim, "epsilon": L2_EPS}
-        q, k, v, present = g.own("CausalConv", joined, past, self._taps(i, net), outputs=4, **attributes)
+        attributes = {"key_width": config.linear_key_dim, "head": head, "epsilon": L2_EPS}
+        q, k, v, present = g.own("CausalConv", joined, past, self._taps(i), outputs=4, **attributes)
         g.output(f"present_conv.{i}", present, FLOAT, shape)
-        return self._repeated(net, q), self._repeated(net, k), v
+        return self._repeated(q), self._repeated(k), v

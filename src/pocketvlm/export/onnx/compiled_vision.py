@@ -6,14 +6,14 @@ Shapes:  T tokens · K inputs · N outputs · S sequences that do not see each o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
-from torch import nn
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx.linear import can_compile, compiled_linear
 from pocketvlm.export.onnx.vision import VisionGraph
-from pocketvlm.model.vision.tower import ViewAttention
-from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.model.weights import Weights
 
 MOST_DIM = 80  # of a head, as view_attention.h has it
 
@@ -21,26 +21,29 @@ MOST_DIM = 80  # of a head, as view_attention.h has it
 class CompiledVisionGraph(VisionGraph):
     """As `VisionGraph`, with the same inputs and outputs; what is of a size that operators do not take stays so."""
 
-    def __init__(self, model: MiniCPMV, scheme: Scheme) -> None:
-        super().__init__(model, scheme, compiled=True)
+    def __init__(self, weights: Weights, scheme: Scheme) -> None:
+        super().__init__(weights, scheme, compiled=True)
 
-    def _linear(self, name: str, x: ir.Value, *layers: nn.Linear) -> ir.Value:
+    def _linear(self, name: str, x: ir.Value, *layers: str) -> ir.Value:
         if not self._can_compile(layers[0]):
             return super()._linear(name, x, *layers)
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return compiled_linear(self.graph, name, x, weights, self.scheme, biases=biases)
+        return self._compiled(name, x, layers)
 
-    def _linear_gelu(self, name: str, x: ir.Value, layer: nn.Linear) -> ir.Value:
+    def _linear_gelu(self, name: str, x: ir.Value, layer: str) -> ir.Value:
         if not self._can_compile(layer):
             return super()._linear_gelu(name, x, layer)
-        return compiled_linear(self.graph, name, x, [layer.weight], self.scheme, biases=[layer.bias], gelu=True)
+        return self._compiled(name, x, [layer], gelu=True)
 
-    def _can_compile(self, layer: nn.Linear) -> bool:
-        return can_compile(self.graph, layer.in_features, self.scheme, rotated=False)
+    def _compiled(self, name: str, x: ir.Value, layers: Sequence[str], *, gelu: bool = False) -> ir.Value:
+        weights, biases = self._parts(layers, "weight"), self._parts(layers, "bias")
+        return compiled_linear(self.graph, name, x, weights, self.scheme, biases=biases, gelu=gelu)
 
-    def _attend(self, joined: ir.Value, attention: ViewAttention) -> ir.Value:
-        dim = self.width // attention.heads
+    def _can_compile(self, layer: str) -> bool:
+        return can_compile(self.graph, self.weights.shape(f"{layer}.weight")[1], self.scheme, rotated=False)
+
+    def _attend(self, joined: ir.Value) -> ir.Value:
+        dim = self.config.head_dim
         if self.scheme == "fp32" or dim % 2 or dim > MOST_DIM:
-            return super()._attend(joined, attention)
-        out: ir.Value = self.graph.own("ViewAttention", joined, heads=attention.heads)
+            return super()._attend(joined)
+        out: ir.Value = self.graph.own("ViewAttention", joined, heads=self.config.num_attention_heads)
         return out

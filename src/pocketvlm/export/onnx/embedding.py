@@ -6,28 +6,31 @@ import numpy as np
 import onnx_ir as ir
 
 from pocketvlm.export.onnx.graph import Array, GraphBuilder
-from pocketvlm.export.onnx.quantization import rows_of
-from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.export.onnx.pieces import Parameter, Scratch, each_part
+from pocketvlm.model.weights import Weights
 
 
-def embedding_graph(model: MiniCPMV, *, half: bool) -> ir.Model:
+def embedding_graph(weights: Weights, *, half: bool) -> ir.Model:
     """Input `input_ids` int64 [B, S]; output `embeddings` fp32 [B, S, D].
 
     Args:
         half: a table in fp16, at most 3e-8 off where values are below 2^-14 (elsewhere exact for bfloat16 checkpoints).
     """
-    g, table = GraphBuilder("embedding"), model.language_model.embed_tokens.weight
+    g, table = GraphBuilder("embedding"), Parameter(weights, "language_model.embed_tokens.weight")
     kind = np.float16 if half else np.float32
 
     def rows() -> Array:
-        out = np.empty(tuple(table.shape), kind)
-        for place, some in rows_of([table]):
-            out[place] = some.numpy()
+        out = np.empty(table.shape, kind)
+
+        def work(place: slice, some: Array, _: Scratch) -> None:
+            out[place] = some
+
+        each_part([table], work)
         return out
 
     ids = g.input("input_ids", ir.DataType.INT64, ("batch", "tokens"))
     dtype = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-    weight = g.weight("embed_tokens.weight", dtype, tuple(table.shape), rows)
+    weight = g.weight("embed_tokens.weight", dtype, table.shape, rows)
     found = g.op("Cast", g.op("Gather", weight, ids), to=ir.DataType.FLOAT)
     g.output("embeddings", found, ir.DataType.FLOAT, ("batch", "tokens", table.shape[1]))
     return g.model()

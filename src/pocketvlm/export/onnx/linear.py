@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx import panels
 from pocketvlm.export.onnx.graph import GraphBuilder
-from pocketvlm.export.onnx.quantization import Array, Once, as_fp32, as_int4, as_int8, block_of, rotation, size_of
+from pocketvlm.export.onnx.pieces import Piece, as_fp32, size_of
+from pocketvlm.export.onnx.quantization import Array, Once, as_int4, as_int8, block_of, rotation
 
 INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations are quantised to int8, block by block
 ACTIVATIONS = {"silu": 1, "sigmoid": 2}  # of a gate, as gate.h numbers them
@@ -27,9 +27,9 @@ def linear(
     graph: GraphBuilder,
     name: str,
     x_TK: ir.Value,
-    weights: Sequence[Tensor],
+    weights: Sequence[Piece],
     scheme: Scheme,
-    biases: Sequence[Tensor] = (),
+    biases: Sequence[Piece] = (),
 ) -> ir.Value:
     """x W^T + b, [T, K] to [T, N].
 
@@ -61,7 +61,7 @@ def linear(
 
 
 def token_linear(
-    graph: GraphBuilder, name: str, x_TK: ir.Value, weights: Sequence[Tensor], scheme: Scheme, *, rotated: bool = False
+    graph: GraphBuilder, name: str, x_TK: ir.Value, weights: Sequence[Piece], scheme: Scheme, *, rotated: bool = False
 ) -> ir.Value:
     """`linear` without a bias, where nothing of a token depends on the tokens beside it: in int8 each has a scale of
     its own, not the whole product one. So a product gives the same prompt the same result in one chunk or two, and a
@@ -121,12 +121,12 @@ def compiled_linear(
     graph: GraphBuilder,
     name: str,
     x_TK: ir.Value,
-    weights: Sequence[Tensor],
+    weights: Sequence[Piece],
     scheme: Scheme,
     *,
     rotated: bool = False,
     gate: Gate | None = None,
-    biases: Sequence[Tensor] = (),
+    biases: Sequence[Piece] = (),
     gelu: bool = False,
 ) -> ir.Value:
     """`token_linear` in one node of our own, which `can_compile` allows: it gates, rotates, rounds, multiplies, adds
@@ -163,9 +163,8 @@ def compiled_linear(
     return graph.own("QuantizedLinear", x_TK, values, scale, *extra, **attributes, epsilon=epsilon)
 
 
-def _bias(graph: GraphBuilder, name: str, outputs: int, biases: Sequence[Tensor]) -> ir.Value:
-    columns = [b.unsqueeze(1) for b in biases]
-    return graph.weight(f"{name}.bias", ir.DataType.FLOAT, (outputs,), lambda: as_fp32(columns)[:, 0])
+def _bias(graph: GraphBuilder, name: str, outputs: int, biases: Sequence[Piece]) -> ir.Value:
+    return graph.weight(f"{name}.bias", ir.DataType.FLOAT, (outputs,), lambda: as_fp32(biases))
 
 
 def _block(scheme: Scheme, inputs: int) -> int:

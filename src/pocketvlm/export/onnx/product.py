@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
-import torch
 
 from pocketvlm.bundle import Scheme
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.export.onnx.linear import compiled_linear, linear, token_linear
+from pocketvlm.export.onnx.pieces import Given
 
 
 def int8_product(inputs: int, outputs: int) -> bytes:
@@ -22,7 +23,7 @@ def product_of_tower(inputs: int, outputs: int, scheme: Scheme, *, compiled: boo
     """As the tower has it, with a bias: `x` fp32 [1, T, inputs] to `y` fp32 [1, T, outputs]."""
     g = GraphBuilder("product", compiled=compiled)
     x = g.input("x", ir.DataType.FLOAT, ("views", "patches", inputs))
-    weights, biases = [_weight(inputs, outputs)], [torch.zeros(outputs)]
+    weights, biases = [_weight(inputs, outputs)], [Given(np.zeros(outputs, np.float32))]
     if compiled:
         y = compiled_linear(g, "product", x, weights, scheme, biases=biases)
     else:
@@ -40,5 +41,6 @@ def product_of_decoder(inputs: int, outputs: int, scheme: Scheme, *, compiled: b
     return bytes(ir.to_proto(g.model()).SerializeToString())
 
 
-def _weight(inputs: int, outputs: int) -> torch.Tensor:
-    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)) * inputs**-0.5
+def _weight(inputs: int, outputs: int) -> Given:
+    random = np.random.default_rng(0).standard_normal((outputs, inputs), np.float32)
+    return Given(random * np.float32(inputs**-0.5))

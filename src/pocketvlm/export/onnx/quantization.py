@@ -1,20 +1,18 @@
-"""Weights of linear layers in fewer bits, a few thousand rows at a time: the head alone is a gigabyte in fp32.
+"""Weights of linear layers in fewer bits, some rows at a time: the head alone is a gigabyte in fp32.
 
-Weights come as PyTorch keeps them, [N, K] (outputs, inputs), in pieces that lie one below the other.
-
-Shapes:  N outputs · K inputs · B blocks of the inputs
+Shapes:  N outputs · K inputs · B blocks of the inputs · n rows at once
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from pocketvlm.export.onnx.pieces import Piece, Scratch, each_part, size_of
 
 # Inputs that share a scale in 4 bits, the largest that divides them. Fewer scales are fewer bytes and operations: 128
 # take 0.6 of the time of 32 in steps, 0.7 in prompts, for a quarter more error (after the search for scales).
@@ -22,7 +20,6 @@ BLOCKS = (128, 64, 32)
 # Steps between zero and the value of largest magnitude that are tried for each block. More than 8 clip that value.
 SPANS = (8.0, 7.6, 8.6, 9.2, 10.0, 11.0)
 MIXED = 32  # inputs that a rotation mixes, at most: 128 bring no more, and take 7 % of a prompt's time instead of 2
-ROWS = 1024  # outputs at once
 
 Array = NDArray[Any]
 
@@ -40,28 +37,6 @@ class Once:
         return self.left.pop(part)
 
 
-def rows_of(pieces: Sequence[Tensor], count: int = ROWS) -> Iterator[tuple[slice, Tensor]]:
-    """(place, fp32 rows) of all pieces, at most `count` rows each."""
-    first = 0
-    for piece in pieces:
-        for rows in piece.detach().split(count):
-            yield slice(first, first + len(rows)), rows.float()
-            first += len(rows)
-
-
-def size_of(pieces: Sequence[Tensor]) -> tuple[int, int]:
-    """(N, K) of all pieces together."""
-    return sum(len(piece) for piece in pieces), pieces[0].shape[1]
-
-
-def as_fp32(pieces: Sequence[Tensor]) -> Array:
-    """[N, K]"""
-    out = np.empty(size_of(pieces), np.float32)
-    for place, rows in rows_of(pieces):
-        out[place] = rows.numpy()
-    return out
-
-
 def rotation(inputs: int) -> Array | None:
     """The orthogonal matrix fp32 [b, b] that mixes blocks of inputs: Hadamard's, b a power of two up to `MIXED`; None
     where no block of several divides the inputs."""
@@ -71,7 +46,7 @@ def rotation(inputs: int) -> Array | None:
     return None if size == 1 else matrix * np.float32(size**-0.5)
 
 
-def as_int8(pieces: Sequence[Tensor], mix: Array | None = None) -> tuple[Array, Array]:
+def as_int8(pieces: Sequence[Piece], mix: Array | None = None) -> tuple[Array, Array]:
     """Symmetric, a scale for each output: int8 [K, N] (as ONNX multiplies) and fp32 [N].
 
     Args:
@@ -79,12 +54,22 @@ def as_int8(pieces: Sequence[Tensor], mix: Array | None = None) -> tuple[Array, 
     """
     outputs, inputs = size_of(pieces)
     values, scales = np.empty((inputs, outputs), np.int8), np.empty(outputs, np.float32)
-    for place, rows in rows_of(pieces):
+
+    def work(place: slice, rows: Array, scratch: Scratch) -> None:
         if mix is not None:
-            rows = (rows.unflatten(1, (-1, len(mix))) @ torch.from_numpy(mix)).flatten(1)
-        scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-        values[:, place] = (rows / scale[:, None]).round().to(torch.int8).T.numpy()
-        scales[place] = scale.numpy()
+            blocks = rows.reshape(-1, len(mix))
+            rows = np.matmul(blocks, mix, out=scratch("mixed", blocks.shape)).reshape(rows.shape)
+        steps = np.abs(rows, out=scratch("steps", rows.shape))
+        largest = np.take_along_axis(steps, steps.argmax(1)[:, None], 1)
+        scale = np.maximum(largest, np.float32(1e-12)) / np.float32(127)
+        with np.errstate(invalid="ignore"):  # the scale of what is no number is none
+            np.rint(np.divide(rows, scale, out=steps), out=steps)
+            whole = scratch("whole", rows.shape, np.int8)
+            np.copyto(whole, steps, casting="unsafe")
+        values[:, place] = whole.T
+        scales[place] = scale[:, 0]
+
+    each_part(pieces, work)
     return values, scales
 
 
@@ -93,7 +78,7 @@ def block_of(inputs: int) -> int | None:
     return next((block for block in BLOCKS if inputs % block == 0), None)
 
 
-def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
+def as_int4(pieces: Sequence[Piece]) -> tuple[Array, Array]:
     """A scale for each block of `block_of(K)` inputs; values 0 to 15 stand for -8 to 7 times the scale.
 
     The scale is signed, so that the value of largest magnitude is negative, where there is one step more (as in the
@@ -107,30 +92,50 @@ def as_int4(pieces: Sequence[Tensor]) -> tuple[Array, Array]:
     assert block is not None, inputs
     blocks = inputs // block
     values, scales = np.empty((outputs, blocks, block // 2), np.uint8), np.empty((outputs, blocks), np.float32)
-    for place, rows in rows_of(pieces):
-        steps, scale = _nearest_steps(rows.unflatten(1, (blocks, block)))
-        packed = steps.add_(8).to(torch.uint8)
-        values[place] = (packed[..., 0::2] | (packed[..., 1::2] << 4)).numpy()
-        scales[place] = scale.squeeze(2).numpy()
+
+    def work(place: slice, rows: Array, scratch: Scratch) -> None:
+        with np.errstate(all="ignore"):  # the scale of what is no number is none
+            steps, scale = _nearest_steps(rows.reshape(-1, block), scratch)
+            packed = scratch("packed", steps.shape, np.uint8)
+            np.copyto(packed, np.add(steps, np.float32(8), out=steps), casting="unsafe")
+        values[place] = (packed[..., 0::2] | (packed[..., 1::2] << 4)).reshape(-1, blocks, block // 2)
+        scales[place] = scale.reshape(-1, blocks)
+
+    each_part(pieces, work)
     return values, scales
 
 
-def _nearest_steps(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """[…, block] as whole steps from -8 to 7, and the scales […, 1] of the blocks that come closest."""
-    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    best_steps, best_scale = torch.zeros_like(blocks), torch.zeros_like(largest)
-    least = torch.full_like(largest, torch.inf)
+def _nearest_steps(blocks: Array, scratch: Scratch) -> tuple[Array, Array]:
+    """[n, block] as whole steps from -8 to 7, in memory of `scratch`, and the scales [n, 1] of the blocks that come
+    closest."""
+    steps, other = scratch("steps", blocks.shape), scratch("other", blocks.shape)
+    at = np.abs(blocks, out=other).argmax(1)
+    largest = np.take_along_axis(blocks, at[:, None], 1)
+    best_divisor, best_scale = np.full_like(largest, np.inf), np.zeros_like(largest)
+    least = np.full_like(largest, np.inf)
     for span in SPANS:
-        scale = largest / -span
-        steps = (blocks / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-8, 7)
+        scale = largest / np.float32(-span)
+        divisor = np.where(scale == 0, np.float32(1), scale)
+        _steps(blocks, divisor, steps)
         # The best scale of these steps, by least squares.
-        squares = (steps * steps).sum(-1, keepdim=True)
-        scale = (blocks * steps).sum(-1, keepdim=True) / squares.clamp(min=1)
-        error = (steps * scale).sub_(blocks).square_().sum(-1, keepdim=True)
+        scale = _dot(blocks, steps) / np.maximum(_dot(steps, steps), np.float32(1))
+        np.subtract(np.multiply(steps, scale, out=other), blocks, out=other)
+        error = _dot(other, other)
         better = ~(error >= least)  # also where a weight is NaN, which must not become a zero
-        best_steps, best_scale = torch.where(better, steps, best_steps), torch.where(better, scale, best_scale)
-        least = torch.minimum(error, least)
-    return best_steps, best_scale
+        best_divisor, best_scale = np.where(better, divisor, best_divisor), np.where(better, scale, best_scale)
+        least = np.minimum(error, least)
+    return _steps(blocks, best_divisor, steps), best_scale
+
+
+def _steps(blocks: Array, divisor: Array, out: Array) -> Array:
+    np.rint(np.divide(blocks, divisor, out=out), out=out)
+    return np.clip(out, np.float32(-8), np.float32(7), out=out)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """[n, 1] products of rows of both."""
+    products: Array = np.einsum("nb,nb->n", a, b)[:, None]
+    return products
 
 
 def from_int8(values: Array, scales: Array) -> Array:

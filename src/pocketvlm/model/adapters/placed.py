@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from pocketvlm.model.adapters.lora import HEAD
 
-Rows = slice | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows: TypeAlias = "slice | Tensor"
 ALL_ROWS = slice(None)
 
 

@@ -10,29 +10,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from pocketvlm.config import TextConfig
 from pocketvlm.errors import ConfigError
 from pocketvlm.model.cache.block_pool import BlockPool, Holding
-from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.cache.memory import Array, Memory
+from pocketvlm.model.segments import Batch
 
-State = list[Tensor]  # of one sequence: conv inputs and recurrent states of all linear-attention layers
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pocketvlm.model.packing import PackedBatch
+
+State = list[Array]  # of one sequence: conv inputs and recurrent states of all linear-attention layers
 
 
-def token_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+def token_bytes(config: TextConfig, memory: Memory) -> int:
     """Return the bytes of the keys and values that one token leaves behind."""
     layers = sum(kind == "full_attention" for kind in config.layer_types)
-    return 2 * layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    return 2 * layers * config.num_key_value_heads * config.head_dim * memory.itemsize
 
 
-def state_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+def state_bytes(config: TextConfig, memory: Memory) -> int:
     """Return the bytes of one sequence's conv inputs and recurrent states."""
     layers = sum(kind != "full_attention" for kind in config.layer_types)
-    conv = (config.linear_conv_kernel_dim - 1) * config.linear_conv_dim * dtype.itemsize
+    conv = (config.linear_conv_kernel_dim - 1) * config.linear_conv_dim * memory.itemsize
     recurrent = config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim * 4
     return layers * (conv + recurrent)
 
@@ -88,7 +92,7 @@ class RecordableCache(Protocol):
         """Begin the forward of a decode batch from its `decode_indices`, on the device: work of the device alone."""
         ...
 
-    def advance(self, batch: PackedBatch) -> None: ...
+    def advance(self, batch: Batch) -> None: ...
 
 
 class Cache(ABC):
@@ -99,7 +103,7 @@ class Cache(ABC):
         slots: sequences that there is room for at first.
         max_slots: sequences that `make_room` may make room for.
         max_tokens: tokens that all slots together may hold.
-        blocks: where prefixes are kept.
+        blocks: where prefixes are kept, in the memory in which everything is.
 
     Attributes:
         capacity: tokens that one slot can hold now.
@@ -112,21 +116,22 @@ class Cache(ABC):
 
     def __init__(self, config: TextConfig, slots: int, max_slots: int, max_tokens: int, blocks: BlockPool) -> None:
         self.config, self.blocks = config, blocks
-        self.dtype, self.device = blocks.dtype, blocks.device
+        self.memory = blocks.memory
+        self.dtype, self.device = self.memory.dtype, self.memory.device
         self.max_capacity = config.max_position_embeddings
         self.slots, self.max_slots, self.max_tokens = slots, max_slots, max_tokens
         self.lengths = [0] * slots
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.conv: dict[int, Tensor] = {}
-        self.recurrent: dict[int, Tensor] = {}
+        self.keys: dict[int, Array] = {}
+        self.values: dict[int, Array] = {}
+        self.conv: dict[int, Array] = {}
+        self.recurrent: dict[int, Array] = {}
         heads, key_dim = config.linear_num_value_heads, config.linear_key_head_dim
         conv_shape = (slots, config.linear_conv_kernel_dim - 1, config.linear_conv_dim)
         state_shape = (slots, heads, key_dim, config.linear_value_head_dim)
         for layer, kind in enumerate(config.layer_types):
             if kind != "full_attention":
-                self.conv[layer] = torch.zeros(conv_shape, dtype=self.dtype, device=self.device)
-                self.recurrent[layer] = torch.zeros(state_shape, dtype=torch.float32, device=self.device)
+                self.conv[layer] = self.memory.zeros(conv_shape)
+                self.recurrent[layer] = self.memory.zeros(state_shape, is_fp32=True)
 
     # Memory.
 
@@ -203,18 +208,18 @@ class Cache(ABC):
     # States and prefixes.
 
     @abstractmethod
-    def _own_states(self, slot: int) -> list[Tensor]:
+    def _own_states(self, slot: int) -> list[Array]:
         """Return views of the states of one sequence."""
 
     def save_state(self, slot: int) -> State:
         """Copy the states, which know the newest token only. Keys and values need no copy: those of the first tokens
         stay where they are."""
-        return [tensor.clone() for tensor in self._own_states(slot)]
+        return [self.memory.copy(array) for array in self._own_states(slot)]
 
     def restore_state(self, slot: int, state: State, length: int) -> None:
         """Go back to where the sequence had `length` tokens and `state` was saved."""
-        for tensor, saved in zip(self._own_states(slot), state, strict=True):
-            tensor.copy_(saved)
+        for array, saved in zip(self._own_states(slot), state, strict=True):
+            array[...] = saved
         self.lengths[slot] = length
 
     @abstractmethod
@@ -246,7 +251,7 @@ class Cache(ABC):
     def at(self, batch: PackedBatch) -> LayerCache:
         """Return what the layers work on in the forward of a batch."""
 
-    def advance(self, batch: PackedBatch) -> None:
+    def advance(self, batch: Batch) -> None:
         """Count the new tokens, when the forward of a batch is over."""
         for s in batch.segments:
             self.lengths[s.slot] = s.start + s.length

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from pocketvlm.config import TextConfig
+from pocketvlm.model.cache.memory import Array, Memory
 
 BLOCK = 32
 FIRST_BLOCKS = 16  # made at once; then as many again, up to the limit
@@ -29,31 +27,30 @@ class BlockPool:
     Args:
         config: shapes of the decoder.
         limit: blocks at most.
+        memory: where they are.
 
     Attributes:
         keys, values: by full-attention layer; empty until the first block is taken.
         references: of each block, by those that hold it.
     """
 
-    def __init__(
-        self, config: TextConfig, limit: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        self.config, self.limit, self.dtype, self.device = config, limit, dtype, torch.device(device)
+    def __init__(self, config: TextConfig, limit: int, memory: Memory) -> None:
+        self.config, self.limit, self.memory = config, limit, memory
         self.layers = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
         self.references: list[int] = []
         self.free: list[int] = []
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.keys: dict[int, Array] = {}
+        self.values: dict[int, Array] = {}
 
     @property
     def used(self) -> int:
         return len(self.references) - len(self.free)
 
     @staticmethod
-    def block_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+    def block_bytes(config: TextConfig, memory: Memory) -> int:
         """Return the bytes of one block in all layers."""
         layers = sum(kind == "full_attention" for kind in config.layer_types)
-        return 2 * layers * config.num_key_value_heads * BLOCK * config.head_dim * dtype.itemsize
+        return 2 * layers * config.num_key_value_heads * BLOCK * config.head_dim * memory.itemsize
 
     def allocate(self, count: int) -> list[int] | None:
         """Return `count` blocks with one reference each; None where there are not as many."""
@@ -82,7 +79,7 @@ class BlockPool:
         """Copy the first block of each pair over the second; all are read before any is written."""
         if not pairs:
             return
-        source, target = torch.tensor(pairs).T.to(self.device, non_blocking=True)
+        source, target = self.memory.index([*zip(*pairs, strict=True)])
         for own in (self.keys, self.values):
             for store in own.values():
                 store[target] = store[source]
@@ -105,7 +102,7 @@ class BlockPool:
         shape = (new, self.config.num_key_value_heads, BLOCK, self.config.head_dim)
         for own in (self.keys, self.values):
             for layer in self.layers:
-                store = torch.empty(shape, dtype=self.dtype, device=self.device)
+                store = self.memory.empty(shape)
                 if old:
                     store[:old] = own[layer][:old]
                 own[layer] = store

@@ -32,7 +32,7 @@ class BlockTables:
     def __init__(self, pool: BlockPool, rows: int, width: int) -> None:
         self.pool, self.holding = pool, Holding(pool)
         self.rows: list[list[int]] = [[] for _ in range(rows)]
-        self.on_device = torch.zeros(rows, width, dtype=torch.int32, device=pool.device)
+        self.on_device = torch.zeros(rows, width, dtype=torch.int32, device=pool.memory.device)
         self._synced = [0] * rows  # leading columns of `on_device` that are as in `rows`
 
     def grow(self, rows: int) -> None:

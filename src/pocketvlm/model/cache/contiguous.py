@@ -10,16 +10,15 @@ Shapes:  slots (one a sequence) · Hk KV heads · L capacity in tokens · D head
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
 
 from pocketvlm.config import TextConfig
 from pocketvlm.model.cache.base import Cache, LayerCache, State
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, Holding, blocks_for
-from pocketvlm.model.cache.contiguous_step import ContiguousStep
-from pocketvlm.model.packing import PackedBatch
+from pocketvlm.model.cache.memory import Array, Memory
+
+if TYPE_CHECKING:
+    from pocketvlm.model.packing import PackedBatch
 
 GRAIN = 64  # capacities that `make_room` chooses are multiples of it
 FIRST_CAPACITY = 256  # tokens of a slot after `shrink` and `clear`
@@ -34,6 +33,7 @@ class ContiguousCache(Cache):
         capacity: tokens a slot can hold before the first growth.
         max_slots, max_tokens: as of `Cache`; by default the slots there are, each up to the model's context.
         max_prefix_blocks: blocks for prefixes, which are copied into them and out of them.
+        memory: where it is; PyTorch's fp32 on the CPU when None.
     """
 
     def __init__(
@@ -45,18 +45,21 @@ class ContiguousCache(Cache):
         max_slots: int | None = None,
         max_tokens: int | None = None,
         max_prefix_blocks: int = 0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        memory: Memory | None = None,
     ) -> None:
+        if memory is None:
+            from pocketvlm.model.cache.torch_memory import TorchMemory
+
+            memory = TorchMemory()
         max_slots = slots if max_slots is None else max_slots
         max_tokens = max_slots * config.max_position_embeddings if max_tokens is None else max_tokens
-        blocks = BlockPool(config, max_prefix_blocks, dtype=dtype, device=device)
+        blocks = BlockPool(config, max_prefix_blocks, memory)
         super().__init__(config, slots, max_slots, max_tokens, blocks)
         self.capacity = min(capacity, self.max_capacity)
         shape = (slots, config.num_key_value_heads, self.capacity, config.head_dim)
         for layer in blocks.layers:
-            self.keys[layer] = torch.zeros(shape, dtype=dtype, device=device)
-            self.values[layer] = torch.zeros(shape, dtype=dtype, device=device)
+            self.keys[layer] = memory.zeros(shape)
+            self.values[layer] = memory.zeros(shape)
 
     def reserve(self, tokens: int) -> None:
         super().reserve(tokens)
@@ -68,14 +71,14 @@ class ContiguousCache(Cache):
         assert max(self.lengths[:kept], default=0) <= capacity, (self.lengths, capacity)
         for store in (self.keys, self.values):
             for layer, old in store.items():
-                new = old.new_zeros(slots, old.shape[1], capacity, old.shape[3])
+                new = self.memory.zeros((slots, old.shape[1], capacity, old.shape[3]))
                 both = min(capacity, old.shape[2])
                 new[:kept, :, :both] = old[:kept, :, :both]
                 store[layer] = new
         for store in (self.conv, self.recurrent):
             for layer, old in store.items():
                 if len(old) != slots:  # judged layer by layer: an interrupt may have left some of them behind
-                    new = old.new_zeros(slots, *old.shape[1:])
+                    new = self.memory.zeros((slots, *old.shape[1:]), is_fp32=store is self.recurrent)
                     new[:kept] = old[:kept]
                     store[layer] = new
         self.lengths = (self.lengths[:kept] + [0] * slots)[:slots]
@@ -119,15 +122,15 @@ class ContiguousCache(Cache):
 
     def reset(self, slot: int) -> None:
         self.lengths[slot] = 0
-        for tensor in self._own_states(slot):
-            tensor.zero_()
+        for array in self._own_states(slot):
+            array[...] = 0
 
     def erase(self, slot: int) -> None:
         """Zero its keys and values too: a NaN behind a mask is a NaN all the same."""
         self.reset(slot)
         for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[slot].zero_()
+            for array in store.values():
+                array[slot] = 0
 
     def release_slot(self, slot: int) -> None:
         self.lengths[slot] = 0
@@ -138,31 +141,31 @@ class ContiguousCache(Cache):
     def swap_slots(self, one: int, other: int) -> None:
         longest = max(self.lengths[one], self.lengths[other])
         for store in (self.keys, self.values):
-            for tensor in store.values():
-                kept = tensor[one, :, :longest].clone()
-                tensor[one, :, :longest] = tensor[other, :, :longest]
-                tensor[other, :, :longest] = kept
+            for array in store.values():
+                kept = self.memory.copy(array[one, :, :longest])
+                array[one, :, :longest] = array[other, :, :longest]
+                array[other, :, :longest] = kept
         for store in (self.conv, self.recurrent):
-            for tensor in store.values():
-                tensor[[one, other]] = tensor[[other, one]]
+            for array in store.values():
+                array[[one, other]] = array[[other, one]]
         self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
     def copy_slot(self, source: int, target: int, start: int = 0) -> None:
         length = self.lengths[source]
         for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target, :, start:length] = tensor[source, :, start:length]
+            for array in store.values():
+                array[target, :, start:length] = array[source, :, start:length]
         for store in (self.conv, self.recurrent):
-            for tensor in store.values():
-                tensor[target] = tensor[source]
+            for array in store.values():
+                array[target] = array[source]
         self.lengths[target] = length
 
     def tokens_of_copy(self, source: int, tokens: int) -> int:
         del source
         return tokens
 
-    def _own_states(self, slot: int) -> list[Tensor]:
-        return [tensor[slot] for store in (self.conv, self.recurrent) for tensor in store.values()]
+    def _own_states(self, slot: int) -> list[Array]:
+        return [array[slot] for store in (self.conv, self.recurrent) for array in store.values()]
 
     def save_prefix(
         self, slot: int, holding: Holding, shared: Sequence[int], make_room: Callable[[int], bool]
@@ -181,23 +184,29 @@ class ContiguousCache(Cache):
         """Copy tokens `start` (a multiple of BLOCK) to `end` of a slot; the last block may stay part empty."""
         if start == end:
             return
-        index = torch.tensor(blocks, device=self.device)
-        missing = len(blocks) * BLOCK - (end - start)
+        full, rest = divmod(end - start, BLOCK)
+        index = self.memory.index(blocks[:full])
         for own, kept in ((self.keys, self.blocks.keys), (self.values, self.blocks.values)):
             for layer, store in kept.items():
-                source = own[layer][slot, :, start:end]
-                if missing:
-                    source = F.pad(source, (0, 0, 0, missing))
-                store[index] = source.unflatten(1, (-1, BLOCK)).transpose(0, 1)
+                heads, _, size = (source := own[layer][slot, :, start:end]).shape
+                if full:
+                    whole = source[:, : full * BLOCK].reshape(heads, full, BLOCK, size)
+                    store[index] = whole.swapaxes(0, 1)
+                if rest:
+                    store[blocks[full], :, :rest] = source[:, full * BLOCK :]
 
     def restore_prefix(self, slot: int, blocks: Sequence[int], state: State, length: int) -> None:
-        index = torch.tensor(blocks, dtype=torch.long, device=self.device)
+        index = self.memory.index(blocks)
         for own, kept in ((self.keys, self.blocks.keys), (self.values, self.blocks.values)):
             for layer, store in kept.items():
-                own[layer][slot, :, :length] = store[index].transpose(0, 1).flatten(1, 2)[:, :length]
+                _, heads, _, size = store.shape
+                whole = store[index].swapaxes(0, 1).reshape(heads, len(blocks) * BLOCK, size)
+                own[layer][slot, :, :length] = whole[:, :length]
         self.restore_state(slot, state, length)
 
     def at(self, batch: PackedBatch) -> LayerCache:
+        from pocketvlm.model.cache.contiguous_step import ContiguousStep  # brings PyTorch, whose layers alone ask
+
         return ContiguousStep(self, batch)
 
     def check_integrity(self) -> None:

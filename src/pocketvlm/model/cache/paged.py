@@ -20,6 +20,7 @@ from pocketvlm.model.cache.base import Cache, RecordableCache, State
 from pocketvlm.model.cache.block_pool import BLOCK, BlockPool, Holding, blocks_for
 from pocketvlm.model.cache.block_tables import BlockTables
 from pocketvlm.model.cache.paged_step import PagedStep
+from pocketvlm.model.cache.torch_memory import TorchMemory
 from pocketvlm.model.packing import PackedBatch
 
 FIRST_WIDTH = 8  # columns of the table at first
@@ -35,6 +36,7 @@ class PagedCache(Cache):
         max_slots: as of `Cache`; by default the slots there are.
         max_prefix_blocks: further blocks, for prefixes, so that neither runs out by the other.
         preallocate: take all memory now and never move it, as CUDA graphs need it; else as it is needed.
+        memory: where it is; fp32 on the CPU when None.
 
     Attributes:
         tables: blocks of each row.
@@ -50,10 +52,9 @@ class PagedCache(Cache):
         max_slots: int | None = None,
         max_prefix_blocks: int = 0,
         preallocate: bool = False,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        memory: TorchMemory | None = None,
     ) -> None:
-        pool = BlockPool(config, blocks + max_prefix_blocks, dtype=dtype, device=device)
+        pool = BlockPool(config, blocks + max_prefix_blocks, memory or TorchMemory())
         super().__init__(config, slots, slots if max_slots is None else max_slots, blocks * BLOCK, pool)
         self.capacity = self.max_capacity  # of any one slot
         self.keys, self.values = pool.keys, pool.values

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import VisionConfig
+from pocketvlm.model.vision.view_order import WINDOW
 from pocketvlm.model.vision.view_packing import ViewGroup
-
-WINDOW = 4  # tokens in a 2 x 2 window
 
 
 class EarlyCompression(nn.Module):

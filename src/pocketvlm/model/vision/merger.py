@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pocketvlm.config import ModelConfig
-from pocketvlm.model.vision.early_compression import WINDOW
+from pocketvlm.model.vision.view_order import WINDOW
 
 LAYER_NORM_EPS = 1e-6
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pocketvlm.config import DownsampleMode
-from pocketvlm.errors import ConfigError
+from pocketvlm.model.vision.view_order import nearest_positions, window_order
 from pocketvlm.views import View
 
 
@@ -50,32 +49,6 @@ class ViewPacking:
         return sum(g.count * g.tokens for g in self.groups_16x)
 
 
-@lru_cache(maxsize=512)
-def window_order(height: int, width: int, mode: DownsampleMode) -> Tensor:
-    """[h * w] row-major patch numbers in window order: 4 x 4 blocks of 2 x 2 windows (16x) or 2 x 2 windows (4x)."""
-    side = 4 if mode == "16x" else 2
-    if height % side or width % side:
-        raise ConfigError(f"a {mode} view of {height} x {width} patches is no multiple of {side} on each side")
-    numbers = torch.arange(height * width)
-    if mode == "16x":
-        blocks = numbers.view(height // 4, 2, 2, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    else:
-        blocks = numbers.view(height // 2, 2, width // 2, 2).permute(0, 2, 1, 3)
-    return blocks.reshape(-1)
-
-
-@lru_cache(maxsize=512)
-def nearest_positions(height: int, width: int, buckets: int) -> Tensor:
-    """[h * w] rows of the square position table, nearest bucket on each axis.
-
-    The boundaries are fp32 sums of the same step as in the reference: whether an edge case falls left or right of one
-    decides exact parity, so this is not the place for tidier arithmetic.
-    """
-    boundaries = torch.arange(1 / buckets, 1.0, 1 / buckets)
-    rows, columns = (torch.bucketize(torch.arange(n) / n, boundaries, right=True) for n in (height, width))
-    return (rows[:, None] * buckets + columns).flatten()
-
-
 def pack_views(views: Sequence[View], buckets: int, device: torch.device | str = "cpu") -> ViewPacking:
     """Plan the packed order of these views for a position table of `buckets` x `buckets`."""
     first_patch, patch = [], 0
@@ -98,6 +71,8 @@ def pack_views(views: Sequence[View], buckets: int, device: torch.device | str =
             first_feature[i] = feature
             feature += views[i].visual_tokens
         groups[is_4x].append(ViewGroup(len(members), height * width))
-    outputs = [torch.arange(f, f + v.visual_tokens) for f, v in zip(first_feature, views, strict=True)]
-    patch_index, position_ids, output_index = (torch.cat(index).to(device) for index in (patches, positions, outputs))
+    outputs = [np.arange(f, f + v.visual_tokens) for f, v in zip(first_feature, views, strict=True)]
+    patch_index, position_ids, output_index = (
+        torch.from_numpy(np.concatenate(index)).to(device) for index in (patches, positions, outputs)
+    )
     return ViewPacking(patch_index, position_ids, output_index, tuple(groups[False]), tuple(groups[True]))

@@ -10,8 +10,8 @@ from typing import cast
 
 import torch
 
-from pocketvlm.model.vision.early_compression import WINDOW
 from pocketvlm.model.vision.tower import VisionLayer, VisionTower
+from pocketvlm.model.vision.view_order import WINDOW
 
 
 @torch.no_grad()

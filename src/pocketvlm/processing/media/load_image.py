@@ -11,10 +11,9 @@ Two stated differences from the reference:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -31,6 +30,7 @@ from pocketvlm.processing.media.pages import PageBudget
 from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.processing.media.picture_file import decode, upright_size
 from pocketvlm.processing.media.rgb import rgb_from_array
+from pocketvlm.processing.tensors import is_tensor
 from pocketvlm.views import Size
 
 if TYPE_CHECKING:
@@ -231,13 +231,7 @@ def _pixels_of(source: ImageSource, limits: MediaLimits) -> NDArray[np.uint8] | 
 
 
 def _is_pixels(source: object) -> TypeGuard[NDArray[np.generic] | Tensor]:
-    return isinstance(source, np.ndarray) or _is_tensor(source)
-
-
-def _is_tensor(source: object) -> TypeGuard[Tensor]:
-    """A tensor is only there if torch is: it is not imported for this question, which would take seconds."""
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and isinstance(source, torch.Tensor)
+    return isinstance(source, np.ndarray) or is_tensor(source)
 
 
 def _as_array(source: NDArray[np.generic] | Tensor) -> NDArray[np.generic]:

@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.animation import WebPReader
@@ -22,6 +21,7 @@ from pocketvlm.processing.media.load_image import load_image
 from pocketvlm.processing.media.repair import PNG_MAGIC, is_animated_png
 from pocketvlm.processing.media.sources import describe, open_source
 from pocketvlm.processing.media.timeline import Timeline, check_rate
+from pocketvlm.processing.tensors import is_tensor
 
 if TYPE_CHECKING:
     from pocketvlm.processing.media.video_file import FileReader
@@ -44,7 +44,7 @@ class PixelReader:
     def __init__(self, frames: Any, fps: float | None, limits: MediaLimits, files: bool) -> None:
         if isinstance(frames, np.ma.MaskedArray):
             raise MediaError("Expected an array of frames, got a masked array", hint="Call filled() on it first.")
-        if isinstance(frames, (np.ndarray, Tensor)) and frames.ndim != 4:
+        if (isinstance(frames, np.ndarray) or is_tensor(frames)) and frames.ndim != 4:
             raise MediaError(f"Expected frames of shape [frames, height, width, 3], got {list(frames.shape)}")
         if len(frames) == 0:
             raise MediaError("The video has no frames", hint="Pass at least one.")
@@ -66,7 +66,7 @@ def open_video(source: object, fps: float | None, limits: MediaLimits, files: bo
     Raises:
         MediaError: the source is missing, no video, damaged, without frames or their rate, or over a limit.
     """
-    if isinstance(source, (np.ndarray, Tensor, list, tuple)):
+    if isinstance(source, (np.ndarray, list, tuple)) or is_tensor(source):
         yield PixelReader(source, fps, limits, files)
         return
     if fps is not None:

@@ -2,13 +2,15 @@
 
 Shapes: H, W pixels of the picture; P patches of all its views; p patch_size.
 
-The pixels are resized in uint8, channels last, by torch's antialiased bicubic kernel, which gives the reference's
-values bit for bit at a third of the time of channels first; views and patches are then one strided copy. Patches stay
-uint8 (a quarter of fp32) until the device normalises them.
+The pixels are resized in uint8, channels last, with the reference's values bit for bit: by PyTorch's antialiased
+bicubic kernel where PyTorch is there anyway (at a third of the time of channels first), else by `resample`, which takes
+about ten times as long and spares the seconds of importing it. Views and patches are then one strided copy. Patches
+stay uint8 (a quarter of fp32) until the device normalises them.
 
 Threads: the uint8 kernel runs on its calling thread where torch has its AVX2 form (measured: CPU time = wall time with
-two intra-op threads), and the copies are numpy's, also single-threaded. So one thread a picture holds without
-`torch.set_num_threads`, which would leak: it is per-thread in OpenMP builds, but threads born later inherit the value.
+two intra-op threads), as the products of `resample` do, and the copies are numpy's, also single-threaded. So one thread
+a picture holds without `torch.set_num_threads`, which would leak: it is per-thread in OpenMP builds, but threads born
+later inherit the value.
 """
 
 from __future__ import annotations
@@ -16,22 +18,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from pocketvlm.config import DownsampleOption, ImageConfig, check_auto_token_budget
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.machine import usable_processors
 from pocketvlm.processing.patches.rates import choose_rates, count_fine_patches
+from pocketvlm.processing.patches.resample import resample
 from pocketvlm.processing.patches.slicing import SlicePlan, plan_views
+from pocketvlm.processing.tensors import imported_torch, is_tensor
 from pocketvlm.views import Size, View
 
-Pixels = Tensor | NDArray[np.uint8]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels: TypeAlias = "Tensor | NDArray[np.uint8]"
 Source = TypeVar("Source")
 
 
@@ -48,7 +52,7 @@ class ImageViews:
         pages: how many the document has that it is a page of, where somebody wanted to know.
     """
 
-    patches: Tensor
+    patches: NDArray[np.uint8]
     views: tuple[View, ...]
     grid: tuple[int, int] | None
     image: Size
@@ -64,7 +68,7 @@ class ImageViews:
 class CutImage:
     """One picture cut into patches (as those of `ImageViews`) by a plan; with "auto" its rates are still open."""
 
-    patches: Tensor
+    patches: NDArray[np.uint8]
     plan: SlicePlan
 
 
@@ -99,8 +103,8 @@ def cut_image(
     pixels: Pixels, config: ImageConfig, downsample_mode: DownsampleOption, max_slice_nums: int | None
 ) -> CutImage:
     """The first half of `encode_image`: resize and cut."""
-    picture = _as_tensor(pixels)
-    size = Size(height=int(picture.shape[0]), width=int(picture.shape[1]))
+    picture = _as_array(pixels)
+    size = Size(height=picture.shape[0], width=picture.shape[1])
     plan = plan_views(size, config, downsample_mode, max_slice_nums)
     return CutImage(cut_patches(picture, plan, config.patch_size), plan)
 
@@ -124,8 +128,11 @@ def finish_images(images: Sequence[CutImage], auto_token_budget: float | None = 
 
 def _scores(image: CutImage) -> list[int]:
     """The fine print of each view."""
-    sizes = [view.patches for view in image.plan.views]
-    return [count_fine_patches(patches.numpy()) for patches in image.patches.split(sizes)]
+    scores, start = [], 0
+    for view in image.plan.views:
+        scores.append(count_fine_patches(image.patches[start : start + view.patches]))
+        start += view.patches
+    return scores
 
 
 def _same(source: Any) -> Any:
@@ -197,61 +204,48 @@ def encode_pages(
         return list(pool.map(encode, sources))
 
 
-def normalise(patches: Tensor, config: ImageConfig) -> Tensor:
-    """uint8 [P, p, p, 3] → float32 [P, p*p*3], on the same device: the tower's input.
-
-    The values inside a patch keep the order row, column, channel. Arithmetic in the reference's order: rescaling folded
-    into mean and standard deviation, then subtract, then divide.
-    """
-    mean, std = _mean_and_std(config, patches.device)
-    return patches.to(torch.float32).sub_(mean).div_(std).flatten(1)
-
-
-def to_reference_layout(patches: Tensor, config: ImageConfig) -> Tensor:
-    """uint8 [P, p, p, 3] → float32 [1, 3, p, P*p]: the reference's `pixel_values`, patches side by side."""
-    count, size = patches.shape[0], config.patch_size
-    values = normalise(patches, config).view(count, size, size, 3)
-    return values.permute(3, 1, 0, 2).reshape(1, 3, size, count * size)
-
-
-def cut_patches(picture: Tensor, plan: SlicePlan, patch_size: int) -> Tensor:
+def cut_patches(picture: NDArray[np.uint8], plan: SlicePlan, patch_size: int) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] → uint8 [P, p, p, 3] by `plan`, which must be made for this size."""
     patches = np.empty((plan.patches, patch_size, patch_size, 3), np.uint8)
     first = plan.views[0].patches
     _write_views(resize(picture, plan.overview), (1, 1), patches[:first])
     if plan.grid is not None and plan.refined is not None:
         _write_views(resize(picture, plan.refined), plan.grid, patches[first:])
-    return torch.from_numpy(patches)
+    return patches
 
 
-def resize(picture: Tensor, size: Size) -> Tensor:
-    """uint8 [H, W, 3] → uint8 [height, width, 3], contiguous; the very same tensor if it has that size already."""
-    if (picture.shape[0], picture.shape[1]) == (size.height, size.width):
+def resize(picture: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] → uint8 [height, width, 3], contiguous; the very same array if it has that size already."""
+    if picture.shape[:2] == (size.height, size.width):
         return picture
+    picture, torch = np.ascontiguousarray(picture), imported_torch()
+    if torch is None:
+        return resample(picture, size.height, size.width)
     # Batch axis first, then permute: these strides are unambiguously channels last, so torch keeps them in the result
     # and spares two copies.
-    channels_last = picture[None].permute(0, 3, 1, 2)
-    resized = interpolate(
+    channels_last = torch.from_numpy(_writeable(picture))[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
         channels_last, size=[size.height, size.width], mode="bicubic", align_corners=False, antialias=True
     )
-    return resized.permute(0, 2, 3, 1)[0].contiguous()
+    contiguous: NDArray[np.uint8] = resized.permute(0, 2, 3, 1)[0].contiguous().numpy()
+    return contiguous
 
 
-def _write_views(picture: Tensor, grid: tuple[int, int], patches: NDArray[np.uint8]) -> None:
+def _write_views(picture: NDArray[np.uint8], grid: tuple[int, int], patches: NDArray[np.uint8]) -> None:
     """Cut a picture into rows x columns views and these into patches, in place: patches [P, p, p, 3]."""
     rows, columns = grid
     patch = patches.shape[1]
     high, wide = picture.shape[0] // rows // patch, picture.shape[1] // columns // patch
     # One row of a patch (p * 3 bytes) is one element: nothing inside it moves, and copying is 1.5 times faster.
     element = np.dtype((np.void, patch * 3))
-    source = picture.numpy().reshape(rows, high, patch, columns, wide, patch * 3).view(element)
+    source = picture.reshape(rows, high, patch, columns, wide, patch * 3).view(element)
     target = patches.reshape(rows, columns, high, wide, patch, patch * 3).view(element)
     target[...] = source.transpose(0, 3, 1, 4, 2, 5)
 
 
-def _as_tensor(pixels: Pixels) -> Tensor:
-    """A contiguous CPU tensor over the pixels, without a copy where that is possible."""
-    if not isinstance(pixels, (Tensor, np.ndarray)):
+def _as_array(pixels: Pixels) -> NDArray[np.uint8]:
+    """A contiguous array over the pixels, without a copy where that is possible."""
+    if not (isinstance(pixels, np.ndarray) or is_tensor(pixels)):
         raise MediaError(
             f"Expected pixels as a tensor or an array, got {type(pixels).__name__}",
             hint="Use processing.media.load_image.",
@@ -261,9 +255,9 @@ def _as_tensor(pixels: Pixels) -> Tensor:
             f"Expected uint8 RGB pixels [height, width, 3], got {pixels.dtype} {list(pixels.shape)}",
             hint="Use processing.media.load_image, which accepts other layouts.",
         )
-    if isinstance(pixels, Tensor):
-        return pixels.detach().cpu().contiguous()
-    return torch.from_numpy(_writeable(np.ascontiguousarray(pixels)))
+    if not isinstance(pixels, np.ndarray):
+        pixels = pixels.detach().cpu().contiguous().numpy()
+    return np.ascontiguousarray(pixels)
 
 
 class _Unlocked:
@@ -276,12 +270,3 @@ class _Unlocked:
 
 def _writeable(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return array if array.flags.writeable else np.asarray(_Unlocked(array))
-
-
-def _mean_and_std(config: ImageConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation on the scale 0..255, float32 [3], rounded as the reference rounds them."""
-    scale = 1.0 / (1 / 255)
-    return (
-        torch.tensor(config.image_mean, device=device) * scale,
-        torch.tensor(config.image_std, device=device) * scale,
-    )

@@ -8,14 +8,15 @@ Shapes: S tokens of a prompt
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pocketvlm.processing.prompt.tokenizer import TURN_END, TURN_START, Tokenizer
 
 _MEDIA_ENDS = ("</image>", "</slice>")
 
 
-def branch_points(input_ids: Tensor, tokenizer: Tokenizer) -> tuple[int, ...]:
+def branch_points(input_ids: NDArray[np.int64], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return rising numbers of tokens, from int64 ids [S]; the whole prompt is never one of them.
 
     A picture's tokens end with its last `</image>` or `</slice>`: the row breaks between slices are part of it.
