@@ -25,7 +25,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    tests = Path(__file__).parents[1]  # where `helpers` is found
+    done = subprocess.run([sys.executable, *arguments], cwd=tests, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

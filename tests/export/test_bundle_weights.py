@@ -112,7 +112,8 @@ def test_a_bundle_is_made_where_pytorch_is_out_of_reach(
     quantization: str, operators: Operators, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "without"), quantization, operators]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    tests = Path(__file__).parents[1]  # where `helpers` is found
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
     write_bundle(resolve("nano"), tmp_path / "with", PRESETS[quantization], None, operators)
     same_files(tmp_path / "without", tmp_path / "with")

@@ -96,6 +96,6 @@ def test_just_compressed_tower_is_close_to_the_uncompressed_one_on_smooth_input(
 
     # In 16x order, each 2 x 2 window of a view is one row; in 4x order it is four neighbouring rows.
     windows = features(trained, "4x").view(-1, WINDOW, CONFIG.vision.hidden_size).mean(1)
-    expected = windows[window_order(16, 16, "4x")]
+    expected = windows[torch.tensor(window_order(16, 16, "4x"))]
     assert relative_error(features(warm, "16x"), expected) < 0.1
     assert relative_error(features(trained, "16x"), expected) > 0.3, "a random start would do as well"

@@ -18,9 +18,9 @@ from helpers.command import run
 from safetensors.torch import load_file, save_file
 
 import pocketvlm
-from pocketvlm.api import adapters as adapters_module
 from pocketvlm.api.async_vlm import AsyncVLM
 from pocketvlm.errors import ConfigError
+from pocketvlm.model.adapters import peft_folder
 from pocketvlm.server.app import create_app
 from pocketvlm.server.settings import ServerSettings
 
@@ -162,7 +162,7 @@ def test_a_server_that_loads_an_adapter_answers_meanwhile(
     vlm: AsyncVLM, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when another one is to be unloaded, which has to wait."""
-    began, may_go_on, read = threading.Event(), threading.Event(), adapters_module.read_adapter
+    began, may_go_on, read = threading.Event(), threading.Event(), peft_folder.read_adapter
 
     def slow(*arguments: Any) -> Any:
         began.set()
@@ -173,7 +173,7 @@ def test_a_server_that_loads_an_adapter_answers_meanwhile(
         async with client(vlm, root) as server:
             first = {"lora_name": "first", "lora_path": str(root / "good")}
             assert (await server.post(LOAD, json=first)).status_code == 200
-            monkeypatch.setattr(adapters_module, "read_adapter", slow)
+            monkeypatch.setattr(peft_folder, "read_adapter", slow)
             loads = [asyncio.create_task(server.post(LOAD, json={**first, "lora_name": f"{i}"})) for i in range(4)]
             while not began.is_set():
                 await asyncio.sleep(0.01)

@@ -18,7 +18,6 @@ import pickle
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,10 +90,6 @@ class ModelSpec:
 @cache
 def _processor(spec: ModelSpec) -> Processor:
     """Of this process, whose tasks follow each other."""
-    with suppress(ImportError):
-        import torch as _torch  # whose kernel resizes pictures several times as fast, for as long as the process lives
-
-        del _torch
     directory = spec.directory()
     return Processor.from_directory(directory.path, configs=directory.configs)
 
