@@ -30,13 +30,11 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.names import export_tensor, import_tensor, our_name, published_names
 from pocketvlm.model.text.decoder import fp32_parameters
 from pocketvlm.model.vlm import MiniCPMV, can_use_cpu_kernels
-from pocketvlm.model.weight_files import WEIGHTS, find_parameters, used_names, weight_files
+from pocketvlm.model.weight_files import REMAP_BYTES, WEIGHTS, find_parameters, used_names, weight_files
 from pocketvlm.text_files import read_json
 
 logger = logging.getLogger(__name__)
 
-# Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
-REMAP_BYTES = 256 * 2**20
 Progress = Callable[[int, int], None]
 
 

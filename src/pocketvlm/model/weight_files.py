@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
+# Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
+REMAP_BYTES = 256 * 2**20
 # Multi-token prediction: a further layer that drafts tokens. The reference leaves it out as well.
 MTP = re.compile(r"(model\.)?(language_model\.)?mtp\.")
 

@@ -21,10 +21,8 @@ from pocketvlm.model import diagnosis
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.names import import_array, published_shape
 from pocketvlm.model.parameter_shapes import parameter_shapes
-from pocketvlm.model.weight_files import Place, find_parameters, weight_files
+from pocketvlm.model.weight_files import REMAP_BYTES, Place, find_parameters, weight_files
 
-# Resident pages of a mapped file count as memory of the process, so the map is renewed after this many bytes.
-REMAP_BYTES = 256 * 2**20
 _READABLE = {"F64", "F32", "F16", "BF16"}
 
 Array = NDArray[np.float32]
