@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "documents,eval,gguf,mcp,onnx,otel,plots,serve,structured"
+EXTRAS = "documents,eval,gguf,mcp,otel,plots,serve,structured,torch"
 MAX_BYTES = 20_000_000
 # What nano, which answers greedily and the same everywhere, reads in the example.
 QUESTION, ANSWER = "What is the total?", "11.60"
@@ -117,16 +117,21 @@ def check_base(env: Environment) -> None:
     if ANSWER not in (env.work / "out.jsonl").read_text(encoding="utf-8"):
         raise SystemExit("out.jsonl holds no answer")
     env.run("python", "-c", "from PIL import Image; Image.open('receipt.png').convert('RGB').save('receipt.pdf')")
-    env.run("pocketvlm", "trace", "receipt.png", "--prompt", QUESTION, "--save", "trace.npz")
     env.run("pocketvlm", "eval", "shapes", "--count", "2", says="shapes")
-    env.run("pocketvlm", "bench", "offline", "--runs", "torch", "--lines", "view", "--rounds", "1", says="views/s")
+    env.run("pocketvlm", "export", "onnx", "bundle", "--quantization", "none")
+    env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--model", "bundle", says=ANSWER)
+    env.run("pocketvlm", "bench", "offline", "--lines", "view", "--rounds", "1", says="views/s")
 
 
 def check_missing(env: Environment) -> None:
     """What an extra brings is asked for by its name, in one line."""
-    env.run("pocketvlm", "export", "onnx", "bundle", status=2, says="pocketvlm[onnx]")
+    env.run("python", "-c", "from importlib.util import find_spec; assert find_spec('torch') is None")
+    env.run("pocketvlm", "trace", "receipt.png", "--prompt", QUESTION, status=2, says="pocketvlm[torch]")
+    env.run("pocketvlm", "export", "huggingface", "copy", status=2, says="pocketvlm[torch]")
+    env.run("pocketvlm", "tune", "train.csv", status=2, says="pocketvlm[tune]")
     env.run("pocketvlm", "export", "gguf", "gguf", status=2, says="pocketvlm[gguf]")
-    env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--runtime", "onnx", status=2, says="pocketvlm[onnx]")
+    env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--runtime", "torch", status=2, says="pocketvlm[torch]")
+    env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--device", "cuda", status=2, says="pocketvlm[torch]")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", "a", status=2, says="pocketvlm[structured]")
     env.run("pocketvlm", "ask", "receipt.pdf", QUESTION, status=2, says="pocketvlm[documents]")
     env.run("pocketvlm", "serve", status=2, says="pocketvlm[serve]")
@@ -136,8 +141,8 @@ def check_missing(env: Environment) -> None:
 
 def check_extras(env: Environment) -> None:
     """The commands that need an extra."""
-    env.run("pocketvlm", "export", "onnx", "bundle", "--quantization", "none")
-    env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--model", "bundle", says=ANSWER)
+    env.run("pocketvlm", "trace", "receipt.png", "--prompt", QUESTION, "--save", "trace.npz")
+    env.run("pocketvlm", "export", "huggingface", "copy")
     env.run("pocketvlm", "export", "gguf", "gguf")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", ANSWER, "--choice", "99.99", says=ANSWER)
     env.run("pocketvlm", "ask", "receipt.pdf#1", QUESTION, says=ANSWER)

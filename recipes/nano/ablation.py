@@ -115,7 +115,8 @@ def make(args: argparse.Namespace, variant: str, processes: Processes | None = N
     torch.manual_seed(1)
     insert(learner.model, variant)
     planned = stages(args.align, args.joint, args.patches)
-    made = Run(out, learner, 0, PRESETS["cpu"].optimiser, stages=planned, processes=processes)
+    optimiser, dtype = PRESETS["cpu"].optimiser, getattr(torch, args.dtype)
+    made = Run(out, learner, 0, optimiser, stages=planned, processes=processes, dtype=dtype)
     made.length.cooldown = (0, args.align + args.joint)
     return made
 
@@ -191,6 +192,7 @@ def main() -> None:
     cli.add_argument("--joint", type=int, default=600, help="steps in which everything learns")
     cli.add_argument("--patches", type=int, default=1024, help="patches of a step, in each process")
     cli.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    cli.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of products in training")
     cli.add_argument("--report", action="store_true", help="measure instead of training")
     cli.add_argument("--count", type=int, default=1000)
     cli.add_argument("--seed", type=int, default=2026)

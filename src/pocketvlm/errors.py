@@ -32,6 +32,10 @@ class CheckpointError(PocketVLMError):
     """A checkpoint that is missing, truncated, or of other names and shapes than its configuration says."""
 
 
+class BundleCacheError(CheckpointError):
+    """The cache takes no bundle: it cannot be written to, or is full."""
+
+
 class MediaError(PocketVLMError):
     """A picture or a video that cannot be read, or is over a limit."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,24 +230,47 @@ def test_the_onnx_runtime_gives_the_same_answers(vlm: pocketvlm.VLM, seeded_chec
 
 
 def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    small = seeded_checkpoint(0)
-    assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+    def chosen(**options: Any) -> str:
+        with pocketvlm.load(small, device="cpu", **options) as vlm:
+            return str(vlm.runner.manifest.quantization) if isinstance(vlm.runner, ONNXRunner) else "torch"
+
+    small, names = seeded_checkpoint(0), {name: str(PRESETS[name]) for name in ("none", "int8")}
+    assert chosen() == chosen(quantization="none") == chosen(runtime="onnx") == names["none"]
+    assert chosen(runtime="onnx", quantization="int8") == chosen(quantization="int8") == names["int8"]
+    for asked in ({"dtype": "float32"}, {"runtime": "torch"}, {"adapters": {}}):
+        assert chosen(**asked) == "torch"
     monkeypatch.setattr("pocketvlm.api.loading.LARGE", 1)
-    chosen = pocketvlm.load(small, device="cpu")
-    assert isinstance(chosen.runner, ONNXRunner)
-    assert chosen.runner.manifest.quantization == PRESETS["int8"]
-    assert isinstance(pocketvlm.load(small, device="cpu", dtype="float32").runner, TorchRunner)  # asked for
-    assert isinstance(pocketvlm.load(small, device="cpu", runtime="torch").runner, TorchRunner)
+    assert chosen() == chosen(runtime="onnx") == names["int8"]
+    assert chosen(quantization="none") == chosen(dtype="float32") == chosen(runtime="torch") == "torch"
     with monkeypatch.context() as patch:  # another program brought ONNX Runtime, but nothing that makes bundles
-        patch.setattr("pocketvlm.api.loading.find_spec", lambda name: name == "onnxruntime" or None)
-        assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+        patch.setattr("pocketvlm.api.loading.find_spec", lambda name: name != "onnx_ir" or None)
+        assert chosen() == "torch"
+    with monkeypatch.context() as patch:  # no PyTorch: fp32 by ONNX Runtime
+        patch.setattr("pocketvlm.api.loading.find_spec", lambda name: name != "torch" or None)
+        assert chosen(quantization="none") == chosen(quantization="none", dtype="float32") == names["none"]
     with monkeypatch.context() as patch:
         patch.setattr("onnxruntime.__version__", "1.20.0")
-        assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)
+        assert chosen() == "torch"
         with pytest.raises(ConfigError, match=r"1\.20\.0 is installed"):
-            pocketvlm.load(small, device="cpu", runtime="onnx")
-    monkeypatch.setattr("pocketvlm.api.loading.find_spec", lambda _: None)
-    assert isinstance(pocketvlm.load(small, device="cpu").runner, TorchRunner)  # not installed
+            chosen(runtime="onnx")
+    monkeypatch.setattr("pocketvlm.api.loading.find_spec", lambda name: name == "torch" or None)
+    assert chosen() == "torch"  # ONNX Runtime is not installed
+
+
+def test_where_the_cache_takes_no_bundle_pytorch_runs_a_small_model(
+    seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = seeded_checkpoint(0)
+    (tmp_path / "file").write_text("no folder can be made below")
+    monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "file" / "cache"))
+    with pocketvlm.load(small, device="cpu") as vlm:
+        assert isinstance(vlm.runner, TorchRunner)
+    for options in ({"runtime": "onnx"}, {"quantization": "int8"}):
+        with pytest.raises(CheckpointError, match="no bundle can be kept"):
+            pocketvlm.load(small, device="cpu", **options)
+    monkeypatch.setattr("pocketvlm.api.loading.find_spec", lambda name: name != "torch" or None)
+    with pytest.raises(CheckpointError, match="no bundle can be kept"):
+        pocketvlm.load(small, device="cpu")
 
 
 def test_a_bundle_is_a_model(seeded_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:
@@ -264,7 +288,8 @@ def test_an_empty_batch_has_no_answers(vlm: pocketvlm.VLM) -> None:
     assert vlm.batch([]) == []
 
 
-def test_a_trace_over_the_context_is_one_line(vlm: pocketvlm.VLM) -> None:
+def test_a_trace_over_the_context_is_one_line(seeded_checkpoint: Callable[[int], Path]) -> None:
+    vlm = pocketvlm.load(seeded_checkpoint(0), runtime="torch")
     messages = [{"role": "user", "content": "w" * 2 * vlm.config.text.max_position_embeddings}]
     with pytest.raises(PocketVLMError, match="context"):
         trace(vlm, messages)

@@ -21,6 +21,11 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def is_unused() -> bool:
+    """Whether there is a GPU, and no PyTorch that could use it."""
+    return find_spec("torch") is None and _may_be_there()
+
+
 def _is_built_for_gpu() -> bool:
     """By the file in which PyTorch says with which CUDA (or HIP) it was built; True where that cannot be told."""
     try:

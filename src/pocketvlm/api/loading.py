@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,17 +16,18 @@ from pocketvlm.bundle import PRESETS, Manifest, Quantization, parse_quantization
 from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
-from pocketvlm.errors import ConfigError, PocketVLMError
+from pocketvlm.errors import BundleCacheError, ConfigError, OutputError, PocketVLMError, need
 from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 from pocketvlm.model.weight_files import count_parameters
 
+logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
-# On a CPU, models from this size on are made into a bundle; smaller ones answer at once as they are.
+# Models from this size on get 8 bits: they keep the answers, and 4 bits are a choice. Smaller ones are as fast without.
 LARGE = 100_000_000
-AUTO_QUANTIZATION = "int8"  # the one that keeps the answers; 4 bits are a choice
+AUTO_QUANTIZATION, SMALL_QUANTIZATION = "int8", "none"
 
 
 def load_runner(
@@ -51,7 +53,13 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        bundle = ready_bundle(directory, quantization, progress)
+        try:
+            bundle = ready_bundle(directory, quantization, progress)
+        except (BundleCacheError, OutputError) as error:
+            if not _can_do_without_cache(directory, runtime, quantization):
+                raise
+            logger.info("%s: PyTorch runs %s", error, directory)
+            return _torch_runner(directory, device, dtype, progress)
         return ONNXRunner(bundle, config=directory.config if directory.adapter is None else None)  # it may untie heads
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle, which only runtime='onnx' runs")
@@ -62,7 +70,14 @@ def load_runner(
     return _torch_runner(directory, device, dtype, progress)
 
 
+def _can_do_without_cache(directory: ModelDirectory, runtime: str, quantization: str) -> bool:
+    """Whether PyTorch may run a small model instead, with the same numbers."""
+    is_free = runtime == "auto" and quantization in ("auto", "none")
+    return is_free and not _is_large(directory) and find_spec("torch") is not None
+
+
 def _torch_runner(directory: ModelDirectory, device: str, dtype: str, progress: Progress | None) -> Runner:
+    need("torch", "torch", "torch")
     # Here, since an import of PyTorch takes as long as an answer of ONNX Runtime.
     from pocketvlm.api.torch_devices import choose_device, choose_dtype
     from pocketvlm.engine.runners.torch_runner import TorchRunner
@@ -102,8 +117,19 @@ def _is_for_onnx(directory: ModelDirectory, is_on_cpu: bool, runtime: str, quant
         return runtime == "onnx"
     if directory.kind == "bundle" or quantization not in ("auto", "none"):
         return True
-    is_free = quantization == "auto" and dtype == "auto" and is_on_cpu
-    return is_free and count_parameters(directory.path) >= LARGE and _can_make_bundles()
+    if not (is_on_cpu and dtype in ("auto", "float32") and _can_make_bundles()):
+        return False
+    if find_spec("torch") is None:
+        return True
+    if dtype != "auto":
+        return False
+    if _is_large(directory):
+        return quantization == "auto"  # in fp32 the checkpoint runs as it is, and takes no place in the cache
+    return directory.adapter is None  # PyTorch merges it, and can as well answer then
+
+
+def _is_large(directory: ModelDirectory) -> bool:
+    return count_parameters(directory.path) >= LARGE
 
 
 def _can_make_bundles() -> bool:
@@ -118,6 +144,8 @@ def _can_make_bundles() -> bool:
 
 def _auto_quantization(directory: ModelDirectory) -> Quantization:
     """The scores of a 4-bit head are made exact from the embeddings, so a head of its own gets 8 bits."""
+    if not _is_large(directory):
+        return PRESETS[SMALL_QUANTIZATION]
     chosen = PRESETS[AUTO_QUANTIZATION]
     return chosen if directory.config.text.tie_word_embeddings else replace(chosen, head="int8")
 

@@ -59,10 +59,10 @@ def load(
         model: "nano" (in the package), a checkpoint directory, or a hub id such as openbmb/MiniCPM-V-4.6; or what
             `resolve` made of one of these.
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N".
-        runtime: "torch"; "onnx" (ONNX Runtime, on a CPU; the checkpoint is made into a bundle once, in the cache);
-            "auto": onnx on a CPU for 100 million parameters and more, where it is installed; else torch.
+        runtime: "torch" (extra `torch`); "onnx" (ONNX Runtime, on a CPU; the checkpoint is made into a bundle once, in
+            the cache); "auto": onnx on a CPU, torch on a GPU and for what onnx cannot do (docs/onnx.md).
         quantization: of the onnx runtime: "none", "int8", "int4" (4-bit weights in the decoder), or of each part, as in
-            "vision=int8,decoder=int4,head=int8"; "auto" is int8 there.
+            "vision=int8,decoder=int4,head=int8"; "auto" is int8 from 100 million parameters on, else none.
         dtype: "auto" (float32 on a CPU, bfloat16 on CUDA), or one of the names. On a CPU with instructions for it
             bfloat16 reads pictures faster and writes answers more slowly; without them all is many times slower.
         adapter: a folder that PEFT wrote for this model; it becomes part of the weights, as if the model had been

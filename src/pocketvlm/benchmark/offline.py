@@ -47,13 +47,15 @@ class Result:
 
 def make(spec: Spec) -> Contender:
     """Make the contender that a specification describes."""
-    from pocketvlm.benchmark import runners
-
     kind, arguments = spec
     if kind == "pocketvlm":
-        return runners.RunnerContender(*arguments)
+        from pocketvlm.benchmark.runners import RunnerContender
+
+        return RunnerContender(*arguments)
     if kind == "transformers":
-        return runners.TransformersContender(*arguments)
+        from pocketvlm.benchmark.transformers_peer import TransformersContender
+
+        return TransformersContender(*arguments)
     if kind == "llama.cpp":
         from pocketvlm.benchmark.llama_cpp import LlamaCppContender
 

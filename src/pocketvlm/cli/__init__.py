@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pocketvlm.cli import console
-from pocketvlm.errors import EngineError, OutputError, PocketVLMError
+from pocketvlm.errors import EngineError, MissingExtraError, OutputError, PocketVLMError
 
 # name → what it does; the module of the same name in this package has add_arguments(parser) and run(args).
 COMMANDS = {
@@ -114,6 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineError as error:
         console.say(f"{who}: {error}")
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torch":
+            raise
+        console.say(f"{who}: {MissingExtraError('torch', 'torch')}")
+        return 2
     except KeyboardInterrupt as stop:
         if argv is None:  # a program of our own: a second Ctrl-C ends it at once
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ WHAT = {
     "tuning": "steps of fine-tuning, against transformers + peft; see pocketvlm bench tuning --help",
     "growth": "time and memory of the first of --runs against views, prompt length and batch",
 }
+RUNS = ("torch", "onnx:int8", "onnx:int4")
 PEERS = ("transformers", "llama.cpp")
 RANGES = {"rounds": Range(int, 1, Line.rounds)}
 
@@ -31,9 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs",
         nargs="+",
-        default=["torch", "onnx:int8", "onnx:int4"],
         metavar="RUNTIME[:QUANTIZATION]",
-        help="what runs: torch, onnx:none, onnx:int8, onnx:int4 (default: torch onnx:int8 onnx:int4)",
+        help="what runs: torch, onnx:none, onnx:int8, onnx:int4 (default: torch if it is there, onnx:int8 onnx:int4)",
     )
     parser.add_argument("--against", nargs="+", default=[], choices=PEERS, help="also time these programs, in turns")
     parser.add_argument("--gguf", type=Path, nargs="+", default=[], help="with llama.cpp: the decoder's files")
@@ -88,8 +89,6 @@ def _make_bundles(directory: ModelDirectory, specs: list[tuple[str, tuple[Any, .
 
 
 def _growth(args: argparse.Namespace, directory: ModelDirectory, spec: tuple[str, tuple[Any, ...]]) -> int:
-    from importlib.util import find_spec
-
     from pocketvlm.benchmark import growth
 
     if args.plot is not None and find_spec("matplotlib") is None:
@@ -115,10 +114,9 @@ def _growth(args: argparse.Namespace, directory: ModelDirectory, spec: tuple[str
 
 def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
     from pocketvlm.bundle import parse_quantization
-    from pocketvlm.kernels.fastest_dtype import fastest_dtype
 
     specs: list[tuple[str, tuple[Any, ...]]] = []
-    for text in args.runs:
+    for text in args.runs or RUNS[find_spec("torch") is None :]:
         runtime, _, quantization = text.partition(":")
         if runtime not in ("torch", "onnx") or (runtime == "torch" and quantization):
             raise ConfigError(f"--runs {text!r} is unknown", hint="Use torch, onnx:none, onnx:int8 or onnx:int4.")
@@ -126,6 +124,8 @@ def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
             parse_quantization(quantization or "int8")
         specs.append(("pocketvlm", (args.model, runtime, quantization or "int8")))
     if "transformers" in args.against:
+        from pocketvlm.kernels.fastest_dtype import fastest_dtype
+
         dtypes = dict.fromkeys(("float32", str(fastest_dtype()).removeprefix("torch.")))
         specs += [("transformers", (args.model, dtype)) for dtype in dtypes]
 

@@ -86,12 +86,13 @@ def _onnxruntime() -> str:
 
 
 def _device() -> str:
-    """The GPU if there is one, else the processor."""
-    from pocketvlm.api.gpu import has_gpu
+    """The GPU if there is one that PyTorch can use, else the processor."""
+    from pocketvlm.api.gpu import has_gpu, is_unused
     from pocketvlm.machine import processor_name
 
     if not has_gpu():
-        return processor_name()
+        unused = "; a GPU needs the extra torch (or cuda)" if is_unused() else ""
+        return f"{processor_name()}{unused}"
     import torch
 
     return torch.cuda.get_device_name()

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pocketvlm.bundle import FORMAT, Manifest, Operators, PartOperators, Quantization
-from pocketvlm.errors import CheckpointError, ConfigError
+from pocketvlm.errors import BundleCacheError, CheckpointError, ConfigError
 from pocketvlm.export.new_directory import PARTIAL
 from pocketvlm.machine import CACHE_VARIABLE, cache_directory
 from pocketvlm.model.directory import ModelDirectory
@@ -31,7 +31,8 @@ def cached_bundle(
     Processes that want the same one wait for the first.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read, or no bundle can be kept.
+        CheckpointError: the checkpoint cannot be read.
+        BundleCacheError: no bundle can be kept.
         OutputError: there is no room for the bundle.
     """
     directory = resolve(checkpoint)
@@ -42,7 +43,7 @@ def cached_bundle(
         root = cache_directory() / "onnx"
     except OSError as error:
         hint = f"Name a folder in {CACHE_VARIABLE}."
-        raise CheckpointError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
+        raise BundleCacheError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
     place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
     with suppress(OSError):  # a cache may be read-only; bundles get their names when they are whole
         if _is_whole(place, source):
@@ -60,7 +61,7 @@ def cached_bundle(
             write_bundle(directory, place, quantization, progress, made_of)
         _remove_older(root, source)
     except OSError as error:
-        raise CheckpointError(
+        raise BundleCacheError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
             hint=f"Make room there, or name another folder in {CACHE_VARIABLE}.",
         ) from None

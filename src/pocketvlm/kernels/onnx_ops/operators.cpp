@@ -2,6 +2,7 @@
 
 #include "causal_attention.h"
 #include "causal_conv.h"
+#include "ceiling.h"
 #include "quantized_linear.h"
 #include "view_attention.h"
 
@@ -54,4 +55,9 @@ extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(
                                   operator_of<pocketvlm::ViewAttention>(), operator_of<pocketvlm::CausalAttention>()})
     if (auto status = api->add_operator(domain, op)) return status;
   return api->add_domain(options, domain);
+}
+
+// For ceiling.py: operations of so many turns, done on the thread that calls.
+extern "C" __attribute__((visibility("default"))) int64_t pocketvlm_operations(int64_t turns) {
+  return pocketvlm::ceiling::operations(turns);
 }
