@@ -20,6 +20,6 @@ def test_a_limit_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usable_cores() == 1
 
 
-def test_without_the_extra_it_counts_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_loky_it_counts_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "loky", None)
     assert usable_cores() >= 1

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 
 @contextmanager
 def lenient_registrations() -> Iterator[None]:
     """Within this block, fake kernels for `torchvision::` operators that do not exist are skipped."""
+    import torch
+
     strict = torch.library.register_fake
 
     def lenient(op: Any, func: Callable[..., Any] | None = None, /, **kwargs: Any) -> Any:

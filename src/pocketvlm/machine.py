@@ -42,7 +42,7 @@ def usable_cores() -> int:
     """Cores this process may run on, within its affinity and its container's quota: the threads a product is worth.
 
     Two threads of one core share its arithmetic, so they are counted once. `LOKY_MAX_CPU_COUNT` sets a limit. Without
-    the extra `onnx`, the processors of the affinity.
+    the package loky, the processors of the affinity.
     """
     try:
         from loky import cpu_count

@@ -87,7 +87,8 @@ def test_every_way_to_ask_takes_auto(seeded_checkpoint: Callable[[int], Path]) -
     answer = vlm.ask(picture, "What is it?", **auto)
     assert plain < answer.usage.visual_tokens == plan_image(picture, "auto", auto_token_budget=2.0).visual_tokens
     assert [one.token_ids for one in vlm.batch([messages], **auto)] == [answer.token_ids]
-    traced = trace(vlm, messages, max_tokens=1, downsample_mode="auto", auto_token_budget=2.0)
+    with pocketvlm.load(seeded_checkpoint(1), runtime="torch") as other:
+        traced = trace(other, messages, max_tokens=1, downsample_mode="auto", auto_token_budget=2.0)
     assert traced.summary["visual_tokens"] == answer.usage.visual_tokens
     least, at_16x = (
         vlm.ask(picture, "What is it?", **{**options, **rate})

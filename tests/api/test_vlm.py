@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -220,9 +221,9 @@ def test_bfloat16_answers_and_keeps_decay_parameters_in_fp32(seeded_checkpoint: 
     assert vlm.ask(picture(), "What is it?", **GREEDY).usage.completion_tokens > 0
 
 
-def test_the_onnx_runtime_gives_the_same_answers(vlm: pocketvlm.VLM, seeded_checkpoint: Callable[[int], Path]) -> None:
-    other = pocketvlm.load(seeded_checkpoint(0), runtime="onnx", quantization="none")
-    assert other.runner.describe().startswith("ONNX Runtime")
+def test_both_runtimes_give_the_same_answers(vlm: pocketvlm.VLM, seeded_checkpoint: Callable[[int], Path]) -> None:
+    other = pocketvlm.load(seeded_checkpoint(0), runtime="torch")
+    assert [type(v.runner) for v in (vlm, other)] == [ONNXRunner, TorchRunner]
     for options in ({}, {"downsample_mode": "4x"}, {"downsample_mode": "auto", "max_slice_nums": 2}, {"num_beams": 2}):
         pair = [v.ask(picture(), "What is it?", **GREEDY, **options) for v in (vlm, other)]
         assert pair[0].token_ids == pair[1].token_ids
@@ -247,7 +248,7 @@ def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch
         assert chosen() == "torch"
     with monkeypatch.context() as patch:  # no PyTorch: fp32 by ONNX Runtime
         patch.setattr("pocketvlm.api.loading.find_spec", lambda name: name != "torch" or None)
-        assert chosen(quantization="none") == chosen(quantization="none", dtype="float32") == names["none"]
+        assert chosen(quantization="none") == chosen(dtype="float32") == names["none"]
     with monkeypatch.context() as patch:
         patch.setattr("onnxruntime.__version__", "1.20.0")
         assert chosen() == "torch"
@@ -257,20 +258,28 @@ def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch
     assert chosen() == "torch"  # ONNX Runtime is not installed
 
 
-def test_where_the_cache_takes_no_bundle_pytorch_runs_a_small_model(
-    seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_small_model_needs_no_cache(
+    vlm: pocketvlm.VLM, seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    small = seeded_checkpoint(0)
+    small, places = seeded_checkpoint(0), tmp_path / "temporary"
+    places.mkdir()
     (tmp_path / "file").write_text("no folder can be made below")
     monkeypatch.setenv("POCKETVLM_CACHE", str(tmp_path / "file" / "cache"))
-    with pocketvlm.load(small, device="cpu") as vlm:
-        assert isinstance(vlm.runner, TorchRunner)
-    for options in ({"runtime": "onnx"}, {"quantization": "int8"}):
-        with pytest.raises(CheckpointError, match="no bundle can be kept"):
-            pocketvlm.load(small, device="cpu", **options)
-    monkeypatch.setattr("pocketvlm.api.loading.find_spec", lambda name: name != "torch" or None)
+    monkeypatch.setattr("tempfile.tempdir", str(places))
+    with pocketvlm.load(small, device="cpu") as other:
+        assert isinstance(other.runner, ONNXRunner)
+        assert len(list(places.iterdir())) == 1
+        answers = [v.ask(picture(), "What is it?", **GREEDY) for v in (vlm, other)]
+    assert answers[0].token_ids == answers[1].token_ids
+    del other
+    gc.collect()
+    assert not list(places.iterdir())
+    places.rmdir()  # nor is there a place for temporary files
     with pytest.raises(CheckpointError, match="no bundle can be kept"):
         pocketvlm.load(small, device="cpu")
+    monkeypatch.setattr("pocketvlm.api.loading.LARGE", 1)
+    with pytest.raises(CheckpointError, match="no bundle can be kept"):
+        pocketvlm.load(small, device="cpu", quantization="none", runtime="onnx")
 
 
 def test_a_bundle_is_a_model(seeded_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from helpers import without_torch
+from helpers.adapters import ALL, write_random_adapter
 
 from pocketvlm.api import gpu
 from pocketvlm.bundle import PRESETS
@@ -54,6 +56,76 @@ def test_commands_do_not_import_pytorch(bundle: str, command: tuple[str, ...], t
         "print('torch' in sys.modules)"
     )
     assert python("-c", code).splitlines()[-1] == "False"
+
+
+COMMANDS = (
+    ("info", "--json"),
+    ("plan", without_torch.WORD),
+    ("ask", without_torch.WORD, "What does it say?", "--max-tokens", "4"),
+    ("chat", without_torch.WORD, "--max-tokens", "4"),
+    ("batch", "in.jsonl", "out.jsonl"),
+    ("eval", "--list"),
+    ("eval", "shapes", "--count", "1", "--max-tokens", "4"),
+    ("export", "onnx", "bundle", "--quantization", "none"),
+    ("bench", "offline", "--lines", "decode1", "--rounds", "1"),
+    ("tune", "--help"),
+    ("bench", "tuning", "--help"),
+)
+WANTING = {  # commands and what they name
+    ("tune", "train.csv"): "pocketvlm[tune]",
+    ("bench", "tuning"): "pocketvlm[tune]",
+    ("bench", "offline", "--against", "transformers"): "pocketvlm[reference]",
+    ("trace", without_torch.WORD, "--prompt", "?"): "pocketvlm[torch]",
+    ("export", "huggingface", "copy"): "pocketvlm[torch]",
+    ("export", "gguf", "copy"): "pocketvlm[gguf]",
+    ("serve", "--runtime", "torch", "--port", "0"): "pocketvlm[torch]",
+    ("serve", "--adapter-root", ".", "--port", "0"): "pocketvlm[torch]",
+    ("ask", without_torch.WORD, "?", "--runtime", "torch"): "pocketvlm[torch]",
+    ("ask", without_torch.WORD, "?", "--device", "cuda"): "pocketvlm[torch]",
+    ("ask", without_torch.WORD, "?", "--dtype", "bfloat16"): "pocketvlm[torch]",
+}
+
+
+def test_where_pytorch_is_not_installed_commands_do_without_it_or_name_the_extra(tmp_path: Path) -> None:
+    line = {"custom_id": "one", "body": {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}}
+    (tmp_path / "in.jsonl").write_text(json.dumps({**line, "method": "POST", "url": "/v1/chat/completions"}) + "\n")
+    code = (
+        "import contextlib, io, json, os, sys\n"
+        "from helpers.without_torch import take_pytorch_away\n"
+        "take_pytorch_away()\n"
+        "from pocketvlm.cli import main\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "done = []\n"
+        f"for command in {[*COMMANDS, *WANTING]!r}:\n"
+        "    said, sys.stdin = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
+        "        try: status = main(list(command))\n"
+        "        except SystemExit as end: status = end.code or 0\n"
+        "    done.append((command, status, said.getvalue()))\n"
+        "print(json.dumps(done))"
+    )
+    done = {tuple(command): (status, said) for command, status, said in json.loads(python("-c", code).splitlines()[-1])}
+    for command in COMMANDS:
+        assert done[command][0] == 0, (command, done[command])
+    for command, extra in WANTING.items():
+        status, said = done[command]
+        assert (status, said.count("\n")) == (2, 1), (command, said)
+        assert extra in said, (command, said)
+
+
+def test_an_adapter_is_not_merged_without_pytorch(seeded_checkpoint: Callable[[int], Path], tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from helpers.without_torch import take_pytorch_away\n"
+        "take_pytorch_away()\n"
+        "import pocketvlm\n"
+        "for options in ({'adapter': sys.argv[2]}, {'adapters': {}}, {'runtime': 'torch'}):\n"
+        "    try: pocketvlm.load(sys.argv[1], **options)\n"
+        "    except pocketvlm.MissingExtraError as error: print(error.extra)"
+    )
+    model = seeded_checkpoint(0)
+    adapter = write_random_adapter(tmp_path, resolve(model).config, 1, ALL)
+    assert python("-c", code, str(model), str(adapter)).split() == ["torch"] * 3
 
 
 def test_a_checkpoint_whose_bundle_is_kept_does_not_import_pytorch() -> None:

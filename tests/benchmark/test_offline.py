@@ -192,7 +192,10 @@ def test_the_command_prints_one_json_line(
     assert line["results"][0]["rates"]["prompt"] > 0
     seen[0].append(Result("other", error="ended by SIGILL"))
     monkeypatch.setattr(offline, "compete", lambda *_: seen[0])  # in words, the same results, and one that failed
-    for found in ({"fp32": 1.0, "read": 1.0, "int8": 1.0}, {"fp32": 1.0, "read": 1.0}):  # with the extra onnx, without
+    for found in (
+        {"fp32": 1.0, "read": 1.0, "int8": 1.0},
+        {"fp32": 1.0, "read": 1.0},
+    ):  # with a ceiling for int8, without
         monkeypatch.setattr(ceilings, "measure", lambda found=found: found)
         assert main(command) == 1
         shown = capsys.readouterr().out

@@ -70,7 +70,8 @@ def test_a_model_is_exported_and_asked(
     assert status == 0
     assert line["bytes"] == sum(line["files"].values()) > 0
     question = ("ask", image, "What is it?", "--json", "--max-tokens", "5", "--temperature", "0")
-    answers = [json.loads(run(capsys, *question, "--model", m)[1])["text"] for m in (model, bundle)]
+    sides = (("--model", model, "--runtime", "torch"), ("--model", bundle))
+    answers = [json.loads(run(capsys, *question, *side)[1])["text"] for side in sides]
     assert answers[0] == answers[1]
     assert json.loads(run(capsys, "info", "--model", bundle, "--json")[1])["runs_with"].startswith("ONNX Runtime")
     for wrong in (

@@ -161,6 +161,15 @@ def test_the_cache_mends_itself(cache: Path, seeded_checkpoint: Callable) -> Non
     assert not killed.exists()
 
 
+def test_bundles_that_were_not_used_for_long_are_removed(cache: Path, seeded_checkpoint: Callable) -> None:
+    first, second = cached_bundle(seeded_checkpoint(0), INT8), cached_bundle(seeded_checkpoint(1), INT8)
+    for place in (first, second):
+        os.utime(place, times=(0, 0))
+    assert cached_bundle(seeded_checkpoint(0), INT8) == first  # which is in use again
+    third = cached_bundle(seeded_checkpoint(0), Quantization())
+    assert {place for place in cache.iterdir() if place.is_dir()} == {first, third}
+
+
 def test_a_changed_checkpoint_gets_another_bundle(cache: Path, seeded_checkpoint: Callable, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(seeded_checkpoint(0), tmp_path / "mine"))
     first = cached_bundle(mine, INT8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,18 @@ SCHEMA = {"type": "object", "properties": {"total": {"type": "string"}}, "requir
 
 
 class OutOfReach:
-    """Makes every import of PyTorch fail, as where it is not installed."""
+    """Stands in the place of the finder of installed packages, and finds no PyTorch."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
-        del path, target
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
+    find_distributions = staticmethod(PathFinder.find_distributions)
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        return None if name.partition(".")[0] == "torch" else PathFinder.find_spec(name, path, target)
+
+
+def take_pytorch_away() -> None:
+    """From now on it is not installed, for this process."""
+    assert "torch" not in sys.modules
+    sys.meta_path[:] = [OutOfReach() if finder is PathFinder else finder for finder in sys.meta_path]
 
 
 def answers(bundle: str) -> list[Any]:
@@ -57,5 +62,5 @@ def answers(bundle: str) -> list[Any]:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, OutOfReach())
+    take_pytorch_away()
     print(json.dumps(answers(sys.argv[1])))

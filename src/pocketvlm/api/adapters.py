@@ -127,7 +127,8 @@ class Adapters(Mapping[str, LoadedAdapter]):
 
     def _unknown(self, name: object) -> ConfigError:
         if not self._loaded:
-            return ConfigError(f"there is no adapter {show(name)}: none is loaded", hint="Load it first: load_adapter.")
+            hint = "Give it to load: adapters={'name': 'folder'}."
+            return ConfigError(f"there is no adapter {show(name)}: none is loaded", hint=hint)
         near = get_close_matches(str(name), self._loaded, 1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
         return ConfigError(f"there is no adapter {show(name)}, only {', '.join(map(repr, self._loaded))}", hint=hint)

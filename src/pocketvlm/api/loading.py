@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkdtemp
 
 from pocketvlm.api.gpu import has_gpu
 from pocketvlm.api.operators import choose_operators, describe, measured
@@ -53,14 +56,9 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        try:
-            bundle = ready_bundle(directory, quantization, progress)
-        except (BundleCacheError, OutputError) as error:
-            if not _can_do_without_cache(directory, runtime, quantization):
-                raise
-            logger.info("%s: PyTorch runs %s", error, directory)
-            return _torch_runner(directory, device, dtype, progress)
-        return ONNXRunner(bundle, config=directory.config if directory.adapter is None else None)  # it may untie heads
+        if runtime == "auto" and dtype == "float32" and quantization == "auto":
+            quantization = "none"
+        return _onnx_runner(directory, quantization, progress)
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle, which only runtime='onnx' runs")
     if quantization not in ("auto", "none"):
@@ -70,10 +68,30 @@ def load_runner(
     return _torch_runner(directory, device, dtype, progress)
 
 
-def _can_do_without_cache(directory: ModelDirectory, runtime: str, quantization: str) -> bool:
-    """Whether PyTorch may run a small model instead, with the same numbers."""
-    is_free = runtime == "auto" and quantization in ("auto", "none")
-    return is_free and not _is_large(directory) and find_spec("torch") is not None
+def _onnx_runner(directory: ModelDirectory, quantization: str, progress: Progress | None) -> Runner:
+    config = directory.config if directory.adapter is None else None  # an adapter may untie heads
+    try:
+        return ONNXRunner(ready_bundle(directory, quantization, progress), config=config)
+    except (BundleCacheError, OutputError) as error:
+        if _is_large(directory):
+            raise
+        logger.info("%s: the bundle is made for this process alone", error)
+        with suppress(OSError, PocketVLMError):
+            folder = mkdtemp(prefix="pocketvlm-")
+            with ExitStack() as stack:
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                runner = ONNXRunner(_bundle_in(Path(folder), directory, quantization), config=config)
+                weakref.finalize(runner, stack.pop_all().close)  # the folder goes with it
+                return runner
+        raise
+
+
+def _bundle_in(folder: Path, directory: ModelDirectory, quantization: str) -> Path:
+    from pocketvlm.export.onnx.bundle import write_bundle
+
+    chosen = parse_quantization(quantization) if quantization != "auto" else _auto_quantization(directory)
+    write_bundle(directory, folder / "bundle", chosen)
+    return folder / "bundle"
 
 
 def _torch_runner(directory: ModelDirectory, device: str, dtype: str, progress: Progress | None) -> Runner:
@@ -100,8 +118,11 @@ def describe_choice(directory: ModelDirectory) -> dict[str, str]:
 
         device = choose_device("auto")
         return {"runs_with": f"PyTorch on {device.type}, {str(choose_dtype('auto', device)).removeprefix('torch.')}"}
+    if not _can_make_bundles():
+        return {"runs_with": "nothing that is installed: pip install -U pocketvlm"}
     chosen = _auto_quantization(directory)
-    operators, compiled = choose_operators(chosen), library.compiled()
+    operators = choose_operators(chosen)
+    compiled = library.compiled() if chosen.suits_compiled else None
     if compiled is None:
         return {"runs_with": f"ONNX Runtime, {chosen}, {operators}"}
     kind = f" ({library.kind_of(compiled)})" if operators.has_compiled else ""
@@ -117,11 +138,11 @@ def _is_for_onnx(directory: ModelDirectory, is_on_cpu: bool, runtime: str, quant
         return runtime == "onnx"
     if directory.kind == "bundle" or quantization not in ("auto", "none"):
         return True
-    if not (is_on_cpu and dtype in ("auto", "float32") and _can_make_bundles()):
+    if not (is_on_cpu and dtype in ("auto", "float32")):
         return False
     if find_spec("torch") is None:
         return True
-    if dtype != "auto":
+    if dtype != "auto" or not _can_make_bundles():
         return False
     if _is_large(directory):
         return quantization == "auto"  # in fp32 the checkpoint runs as it is, and takes no place in the cache

@@ -196,7 +196,8 @@ class VLM:
         return answer_many(self.shared, self.prepare, requests, ahead)
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
-        """Let requests name an adapter that PEFT wrote, from now on; safe in any thread, while others are answered.
+        """Let requests name an adapter that PEFT wrote, from now on; safe in any thread, while others are answered. Of
+        a model on PyTorch, as `load` makes it with `adapters` (an empty mapping will do) or `runtime="torch"`.
 
         Raises:
             ConfigError, CheckpointError: see `Adapters.load`.

@@ -127,9 +127,12 @@ def _units(scheme: Scheme) -> str:
 
 def _weight_bytes(runner: Runner) -> int:
     """Of one weight as PyTorch's runner reads it in a step."""
-    from pocketvlm.kernels.linear import fp16_linear  # which imports torch, as that runner does
+    from pocketvlm.engine.runners.torch_runner import TorchRunner
+    from pocketvlm.kernels.linear import fp16_linear
 
-    return 2 if runner.device_type == "cpu" and fp16_linear.is_available() else 4
+    if runner.device_type != "cpu" and isinstance(runner, TorchRunner):
+        return runner.model.dtype.itemsize
+    return 2 if fp16_linear.is_available() else 4
 
 
 def _synchronize() -> None:

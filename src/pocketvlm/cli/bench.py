@@ -10,7 +10,7 @@ from typing import Any
 from pocketvlm.benchmark.lines import LINES, Line, line_of
 from pocketvlm.cli.common import add_json, check_ranges, directory_of, files_read, is_file, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
-from pocketvlm.errors import ConfigError, MissingExtraError
+from pocketvlm.errors import ConfigError, MissingExtraError, need
 from pocketvlm.files import check_output
 from pocketvlm.machine import processor_name, usable_cores
 from pocketvlm.model.directory import ModelDirectory
@@ -124,6 +124,7 @@ def _specs(args: argparse.Namespace) -> list[tuple[str, tuple[Any, ...]]]:
             parse_quantization(quantization or "int8")
         specs.append(("pocketvlm", (args.model, runtime, quantization or "int8")))
     if "transformers" in args.against:
+        need("torch", "torch", "reference")
         from pocketvlm.kernels.fastest_dtype import fastest_dtype
 
         dtypes = dict.fromkeys(("float32", str(fastest_dtype()).removeprefix("torch.")))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pocketvlm.cli.common import add_json, check_ranges, directory_of, progress_bars
 from pocketvlm.cli.console import put_json, put_rich
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, need
 from pocketvlm.machine import processor_name, usable_cores
 from pocketvlm.ranges import Range
 from pocketvlm.training.settings import METHODS, OPTIMISERS, PARTS, TuneSettings
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if directory_of(args).kind == "bundle":
         raise ConfigError(f"{args.model} is a bundle of ONNX Runtime", hint="Tune the checkpoint it was made of.")
+    need("torch", "torch", "tune")
     from pocketvlm.benchmark.tuning.contenders import Job
     from pocketvlm.benchmark.tuning.run import compete, ratios
 

@@ -132,6 +132,8 @@ def _check(args: argparse.Namespace, settings: ServerSettings, *, listens: bool)
         parse_quantization(settings.quantization)
     if settings.runtime == "onnx":
         need("onnxruntime", "onnxruntime", "onnx")
+    if settings.runtime == "torch" or settings.adapters or settings.adapter_roots:
+        need("torch", "torch", "torch")
     if settings.mcp:
         need("mcp", "mcp", "mcp")
     if settings.otlp_endpoint:

@@ -24,7 +24,7 @@ from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.own_data import tell_unused
 from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
-from pocketvlm.errors import ConfigError
+from pocketvlm.errors import ConfigError, need
 from pocketvlm.ranges import Range
 from pocketvlm.training.data.sample import SampleError
 from pocketvlm.training.interchange.programs import EMITTED, FILES
@@ -158,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
     check_ranges(args, RANGES)
     preset = {} if args.preset is None else PRESETS[args.preset]
     _check_given(given, preset)
+    need("torch", "torch", "tune")
     job = job_of(args)
     settings = job.settings_with({**preset, **{name: value for name, value in given.items() if value is not None}})
     for name in ("beta", "rpo_alpha"):

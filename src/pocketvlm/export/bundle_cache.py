@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 
 Progress = Callable[[int, int], None]
+UNUSED = 30 * 24 * 3600  # seconds
 
 
 def cached_bundle(
@@ -47,6 +50,7 @@ def cached_bundle(
     place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
     with suppress(OSError):  # a cache may be read-only; bundles get their names when they are whole
         if _is_whole(place, source):
+            os.utime(place)  # it is in use
             return place
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -60,6 +64,7 @@ def cached_bundle(
 
             write_bundle(directory, place, quantization, progress, made_of)
         _remove_older(root, source)
+        _remove_unused(root)
     except OSError as error:
         raise BundleCacheError(
             f"no bundle can be kept in {root} ({error.strerror or error})",
@@ -79,6 +84,15 @@ def _remove_older(root: Path, source: str) -> None:
                 old.unlink()
         else:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_unused(root: Path) -> None:
+    """Remove bundles that no process has loaded for so long, such as those of a training's checkpoints."""
+    for place in root.glob(f"*-f{FORMAT}"):
+        with suppress(OSError):  # another user's
+            if time.time() - place.stat().st_mtime > UNUSED:
+                shutil.rmtree(place)
+                place.with_name(f"{place.name}.lock").unlink()
 
 
 def _is_whole(place: Path, source: str) -> bool:

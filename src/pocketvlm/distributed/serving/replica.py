@@ -48,7 +48,7 @@ class Replica:
             raise
 
     async def _start(self, settings: ServerSettings) -> None:
-        # PyTorch comes with these: not before the threads are counted.
+        # PyTorch may come with these: not before the threads are counted.
         from pocketvlm.api.async_vlm import AsyncVLM
         from pocketvlm.api.vlm import load
         from pocketvlm.machine import use_one_heap

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +57,9 @@ def import_onnxruntime() -> ModuleType:
             hint="Install it with: pip install -U 'pocketvlm[onnx]'",
         )
     return onnxruntime
+
+
+_one_at_a_time = Lock()  # a second arena of the same kind would be refused
 
 
 @cache
@@ -141,7 +145,8 @@ class ONNXRunner:
         options.log_severity_level = 3
         # Tower and decoder take turns, so they share an arena; and a plan of memory for every length of prompt would be
         # kept for good. Together a fifth of a gigabyte.
-        _share_arena(self.runtime)
+        with _one_at_a_time:
+            _share_arena(self.runtime)
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
         try:

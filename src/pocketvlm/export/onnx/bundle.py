@@ -16,7 +16,7 @@ from typing import Any
 
 from pocketvlm.bundle import GRAPHS, Manifest, Operators, PartOperators, Quantization
 from pocketvlm.config import ModelConfig
-from pocketvlm.errors import OutputError
+from pocketvlm.errors import OutputError, need
 from pocketvlm.export.model_files import copy_text_files
 from pocketvlm.export.new_directory import new_directory, unchanged
 from pocketvlm.machine import CACHE_VARIABLE
@@ -81,6 +81,7 @@ def _between(progress: Progress | None, start: float, end: float) -> Progress | 
 def _weights(directory: ModelDirectory, progress: Progress | None) -> Weights:
     if directory.adapter is None and (stored := StoredWeights.open(directory)) is not None:
         return stored
+    need("torch", "torch", "torch")  # which merges adapters, and reads 8-bit floats
     import torch
 
     from pocketvlm.model.checkpoint import load_model, stored_dtype

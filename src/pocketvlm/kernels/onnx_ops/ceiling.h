@@ -9,8 +9,9 @@
 
 namespace pocketvlm::ceiling {
 
-// `add_products`: sums of 32 bits += products of registers of bytes (16 bits on AVX2 without VNNI, as products are there),
-// kProducts of them. As text, or kept by one, because a compiler would leave out what nobody reads.
+// `add_products`: sums += kProducts products of bytes. The sums have 32 bits, 16 on AVX2 without VNNI, where 8 bits by 8
+// do not fit and products of ours are slower for that. As text, or kept by one, because a compiler would leave out what
+// nobody reads.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512DQ__)
 
 using Register = __m512i;
@@ -35,10 +36,10 @@ inline void add_products(Register& sum, Register some) {
   __asm__ volatile("" : "+x"(sum));
 }
 #else
-constexpr int kProducts = 16;
+constexpr int kProducts = 32;
 inline void add_products(Register& sum, Register some) {
   Register products;
-  __asm__ volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(some));
+  __asm__ volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(some));
 }
 #endif
 

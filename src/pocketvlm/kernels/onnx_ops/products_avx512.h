@@ -7,6 +7,7 @@ using Stored = int8_t;                    // an input as products read it
 constexpr int kRows = 6;                  // of a tile: 24 sums, 4 registers of weights, one of inputs
 constexpr bool kHasSignedWeights = false;  // what a weight's zero adds to a sum is taken off it
 
+template <int kBits>  // of the weights
 inline void store_inputs(Stored* to, Ints rounded) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(rounded));
 }

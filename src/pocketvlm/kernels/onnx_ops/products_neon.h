@@ -10,6 +10,7 @@ constexpr int kRows = 5;                 // of a tile: 20 sums, 4 registers of w
 constexpr bool kHasSignedWeights = true;  // a weight's zero is taken off it when it is loaded
 constexpr int kQuarter = kPanel / 4;     // outputs of a pass: four registers of 4
 
+template <int kBits>  // of the weights
 inline void store_inputs(Stored* to, Ints rounded) {
   const int16x8_t low = vcombine_s16(vqmovn_s32(rounded.v[0]), vqmovn_s32(rounded.v[1]));
   const int16x8_t high = vcombine_s16(vqmovn_s32(rounded.v[2]), vqmovn_s32(rounded.v[3]));

@@ -69,6 +69,7 @@ class QuantizedLinear {
     if (!scratch.resize(rows, size_, gate_.changes())) return api.error(ort::kFail, "QuantizedLinear: out of memory");
     const Activations activations{scratch.values.data(), scratch.scales.data(), scratch.starts.data()};
     float* changed = scratch.changed.data();
+    auto* quantize = bits_ == 8 ? quantize_row<8> : quantize_row<4>;
     const auto prepare = [&](int64_t row) {
       const float* from = x.as<float>() + row * x.last() + x_offset_;
       if (gate_.changes()) {
@@ -76,8 +77,8 @@ class QuantizedLinear {
         gate_.apply(from, gate.as<float>() + row * gate.last() + gate_offset_, norm.as<float>(), size_.inputs, to);
         from = to;
       }
-      quantize_row(from, size_, bits_ == 8 ? 128 : 8, activations.values + row * size_.inputs,
-                   activations.scales + row * blocks, activations.starts + row * blocks);
+      quantize(from, size_, activations.values + row * size_.inputs, activations.scales + row * blocks,
+               activations.starts + row * blocks);
     };
     // Other threads take some microseconds to begin.
     constexpr int64_t kAlone = 8192;

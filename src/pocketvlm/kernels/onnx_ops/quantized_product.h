@@ -47,7 +47,9 @@ struct Size {
 
 // One row: each block by its largest value, symmetric, to the nearest of 255 steps. Where a value is not finite no scale
 // is either: a largest value alone would forget a NaN that another value follows.
-inline void quantize_row(const float* x, const Size& size, int zero, Stored* values, float* scales, int32_t* starts) {
+template <int kBits>
+void quantize_row(const float* x, const Size& size, Stored* values, float* scales, int32_t* starts) {
+  constexpr int kZero = kBits == 8 ? 128 : 8;  // of the weights
   const int64_t count = size.block;
   for (int64_t b = 0; b < size.blocks(); ++b, x += count, values += count) {
     Floats most = all(0.0f), finite = all(0.0f);
@@ -62,10 +64,10 @@ inline void quantize_row(const float* x, const Size& size, int zero, Stored* val
     for (int64_t k = 0; k < count; k += kLanes) {
       const Ints rounded = to_ints(multiply(load(x + k), steps));
       sum = add(sum, rounded);
-      store_inputs(values + k, rounded);
+      store_inputs<kBits>(values + k, rounded);
     }
     scales[b] = largest / 127.0f;
-    starts[b] = kHasSignedWeights ? 0 : -zero * sum_of(sum);
+    starts[b] = kHasSignedWeights ? 0 : -kZero * sum_of(sum);
   }
 }
 
