@@ -50,12 +50,15 @@ def test_an_engine_has_its_cores_on_one_machine() -> None:
             share([Machine(6)] * 2, engines, cores)
 
 
-def test_each_gpu_has_an_engine_unless_fewer_are_asked_for() -> None:
+def test_each_gpu_has_an_engine_unless_fewer_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     eight = [Machine(48, 4)] * 2
     assert (share(eight, None, None).engines, share(eight, 3, None, device="cuda").engines) == (8, 3)
     assert share(eight, None, None).gpus == 1
     assert share(eight, None, None, device="cpu").gpus == 0
     assert share(eight, None, None, runtime="onnx").gpus == 0
+    with monkeypatch.context() as patch:  # PyTorch is not installed
+        patch.setattr("pocketvlm.distributed.cluster.find_spec", lambda _: None)
+        assert share(eight, None, None).gpus == 0
     with pytest.raises(ConfigError, match="8 GPUs"):
         share(eight, 9, None)
     with pytest.raises(ConfigError, match="no GPU"):

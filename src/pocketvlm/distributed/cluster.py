@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from pocketvlm.errors import ConfigError, need
@@ -95,7 +96,8 @@ def share(
             raise ConfigError(f"--device {device}: the cluster has no GPU", hint="Leave --device out, or give cpu.")
         if device != "cuda":
             raise ConfigError(f"--device {device}: an engine on Ray sees one GPU", hint="Give --device cuda.")
-    if gpus and device != "cpu" and runtime != "onnx":
+        need("torch", "torch", "torch")
+    if gpus and may_use_gpus(device, runtime):
         return _share_of_gpus(machines, engines, cores)
     if cores is None:
         wanted = engines or len(machines)
@@ -110,6 +112,11 @@ def share(
         )
     # Decoding pictures is a hundredth of the work there; two tasks of it find room beside each engine.
     return Shares(engines=engines, cores=cores, gpus=0, engine_cpus=cores - 2 * _PREPARING, preparing_cpus=_PREPARING)
+
+
+def may_use_gpus(device: str, runtime: str) -> bool:
+    """Whether an engine with these options runs on a GPU that it is given: on PyTorch, if that is installed."""
+    return device != "cpu" and runtime != "onnx" and find_spec("torch") is not None
 
 
 def _fitting(machines: Sequence[Machine], cores: int) -> int:

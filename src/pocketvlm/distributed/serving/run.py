@@ -19,10 +19,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from pocketvlm.distributed.cluster import may_use_gpus
 from pocketvlm.distributed.connection import Cluster, cluster
 from pocketvlm.distributed.serving.application import NAME, application
 from pocketvlm.distributed.serving_options import Shape
-from pocketvlm.errors import ConfigError, EngineError
+from pocketvlm.errors import ConfigError, EngineError, need
 from pocketvlm.machine import usable_processors
 from pocketvlm.server.listening import listen
 from pocketvlm.server.settings import ServerSettings
@@ -122,9 +123,12 @@ def _with_cores(shape: Shape) -> Shape:
 
 def _with_gpus(settings: ServerSettings, shape: Shape, found: Cluster) -> Shape:
     """With a GPU for each replica, where the cluster has some and nothing was given."""
+    if shape.replica_gpus:
+        need("torch", "torch", "torch")
     if shape.replica_gpus is not None or settings.device == "cpu" or settings.runtime == "onnx":
         return shape
-    return replace(shape, replica_gpus=1.0 if found.total("GPU") else 0.0)
+    is_there = found.total("GPU") and may_use_gpus(settings.device, settings.runtime)
+    return replace(shape, replica_gpus=1.0 if is_there else 0.0)
 
 
 def _needs(shape: Shape) -> dict[str, float]:
