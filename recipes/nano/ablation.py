@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from pocketvlm.api.vlm import VLM
 from pocketvlm.config import ModelConfig
+from pocketvlm.engine.runners.torch_runner import TorchRunner
 from pocketvlm.evaluation.answerers import LocalModel
 from pocketvlm.evaluation.harness import evaluate
 from pocketvlm.evaluation.report import summarise
@@ -168,7 +169,7 @@ def report(args: argparse.Namespace) -> None:
         models[variant] = made.learner.model.eval().requires_grad_(False)
     seconds = seconds_of(models)
     for variant, model in models.items():
-        vlm = VLM(model, processor, {}, name=variant)
+        vlm = VLM(TorchRunner(model), processor, {}, name=variant)
         answerer = LocalModel(vlm, {"downsample_mode": "16x", "temperature": 0.0}, batch_size=64)
         (records,) = evaluate([EXAM], answerer, count=args.count, seed=args.seed).values()
         row = {"variant": variant, "flops": flops_of(model.config, variant), "seconds": round(seconds[variant], 6)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,32 @@ import torch
 
 from pocketvlm.evaluation.results import Record
 from pocketvlm.model.vision.early_compression import WINDOW
-from recipes.nano.ablation import SIDE, VARIANTS, VIEW, MeanPool, flops_of, make, score_of, seconds_of, variant_config
+from recipes.nano.ablation import (
+    SIDE,
+    VARIANTS,
+    VIEW,
+    MeanPool,
+    flops_of,
+    make,
+    report,
+    score_of,
+    seconds_of,
+    variant_config,
+)
 from recipes.nano.run import Run, new_learner
 from recipes.nano.settings import Optimiser
 
 
-def made(out: Path, variant: str) -> Run:
+def made(out: Path, variant: str, **options: object) -> Run:
+    return make(arguments(out, **options), variant)
+
+
+def arguments(out: Path, **options: object) -> argparse.Namespace:
     base = out / "base"
     if not base.exists():
         Run(base, new_learner(1), 1, Optimiser()).write_model()
-    args = argparse.Namespace(base=base, out=out, align=1, joint=1, patches=300, processes=1)
-    return make(args, variant)
+    values = {"align": 1, "joint": 1, "patches": 300, "processes": 1, "dtype": "float32"}
+    return argparse.Namespace(base=base, out=out, **{**values, **options})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -37,6 +53,17 @@ def test_variants_train_and_resume(tmp_path: Path, variant: str) -> None:
     assert again.step == 2
     for name, weight in again.learner.model.state_dict().items():
         assert weight.equal(first.learner.model.state_dict()[name]), name
+
+
+def test_the_report_asks_every_variant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for variant in ("warm", "pool"):
+        made(tmp_path, variant).train()
+    report(arguments(tmp_path, variants=["warm", "pool"], count=4, seed=1))
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["variant"] for row in rows] == ["warm", "pool"]
+    assert all(0 <= row["exact"] <= 1 and row["flops"] > 0 and row["seconds"] > 0 for row in rows)
+    with pytest.raises(AssertionError, match="train it first"):
+        report(arguments(tmp_path, variants=["none"], count=4, seed=1))
 
 
 def test_variants_give_as_many_tokens_and_cost_in_their_order(tmp_path: Path) -> None:
