@@ -289,6 +289,8 @@ def test_a_bundle_is_a_model(seeded_checkpoint: Callable[[int], Path], tmp_path:
     for options in ({"runtime": "torch"}, {"quantization": "int8"}, {"dtype": "float16"}):
         with pytest.raises(ConfigError):
             pocketvlm.load(tmp_path / "bundle", **options)
+    for options in ({"dtype": "float32"}, {"quantization": "int4"}):
+        pocketvlm.load(tmp_path / "bundle", **options).close()
     with pytest.raises(ConfigError, match="PyTorch"):
         trace(vlm, [{"role": "user", "content": "Hm?"}])
 

@@ -170,6 +170,20 @@ def test_bundles_that_were_not_used_for_long_are_removed(cache: Path, seeded_che
     assert {place for place in cache.iterdir() if place.is_dir()} == {first, third}
 
 
+def test_a_bundle_in_a_cache_of_somebody_else_is_used_as_it_is(
+    cache: Path, seeded_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached_bundle(seeded_checkpoint(0), INT8)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("os.utime", "pathlib.Path.mkdir", "pocketvlm.export.bundle_cache.FileLock"):
+        monkeypatch.setattr(name, refused)
+    assert cached_bundle(seeded_checkpoint(0), INT8) == first
+    assert first.parent == cache
+
+
 def test_a_changed_checkpoint_gets_another_bundle(cache: Path, seeded_checkpoint: Callable, tmp_path: Path) -> None:
     mine = Path(shutil.copytree(seeded_checkpoint(0), tmp_path / "mine"))
     first = cached_bundle(mine, INT8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pocketvlm.api.gpu import has_gpu
 from pocketvlm.api.operators import choose_operators, describe, measured
 from pocketvlm.api.tile_trial import try_tiles
 from pocketvlm.bundle import PRESETS, Manifest, Quantization, parse_quantization
-from pocketvlm.config import check_device_name, check_dtype_name, check_runtime_name
+from pocketvlm.config import ModelConfig, check_device_name, check_dtype_name, check_runtime_name
 from pocketvlm.engine.runners.base import Runner
 from pocketvlm.engine.runners.onnx_runner import ONNXRunner, import_onnxruntime
 from pocketvlm.errors import BundleCacheError, ConfigError, OutputError, PocketVLMError, need
@@ -56,7 +57,7 @@ def load_runner(
                 f"dtype={dtype!r}",
                 hint="Leave both at auto, or use runtime='torch'.",
             )
-        if runtime == "auto" and dtype == "float32" and quantization == "auto":
+        if directory.kind != "bundle" and (runtime, dtype, quantization) == ("auto", "float32", "auto"):
             quantization = "none"
         return _onnx_runner(directory, quantization, progress)
     if directory.kind == "bundle":
@@ -76,22 +77,32 @@ def _onnx_runner(directory: ModelDirectory, quantization: str, progress: Progres
         if _is_large(directory):
             raise
         logger.info("%s: the bundle is made for this process alone", error)
-        with suppress(OSError, PocketVLMError):
-            folder = mkdtemp(prefix="pocketvlm-")
-            with ExitStack() as stack:
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                runner = ONNXRunner(_bundle_in(Path(folder), directory, quantization), config=config)
-                weakref.finalize(runner, stack.pop_all().close)  # the folder goes with it
-                return runner
+        try:
+            return _temporary_runner(directory, quantization, progress, config)
+        except (OSError, OutputError) as second:
+            logger.info("nor can it be made in a temporary folder: %s", second)
         raise
 
 
-def _bundle_in(folder: Path, directory: ModelDirectory, quantization: str) -> Path:
+def _temporary_runner(
+    directory: ModelDirectory, quantization: str, progress: Progress | None, config: ModelConfig | None
+) -> Runner:
+    """A runner of a bundle in a folder that goes with it."""
     from pocketvlm.export.onnx.bundle import write_bundle
 
-    chosen = parse_quantization(quantization) if quantization != "auto" else _auto_quantization(directory)
-    write_bundle(directory, folder / "bundle", chosen)
-    return folder / "bundle"
+    chosen, report = _wanted(directory, quantization, progress)
+    folder = Path(mkdtemp(prefix="pocketvlm-"))
+    with ExitStack() as stack:
+        stack.callback(_remove_own, folder, os.getpid())
+        write_bundle(directory, folder / "bundle", chosen, report, choose_operators(chosen))
+        runner = ONNXRunner(folder / "bundle", config=config)
+        weakref.finalize(runner, stack.pop_all().close)
+    return runner
+
+
+def _remove_own(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in one that was forked, when that ends
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _torch_runner(directory: ModelDirectory, device: str, dtype: str, progress: Progress | None) -> Runner:
@@ -184,8 +195,15 @@ def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress
         if made.operators.has_compiled:
             try_tiles()
         return directory.path
+    chosen, report = _wanted(directory, quantization, progress)
+    return cached_bundle(directory, chosen, report, choose_operators(chosen))
+
+
+def _wanted(
+    directory: ModelDirectory, quantization: str, progress: Progress | None
+) -> tuple[Quantization, Callable[[int, int], None] | None]:
+    """What a bundle is to be, and what is told of its making."""
     chosen = parse_quantization(quantization) if quantization != "auto" else _auto_quantization(directory)
     adapted = "" if directory.adapter is None else f" with {directory.adapter.name}"
     what = f"Preparing {directory}{adapted} for this CPU (once)"
-    report = (lambda done, total: progress(what, done, total)) if progress else None
-    return cached_bundle(directory, chosen, report, choose_operators(chosen))
+    return chosen, (lambda done, total: progress(what, done, total)) if progress else None

@@ -132,7 +132,9 @@ def _check(args: argparse.Namespace, settings: ServerSettings, *, listens: bool)
         parse_quantization(settings.quantization)
     if settings.runtime == "onnx":
         need("onnxruntime", "onnxruntime", "onnx")
-    if settings.runtime == "torch" or settings.adapters or settings.adapter_roots:
+    if settings.runtime == "onnx" and (settings.adapters or settings.adapter_roots):
+        raise ConfigError("the onnx runtime takes no adapters beside its weights", hint="Use --runtime torch.")
+    if settings.runtime == "torch" or settings.device.startswith("cuda") or settings.adapters or settings.adapter_roots:
         need("torch", "torch", "torch")
     if settings.mcp:
         need("mcp", "mcp", "mcp")
@@ -144,8 +146,6 @@ def _check(args: argparse.Namespace, settings: ServerSettings, *, listens: bool)
         if bare_name(name) in map(bare_name, served):
             raise ConfigError(f"--adapter {name!r:.80} has the name of the model itself", hint="Give it another name.")
         directory.with_adapter(folder)
-    if settings.runtime == "onnx" and (settings.adapters or settings.adapter_roots):
-        raise ConfigError("the onnx runtime takes no adapters beside its weights", hint="Use --runtime torch.")
     KeyCheck.of(settings)
     if listens:
         with listen(settings) as sock:

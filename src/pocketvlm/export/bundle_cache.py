@@ -20,7 +20,7 @@ from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.hub import resolve
 
 Progress = Callable[[int, int], None]
-UNUSED = 30 * 24 * 3600  # seconds
+UNUSED = 90 * 24 * 3600  # seconds
 
 
 def cached_bundle(
@@ -49,8 +49,9 @@ def cached_bundle(
         raise BundleCacheError(f"no bundle can be kept ({error.strerror})", hint=hint) from None
     place = root / f"{source}-{'-'.join(parts)}-f{FORMAT}"
     with suppress(OSError):  # a cache may be read-only; bundles get their names when they are whole
-        if _is_whole(place, source):
+        with suppress(OSError):
             os.utime(place)  # it is in use
+        if _is_whole(place, source):
             return place
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -87,12 +88,20 @@ def _remove_older(root: Path, source: str) -> None:
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove bundles that no process has loaded for so long, such as those of a training's checkpoints."""
+    """Remove bundles that no process has loaded for so long, such as those of a training's checkpoints. Their locks
+    stay: somebody may wait for one."""
     for place in root.glob(f"*-f{FORMAT}"):
-        with suppress(OSError):  # another user's
-            if time.time() - place.stat().st_mtime > UNUSED:
-                shutil.rmtree(place)
-                place.with_name(f"{place.name}.lock").unlink()
+        with suppress(OSError):  # another user's, or it is being made (`Timeout` is an OSError)
+            if _is_unused(place):
+                with FileLock(root / f"{place.name}.lock", timeout=0):
+                    if _is_unused(place):
+                        gone = place.with_name(f"{place.name}{PARTIAL}unused")
+                        place.rename(gone)
+                        shutil.rmtree(gone)
+
+
+def _is_unused(place: Path) -> bool:
+    return time.time() - place.stat().st_mtime > UNUSED
 
 
 def _is_whole(place: Path, source: str) -> bool:

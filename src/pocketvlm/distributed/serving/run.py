@@ -123,9 +123,11 @@ def _with_cores(shape: Shape) -> Shape:
 
 def _with_gpus(settings: ServerSettings, shape: Shape, found: Cluster) -> Shape:
     """With a GPU for each replica, where the cluster has some and nothing was given."""
+    if settings.device == "cpu" or settings.runtime == "onnx":
+        return shape
     if shape.replica_gpus:
         need("torch", "torch", "torch")
-    if shape.replica_gpus is not None or settings.device == "cpu" or settings.runtime == "onnx":
+    if shape.replica_gpus is not None:
         return shape
     is_there = found.total("GPU") and may_use_gpus(settings.device, settings.runtime)
     return replace(shape, replica_gpus=1.0 if is_there else 0.0)

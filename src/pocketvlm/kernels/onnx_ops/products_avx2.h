@@ -138,7 +138,7 @@ __attribute__((noinline)) void multiply_half_of_4_bits(std::index_sequence<kRow.
   const __m256i mask = _mm256_set1_epi8(0x0f);
   for (const Stored* end = x + segment.inputs; x < end;) {
     __m256i sum[kParts][sizeof...(kRow)] = {};
-    for (const Stored* stop = std::min(x + kInputs, end); x < stop; x += 8, w += 4 * kPanel) {
+    for (const Stored* stop = x + std::min<int64_t>(kInputs, end - x); x < stop; x += 8, w += 4 * kPanel) {
       for (int i = 0; i < lines; i += 2, next += 128) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
 #pragma GCC unroll 4
       for (int j = 0; j < kParts; ++j) {
