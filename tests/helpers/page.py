@@ -57,7 +57,7 @@ def answer_with(page: Page, text: str, **delta: str) -> None:
 
 def answer_at_length(page: Page, tokens: int) -> None:
     """The model goes on for so many tokens, whatever it wants to say."""
-    more = {"ignore_eos": True, "max_tokens": tokens}
+    more = {"min_tokens": tokens, "max_tokens": tokens}  # ends of answers that are ignored would be tokens without text
     page.unroute(CHAT)
     page.route(CHAT, lambda route: route.continue_(post_data=json.dumps({**route.request.post_data_json, **more})))
 

@@ -165,7 +165,7 @@ def _is_large(directory: ModelDirectory) -> bool:
 
 
 def _can_make_bundles() -> bool:
-    """Whether the extra `onnx` is here: another program may have brought ONNX Runtime alone, or an older one."""
+    """Whether all that this takes is here: another program may have brought an older ONNX Runtime."""
     if find_spec("onnxruntime") is None or find_spec("onnx_ir") is None:
         return False
     with suppress(PocketVLMError):
@@ -185,7 +185,7 @@ def _auto_quantization(directory: ModelDirectory) -> Quantization:
 def ready_bundle(model: str | Path | ModelDirectory, quantization: str, progress: Progress | None = None) -> Path:
     """The bundle that `load` would run for a checkpoint (made now, if need be) or a bundle."""
     import_onnxruntime()  # before minutes are spent on a bundle that nothing could run
-    from pocketvlm.export.bundle_cache import cached_bundle  # brings what the extra `onnx` alone has
+    from pocketvlm.export.bundle_cache import cached_bundle  # brings filelock
 
     directory = resolve(model)
     if directory.kind == "bundle":

@@ -130,7 +130,7 @@ def test_a_clip_is_asked_about(open_page: OpenPage, model: pocketvlm.VLM) -> Non
 def test_an_answer_streams_and_stops_when_it_is_told_to(open_page: OpenPage, server: Serving) -> None:
     page = open_page()
     add(page, "word.png")
-    answer_at_length(page, 4000)
+    answer_at_length(page, 12_000)
     turn = begin(page, "What does it say?")
     begun(turn)
     for _ in range(2):

@@ -66,7 +66,7 @@ def test_everything_is_reached_with_the_keyboard_alone(open_page: OpenPage, mode
     page.keyboard.press("Enter")
     expect(page.locator("#question")).to_be_focused()
     expect(turn).to_have_count(0)
-    answer_at_length(page, 4000)
+    answer_at_length(page, 12_000)
     turn = begin(page, TOTAL)
     begun(turn)
     page.keyboard.press("Escape")
@@ -204,7 +204,7 @@ def test_on_a_phone_answers_errors_and_the_button_that_stops_are_seen_without_sc
         ask(page, TOTAL)
         expect(page.locator("#turns > li .body").last).to_be_in_viewport(ratio=1)
         expect(page.locator("#ask")).to_be_in_viewport(ratio=1)
-    answer_at_length(page, 4000)
+    answer_at_length(page, 12_000)
     begin(page, TOTAL)
     page.wait_for_selector(".answer.running")
     expect(page.locator("#stop")).to_be_in_viewport(ratio=1)
@@ -230,7 +230,7 @@ def test_nothing_can_be_pressed_before_somebody_listens(open_page: OpenPage) -> 
 def test_who_wants_no_motion_gets_none(open_page: OpenPage) -> None:
     moving = "getComputedStyle(document.querySelector('.answer .body'), '::after').animationName"
     page = open_page(reduced_motion="reduce")
-    answer_at_length(page, 4000)
+    answer_at_length(page, 12_000)
     begin(page, TOTAL)
     page.wait_for_selector(".answer.running")
     assert page.evaluate(moving) == "none"
