@@ -21,7 +21,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def is_unused() -> bool:
+def has_unused_gpu() -> bool:
     """Whether there is a GPU, and no PyTorch that could use it."""
     return find_spec("torch") is None and _may_be_there()
 

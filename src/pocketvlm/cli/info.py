@@ -87,11 +87,11 @@ def _onnxruntime() -> str:
 
 def _device() -> str:
     """The GPU if there is one that PyTorch can use, else the processor."""
-    from pocketvlm.api.gpu import has_gpu, is_unused
+    from pocketvlm.api.gpu import has_gpu, has_unused_gpu
     from pocketvlm.machine import processor_name
 
     if not has_gpu():
-        unused = "; a GPU needs the extra torch (or cuda)" if is_unused() else ""
+        unused = "; a GPU needs the extra torch (or cuda)" if has_unused_gpu() else ""
         return f"{processor_name()}{unused}"
     import torch
 
