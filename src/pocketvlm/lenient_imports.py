@@ -9,15 +9,24 @@ warns where it is not. Nothing is to leave the machine, so it does not see that 
 
 accelerate imports boto3 where it is installed, and that opens a socket to find out whether there is IPv6: it does not
 see that package either.
+
+ONNX Runtime looks for GPUs, and warns of displays that are none (WSL, Raspberry Pi) on stderr, whatever level its
+loggers have (microsoft/onnxruntime issues 26763 and 27092). That warning is left out.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+_DISPLAYS = Path("/sys/class/drm")
+_DISCOVERY = b"GPU device discovery failed"  # of ONNX Runtime
 
 
 @contextmanager
@@ -59,6 +68,40 @@ def offline() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def quiet_discovery(displays: Path = _DISPLAYS) -> Iterator[None]:
+    """Within this block ONNX Runtime can be imported without a warning of a display that is no GPU.
+
+    Args:
+        displays: a folder of the kernel, with one for each display.
+    """
+    cards = [card for card in displays.glob("card*") if card.name.removeprefix("card").isdecimal()]
+    if all((card / "device" / "vendor").exists() for card in cards) or not _is_open(2):
+        yield  # nothing to warn of, or nobody to warn
+        return
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)  # the warning is written there by C++
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            with suppress(OSError):  # stderr may be gone
+                for line in said:
+                    if _DISCOVERY not in line:
+                        os.write(2, line)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

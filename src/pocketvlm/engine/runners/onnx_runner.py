@@ -27,6 +27,7 @@ from pocketvlm.engine.runners.exact_scores import rescore_best
 from pocketvlm.engine.runners.onnx_binding import DecoderBinding
 from pocketvlm.errors import CheckpointError, ConfigError, MissingExtraError, PromptError
 from pocketvlm.kernels.onnx_ops import library
+from pocketvlm.lenient_imports import quiet_discovery
 from pocketvlm.machine import CACHE_VARIABLE, memory_bytes, usable_cores
 from pocketvlm.model.adapters.lora import Adapter
 from pocketvlm.model.adapters.placed import PlacedAdapter
@@ -46,7 +47,8 @@ PATCHES_AT_ONCE = 1024  # of one run of the tower: more would only take memory, 
 def import_onnxruntime() -> ModuleType:
     """ONNX Runtime, if it is there and new enough."""
     try:
-        import onnxruntime
+        with quiet_discovery():
+            import onnxruntime
     except ImportError:
         raise MissingExtraError("onnxruntime", "onnx") from None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
