@@ -58,7 +58,7 @@ bench: $(VENV)/.installed-dev ## speed against transformers, true size, on this 
 wheel: $(VENV)/.installed-dev ## dist/: the sdist and the wheel
 	$(bin)/python -m hatchling build -d dist
 
-check-wheel: $(VENV)/.installed-dev ## build, install into an empty environment, run every command there: minutes, and a download of PyTorch
+check-wheel: $(VENV)/.installed-dev ## build, install into an empty environment, run its commands there: minutes, and a download of PyTorch
 	$(bin)/python .ci/check_wheel.py
 
 soak: $(VENV)/.installed-dev ## ten minutes of a server with good, malformed and abandoned requests: memory, files, counters

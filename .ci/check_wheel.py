@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the package, install its wheel into an empty environment and run every command there on the embedded model.
+"""Build the package, install its wheel into an empty environment and run its commands there on the embedded model.
 
     python .ci/check_wheel.py                     # `make check-wheel`: base install first, then with the extras
     python .ci/check_wheel.py --wheel FILE        # of a wheel that is built already
@@ -117,6 +117,9 @@ def check_base(env: Environment) -> None:
     if ANSWER not in (env.work / "out.jsonl").read_text(encoding="utf-8"):
         raise SystemExit("out.jsonl holds no answer")
     env.run("python", "-c", "from PIL import Image; Image.open('receipt.png').convert('RGB').save('receipt.pdf')")
+    env.run("pocketvlm", "read", "receipt.png", "--out", "texts")
+    if not (env.work / "texts" / "receipt.md").read_text(encoding="utf-8").strip():
+        raise SystemExit("texts/receipt.md is empty")
     env.run("pocketvlm", "eval", "shapes", "--count", "2", says="shapes")
     env.run("pocketvlm", "export", "onnx", "bundle", "--quantization", "none")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--model", "bundle", says=ANSWER)
@@ -146,6 +149,9 @@ def check_extras(env: Environment) -> None:
     env.run("pocketvlm", "export", "gguf", "gguf")
     env.run("pocketvlm", "ask", "receipt.png", QUESTION, "--choice", ANSWER, "--choice", "99.99", says=ANSWER)
     env.run("pocketvlm", "ask", "receipt.pdf#1", QUESTION, says=ANSWER)
+    env.run("pocketvlm", "extract", "receipt.pdf", "--schema", "total: string", "--out", "rows.csv")
+    if ANSWER not in (env.work / "rows.csv").read_text(encoding="utf-8"):
+        raise SystemExit("rows.csv holds no answer")
     # A server of its own, which is asked by HTTP and ended.
     env.run("pocketvlm", "bench", "serving", "--requests", "2", "--max-tokens", "2", says="2 completed")
     page = (

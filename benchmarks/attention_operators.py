@@ -3,7 +3,7 @@
 
     python benchmarks/attention_operators.py
 
-Measured is the time of the processor, the best of some in turns, so that what else the machine does changes little.
+Measured is the CPU time, the best of some in turns, so that what else the machine does changes little.
 
 Shapes:  B sequences · S new tokens of each · H heads · G heads of keys and values · E head dim · L capacity
 """

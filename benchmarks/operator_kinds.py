@@ -3,7 +3,7 @@
 
     python benchmarks/operator_kinds.py
 
-Measured is the time of the processor, the best of five in turns, so that what else the machine does changes little.
+Measured is the CPU time, the best of five in turns, so that what else the machine does changes little.
 """
 
 from __future__ import annotations

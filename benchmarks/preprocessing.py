@@ -4,7 +4,7 @@
     python benchmarks/preprocessing.py [--before DIR] [--rounds 9] [--sides 448 1344 3136]
 
 Ours is everything up to a request that the engine takes: decoding, cutting, and the keys of the views. The reference's
-is decoding and its image processor. One thread each, in a process each; milliseconds of processor time, which a shared
+is decoding and its image processor. One thread each, in a process each; milliseconds of CPU time, which a shared
 machine changes less than the clock's, medians. Needs the dev extra.
 """
 
@@ -73,7 +73,7 @@ def reference() -> Callable[[bytes], object]:
 
 
 def work(prepare: Callable[[bytes], object]) -> None:
-    """For each side on a line of stdin, the processor time of one preparation on a line of stdout."""
+    """For each side on a line of stdin, the CPU time of one preparation on a line of stdout."""
     pictures: dict[int, bytes] = {}
     for line in sys.stdin:
         side = int(line)

@@ -4,7 +4,7 @@
     python benchmarks/product_shares.py               # 8 bits
     python benchmarks/product_shares.py --bits 4
 
-Measured is the time of the processor, the best of five, so that what else the machine does changes little. The rows
+Measured is the CPU time, the best of five, so that what else the machine does changes little. The rows
 are those of a view of 448 x 448 (patches before and behind the compression, tokens of the merger), of a prompt, and of
 steps.
 """

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """`pocketvlm batch --ray` with one engine and with several: pictures a second, and what is lost when engines end.
 
-    python benchmarks/ray_runs.py --pictures 20000 --engines 2 --kills 2
+    python benchmarks/ray_runs.py --pictures 20000 --alone 4000 --engines 2 --kills 2
     python benchmarks/ray_runs.py --pictures 2000 --engines 8 --kills 0 --address auto    # on a cluster that is there
 
-Every hundredth request names a picture that does not exist. Each engine has one core. Ends with status 1 where a row is
-missing, comes twice, or has another answer than with one engine.
+Every hundredth request names a picture that does not exist; all others name one of their own. Each engine has one core.
+Pictures a second are counted from the first twentieth of the rows on to the end of the command: without the start of
+Ray and of the engines, with the end of both.
+Ends with status 1 where a row is missing, comes twice, or has another answer than with one engine.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +30,56 @@ from PIL import Image
 from pocketvlm.machine import processor_name, usable_processors
 from pocketvlm.synthetic import make_sample
 
-DRAWN = 200  # pictures; requests about the same one differ in their words
+DRAWN = 200  # receipts; each is written as many times as is needed, every time with a pixel of its own
+STARTED = 0.05  # of the rows, before which time is not counted
 
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--pictures", type=int, default=2000, help="requests, each with a picture")
+    cli.add_argument("--alone", type=int, help="how many of them one engine answers (default: all)")
     cli.add_argument("--engines", type=int, default=2)
     cli.add_argument("--kills", type=int, default=2, help="engines that are killed in the run with several")
     cli.add_argument("--address", default="", help="of a cluster; otherwise one of this machine is started")
     args = cli.parse_args()
     if args.address and args.kills:
         cli.error("--kills ends processes of a cluster that was started for the run: give --kills 0 with --address")
+    few = args.pictures if args.alone is None else args.alone
+    if not 1 <= few <= args.pictures:
+        cli.error(f"--alone {few} is not from 1 to {args.pictures}")
     with tempfile.TemporaryDirectory() as folder:
         requests = write_requests(Path(folder), args.pictures)
-        one, alone = run(requests, 1, args.address, kills=0)
+        first = Path(folder) / "first.jsonl"
+        first.write_text("".join(requests.read_text().splitlines(keepends=True)[:few]))
+        one, alone = run(first, 1, args.address, kills=0)
         several, together = run(requests, args.engines, args.address, kills=args.kills)
         ids = [json.loads(line)["custom_id"] for line in requests.read_text().splitlines()]
     print(f"{processor_name()}, {usable_processors()} processors, nano, {args.pictures} pictures, one core an engine")
-    print(f"1 engine: {alone:.1f} s, {args.pictures / alone:.1f} pictures a second")
-    print(f"{args.engines} engines, {args.kills} killed: {together:.1f} s, {args.pictures / together:.1f} a second")
-    print(f"ratio {alone / together:.2f}")
-    same = [answer_of(a) == answer_of(b) for a, b in zip(one, several, strict=True)]
+    print(f"1 engine, {few} pictures: {alone:.2f} a second")
+    print(f"{args.engines} engines, {args.kills} kills: {together:.2f} a second")
+    print(f"ratio {together / alone:.2f}")
+    same = [answer_of(a) == answer_of(b) for a, b in zip(one, several, strict=False)]
     failed = sum(row["response"]["status_code"] != 200 for row in several)
-    print(f"{len(several)} rows, {failed} of them failures, {same.count(False)} unlike those of one engine")
-    if [row["custom_id"] for row in several] != ids or failed != -(-args.pictures // 100) or not all(same):
+    print(
+        f"{len(several)} rows, {failed} of them failures; of {len(same)} {same.count(False)} unlike those of one engine"
+    )
+    found = [[row["custom_id"] for row in rows] for rows in (one, several)]
+    if found != [ids[:few], ids] or failed != -(-args.pictures // 100) or not all(same):
         sys.exit("rows are missing, come twice or differ")
 
 
 def write_requests(folder: Path, count: int) -> Path:
     """A file of requests about pictures in `folder`."""
-    for number in range(min(DRAWN, count)):
-        Image.fromarray(make_sample("receipt", (7, number), "heldout", 0).images[0]).save(folder / f"{number}.png")
+    receipts = [make_sample("receipt", (7, number), "heldout", 0).images[0] for number in range(min(DRAWN, count))]
     path = folder / "in.jsonl"
     with path.open("w") as file:
         for number in range(count):
-            name = "absent.png" if number % 100 == 0 else f"{number % DRAWN}.png"
-            question = {"type": "text", "text": f"What is the total?{' ' * (number // DRAWN)}"}
+            name = "absent.png" if number % 100 == 0 else f"{number}.png"
+            if number % 100:
+                picture = receipts[number % DRAWN].copy()
+                picture[0, 0] = [number % 256, number // 256 % 256, 0]
+                Image.fromarray(picture).save(folder / name, compress_level=1)
+            question = {"type": "text", "text": "What is the total?"}
             content = [{"type": "image", "image": name}, question]
             body = {"messages": [{"role": "user", "content": content}], "max_tokens": 12, "temperature": 0}
             line = {"custom_id": f"n{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -72,42 +88,65 @@ def write_requests(folder: Path, count: int) -> Path:
 
 
 def run(requests: Path, engines: int, address: str, *, kills: int) -> tuple[list[dict[str, Any]], float]:
-    """The rows that come of a run, and its seconds as the command counts them (the start of Ray and loading too)."""
+    """The rows that come of a run, and how many came a second."""
     out = requests.with_name(f"out-{engines}.jsonl")
     ray = ["--ray" if not address else f"--ray={address}", "--engines", str(engines), "--engine-cores", "1"]
     command = [sys.executable, "-m", "pocketvlm", "batch", str(requests), str(out), "--json", *ray]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    done = threading.Event()
-    killer = threading.Thread(
-        target=kill_engines, args=(process.pid, out, kills, len(requests.read_text().splitlines()), done)
-    )
-    killer.start()
-    text, _ = process.communicate()
-    done.set()
-    killer.join()
+    watch = Watch(process.pid, out.with_name(f"{out.name}.partial"), len(requests.read_text().splitlines()), kills)
+    watch.start()
+    process.communicate()
+    ended = time.monotonic()
+    watch.done.set()
+    watch.join()
     if process.returncode not in (0, 1):
         sys.exit(f"the run ended with {process.returncode}")
-    return [json.loads(line) for line in out.read_text().splitlines()], json.loads(text)["seconds"]
+    if watch.limits or not watch.rows:
+        sys.exit(f"the run was over before {len(watch.limits)} engines were killed, or before time was counted")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    return rows, (len(rows) - watch.rows) / (ended - watch.since)
 
 
-def kill_engines(command: int, out: Path, kills: int, total: int, done: threading.Event) -> None:
-    """End `kills` engines that the process `command` has started, by SIGKILL, spread over the run."""
-    partial = out.with_name(f"{out.name}.partial")
-    for number in range(kills):
-        wanted = total * (number + 1) // (kills + 1)
-        while not done.is_set() and lines_in(partial) < wanted:
-            time.sleep(0.5)
-        below = [] if done.is_set() else psutil.Process(command).children(recursive=True)
-        engines = [one for one in below if "MapBatches(Answerer)" in " ".join(one.cmdline())]
-        if engines and not done.is_set():
-            random.choice(engines).kill()
-            print(f"an engine was killed after {lines_in(partial)} rows", file=sys.stderr)
+class Watch(threading.Thread):
+    """Counts the rows that are there, and ends engines by SIGKILL, spread over the run.
+
+    Attributes:
+        rows, since: how many there were when counting began, and when that was.
+    """
+
+    def __init__(self, command: int, partial: Path, total: int, kills: int) -> None:
+        super().__init__()
+        self.command, self.partial, self.total = command, partial, total
+        self.limits = [total * (number + 1) // (kills + 1) for number in range(kills)]
+        self.rows, self.since = 0, time.monotonic()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.5):
+            rows = lines_in(self.partial)
+            if not self.rows and rows >= STARTED * self.total:
+                self.rows, self.since = rows, time.monotonic()
+            if self.limits and rows >= self.limits[0] and (engines := self.engines()):
+                with suppress(psutil.Error):
+                    random.choice(engines).kill()
+                    print(f"an engine was killed after {rows} rows", file=sys.stderr)
+                    del self.limits[0]
+
+    def engines(self) -> list[psutil.Process]:
+        found = []
+        with suppress(psutil.Error):
+            for one in psutil.Process(self.command).children(recursive=True):
+                with suppress(psutil.Error):  # it has just ended
+                    if "MapBatches(Answerer)" in " ".join(one.cmdline()):
+                        found.append(one)
+        return found
 
 
 def lines_in(path: Path) -> int:
+    """Rows of a journal, which begins with a line about itself."""
     try:
         with path.open("rb") as file:
-            return sum(1 for _ in file)
+            return max(0, sum(1 for _ in file) - 1)
     except FileNotFoundError:
         return 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Samples a second of processor time that each task draws, on one core.
+"""Samples a second of CPU time that each task draws, on one core.
 
     python benchmarks/synthetic_speed.py [--level 2] [--count 60]
 

@@ -76,7 +76,7 @@ def test_an_error_within_the_block_is_seen_and_a_closed_stderr_is_no_error(tmp_p
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "ImportError: not this one"
     assert "discovery" not in done.stderr.splitlines()[-1]
-    closed = "import os; os.close(2)\n" + SAYS.replace("os.write(2,", "print(").replace('os.write', 'print')
+    closed = "import os; os.close(2)\n" + SAYS.replace("os.write(2,", "print(").replace("os.write", "print")
     done = subprocess.run([sys.executable, "-c", closed, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "something else" in done.stdout

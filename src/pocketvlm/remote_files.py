@@ -153,6 +153,7 @@ class RemoteFile(str):
         return type(self), (str(self), self.pages)
 
 
+_RESUMING = (".journal", ".partial", ".fetched")  # the ends of names
 _KEPT = 4  # files whose content is kept: the pages of a document follow each other
 _recent: OrderedDict[str, Future[bytes]] = OrderedDict()
 _changing = threading.Lock()
@@ -215,6 +216,11 @@ def fetch_file(url: str, target: Path) -> None:
         filesystem.get_file(path, str(target))
 
 
+def resumes(path: Path) -> bool:
+    """Whether a file beside or in an output is there to resume its run, and is no part of it."""
+    return path.name.endswith(_RESUMING) or is_partial(path)
+
+
 def send(local: Path, url: str) -> None:
     """Put a file, or all files below a folder, at `url`; what is there is replaced.
 
@@ -222,8 +228,7 @@ def send(local: Path, url: str) -> None:
         OutputError: that was not possible.
     """
     filesystem, path = storage(url)
-    # What resumes a run has names that begin with a dot.
-    below = (one for one in local.rglob("*") if one.is_file() and not one.name.startswith(".") and not is_partial(one))
+    below = (one for one in local.rglob("*") if one.is_file() and not resumes(one))
     files = [local] if local.is_file() else sorted(below)
     try:
         with reaching(url):
@@ -250,7 +255,7 @@ def forget(sent: Path) -> None:
         sent.unlink(missing_ok=True)
         return
     for one in sorted(sent.rglob("*"), reverse=True):
-        if one.is_file() and not one.name.startswith("."):
+        if one.is_file() and not resumes(one):
             one.unlink(missing_ok=True)
     for one in sorted((one for one in sent.rglob("*") if one.is_dir()), reverse=True):
         with suppress(OSError):  # not empty

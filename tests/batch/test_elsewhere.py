@@ -147,6 +147,25 @@ def test_documents_are_read_and_written_elsewhere(memory: str, capsys: pytest.Ca
     assert get(row).decode().count("a.pdf#2") == 1
 
 
+def test_a_text_is_sent_whatever_its_name_begins_with(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(f"{memory}/.a.png", RECEIPT.read_bytes())
+    assert run(capsys, "read", f"{memory}/.a.png", "--out", f"{memory}/text", "--max-tokens", "4")[0] == 0
+    assert get(f"{memory}/text/.a.md")
+    assert not fsspec.filesystem("memory").exists(f"{memory}/text/.journal")
+
+
+def test_a_run_removes_nothing_that_it_would_not_write(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(f"{memory}/receipt.png", RECEIPT.read_bytes())
+    put(f"{memory}/in.jsonl", "".join(f"{json.dumps(one)}\n" for one in requests(1)).encode())
+    for name in ("out.jsonl.failed.jsonl", "rows.csv.review.html"):
+        put(f"{memory}/{name}", b"mine")
+    assert run(capsys, "batch", f"{memory}/in.jsonl", f"{memory}/out.jsonl")[0] == 0
+    schema = ("--schema", "total: string", "--max-tokens", "24")
+    assert run(capsys, "extract", f"{memory}/receipt.png", "--out", f"{memory}/rows.csv", *schema)[0] in (0, 1)
+    for name in ("out.jsonl.failed.jsonl", "rows.csv.review.html"):
+        assert get(f"{memory}/{name}") == b"mine"
+
+
 def test_a_bucket_is_never_made_by_the_way(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(f"{bucket}/bucketless/in.jsonl", as_lines(requests(1)))
     status, _, err = run(capsys, "batch", f"{bucket}/bucketless/in.jsonl", "s3://reciepts/out.jsonl")

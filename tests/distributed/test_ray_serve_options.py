@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.command import run
@@ -62,7 +63,8 @@ def test_a_setting_that_many_replicas_cannot_honour_is_refused_wherever_it_comes
 
 
 def test_numbers_of_replicas_that_contradict_each_other_are_refused() -> None:
-    for values in ({"replicas": 2, "max_replicas": 3}, {"min_replicas": 3, "max_replicas": 2}, {"replica_gpus": 2.0}):
+    contradictions = [{"replicas": 2, "max_replicas": 3}, {"min_replicas": 3, "max_replicas": 2}, {"replica_gpus": 2.0}]
+    for values in (*contradictions, {"upscale_seconds": 1.0}, {"replicas": 2, "downscale_seconds": 0.0}):
         with pytest.raises(ConfigError):
             Shape(**values)  # type: ignore[arg-type]
     assert (Shape().least, Shape().most, Shape().scales) == (2, 2, False)
@@ -86,6 +88,17 @@ def test_files_and_folders_travel_by_their_whole_paths(tmp_path: Path, monkeypat
     assert values["api_key_file"] == str(tmp_path / "keys")
     assert ServerSettings(**values).adapter_folders == {"a": tmp_path / "adapter"}
     assert travelling(ServerSettings())["model"] == "nano"
+
+
+@pytest.mark.parametrize(("given", "wanted"), [({}, (10.0, 300.0)), ({"up": 0.0, "down": 7.0}, (0.0, 7.0))])
+def test_delays_of_scaling_are_those_that_were_asked_for(given: dict[str, float], wanted: tuple[float, float]) -> None:
+    from pocketvlm.distributed.serving.application import application
+
+    delays = {f"{way}scale_seconds": value for way, value in given.items()}
+    app: Any = application(ServerSettings(), Shape(min_replicas=1, max_replicas=3, **delays), has_room=True)
+    (replica,) = app._bound_deployment.init_args[:1]
+    scaling = replica._bound_deployment._deployment_config.autoscaling_config
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == wanted
 
 
 def test_a_config_file_of_serve_makes_the_same_application_and_its_slips_are_refused() -> None:

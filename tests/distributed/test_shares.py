@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from helpers.command import run
@@ -16,7 +17,9 @@ from pocketvlm.cli.ray_options import fleet_of, join_address
 from pocketvlm.distributed import fleet
 from pocketvlm.distributed.cluster import Machine, share
 from pocketvlm.distributed.connection import cluster
+from pocketvlm.distributed.stages import ModelSpec
 from pocketvlm.errors import ConfigError
+from pocketvlm.model.hub import resolve
 
 MACHINES = st.lists(st.builds(Machine, st.integers(1, 64), st.just(0)), min_size=1, max_size=8)
 
@@ -83,6 +86,27 @@ def test_windows_hold_a_number_of_rows_or_of_bytes(monkeypatch: pytest.MonkeyPat
     rows = [(number, {"text": "x" * size}) for number, size in enumerate((1, 1, 1, 12, 4, 4, 4, 1))]
     windows = [list(window) for window in fleet._windows(iter(rows), 3)]
     assert windows == [[0, 1, 2], [3], [4, 5, 6], [7]]
+
+
+@pytest.mark.parametrize(("ahead", "most"), [(1, 1), (2, 2), (16, 16), (17, 16)])
+def test_an_engine_has_no_more_rows_at_a_time_than_it_may(ahead: int, most: int) -> None:
+    made = fleet.Fleet(ModelSpec("nano", None, (), ""), share([Machine(2)], None, None), ahead)
+    assert made._rows * made._calls == most
+
+
+def test_a_file_that_is_called_as_the_model_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").write_text("a note")
+    assert ModelSpec.of(resolve("nano"), {}).name == "nano"
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnx"])
+def test_gpus_that_cannot_be_used_are_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runtime: str
+) -> None:
+    monkeypatch.setattr("pocketvlm.distributed.cluster.find_spec", lambda _: None)
+    assert share([Machine(16, 2)], None, None, runtime=runtime).gpus == 0
+    assert ("PyTorch is not installed" in caplog.text) == (runtime == "auto")
 
 
 @pytest.mark.parametrize("address", ["here", "host:0", "host:99999", "host:port", "ray://head:10001"])

@@ -137,6 +137,9 @@ def test_a_list_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:
         assert (status, out, err.count("\n")) == (2, "", 1)
     assert Path("todo.csv").read_text() == "file\nb.png\n"
     assert Path("out/failed.jsonl").read_text() == '{"file": "b.png"}\n'
+    Path("out/todo.txt").write_text("b.png\n")  # named as texts are, and no text of the run
+    options = ("--format", "markdown", "--dry-run", "--max-tokens", "4")
+    assert run(capsys, "read", "--list", "out/todo.txt", "--out", "out", *options)[0] == 0
 
 
 @pytest.mark.usefixtures("here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,18 @@ def test_a_stopped_run_does_not_vouch_for_files_of_the_user(
     status, _, err = run(capsys, "read", "sub/a.png", "b.jpg", "--out", "text", *ASK)
     assert (status, "text/b.md is already there" in err) == (2, True)
     assert Path("text/b.md").read_text() == "mine"
+
+
+def test_a_stopped_run_goes_on_where_a_name_is_not_utf8(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    odd = Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.png"))
+    shutil.copy(folder / "sub/a.png", odd)
+    text = tmp_path / "text"
+    assert run(capsys, "read", str(odd), "--out", str(text), *ASK)[0] == 0
+    assert (text / f"{odd.stem}.md").exists()
+    (text / "index.jsonl").unlink()  # as after a kill
+    assert run(capsys, "read", str(odd), "--out", str(text), *ASK)[0] == 0
 
 
 def test_what_a_kill_left_of_a_file_is_no_document(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

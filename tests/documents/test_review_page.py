@@ -131,6 +131,21 @@ def test_numbers_keep_their_digits_and_null_its_type(tmp_path: Path) -> None:
     assert line["messages"][1]["content"] == wanted
 
 
+def test_text_of_several_lines_keeps_them(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    data = {"address": "Main St 1\nBerlin", "shop": "A"}
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in data}}
+    value: dict[str, Any] = {"data": data, "confidence": dict.fromkeys(data, 0.1), "error": None}
+    document = Document(name=str(picture), path=picture, pages=(1,), digest="1")
+    page, out = tmp_path / "review.html", tmp_path / "out.jsonl"
+    page.write_text(review_page([(document, 1, value)], "Q", 0.8, schema)[0])
+    # Behind the last line a new one, with Enter alone the next field.
+    corrected(page, out, ["ControlOrMeta+End", "Shift+Enter", "X", "Enter", "text:B", "Enter"])
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert json.loads(line["messages"][1]["content"]) == {"address": "Main St 1\nBerlin\nX", "shop": "B"}
+
+
 def test_what_a_field_is_is_found_in_any_schema() -> None:
     price = {"anyOf": [{"type": "number"}, {"type": "null"}]}
     item = {"type": "object", "properties": {"price": price, "name": {"type": "string"}}}

@@ -167,6 +167,38 @@ def test_schemas_are_closed_and_whole_numbers_bounded() -> None:
     assert bounded(own) == own
 
 
+NAMED = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 3}}, "required": ["name"]}
+COUNTED = {"properties": {"count": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["count"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**NAMED, "anyOf": [COUNTED, {"properties": {"none": {"const": True}}, "required": ["none"]}]},
+        {**NAMED, "allOf": [{"$ref": "#/$defs/Counted"}], "$defs": {"Counted": COUNTED}},
+        {"type": "object", "allOf": [NAMED, {"anyOf": [COUNTED]}]},
+        {"type": "object", "properties": {"of": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"allOf": [NAMED, COUNTED]}}},
+    ],
+    ids=["choices beside properties", "a reference", "choices within", "below"],
+)
+def test_parts_that_hold_together_do_not_close_each_other(schema: dict[str, Any]) -> None:
+    llguidance = pytest.importorskip("llguidance", reason="needs the extra structured")
+    within = "of" in schema.get("properties", {})
+    grammar = json.dumps({"grammars": [{"json_schema": bounded(schema)}]})
+    text = '{"name":"tea","count":3}'
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar)
+    assert not matcher.is_error(), matcher.get_error()
+    raw = list((f'{{"of":{text}}}' if within else text).encode())
+    assert matcher.try_consume_tokens(raw) == len(raw)
+    assert matcher.is_accepting()
+
+
+def test_one_part_alone_is_closed() -> None:
+    """As Pydantic and others write a reference with a description."""
+    made = bounded({"type": "object", "properties": {"of": {"allOf": [{"$ref": "#/$defs/A"}]}}, "$defs": {"A": NAMED}})
+    assert made["$defs"]["A"]["additionalProperties"] is False
+
+
 def test_no_cell_is_a_formula(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.csv", lambda: ROWS)
     row = read_csv(tmp_path / "rows.csv")[0]
@@ -180,6 +212,23 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
     place = [cell.value for cell in head].index("data.shop")
     assert (first[place].value, first[place].data_type) == ('=HYPERLINK("x")', "s")
     assert second[place].value == "ß\ufffd"
+
+
+def test_an_excel_file_holds_any_text(tmp_path: Path) -> None:
+    """Names of files need not be UTF-8, and a model may write half a character, or what is none: no XML holds them."""
+    openpyxl = pytest.importorskip("openpyxl", reason="Excel files need the extra tables")
+    row = {
+        "file": "bad\udcff.png",
+        "page": 1,
+        "data": {"a\ud800": "x\ud800\uffff\x07y"},
+        "confidence": {},
+        "error": None,
+    }
+    write_rows(tmp_path / "rows.xlsx", lambda: [row])
+    head, cells = openpyxl.load_workbook(tmp_path / "rows.xlsx").active.iter_rows(values_only=True)
+    found = dict(zip(head, cells, strict=True))
+    assert found["file"] == "bad\ufffd.png"
+    assert found["data.a\ufffd"] == "x\ufffd\ufffd\ufffdy"
 
 
 def test_parquet_has_the_types_of_the_schema(tmp_path: Path) -> None:
@@ -233,6 +282,28 @@ def test_parquet_knows_references_and_what_may_be_null(tmp_path: Path) -> None:
     write_rows(tmp_path / "loop.parquet", list, schema=loop)
 
 
+class Node(BaseModel):
+    name: str
+    left: Node | None = None
+    right: Node | None = None
+    middle: Node | None = None
+
+
+def test_a_class_that_holds_itself_is_a_schema_and_a_table() -> None:
+    """Each reference to itself is text: three of them, one in the other, would be millions of columns."""
+    pytest.importorskip("pyarrow", reason="Parquet needs the extra tables")
+    from pocketvlm.documents.arrow import arrow_type, fitted
+
+    assert "$ref" in Node.model_json_schema()
+    schema = bounded(schema_of(Node))
+    found = arrow_type(schema, schema)
+    assert [field.name for field in found] == ["name", "left", "right", "middle"]
+    inner = found.field("left").type
+    assert {str(inner.field(name).type) for name in ("left", "right", "middle")} == {"string"}
+    value = {"name": "a", "left": {"name": "b", "left": {"name": "c"}}}
+    assert fitted(value, found)["left"]["left"] == '{"name": "c"}'
+
+
 def test_every_packaged_schema_is_one_and_words_are_fields() -> None:
     assert all(read_schema(name)["required"] for name in NAMES)
     assert list(read_schema("total: number, date: date")["properties"]) == ["total", "date"]
@@ -267,7 +338,7 @@ def test_numbers_are_kept_as_they_were_written_where_that_says_more() -> None:
     text = '{"total": 11.60, "count": 3, "items": [{"price": 2.5}, {"price": 1e2}], "shop": "7.00"}'
     value = extraction(ROW, "Q", {}).value_of(Answer(text, Usage(1, 0, 1), {}, "stop"))
     assert value["data"]["total"] == 11.6
-    assert value["digits"] == {"total": "11.60", "items.1.price": "1e2"}
+    assert value["digits"] == {"total": "11.60", "items.0.price": "2.5", "items.1.price": "1e2"}
     assert "digits" not in extraction(ROW, "Q", {}).value_of(Answer('{"total": 5}', Usage(1, 0, 1), {}, "stop"))
 
 

@@ -76,7 +76,10 @@ def add_model(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None
 def add_adapter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add --adapter."""
     parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="a folder that PEFT or `pocketvlm tune` wrote for this model"
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="a folder that PEFT or `pocketvlm tune` wrote for this model (extra torch)",
     )
 
 

@@ -102,18 +102,22 @@ def absolute(path: Path) -> Path:
 
 
 def open_all(
-    args: argparse.Namespace, ours: Callable[[Path], bool], sent: Callable[[str], bool] = lambda _url: False
+    args: argparse.Namespace,
+    ours: Callable[[Path], bool],
+    sent: Callable[[str], bool] = lambda _url: False,
+    is_own_list: Callable[[Path], bool] | None = None,
 ) -> list[Document]:
     """The documents that are meant; `ConfigError` where none of them can be read.
 
     Args:
         ours: tells files that the run itself writes.
         sent: tells addresses that it sends them to, where the output is elsewhere.
+        is_own_list: tells lists that the run itself writes; None does it as `ours`.
     """
     if args.list_column is not None and not args.list:
         raise ConfigError("--list-column goes with --list", hint="Name the list.")
     for name in args.list:
-        if ours(Path(name)) or sent(name):
+        if (is_own_list or ours)(Path(name)) or (is_remote(name) and sent(name)):
             raise ConfigError(
                 f"the list {show(name)} is what the run itself writes", hint="Copy it, and name the copy."
             )

@@ -10,21 +10,21 @@ from tempfile import TemporaryDirectory
 
 from pocketvlm.batch.tables import is_table, lines_of_table
 from pocketvlm.errors import ConfigError
-from pocketvlm.files import is_partial
 from pocketvlm.machine import cache_directory
-from pocketvlm.remote_files import check_target, exists, fetch_file, forget, is_remote, remove, send, stand_in
-
-_KEPT = (".journal", ".partial", ".fetched")  # they resume a run
+from pocketvlm.remote_files import check_target, exists, fetch_file, forget, is_remote, remove, resumes, send, stand_in
 
 
 @contextmanager
-def output_sent(args: argparse.Namespace, name: str = "out", others: Sequence[str] = ()) -> Iterator[None]:
+def output_sent(
+    args: argparse.Namespace, name: str = "out", *, others: Sequence[str] = (), besides: Sequence[str] = ()
+) -> Iterator[None]:
     """Within this block the output that `args` names is a path of this machine. What stands there or beside it when the
     block ends well is sent to where it belongs, and what an earlier run had beside it and this one has not is removed
     there. What resumes a run stays here. A dry run sends nothing.
 
     Args:
         others: addresses that are written as well, where the output is elsewhere.
+        besides: what the names of files that a run may have beside or in its output end with, behind its name.
 
     Raises:
         ConfigError: one of them is there already, and --overwrite was not given; or it cannot be reached.
@@ -49,10 +49,10 @@ def output_sent(args: argparse.Namespace, name: str = "out", others: Sequence[st
     yield
     if is_dry:
         return
-    made = [one for one in sorted(folder.iterdir()) if not one.name.endswith(_KEPT)]
+    made = [one for one in sorted(folder.iterdir()) if not resumes(one)]
     for one in made:
         send(one, f"{url.rpartition('/')[0]}/{one.name}")
-    for beside in ("/failed.jsonl",) if out.is_dir() else (".failed.jsonl", ".review.html"):
+    for beside in besides:
         if not Path(f"{out}{beside}").exists():
             remove(f"{url}{beside}")
     for one in made:
@@ -61,8 +61,7 @@ def output_sent(args: argparse.Namespace, name: str = "out", others: Sequence[st
 
 def _is_unsent(out: Path) -> bool:
     """Whether an output stands here, beside what resumes a run."""
-    below = (one for one in out.rglob("*") if not one.name.startswith(".") and not is_partial(one))
-    return out.is_file() or any(one.is_file() for one in below)
+    return out.is_file() or any(one.is_file() and not resumes(one) for one in out.rglob("*"))
 
 
 @contextmanager

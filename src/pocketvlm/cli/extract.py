@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     has_second = args.arrays == "table" and args.out.endswith(".csv")
-    with output_sent(args, others=[_second_address(args.out)] if has_second else []):
+    besides = [".failed.jsonl", *([".review.html"] if args.review is not None else [])]
+    with output_sent(args, others=[_second_address(args.out)] if has_second else [], besides=besides):
         summary = _run(args)
     return status_of(summary, partial(_print, args))
 

@@ -25,7 +25,7 @@ def add_ray(parser: argparse.ArgumentParser) -> None:
     """Add --ray and what goes with it."""
     where = "host:port of a cluster, auto for this machine's, or nothing: $RAY_ADDRESS, else a new one of this machine"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=f"answer on Ray. {where}")
-    many = "with --ray: how many engines (default: one a GPU, without GPUs one a machine)"
+    many = "with --ray: how many engines (default: one a GPU where PyTorch is installed, else one a machine)"
     parser.add_argument("--engines", type=int, metavar="N", help=many)
     parser.add_argument("--engine-cores", type=int, metavar="N", help="with --ray: cores of each engine")
 

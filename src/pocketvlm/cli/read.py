@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with output_sent(args):
+    with output_sent(args, besides=[f"/{FAILED}"]):
         summary = _run(args)
     return status_of(summary, partial(_print, args))
 
@@ -91,7 +91,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any] | None:
     prompt, prompts = prompts_of(args, args.format)
     options = check_options(args)
     out = args.shown_out.rstrip("/")
-    documents = open_all(args, lambda path: _is_ours(path, args.out), lambda url: _is_sent(url, out))
+    documents = open_all(
+        args,
+        lambda path: _is_ours(path, args.out),
+        lambda url: _is_sent(url, out),
+        # A list may end as texts do, and lie where they go: nothing is written over it.
+        lambda path: (path.name in OWN_FILES or is_partial(path)) and _is_ours(path, args.out),
+    )
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
     if args.dry_run:

@@ -18,12 +18,26 @@ OPTIONS: dict[str, tuple[type, str, str]] = {
     "min_replicas": (int, "N", "fewest replicas where their number follows the requests (default 1)"),
     "max_replicas": (int, "N", "most replicas where their number follows the requests"),
     "target_requests": (int, "N", "requests for each replica, by which their number is chosen (default 8)"),
+    "upscale_seconds": (
+        float,
+        "SECONDS",
+        "how long more replicas must be wanted before one starts (with --min-replicas or --max-replicas; default 10)",
+    ),
+    "downscale_seconds": (
+        float,
+        "SECONDS",
+        "how long fewer must be wanted before one ends (with --min-replicas or --max-replicas; default 300)",
+    ),
     "replica_cpus": (
         float,
         "CPUS",
         "processors of each replica (default: an equal share where Ray is started here, else 1)",
     ),
-    "replica_gpus": (float, "GPUS", "GPU of each replica, or a share of one (default 1 where the cluster has GPUs)"),
+    "replica_gpus": (
+        float,
+        "GPUS",
+        "GPU of each replica, or a share of one (default 1 where there are GPUs and PyTorch is installed, else 0)",
+    ),
     "ingresses": (int, "N", "processes that read requests and choose replicas (default 1)"),
 }
 

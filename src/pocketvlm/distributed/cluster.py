@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from typing import Any, NamedTuple
 
 from pocketvlm.errors import ConfigError, need
 
+GPUS_WITHOUT_TORCH = (
+    "the cluster has GPUs, but PyTorch is not installed here: everything runs on CPUs. "
+    "Install it on all machines with: pip install 'pocketvlm[torch]'"
+)
 _GPU_ENGINE = 0.5  # of a core that an engine on a GPU is counted as, where nobody says more
 _PREPARING = 0.25  # of a core that a task which decodes pictures is counted as, where engines take the cores
 
@@ -91,6 +96,8 @@ def share(
         ConfigError: so much is not there.
     """
     gpus, cpus = sum(machine.gpus for machine in machines), sum(machine.cpus for machine in machines)
+    if gpus and leaves_gpus(device, runtime):
+        logging.getLogger(__name__).warning(GPUS_WITHOUT_TORCH)
     if device.startswith("cuda"):
         if not gpus:
             raise ConfigError(f"--device {device}: the cluster has no GPU", hint="Leave --device out, or give cpu.")
@@ -117,6 +124,11 @@ def share(
 def may_use_gpus(device: str, runtime: str) -> bool:
     """Whether an engine with these options runs on a GPU that it is given: on PyTorch, if that is installed."""
     return device != "cpu" and runtime != "onnx" and find_spec("torch") is not None
+
+
+def leaves_gpus(device: str, runtime: str) -> bool:
+    """Whether engines with these options would run on GPUs if PyTorch were installed."""
+    return device != "cpu" and runtime != "onnx" and find_spec("torch") is None
 
 
 def _fitting(machines: Sequence[Machine], cores: int) -> int:

@@ -35,7 +35,8 @@ class Fleet:
 
     def __init__(self, spec: ModelSpec, shares: Shares, ahead: int, machines: int = 1) -> None:
         self.spec, self.shares, self.machines = spec, shares, machines
-        self._rows = max(1, ahead // _CALLS)  # of a call
+        self._calls = min(_CALLS, max(1, ahead))
+        self._rows = max(1, ahead // self._calls)  # of a call
 
     def answer(self, rows: Iterable[tuple[int, Row]], work: Work) -> Iterator[tuple[int, Any]]:
         """Answer rows, by their numbers: each number comes out once, whatever was lost on the way.
@@ -50,7 +51,7 @@ class Fleet:
             EngineError: the engines could not be started, or something is wrong with a machine.
         """
         for waiting in _windows(rows, _MOST_BLOCKS * self._rows):
-            for size, calls in ((self._rows, _CALLS), (1, 1)):
+            for size, calls in ((self._rows, self._calls), (1, 1)):
                 if not waiting:
                     break
                 for number, value in self._answer(list(waiting.items()), work, size, calls):

@@ -14,12 +14,16 @@ from pocketvlm.server.settings import PREFIX, ServerSettings, option_of
 
 REPLICAS = 2  # so that one may end, or be replaced, while another answers
 TARGET_REQUESTS = 8
+UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10.0, 300.0
+DAY = 86_400.0
 COUNT, SHARE = Range(int, 1, 1000), Range(float, 0.0, 1024.0)
 RANGES = {
     "replicas": COUNT,
     "min_replicas": COUNT,
     "max_replicas": COUNT,
     "target_requests": Range(int, 1, 100_000),
+    "upscale_seconds": Range(float, 0.0, DAY),
+    "downscale_seconds": Range(float, 0.0, DAY),
     "replica_cpus": SHARE,
     "replica_gpus": SHARE,
     "ingresses": Range(int, 1, 100),
@@ -44,6 +48,8 @@ class Shape:
         replicas: a fixed number; None where `min_replicas` and `max_replicas` bound it.
         target_requests: that each should have, for the number that is chosen between the bounds; also by how many a
             replica may have more than another before its conversations go elsewhere.
+        upscale_seconds, downscale_seconds: for which more, or fewer, have to be wanted; None is `UPSCALE_SECONDS` and
+            `DOWNSCALE_SECONDS`.
         replica_cpus, replica_gpus: of each replica; None is chosen by the cluster. The GPU may be a share of one.
         ingresses: processes in front that read requests.
     """
@@ -52,6 +58,8 @@ class Shape:
     min_replicas: int | None = None
     max_replicas: int | None = None
     target_requests: int = TARGET_REQUESTS
+    upscale_seconds: float | None = None
+    downscale_seconds: float | None = None
     replica_cpus: float | None = None
     replica_gpus: float | None = None
     ingresses: int = 1
@@ -62,6 +70,11 @@ class Shape:
                 object.__setattr__(self, name, allowed.check(name, value))
         if self.replicas is not None and self.scales:
             raise ConfigError("replicas is a fixed number", hint="Give it, or min_replicas and max_replicas.")
+        for name in ("upscale_seconds", "downscale_seconds"):
+            if getattr(self, name) is not None and not self.scales:
+                raise ConfigError(
+                    f"{name} is for a number that changes", hint="Give min_replicas or max_replicas as well."
+                )
         if self.scales and self.least > self.most:
             raise ConfigError(f"min_replicas={self.least} is more than max_replicas={self.most}")
         if self.replica_gpus is not None and self.replica_gpus > 1:

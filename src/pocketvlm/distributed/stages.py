@@ -68,8 +68,8 @@ class ModelSpec:
     def of(cls, directory: ModelDirectory, places: Mapping[str, str]) -> ModelSpec:
         """The spec of a directory of this machine."""
         name = directory.name
-        if Path(name).exists():
-            name = str(Path(name).absolute())
+        if Path(name).expanduser().is_dir():
+            name = str(Path(name).expanduser().absolute())
         adapter = None if directory.adapter is None else str(directory.adapter.absolute())
         return cls(name, adapter, tuple(places.items()), directory.fingerprint)
 

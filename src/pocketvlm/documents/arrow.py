@@ -8,6 +8,7 @@ from itertools import islice
 from typing import IO, Any
 
 from pocketvlm.documents.extracting import bounded
+from pocketvlm.documents.schema import local_reference
 from pocketvlm.errors import MissingExtraError
 
 try:
@@ -65,24 +66,26 @@ def _clean(text: str) -> str:
 _MORE = {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
 
 
-def arrow_type(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> pyarrow.DataType:
+def arrow_type(schema: Any, whole: Mapping[str, Any], within: tuple[int, ...] = ()) -> pyarrow.DataType:
     """The type of values of a JSON schema.
 
     Args:
         whole: where its references lead.
+        within: the parts that this one stands in, by their ids.
     """
-    if depth > _DEEPEST:  # a schema that refers to itself has no type of its own
-        return pyarrow.string()
     schema = _plain_form(schema, whole)
+    if len(within) > _DEEPEST or id(schema) in within:  # one that refers to itself has no type of its own
+        return pyarrow.string()
+    within = (*within, id(schema))
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     if isinstance(kind, list) and len(kind) == 2 and "null" in kind:  # every column may be null
         kind = next(one for one in kind if one != "null")
     is_closed = not schema.get("additionalProperties", True) if isinstance(schema, Mapping) else False
     if kind == "object" and schema.get("properties") and is_closed and not _MORE & schema.keys():
         parts = schema["properties"].items()
-        return pyarrow.struct([(name, arrow_type(part, whole, depth + 1)) for name, part in parts])
+        return pyarrow.struct([(name, arrow_type(part, whole, within)) for name, part in parts])
     if kind == "array" and "items" in schema and "prefixItems" not in schema:
-        return pyarrow.list_(arrow_type(schema["items"], whole, depth + 1))
+        return pyarrow.list_(arrow_type(schema["items"], whole, within))
     return _PLAIN.get(kind, pyarrow.string()) if isinstance(kind, str) else pyarrow.string()
 
 
@@ -93,10 +96,7 @@ def _plain_form(schema: Any, whole: Mapping[str, Any]) -> Any:
             return schema
         choices = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
         if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
-            found: Any = whole
-            for key in reference[2:].split("/"):
-                found = found.get(key) if isinstance(found, Mapping) else None
-            schema = found
+            schema = local_reference(reference, whole)
         elif len(choices) == 1 and "type" not in schema:
             schema = choices[0]
         else:

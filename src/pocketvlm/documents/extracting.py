@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.merging import merge_pages
 from pocketvlm.documents.pages import PageTask, keys_of
+from pocketvlm.documents.schema import local_reference
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 EXACT = 2**53 - 1  # the largest whole number that a double and all below it hold
 _DIGITS = 19  # of a whole number that tables hold, with its sign
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "const"}
+_WHOLE = re.compile(r"0|-?[1-9]\d{0,15}")
+_CHOICES = ("allOf", "anyOf", "oneOf")
 _OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
 MAX_TOKENS = 1024  # of an answer, where nothing else is said
 _LOST: dict[str, Any] = {"data": None, "confidence": {}}
@@ -57,6 +61,7 @@ def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
         made: dict[str, Any] = json.loads(json.dumps(schema))
     except (TypeError, ValueError, RecursionError) as error:  # of Python: a Decimal, a set, one that holds itself
         raise ConfigError(f"the schema is no JSON: {error}", hint="Give objects, arrays, text and numbers.") from None
+    open_ids = _left_open(made)
     for part in subschemas(made):
         kind = part.get("type", [])
         kinds = [kind] if isinstance(kind, str) else kind
@@ -64,9 +69,34 @@ def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"the schema has the type {show(kind)}", hint='Expected a name such as "number".')
         if "integer" in kinds and not _BOUNDS & part.keys():
             part |= {"minimum": -EXACT, "maximum": EXACT}
-        if part.get("properties") and not _OPEN & part.keys():
+        if part.get("properties") and not _OPEN & part.keys() and id(part) not in open_ids:
             part["additionalProperties"] = False
     return made
+
+
+def _left_open(schema: dict[str, Any]) -> set[int]:
+    """The parts that hold for an object together with others (`allOf`, or choices beside properties): closed, each
+    would forbid the properties of the others."""
+    found = set[int]()
+
+    def leave(part: Any) -> None:
+        if not isinstance(part, dict) or id(part) in found:
+            return
+        found.add(id(part))
+        for branch in _branches(part):
+            leave(branch)
+        leave(local_reference(part.get("$ref"), schema))
+
+    for part in subschemas(schema):
+        demands = [key for key in ("properties", "anyOf", "oneOf", "$ref") if part.get(key)]
+        if len(demands) + len(part.get("allOf") or ()) > 1:
+            leave(part)
+    return found
+
+
+def _branches(part: Mapping[str, Any]) -> Iterator[Any]:
+    for key in _CHOICES:
+        yield from part[key] if isinstance(part.get(key), list) else ()
 
 
 def row_of(document: Document, values: Sequence[Value]) -> dict[str, Any]:
@@ -115,7 +145,12 @@ def _value_of(calibration: Calibration | None, answer: Answer) -> Value:
 def _digits(text: str) -> dict[str, str]:
     """Field → number as it was written, where that says more than the number: 11.60 is what the page shows."""
     numbers = ((name, text[first:last]) for name, first, last in leaves(text) if text[first] in "-0123456789")
-    return {name: number for name, number in numbers if json.dumps(json.loads(number)) != number}
+    return {name: number for name, number in numbers if not _is_plain(number)}
+
+
+def _is_plain(number: str) -> bool:
+    """Whether every reader of JSON writes it as it was: it is whole, and no double rounds it."""
+    return bool(_WHOLE.fullmatch(number)) and abs(int(number)) <= EXACT
 
 
 class _NumberError(ValueError):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import quote, unquote
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.files import Journal, open_journal
@@ -42,7 +43,7 @@ class Done:
             if is_ours:
                 self._offsets[key] = offset
             if entry["settings"] == _WRITTEN:
-                self._written.add(key[0])
+                self._written.add(_name_of(key[0]))
 
     def __contains__(self, key: Key) -> bool:
         return key in self._offsets or key in self._memory
@@ -79,7 +80,10 @@ class Done:
         """Note that a file of this name is about to be written: what stands there then is this run's. See
         `names_written`."""
         if self._journal is not None and name not in self._written:
-            self._journal.append({"file": name, "page": 0, "settings": _WRITTEN, "value": {}})
+            # In per cent signs: a name need not be UTF-8, and must come back as it is.
+            self._journal.append(
+                {"file": quote(name, errors="surrogateescape"), "page": 0, "settings": _WRITTEN, "value": {}}
+            )
             self._written.add(name)
 
 
@@ -106,7 +110,11 @@ def keys_done(path: Path, settings: Mapping[str, Any]) -> set[Key]:
 
 def names_written(path: Path) -> set[str]:
     """The files that the runs of the journal at `path` have written, or begun to write."""
-    return {name for name, _ in _keys_under(path, _WRITTEN)}
+    return {_name_of(name) for name, _ in _keys_under(path, _WRITTEN)}
+
+
+def _name_of(quoted: str) -> str:
+    return unquote(quoted, errors="surrogateescape")
 
 
 def _keys_under(path: Path, settings: str) -> set[Key]:

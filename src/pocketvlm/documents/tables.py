@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from itertools import chain
@@ -24,6 +25,9 @@ SUFFIXES = (".jsonl", ".csv", ".xlsx", ".parquet")
 ARRAYS = ("columns", "table")
 # What a spreadsheet takes for the beginning of a formula; a document may come from anyone.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_NO_XML = re.compile(
+    "[\ud800-\udfff\ufffe\uffff]"
+)  # beside what openpyxl knows: halves of characters, and no characters
 _EXCEL_ROWS, _EXCEL_COLUMNS, _EXCEL_TEXT = 1_048_576, 16_384, 32_767
 
 
@@ -175,7 +179,8 @@ def _write_excel(file: IO[bytes], tables: Mapping[str, Callable[[], Iterable[dic
         def cell(value: Any, sheet: Any = sheet) -> Any:
             if not isinstance(value, str):
                 return value
-            made = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("\ufffd", value)[:_EXCEL_TEXT])
+            text = _NO_XML.sub("\ufffd", ILLEGAL_CHARACTERS_RE.sub("\ufffd", value))
+            made = WriteOnlyCell(sheet, text[:_EXCEL_TEXT])
             made.data_type = "s"  # text, also where it begins with "="
             return made
 

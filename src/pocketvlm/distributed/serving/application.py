@@ -17,13 +17,18 @@ from pocketvlm.distributed.serving.autoscaling import replicas_for_requests
 from pocketvlm.distributed.serving.ingress import Ingress
 from pocketvlm.distributed.serving.replica import Replica
 from pocketvlm.distributed.serving.router import ConversationRouter
-from pocketvlm.distributed.serving_options import Shape, check_settings, travelling
+from pocketvlm.distributed.serving_options import (
+    DOWNSCALE_SECONDS,
+    UPSCALE_SECONDS,
+    Shape,
+    check_settings,
+    travelling,
+)
 from pocketvlm.errors import ConfigError
 from pocketvlm.ranges import show
 from pocketvlm.server.settings import ServerSettings
 
 NAME = "pocketvlm"
-UPSCALE_SECONDS, DOWNSCALE_SECONDS = 10.0, 300.0  # for which more, or fewer, have to be wanted
 HEALTH_SECONDS = 5.0  # between two questions whether a replica is well
 DRAIN_LOOK_SECONDS = 0.5  # between two looks at whether a replica's last request has ended
 ROOM = 5.0  # seconds that the process in front has more than the replicas, to pass on their ends
@@ -51,8 +56,8 @@ def application(settings: ServerSettings, shape: Shape, *, has_room: bool) -> se
                 min_replicas=shape.least,
                 max_replicas=shape.most,
                 target_ongoing_requests=shape.target_requests,
-                upscale_delay_s=UPSCALE_SECONDS,
-                downscale_delay_s=DOWNSCALE_SECONDS,
+                upscale_delay_s=_given_or(shape.upscale_seconds, UPSCALE_SECONDS),
+                downscale_delay_s=_given_or(shape.downscale_seconds, DOWNSCALE_SECONDS),
                 policy=AutoscalingPolicy(policy_function=replicas_for_requests),
             )
         }
@@ -87,6 +92,10 @@ def application(settings: ServerSettings, shape: Shape, *, has_room: bool) -> se
     replicas = replica.bind(values, max(1, math.floor(cpus)), __version__)
     found: serve.Application = ingress.bind(replicas, values, shape.most)
     return found
+
+
+def _given_or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def build(args: dict[str, Any]) -> serve.Application:

@@ -19,7 +19,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from pocketvlm.distributed.cluster import may_use_gpus
+from pocketvlm.distributed.cluster import GPUS_WITHOUT_TORCH, leaves_gpus, may_use_gpus
 from pocketvlm.distributed.connection import Cluster, cluster
 from pocketvlm.distributed.serving.application import NAME, application
 from pocketvlm.distributed.serving_options import Shape
@@ -89,6 +89,8 @@ def serve_on_ray(
     # Twice: Ray sets handlers of its own once it has started.
     with stop.listening(), cluster(address, object_store=OBJECT_STORE_BYTES) as found, stop.listening():
         shape = _with_gpus(settings, shape, found)
+        if found.total("GPU") and shape.replica_gpus == 0 and leaves_gpus(settings.device, settings.runtime):
+            say(GPUS_WITHOUT_TORCH)
         if lacking := _lacking(shape, found):
             if found.is_own:
                 raise ConfigError(lacking, hint="Give fewer --replicas, or a smaller --replica-cpus or --replica-gpus.")
@@ -156,6 +158,9 @@ def _has_room(shape: Shape, found: Cluster, *, is_new: bool) -> bool:
 def _start(settings: ServerSettings, found: Cluster) -> ServerSettings:
     """Start Serve with its proxies, or find it; returns where it listens."""
     running = _running()
+    if running is None and not settings.port:
+        hint = "Give a --port that is free on all of them."
+        raise ConfigError("port 0 is another one on each machine of a cluster", hint=hint)
     if running is None:
         serve.start(
             proxy_location=ProxyLocation.HeadOnly if found.is_own else ProxyLocation.EveryNode,

@@ -83,12 +83,14 @@ function button(text, act) {
 /** A field whose value keeps its type: what was a number stays one, and null has the type of the schema. */
 function control({ keys, value }, page) {
   const { kind, nullable } = page.kinds[nameOf(keys)];
-  const input = document.createElement(kind === "boolean" ? "select" : "input");
   const shown = value instanceof Digits ? value.text : value === null ? "" : String(value);
+  const lines = kind === "string" ? shown.split("\n").length : 1; // an input would take the ends of lines out
+  const input = document.createElement(kind === "boolean" ? "select" : lines > 1 ? "textarea" : "input");
   if (kind === "boolean") {
     for (const text of [...(nullable ? [""] : []), "true", "false"]) input.append(new Option(text, text, false, text === shown));
   } else {
     if (kind in NUMBERS) input.inputMode = "decimal";
+    if (lines > 1) input.rows = lines;
     if (kind === "nothing") [input.readOnly, input.placeholder] = [true, "nothing"];
     input.value = shown;
   }
@@ -136,7 +138,7 @@ function show(number) {
     form.append(field);
   }
   report();
-  (form.querySelector(".doubtful :is(input, select)") ?? form.querySelector("input, select"))?.focus();
+  (form.querySelector(".doubtful :is(input, select, textarea)") ?? form.querySelector("input, select, textarea"))?.focus();
 }
 
 function report() {
@@ -152,7 +154,7 @@ function forward() {
     return;
   }
   const here = document.activeElement;
-  const fields = [...form.querySelectorAll(".doubtful :is(input, select)")];
+  const fields = [...form.querySelectorAll(".doubtful :is(input, select, textarea)")];
   const isBehind = (field) => here.compareDocumentPosition(field) & Node.DOCUMENT_POSITION_FOLLOWING;
   // From a field that is sure as well: the next doubtful one, or the first.
   const next = fields.find(isBehind) ?? (fields.includes(here) ? undefined : fields[0]);
@@ -200,15 +202,16 @@ function save() {
 }
 
 document.addEventListener("keydown", (event) => {
+  if (event.isComposing) return; // Enter there takes a word of an input method
   const step = { PageDown: 1, PageUp: -1 }[event.key];
-  if (event.key === "Enter" && document.activeElement.matches("#fields :is(input, select)")) forward();
+  if (event.key === "Enter" && !event.shiftKey && document.activeElement.matches("#fields :is(input, select, textarea)")) forward();
   else if (step) show(current + step);
   else if (event.key === "s" && (event.ctrlKey || event.metaKey)) save();
   else return;
   event.preventDefault();
 });
 document.getElementById("right").addEventListener("click", () => {
-  [...form.querySelectorAll(".doubtful :is(input, select)")].at(-1)?.focus();
+  [...form.querySelectorAll(".doubtful :is(input, select, textarea)")].at(-1)?.focus();
   forward();
 });
 document.getElementById("save").addEventListener("click", save);
