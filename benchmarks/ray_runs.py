@@ -30,13 +30,14 @@ from PIL import Image
 from pocketvlm.machine import processor_name, usable_processors
 from pocketvlm.synthetic import make_sample
 
-DRAWN = 200  # receipts; each is written as many times as is needed, every time with a pixel of its own
+DRAWN = 200  # pictures; each is written as many times as is needed, every time with a pixel of its own
 STARTED = 0.05  # of the rows, before which time is not counted
 
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--pictures", type=int, default=2000, help="requests, each with a picture")
+    cli.add_argument("--draw", default="receipt", help="what the pictures show: receipt (default), number, word, …")
     cli.add_argument("--alone", type=int, help="how many of them one engine answers (default: all)")
     cli.add_argument("--engines", type=int, default=2)
     cli.add_argument("--kills", type=int, default=2, help="engines that are killed in the run with several")
@@ -48,15 +49,15 @@ def main() -> None:
     if not 1 <= few <= args.pictures:
         cli.error(f"--alone {few} is not from 1 to {args.pictures}")
     with tempfile.TemporaryDirectory() as folder:
-        requests = write_requests(Path(folder), args.pictures)
+        requests = write_requests(Path(folder), args.pictures, args.draw)
         first = Path(folder) / "first.jsonl"
         first.write_text("".join(requests.read_text().splitlines(keepends=True)[:few]))
         one, alone = run(first, 1, args.address, kills=0)
         several, together = run(requests, args.engines, args.address, kills=args.kills)
         ids = [json.loads(line)["custom_id"] for line in requests.read_text().splitlines()]
-    print(f"{processor_name()}, {usable_processors()} processors, nano, {args.pictures} pictures, one core an engine")
-    print(f"1 engine, {few} pictures: {alone:.2f} a second")
-    print(f"{args.engines} engines, {args.kills} kills: {together:.2f} a second")
+    print(f"{processor_name()}, {usable_processors()} processors, nano, {args.pictures} pictures ({args.draw})")
+    print(f"1 engine of one core, {few} pictures: {alone:.2f} a second")
+    print(f"{args.engines} engines of one core, {args.kills} kills: {together:.2f} a second")
     print(f"ratio {together / alone:.2f}")
     same = [answer_of(a) == answer_of(b) for a, b in zip(one, several, strict=False)]
     failed = sum(row["response"]["status_code"] != 200 for row in several)
@@ -68,18 +69,18 @@ def main() -> None:
         sys.exit("rows are missing, come twice or differ")
 
 
-def write_requests(folder: Path, count: int) -> Path:
+def write_requests(folder: Path, count: int, draw: str) -> Path:
     """A file of requests about pictures in `folder`."""
-    receipts = [make_sample("receipt", (7, number), "heldout", 0).images[0] for number in range(min(DRAWN, count))]
+    samples = [make_sample(draw, (7, number), "heldout", 0) for number in range(min(DRAWN, count))]
     path = folder / "in.jsonl"
     with path.open("w") as file:
         for number in range(count):
             name = "absent.png" if number % 100 == 0 else f"{number}.png"
             if number % 100:
-                picture = receipts[number % DRAWN].copy()
+                picture = samples[number % DRAWN].images[0].copy()
                 picture[0, 0] = [number % 256, number // 256 % 256, 0]
                 Image.fromarray(picture).save(folder / name, compress_level=1)
-            question = {"type": "text", "text": "What is the total?"}
+            question = {"type": "text", "text": samples[number % DRAWN].questions[0].text}
             content = [{"type": "image", "image": name}, question]
             body = {"messages": [{"role": "user", "content": content}], "max_tokens": 12, "temperature": 0}
             line = {"custom_id": f"n{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
