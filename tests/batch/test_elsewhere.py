@@ -157,12 +157,12 @@ def test_a_text_is_sent_whatever_its_name_begins_with(memory: str, capsys: pytes
 def test_a_run_removes_nothing_that_it_would_not_write(memory: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(f"{memory}/receipt.png", RECEIPT.read_bytes())
     put(f"{memory}/in.jsonl", "".join(f"{json.dumps(one)}\n" for one in requests(1)).encode())
-    for name in ("out.jsonl.failed.jsonl", "rows.csv.review.html"):
+    for name in ("out.jsonl.failed.jsonl", "receipts.csv.review.html"):
         put(f"{memory}/{name}", b"mine")
     assert run(capsys, "batch", f"{memory}/in.jsonl", f"{memory}/out.jsonl")[0] == 0
     schema = ("--schema", "total: string", "--max-tokens", "24")
-    assert run(capsys, "extract", f"{memory}/receipt.png", "--out", f"{memory}/rows.csv", *schema)[0] in (0, 1)
-    for name in ("out.jsonl.failed.jsonl", "rows.csv.review.html"):
+    assert run(capsys, "extract", f"{memory}/receipt.png", "--out", f"{memory}/receipts.csv", *schema)[0] in (0, 1)
+    for name in ("out.jsonl.failed.jsonl", "receipts.csv.review.html"):
         assert get(f"{memory}/{name}") == b"mine"
 
 
