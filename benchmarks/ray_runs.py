@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -37,12 +38,15 @@ STARTED = 0.05  # of the rows, before which time is not counted
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--pictures", type=int, default=2000, help="requests, each with a picture")
-    cli.add_argument("--draw", default="receipt", help="what the pictures show: receipt (default), number, word, …")
+    cli.add_argument("--draw", default="receipt", help="what the pictures show: receipt (default), words, form, …")
     cli.add_argument("--alone", type=int, help="how many of them one engine answers (default: all)")
+    cli.add_argument("--pin", action="store_true", help="one engine has one core for its pictures and for Ray, too")
     cli.add_argument("--engines", type=int, default=2)
     cli.add_argument("--kills", type=int, default=2, help="engines that are killed in the run with several")
     cli.add_argument("--address", default="", help="of a cluster; otherwise one of this machine is started")
     args = cli.parse_args()
+    if args.address and args.pin:
+        cli.error("--pin is for a cluster that is started for the run")
     if args.address and args.kills:
         cli.error("--kills ends processes of a cluster that was started for the run: give --kills 0 with --address")
     few = args.pictures if args.alone is None else args.alone
@@ -52,11 +56,12 @@ def main() -> None:
         requests = write_requests(Path(folder), args.pictures, args.draw)
         first = Path(folder) / "first.jsonl"
         first.write_text("".join(requests.read_text().splitlines(keepends=True)[:few]))
-        one, alone = run(first, 1, args.address, kills=0)
+        one, alone = run(first, 1, args.address, kills=0, pin=args.pin)
         several, together = run(requests, args.engines, args.address, kills=args.kills)
         ids = [json.loads(line)["custom_id"] for line in requests.read_text().splitlines()]
     print(f"{processor_name()}, {usable_processors()} processors, nano, {args.pictures} pictures ({args.draw})")
-    print(f"1 engine of one core, {few} pictures: {alone:.2f} a second")
+    beside = "all of it on that core" if args.pin else "the rest of the run on the others"
+    print(f"1 engine of one core, {beside}, {few} pictures: {alone:.2f} a second")
     print(f"{args.engines} engines of one core, {args.kills} kills: {together:.2f} a second")
     print(f"ratio {together / alone:.2f}")
     same = [answer_of(a) == answer_of(b) for a, b in zip(one, several, strict=False)]
@@ -88,12 +93,17 @@ def write_requests(folder: Path, count: int, draw: str) -> Path:
     return path
 
 
-def run(requests: Path, engines: int, address: str, *, kills: int) -> tuple[list[dict[str, Any]], float]:
-    """The rows that come of a run, and how many came a second."""
-    out = requests.with_name(f"out-{engines}.jsonl")
+def run(
+    requests: Path, engines: int, address: str, *, kills: int, pin: bool = False
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows that come of a run, and how many came a second; pinned, it has one core of those that this has."""
+    out = requests.with_name(f"{requests.stem}-out-{engines}.jsonl")
     ray = ["--ray" if not address else f"--ray={address}", "--engines", str(engines), "--engine-cores", "1"]
     command = [sys.executable, "-m", "pocketvlm", "batch", str(requests), str(out), "--json", *ray]
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)} if pin else before)  # which processes inherit
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    os.sched_setaffinity(0, before)
     watch = Watch(process.pid, out.with_name(f"{out.name}.partial"), len(requests.read_text().splitlines()), kills)
     watch.start()
     process.communicate()
@@ -116,7 +126,7 @@ class Watch(threading.Thread):
     """
 
     def __init__(self, command: int, partial: Path, total: int, kills: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.command, self.partial, self.total = command, partial, total
         self.limits = [total * (number + 1) // (kills + 1) for number in range(kills)]
         self.rows, self.since = 0, time.monotonic()

@@ -48,9 +48,9 @@ def test_a_package_that_was_hidden_is_there_again(monkeypatch: pytest.MonkeyPatc
 
 
 SAYS = """
-import os, pathlib, sys
+import os, sys
 from pocketvlm.lenient_imports import quiet_discovery
-with quiet_discovery(pathlib.Path(sys.argv[1])):
+with quiet_discovery(sys.argv[1]):
     os.write(2, b"[W:onnxruntime:Default, device_discovery.cc:164] GPU device discovery failed: no such file\\n")
     os.write(2, b"something else\\n")
 os.write(2, b"afterwards\\n")
@@ -75,7 +75,7 @@ def test_an_error_within_the_block_is_seen_and_a_closed_stderr_is_no_error(tmp_p
     code = SAYS.replace('os.write(2, b"something else\\n")', "raise ImportError('not this one')")
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "ImportError: not this one"
-    assert "discovery" not in done.stderr.splitlines()[-1]
+    assert "GPU device discovery failed" not in done.stderr
     closed = "import os; os.close(2)\n" + SAYS.replace("os.write(2,", "print(").replace("os.write", "print")
     done = subprocess.run([sys.executable, "-c", closed, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0

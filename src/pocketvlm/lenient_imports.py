@@ -20,12 +20,14 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from glob import glob
+from typing import IO, Any
 
-_DISPLAYS = Path("/sys/class/drm")
+_DISPLAYS = "/sys/class/drm"
+_one_import = threading.RLock()  # what stderr is belongs to one thread at a time
 _DISCOVERY = b"GPU device discovery failed"  # of ONNX Runtime
 
 
@@ -71,17 +73,19 @@ def offline() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_discovery(displays: Path = _DISPLAYS) -> Iterator[None]:
+def quiet_discovery(displays: str = _DISPLAYS) -> Iterator[None]:
     """Within this block ONNX Runtime can be imported without a warning of a display that is no GPU.
 
     Args:
         displays: a folder of the kernel, with one for each display.
     """
-    cards = [card for card in displays.glob("card*") if card.name.removeprefix("card").isdecimal()]
-    if all((card / "device" / "vendor").exists() for card in cards) or not _is_open(2):
-        yield  # nothing to warn of, or nobody to warn
-        return
-    with tempfile.TemporaryFile() as said:
+    with ExitStack() as stack:
+        stack.enter_context(_one_import)
+        said = _room_for_words(stack, displays)
+        if said is None:
+            stack.close()  # nothing to warn of, or nobody to warn
+            yield
+            return
         stderr = os.dup(2)
         os.dup2(said.fileno(), 2)  # the warning is written there by C++
         try:
@@ -96,12 +100,17 @@ def quiet_discovery(displays: Path = _DISPLAYS) -> Iterator[None]:
                         os.write(2, line)
 
 
-def _is_open(descriptor: int) -> bool:
+def _room_for_words(stack: ExitStack, displays: str) -> IO[bytes] | None:
+    """A file for what the import says, if it may say something that is to be left out."""
+    # These two raise nothing where a folder may not be entered.
+    cards = [card for card in glob(f"{displays}/card*") if card.rpartition("/card")[2].isdecimal()]  # noqa: PTH207
+    if "onnxruntime" in sys.modules or all(os.path.exists(f"{card}/device/vendor") for card in cards):  # noqa: PTH110
+        return None
     try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
+        os.fstat(2)
+        return stack.enter_context(tempfile.TemporaryFile())
+    except OSError:  # stderr is closed, or there is no place for a file
+        return None
 
 
 @contextmanager

@@ -255,7 +255,7 @@ def forget(sent: Path) -> None:
         sent.unlink(missing_ok=True)
         return
     for one in sorted(sent.rglob("*"), reverse=True):
-        if one.is_file() and not resumes(one):
+        if one.is_file() and (is_partial(one) or not resumes(one)):
             one.unlink(missing_ok=True)
     for one in sorted((one for one in sent.rglob("*") if one.is_dir()), reverse=True):
         with suppress(OSError):  # not empty

@@ -281,7 +281,10 @@ def test_a_stopped_run_goes_on_where_a_name_is_not_utf8(
     capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
 ) -> None:
     odd = Path(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9.png"))
-    shutil.copy(folder / "sub/a.png", odd)
+    try:
+        shutil.copy(folder / "sub/a.png", odd)
+    except OSError:
+        pytest.skip("needs a file system that takes any bytes for a name, as those of Linux do")
     text = tmp_path / "text"
     assert run(capsys, "read", str(odd), "--out", str(text), *ASK)[0] == 0
     assert (text / f"{odd.stem}.md").exists()

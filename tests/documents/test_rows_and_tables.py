@@ -193,10 +193,27 @@ def test_parts_that_hold_together_do_not_close_each_other(schema: dict[str, Any]
     assert matcher.is_accepting()
 
 
-def test_one_part_alone_is_closed() -> None:
-    """As Pydantic and others write a reference with a description."""
-    made = bounded({"type": "object", "properties": {"of": {"allOf": [{"$ref": "#/$defs/A"}]}}, "$defs": {"A": NAMED}})
-    assert made["$defs"]["A"]["additionalProperties"] is False
+@pytest.mark.parametrize(
+    "more", [{}, {"description": "the seller"}, {"anyOf": [{"required": ["name"]}, {"required": []}]}]
+)
+def test_one_part_alone_is_closed(more: dict[str, Any]) -> None:
+    """As Pydantic and others write a reference with a description; beside it stands nothing that names properties."""
+    for of in ({"allOf": [{"$ref": "#/$defs/A"}, more]}, {"$ref": "#/$defs/A", **more}):
+        made = bounded({"type": "object", "properties": {"of": of}, "$defs": {"A": NAMED}})
+        assert made["$defs"]["A"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("wrong", [True, 5, {}, "a"])
+def test_what_is_no_list_of_parts_is_left_to_the_compiler(wrong: Any) -> None:
+    assert bounded({"type": "object", "properties": {"a": {}}, "allOf": wrong})["allOf"] == wrong
+
+
+def test_a_reference_at_the_top_takes_nothing_away() -> None:
+    top = {"type": "object", "properties": {"total": {"type": "number"}}, "$ref": "#/$defs/A", "$defs": {"A": NAMED}}
+    assert schema_of(top) == top
+    made = bounded(top)
+    assert "additionalProperties" not in made
+    assert "additionalProperties" not in made["$defs"]["A"]
 
 
 def test_no_cell_is_a_formula(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def share(
         ConfigError: so much is not there.
     """
     gpus, cpus = sum(machine.gpus for machine in machines), sum(machine.cpus for machine in machines)
-    if gpus and leaves_gpus(device, runtime):
+    if gpus and not device.startswith("cuda") and leaves_gpus(device, runtime):
         logging.getLogger(__name__).warning(GPUS_WITHOUT_TORCH)
     if device.startswith("cuda"):
         if not gpus:

@@ -75,9 +75,15 @@ def bounded(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _left_open(schema: dict[str, Any]) -> set[int]:
-    """The parts that hold for an object together with others (`allOf`, or choices beside properties): closed, each
-    would forbid the properties of the others."""
+    """The parts that hold for an object together with others that name properties as well (`allOf`, or choices beside
+    properties): closed, each would forbid the properties of the others."""
     found = set[int]()
+
+    def names_properties(part: Any, within: tuple[int, ...] = ()) -> bool:
+        if not isinstance(part, dict) or id(part) in within:
+            return False
+        inner = [*_branches(part), local_reference(part.get("$ref"), schema)]
+        return bool(part.get("properties")) or any(names_properties(one, (*within, id(part))) for one in inner)
 
     def leave(part: Any) -> None:
         if not isinstance(part, dict) or id(part) in found:
@@ -88,15 +94,21 @@ def _left_open(schema: dict[str, Any]) -> set[int]:
         leave(local_reference(part.get("$ref"), schema))
 
     for part in subschemas(schema):
-        demands = [key for key in ("properties", "anyOf", "oneOf", "$ref") if part.get(key)]
-        if len(demands) + len(part.get("allOf") or ()) > 1:
+        demands = [any(map(names_properties, _members(part, key))) for key in ("anyOf", "oneOf")]
+        demands += map(names_properties, [*_members(part, "allOf"), local_reference(part.get("$ref"), schema)])
+        if sum(demands) + bool(part.get("properties")) > 1:
             leave(part)
     return found
 
 
 def _branches(part: Mapping[str, Any]) -> Iterator[Any]:
     for key in _CHOICES:
-        yield from part[key] if isinstance(part.get(key), list) else ()
+        yield from _members(part, key)
+
+
+def _members(part: Mapping[str, Any], key: str) -> list[Any]:
+    found = part.get(key)
+    return found if isinstance(found, list) else []
 
 
 def row_of(document: Document, values: Sequence[Value]) -> dict[str, Any]:

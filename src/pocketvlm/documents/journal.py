@@ -16,7 +16,9 @@ from pocketvlm.files import Journal, open_journal
 Key = tuple[str, int]  # SHA-256 of a file, page from 1
 Value = dict[str, Any]  # what became of a page: JSON values
 FORMAT = "pocketvlm documents 1"
-_WRITTEN = "written"  # in the place of settings: a line about a file that was written, and not about a page
+# In the place of settings: a line about a file that was written, and not about a page. Its name stands in per cent
+# signs, as it need not be UTF-8; those of versions before did not.
+_WRITTEN, _WRITTEN_PLAIN = "written, quoted", "written"
 
 
 class Done:
@@ -42,8 +44,8 @@ class Done:
                 ) from None
             if is_ours:
                 self._offsets[key] = offset
-            if entry["settings"] == _WRITTEN:
-                self._written.add(_name_of(key[0]))
+            if entry["settings"] in (_WRITTEN, _WRITTEN_PLAIN):
+                self._written.add(_name_of(key[0]) if entry["settings"] == _WRITTEN else key[0])
 
     def __contains__(self, key: Key) -> bool:
         return key in self._offsets or key in self._memory
@@ -80,7 +82,6 @@ class Done:
         """Note that a file of this name is about to be written: what stands there then is this run's. See
         `names_written`."""
         if self._journal is not None and name not in self._written:
-            # In per cent signs: a name need not be UTF-8, and must come back as it is.
             self._journal.append(
                 {"file": quote(name, errors="surrogateescape"), "page": 0, "settings": _WRITTEN, "value": {}}
             )
@@ -110,7 +111,8 @@ def keys_done(path: Path, settings: Mapping[str, Any]) -> set[Key]:
 
 def names_written(path: Path) -> set[str]:
     """The files that the runs of the journal at `path` have written, or begun to write."""
-    return {_name_of(name) for name, _ in _keys_under(path, _WRITTEN)}
+    plain = {name for name, _ in _keys_under(path, _WRITTEN_PLAIN)}
+    return plain | {_name_of(name) for name, _ in _keys_under(path, _WRITTEN)}
 
 
 def _name_of(quoted: str) -> str:

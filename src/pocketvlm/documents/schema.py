@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pocketvlm.errors import ConfigError
 
@@ -59,19 +60,25 @@ def read_schema(text: str) -> dict[str, Any]:
 
 
 def local_reference(reference: Any, whole: Mapping[str, Any]) -> Any:
-    """What a reference within a schema leads to (`#/$defs/Shop`); None where that is nothing."""
-    if not isinstance(reference, str) or not reference.startswith("#/"):
+    """What a reference within a schema leads to (`#/$defs/Shop`, or `#`); None where that is nothing."""
+    if not isinstance(reference, str) or not re.match("#(/|$)", reference):
         return None
     found: Any = whole
-    for key in reference[2:].split("/"):
-        found = found.get(key.replace("~1", "/").replace("~0", "~")) if isinstance(found, Mapping) else None
+    for key in unquote(reference).split("/")[1:]:
+        name = key.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
 
 def _checked(schema: Any, name: str) -> dict[str, Any]:
-    if isinstance(schema, dict) and isinstance(found := local_reference(schema.get("$ref"), schema), dict):
+    if isinstance(schema, dict) and not schema.get("properties"):
         # As Pydantic writes a class that holds itself: the top of the schema is in its definitions.
-        schema = {**{key: value for key, value in schema.items() if key != "$ref"}, **found}
+        found = local_reference(schema.get("$ref"), schema)
+        if isinstance(found, dict):
+            schema = {**{key: value for key, value in schema.items() if key != "$ref"}, **found}
     if not isinstance(schema, dict) or schema.get("type") != "object" or not schema.get("properties"):
         raise ConfigError(f"{name} is no schema of an object with properties", hint=_HINT)
     return schema

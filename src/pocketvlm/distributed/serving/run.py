@@ -88,9 +88,10 @@ def serve_on_ray(
     stop = Stop()
     # Twice: Ray sets handlers of its own once it has started.
     with stop.listening(), cluster(address, object_store=OBJECT_STORE_BYTES) as found, stop.listening():
-        shape = _with_gpus(settings, shape, found)
-        if found.total("GPU") and shape.replica_gpus == 0 and leaves_gpus(settings.device, settings.runtime):
+        is_open = shape.replica_gpus is None and not settings.device.startswith("cuda")
+        if is_open and found.total("GPU") and leaves_gpus(settings.device, settings.runtime):
             say(GPUS_WITHOUT_TORCH)
+        shape = _with_gpus(settings, shape, found)
         if lacking := _lacking(shape, found):
             if found.is_own:
                 raise ConfigError(lacking, hint="Give fewer --replicas, or a smaller --replica-cpus or --replica-gpus.")

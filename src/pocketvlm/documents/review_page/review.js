@@ -202,7 +202,7 @@ function save() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.isComposing) return; // Enter there takes a word of an input method
+  if (event.isComposing || event.keyCode === 229) return; // Enter there takes a word of an input method (229: Safari)
   const step = { PageDown: 1, PageUp: -1 }[event.key];
   if (event.key === "Enter" && !event.shiftKey && document.activeElement.matches("#fields :is(input, select, textarea)")) forward();
   else if (step) show(current + step);
@@ -215,5 +215,5 @@ document.getElementById("right").addEventListener("click", () => {
   forward();
 });
 document.getElementById("save").addEventListener("click", save);
-form.addEventListener("submit", (event) => event.preventDefault());
+form.closest("form").addEventListener("submit", (event) => event.preventDefault());
 show(0);
