@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any] | None:
         lambda path: _is_ours(path, args.out),
         lambda url: _is_sent(url, out),
         # A list may end as texts do, and lie where they go: nothing is written over it.
-        lambda path: (path.name in OWN_FILES or is_partial(path)) and _is_ours(path, args.out),
+        lambda path: path.suffix not in FORMATS.values() and _is_ours(path, args.out),
     )
     names = dict(zip(documents, output_names(documents, args.format), strict=True))
     job = DocumentJob(args, documents, transcription(prompt, options), args.out / JOURNAL, {"prompts": prompts.version})
