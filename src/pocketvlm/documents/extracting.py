@@ -15,7 +15,7 @@ from pocketvlm.documents.inputs import Document
 from pocketvlm.documents.journal import Done, Value
 from pocketvlm.documents.merging import merge_pages
 from pocketvlm.documents.pages import PageTask, keys_of
-from pocketvlm.documents.schema import local_reference
+from pocketvlm.documents.schema import local_reference, meanings, members
 from pocketvlm.errors import ConfigError
 from pocketvlm.grammar.json_schema import subschemas
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
@@ -28,7 +28,6 @@ EXACT = 2**53 - 1  # the largest whole number that a double and all below it hol
 _DIGITS = 19  # of a whole number that tables hold, with its sign
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "enum", "const"}
 _WHOLE = re.compile(r"0|-?[1-9]\d{0,15}")
-_CHOICES = ("allOf", "anyOf", "oneOf")
 _OPEN = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
 MAX_TOKENS = 1024  # of an answer, where nothing else is said
 _LOST: dict[str, Any] = {"data": None, "confidence": {}}
@@ -79,36 +78,15 @@ def _left_open(schema: dict[str, Any]) -> set[int]:
     properties): closed, each would forbid the properties of the others."""
     found = set[int]()
 
-    def names_properties(part: Any, within: tuple[int, ...] = ()) -> bool:
-        if not isinstance(part, dict) or id(part) in within:
-            return False
-        inner = [*_branches(part), local_reference(part.get("$ref"), schema)]
-        return bool(part.get("properties")) or any(names_properties(one, (*within, id(part))) for one in inner)
-
-    def leave(part: Any) -> None:
-        if not isinstance(part, dict) or id(part) in found:
-            return
-        found.add(id(part))
-        for branch in _branches(part):
-            leave(branch)
-        leave(local_reference(part.get("$ref"), schema))
+    def names_properties(part: Any) -> bool:
+        return any(one.get("properties") for one in meanings(part, schema, set()))
 
     for part in subschemas(schema):
-        demands = [any(map(names_properties, _members(part, key))) for key in ("anyOf", "oneOf")]
-        demands += map(names_properties, [*_members(part, "allOf"), local_reference(part.get("$ref"), schema)])
+        demands = [any(map(names_properties, members(part, way))) for way in ("anyOf", "oneOf")]
+        demands += map(names_properties, [*members(part, "allOf"), local_reference(part.get("$ref"), schema)])
         if sum(demands) + bool(part.get("properties")) > 1:
-            leave(part)
+            found.update(id(one) for one in meanings(part, schema, set()))
     return found
-
-
-def _branches(part: Mapping[str, Any]) -> Iterator[Any]:
-    for key in _CHOICES:
-        yield from _members(part, key)
-
-
-def _members(part: Mapping[str, Any], key: str) -> list[Any]:
-    found = part.get(key)
-    return found if isinstance(found, list) else []
 
 
 def row_of(document: Document, values: Sequence[Value]) -> dict[str, Any]:

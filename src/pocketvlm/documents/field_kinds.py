@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pocketvlm.documents.fields import join
+from pocketvlm.documents.schema import meanings
 
 _KINDS = ("string", "number", "integer", "boolean")
 NOTHING = "nothing"  # an object or an array that is null: no text can stand for it
@@ -42,7 +43,7 @@ def array_items(data: Any, schema: Mapping[str, Any]) -> dict[str, NewItem]:
 def _arrays(value: Any, part: Any, root: Mapping[str, Any], name: str, depth: int) -> Iterator[tuple[str, NewItem]]:
     if depth == 0:
         return
-    choices = list(_choices(part, root, set()))
+    choices = list(meanings(part, root, set()))
     if isinstance(value, dict):
         found = next((one for one in choices if "properties" in one), {})
         for key, inner in value.items():
@@ -57,7 +58,7 @@ def _arrays(value: Any, part: Any, root: Mapping[str, Any], name: str, depth: in
 
 def _new(part: Any, root: Mapping[str, Any], depth: int, *, is_added: bool = False) -> Any:
     """What a value of a schema begins as; one that is added is an object where it may be one."""
-    choices = list(_choices(part, root, set()))
+    choices = list(meanings(part, root, set()))
     kinds = [kind for one in choices for kind in _types(one)]
     if depth == 0 or ("null" in kinds and not (is_added and any("properties" in one for one in choices))):
         return None
@@ -71,7 +72,7 @@ def _new(part: Any, root: Mapping[str, Any], depth: int, *, is_added: bool = Fal
 
 
 def _below(value: Any, part: Any, root: Mapping[str, Any], name: str) -> Iterator[tuple[str, Kind]]:
-    choices = list(_choices(part, root, set()))
+    choices = list(meanings(part, root, set()))
     if isinstance(value, dict):
         found = next((one for one in choices if "properties" in one), {})
         for key, inner in value.items():
@@ -95,26 +96,6 @@ def _kind(value: Any, kinds: Sequence[str]) -> str:
         is_container = {"object", "array"} & set(kinds)
         return next((kind for kind in kinds if kind in _KINDS), NOTHING if is_container else "string")
     return "integer" if "integer" in kinds and "number" not in kinds else "number"
-
-
-def _choices(part: Any, root: Mapping[str, Any], seen: set[int]) -> Iterator[Mapping[str, Any]]:
-    """A schema, and those that it may stand for: references within the same file, and alternatives; each once, as a
-    schema may name itself."""
-    if not isinstance(part, Mapping) or id(part) in seen:
-        return
-    seen.add(id(part))
-    yield part
-    reference = part.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        target: Any = root
-        for key in reference.split("/")[1:]:
-            key = key.replace("~1", "/").replace("~0", "~")
-            target = target.get(key) if isinstance(target, Mapping) else None
-        yield from _choices(target, root, seen)
-    for way in ("anyOf", "oneOf", "allOf"):
-        alternatives = part.get(way)
-        for one in alternatives if isinstance(alternatives, list) else ():
-            yield from _choices(one, root, seen)
 
 
 def _types(part: Mapping[str, Any]) -> list[str]:

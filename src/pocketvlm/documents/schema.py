@@ -6,7 +6,7 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,34 @@ def local_reference(reference: Any, whole: Mapping[str, Any]) -> Any:
     found: Any = whole
     for key in unquote(reference).split("/")[1:]:
         name = key.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
+        if isinstance(found, list) and name.isascii() and name.isdecimal() and int(name[:9]) < len(found):
+            found = found[int(name[:9])]
         else:
             found = found.get(name) if isinstance(found, Mapping) else None
     return found
+
+
+def meanings(part: Any, whole: Mapping[str, Any], seen: set[int]) -> Iterator[Mapping[str, Any]]:
+    """A schema, and those that it may stand for: references within `whole`, and alternatives; each once, as a schema
+    may name itself.
+
+    Args:
+        seen: the ids of those that are left out.
+    """
+    if not isinstance(part, Mapping) or id(part) in seen:
+        return
+    seen.add(id(part))
+    yield part
+    yield from meanings(local_reference(part.get("$ref"), whole), whole, seen)
+    for way in ("anyOf", "oneOf", "allOf"):
+        for one in members(part, way):
+            yield from meanings(one, whole, seen)
+
+
+def members(part: Mapping[str, Any], way: str) -> list[Any]:
+    """The alternatives of `anyOf` and the like; none where there is no list of them."""
+    found = part.get(way)
+    return found if isinstance(found, list) else []
 
 
 def _checked(schema: Any, name: str) -> dict[str, Any]:
