@@ -18,6 +18,7 @@ from pocketvlm.export.onnx.graph import GraphBuilder
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 FEW = 65  # new tokens up to which all is in fp32, see attention_rows.h
+FAR = 8192  # keys above which a row of a prompt may have its scores in 8 bits, see attention_tiles.h
 
 
 def session(library: Path, heads: int, groups: int, dim: int) -> Any:
@@ -181,6 +182,45 @@ def test_caches_stay_where_they_are(compiled_library: Path, count: int) -> None:
     assert np.array_equal(binding.copy_outputs_to_cpu()[0], expected.numpy())
     for got, wanted in zip(past, caches, strict=True):
         assert torch.equal(got[:, :, : 90 + count], wanted[:, :, : 90 + count])
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize(("dim", "shared"), [(64, 3), (128, 1), (256, 4)])
+def test_rows_that_see_many_keys_are_near_what_they_should_be(
+    compiled_library: Path, dim: int, shared: int, spread: float
+) -> None:
+    """Those that see fewer stay as exact as ever, whichever share their keys; no row depends on the cut."""
+    count, before = 130, FAR - 70
+    length = before + count
+    q, k, v, past = case(6, 1, count, [length], shared, 1, dim, spread)
+    attention = session(compiled_library, shared, 1, dim)
+    out, *caches = run(attention, q, k, v, past, [length])
+    expected = plain(q[0].unflatten(-1, (-1, dim)), *(cache[0, :, :length] for cache in caches), length)
+    error = (out[0].unflatten(-1, (-1, dim)) - expected).flatten(1).norm(dim=1)
+    wanted = expected.flatten(1).norm(dim=1)
+    assert (error[:70] <= 4e-3 * wanted[:70]).all()
+    assert (error[70:] <= 2e-2 * max(1.0, spread) * wanted[70:]).all()
+    for first, last in ((0, 66), (64, 130)):
+        part, *_ = run(attention, *(t[:, first:last] for t in (q, k, v)), caches, [before + last])
+        assert torch.equal(part, out[:, first:last])
+
+
+@pytest.mark.parametrize("what", ["query", "cached key", "cached value"])
+def test_what_is_no_number_is_noticed_behind_many_keys(compiled_library: Path, what: str) -> None:
+    q, k, v, past = case(9, 1, 80, [FAR + 80], 2, 1, 64)
+    tensor, place = {
+        "query": (q, (0, 5, 3)),
+        "cached key": (past[0], (0, 0, 100, 3)),
+        "cached value": (past[1], (0, 0, 100, 3)),
+    }[what]
+    tensor[place] = torch.nan
+    got, *_ = run(session(compiled_library, 2, 1, 64), q, k, v, past, [FAR + 80])
+    is_none = torch.isnan(got[0].unflatten(-1, (2, 64))).all(-1)
+    wanted = torch.ones(80, 2, dtype=torch.bool)
+    if what == "query":
+        wanted[:] = False
+        wanted[5, 0] = True
+    assert torch.equal(is_none, wanted)
 
 
 @pytest.mark.parametrize("count", [1, 70])

@@ -210,7 +210,7 @@ def test_attention_is_that_of_every_kind(
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize(
-    ("new", "before", "heads", "dim"), [(1, 700, 4, 64), (7, 0, 1, 128), (70, 150, 3, 64), (33, 3, 1, 256)]
+    ("new", "before", "heads", "dim"), [(1, 700, 4, 64), (7, 0, 1, 128), (70, 150, 3, 64), (33, 3, 1, 256), (70, 8300, 1, 64)]
 )
 def test_causal_attention_is_that_of_every_kind(
     hosts: dict[str, list[str]], kind: str, new: int, before: int, heads: int, dim: int
@@ -227,9 +227,11 @@ def test_causal_attention_is_that_of_every_kind(
     scores += np.triu(np.full((new, total), -np.inf), before + 1)
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     expected = (shares / shares.sum(-1, keepdims=True) @ values[0, 0]).swapaxes(0, 1).reshape(got.shape)
-    assert np.linalg.norm(got - expected) <= 2e-3 * np.linalg.norm(expected)
+    is_far = before > 8192  # then scores are in 8 bits, or in 16 where bytes are multiplied no faster
+    assert np.linalg.norm(got - expected) <= (1e-2 if is_far else 2e-3) * np.linalg.norm(expected)
     other, *_ = run(next(iter(hosts.values())), "CausalAttention", attributes, inputs)
-    assert np.linalg.norm(got - other) <= 1e-4 * np.linalg.norm(other)  # a score between two steps may fall to either
+    # A score between two steps may fall to either.
+    assert np.linalg.norm(got - other) <= (1e-2 if is_far else 1e-4) * np.linalg.norm(other)
 
 
 @pytest.mark.parametrize("kind", kinds())

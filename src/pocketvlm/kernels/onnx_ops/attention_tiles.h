@@ -7,6 +7,9 @@
 // so far (online softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). Nothing depends on tokens that a row does not
 // see. What is no number in a row, or in a key or value that it sees, makes its output none.
 //
+// Rows that see more than kFar keys have queries and keys in 8 bits (as SageAttention has; Zhang et al. 2024, arXiv
+// 2410.02367), where the processor multiplies these twice as fast: what a score loses is a hundredth of the scores' spread.
+//
 // Shapes:  R rows of a task · E head dim · N = E / 16 registers of a row · 128 keys at once, in two panels of 64
 #pragma once
 
@@ -14,6 +17,8 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "attention_rows.h"
@@ -29,7 +34,11 @@ inline int64_t task_rows(int64_t total, int64_t threads) {
   return (rows + kTall - 1) / kTall * kTall;
 }
 
-template <int kDim>
+// Keys that a row sees in 16 bits; 8,192 tokens are some twenty pages, and most prompts are shorter.
+constexpr bool kHasFastBytes = sizeof(Stored) == 1;
+constexpr int64_t kFar = kHasFastBytes ? 8192 : int64_t{1} << 40;
+
+template <int kDim, bool kIsFar>
 class PromptAttention {
  public:
   // Rows `begin` to `end`; false where memory does not suffice.
@@ -39,20 +48,24 @@ class PromptAttention {
   }
 
  private:
+  using Step = std::conditional_t<kIsFar, Stored, int16_t>;  // of queries, and of keys but for their zero
   static constexpr int kKeys = 2 * kPanel, kTall = 6, kCount = kDim / kLanes;
-  static constexpr float kSteps = kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;  // kDim products of two fit into 32 bits
-  static constexpr float kParts = 16383, kValueSteps = 1023;                     // kKeys products of these do, too
+  static constexpr int kTogether = kIsFar ? 4 : 2;  // channels of a key that lie side by side
+  // As many as let kDim products of two fit into 32 bits.
+  static constexpr float kSteps = kIsFar ? 127 : kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;
+  static constexpr float kParts = 16383, kValueSteps = 1023;  // kKeys products of these do, too
   static constexpr float kUnfelt = -21.5f;  // 128 values of this size (a logarithm) add 6e-8 of the largest: left out
 
-  std::vector<int16_t> queries;        // [R, E]
+  std::vector<Step> queries;           // [R, E]
+  std::vector<int32_t> starts;         // of far rows' products, for the zero of keys [R]
   std::vector<float> factors, sums;    // of scores [R]; of values [R, E]
   std::vector<float> peaks, totals;    // the largest score so far [R]; sums of exponentials by it [R, 16]
-  alignas(64) int16_t keys[kKeys * kDim];        // [2, E / 2, 64, 2]
+  alignas(64) Step keys[kKeys * kDim];           // [2, E / 2, 64, 2]; of far rows [2, E / 4, 64, 4], 128 above
   alignas(64) int32_t values[kDim * kKeys / 2];  // [E / 64, 128 / 2, 64], two keys in each
   alignas(64) float key_scales[kKeys], value_logs[kKeys], value_inverses[kKeys];
 
   bool resize(int64_t rows) try {
-    queries.assign((rows + kTall) * kDim, 0);
+    queries.assign((rows + kTall) * kDim, 0), starts.assign(rows + kTall, 0);
     factors.resize(rows), peaks.assign(rows, -INFINITY), totals.assign(rows * kLanes, 0.0f);
     sums.assign(rows * kDim, 0.0f);
     return true;
@@ -62,8 +75,11 @@ class PromptAttention {
 
   void attend(const Queries& q, int64_t begin, int64_t end) {
     const float size = 1.0f / std::sqrt(static_cast<float>(kDim));
-    for (int64_t row = begin; row < end; ++row)
-      factors[row - begin] = size * round_row(q.from + q.place(row), queries.data() + (row - begin) * kDim);
+    for (int64_t row = begin; row < end; ++row) {
+      Step* to = queries.data() + (row - begin) * kDim;
+      factors[row - begin] = size * round_row(q.from + q.place(row), to);
+      if (kIsFar && !kHasSignedWeights) starts[row - begin] = -128 * std::accumulate(to, to + kDim, 0);
+    }
     const int64_t last = q.visible(end - 1);
     for (int64_t key = 0; key < last; key += kKeys) {
       pack(q.keys + key * kDim, q.values + key * kDim, std::min<int64_t>(kKeys, last - key));
@@ -107,26 +123,37 @@ class PromptAttention {
   }
 
   // `x` [E], mixed and rounded; returns what a step is, or NaN.
-  static float round_row(const float* x, int16_t* out) {
+  static float round_row(const float* x, Step* out) {
     Floats mixed[kCount];
     const float largest = mix_row(x, mixed);
     const Floats factor = all(kSteps / largest);
-    for (int i = 0; i < kCount; ++i) store_halves(out + i * kLanes, to_ints(multiply(mixed[i], factor)));
+    for (int i = 0; i < kCount; ++i) {
+      const Ints steps = to_ints(multiply(mixed[i], factor));
+      if constexpr (kIsFar)
+        store_inputs<8>(out + i * kLanes, steps);
+      else
+        store_halves(out + i * kLanes, steps);
+    }
     return largest / kSteps;
   }
 
   // `count` keys and values, at most 128, of rows [., E].
   void pack(const float* k, const float* v, int64_t count) {
     if (count < kKeys) {
-      std::fill(std::begin(keys), std::end(keys), int16_t{0}), std::fill(std::begin(values), std::end(values), 0);
+      std::fill(std::begin(keys), std::end(keys), Step{0}), std::fill(std::begin(values), std::end(values), 0);
       for (float* some : {key_scales, value_logs, value_inverses}) std::fill_n(some, kKeys, 0.0f);
     }
     for (int64_t j = 0; j < count; ++j) {
-      alignas(64) int16_t row[kDim];
+      alignas(64) Step row[kDim];
       key_scales[j] = round_row(k + j * kDim, row);
-      if (key_scales[j] != key_scales[j]) std::fill_n(row, kDim, int16_t{0});
-      int16_t* to = keys + j / kPanel * kPanel * kDim + j % kPanel * 2;
-      for (int e = 0; e < kDim; e += 2) std::memcpy(to + e * kPanel, row + e, 4);
+      if (key_scales[j] != key_scales[j]) std::fill_n(row, kDim, Step{0});
+      Step* to = keys + j / kPanel * kPanel * kDim + j % kPanel * kTogether;
+      for (int e = 0; e < kDim; e += kTogether) {
+        uint32_t some;
+        std::memcpy(&some, row + e, sizeof some);
+        if (kIsFar) some ^= 0x80808080;  // bytes without sign, as products read weights
+        std::memcpy(to + e * kPanel, &some, sizeof some);
+      }
     }
     for (int64_t j = 0; j < count; j += 2) {
       Floats mixed[2][kCount], factor[2] = {all(0.0f), all(0.0f)};
@@ -148,15 +175,27 @@ class PromptAttention {
     }
   }
 
+  // Products [6, 64] of the rows from `first` on with the keys of a panel.
+  void multiply_keys(int64_t first, int64_t panel, int32_t* products) const {
+    const Step *x = queries.data() + first * kDim, *w = keys + panel * kPanel * kDim;
+    if constexpr (kIsFar) {
+      const Segment segment{reinterpret_cast<const uint8_t*>(w), nullptr, kDim, 0};
+      for (int t = 0; t < kTall; ++t) std::fill_n(products + t * kPanel, kPanel, starts[first + t]);
+      constexpr int kHeight = kTall % kRows ? kTall / 2 : kRows;  // of a tile: 6 rows are one of 6, or two of 3
+      for (int t = 0; t < kTall; t += kHeight)
+        multiply_rows<8, kHeight>(x + t * kDim, kDim, segment, products + t * kPanel);
+    } else {
+      multiply_pairs<4, kTall>(x, kDim, reinterpret_cast<const int32_t*>(w), kDim / 2, products);
+    }
+  }
+
   // Rows `first` to `first + count`, at most 6, over the packed keys, of which each of them sees `visible`, or all.
   template <bool kAll>
   void attend_packed(int64_t first, int64_t count, const int64_t* visible) {
     alignas(64) int32_t products[kKeys / kPanel][kTall * kPanel];
     alignas(64) int16_t parts[kTall * kKeys];
     alignas(64) float distances[kLanes] = {}, weights[kLanes];
-    for (int p = 0; p < kKeys / kPanel; ++p)
-      multiply_pairs<4, kTall>(queries.data() + first * kDim, kDim,
-                               reinterpret_cast<const int32_t*>(keys + p * kPanel * kDim), kDim / 2, products[p]);
+    for (int p = 0; p < kKeys / kPanel; ++p) multiply_keys(first, p, products[p]);
     Floats found[kTall];
     float nearest_peak = -INFINITY;
     for (int64_t t = 0; t < count; ++t) {
@@ -221,9 +260,18 @@ class PromptAttention {
   }
 };
 
-// Rows `begin` to `end` of heads of 64, 128 or 256; false where memory does not suffice.
+// Rows `begin` to `end` by `PromptAttention`; false where memory does not suffice. A row alone decides on its bits, so that
+// it does not depend on the rows beside it.
+template <int kDim>
+bool attend_heads(const Queries& q, int64_t begin, int64_t end) {
+  const int64_t far = std::clamp((kFar - q.before) * q.shared, begin, end);  // the first row that sees more
+  return (begin == far || PromptAttention<kDim, false>::run(q, begin, far)) &&
+         (far == end || PromptAttention<kDim, kHasFastBytes>::run(q, far, end));
+}
+
+// The same of heads of 64, 128 or 256.
 inline bool attend_prompt(const Queries& q, int64_t begin, int64_t end) {
-  auto* run = q.dim == 64 ? PromptAttention<64>::run : q.dim == 128 ? PromptAttention<128>::run : PromptAttention<256>::run;
+  auto* run = q.dim == 64 ? attend_heads<64> : q.dim == 128 ? attend_heads<128> : attend_heads<256>;
   return run(q, begin, end);
 }
 
