@@ -121,7 +121,11 @@ def test_an_open_loop_sends_whatever_becomes_of_those_before() -> None:
 SMALL = ("--requests", "3", "--max-tokens", "3", "--image-size", "64", "--warmup", "1", "--json")
 
 
-def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_its_own_server_and_the_engine_beside_it_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCKETVLM_API_KEYS", "of-another-server")
+    monkeypatch.setenv("POCKETVLM_HOST", "192.0.2.1")  # which this machine does not have
     objectives = ("--goodput", "ttft:100000", "tpot:100000")
     status, out, err = run(capsys, "bench", "serving", *SMALL, "--in-process", *objectives)
     assert status == 0, err

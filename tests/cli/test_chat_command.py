@@ -52,12 +52,35 @@ def test_a_conversation_is_its_turns_with_their_pictures(talk: Conversation) -> 
 def test_the_last_question_can_be_asked_again(talk: Conversation) -> None:
     talk.add(str(RECEIPT))
     said(talk, "One?", "1")
-    turn = talk.command("/retry")
-    assert turn is not None
-    assert len(turn.parts) == 1
-    assert len(talk.messages(turn)) == 1
+    for _ in range(2):  # whether an answer came or not, it is the same question
+        turn = talk.command("/retry")
+        assert turn is not None
+        assert len(turn.parts) == 1
+        assert len(talk.messages(turn)) == 1
+        assert [one.answer for one in talk.turns] == ["1"]
+    talk.done(turn, "2")
+    assert [one.answer for one in talk.turns] == ["2"]
+    talk.command("/reset")
     with pytest.raises(ConfigError, match="no question"):
         talk.command("/retry")
+
+
+def test_a_question_that_was_not_answered_is_the_one_that_is_asked_again(talk: Conversation) -> None:
+    said(talk, "One?", "1")
+    talk.add(str(RECEIPT))
+    failed = talk.ask("Two?")
+    assert talk.command("/retry") is failed
+    assert [message["role"] for message in talk.messages(failed)] == ["user", "assistant", "user"]
+    talk.done(failed, "2")
+    assert [one.question for one in talk.turns] == ["One?", "Two?"]
+
+
+def test_what_was_said_before_cannot_control_a_terminal_either(
+    talk: Conversation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(talk, "One?", "a\x1b[2Jb")
+    talk.command("/history")
+    assert "a[2Jb" in capsys.readouterr().err
 
 
 def test_a_rate_holds_for_all_answers_from_now_on(talk: Conversation) -> None:

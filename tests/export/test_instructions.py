@@ -210,7 +210,8 @@ def test_attention_is_that_of_every_kind(
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize(
-    ("new", "before", "heads", "dim"), [(1, 700, 4, 64), (7, 0, 1, 128), (70, 150, 3, 64), (33, 3, 1, 256), (70, 8300, 1, 64)]
+    ("new", "before", "heads", "dim"),
+    [(1, 700, 4, 64), (7, 0, 1, 128), (70, 150, 3, 64), (33, 3, 1, 256), (70, 8300, 1, 64)],
 )
 def test_causal_attention_is_that_of_every_kind(
     hosts: dict[str, list[str]], kind: str, new: int, before: int, heads: int, dim: int

@@ -252,7 +252,9 @@ def test_stdout_carries_the_protocol_alone() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_root_that_is_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, err = run(capsys, "mcp", "--root", "/no/such/folder")
+@pytest.mark.parametrize("root", ["/no/such/folder", ""])
+def test_a_root_that_is_no_folder_is_one_line(capsys: pytest.CaptureFixture[str], root: str) -> None:
+    """Least of all is one the working directory because a variable was not set."""
+    status, out, err = run(capsys, "mcp", "--root", root)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "is no folder" in err

@@ -127,6 +127,23 @@ def test_a_picture_is_fetched(base: str, path: str) -> None:
     assert probe_size(f"{base}/{path}", LOCAL) == Size(height=10, width=20)
 
 
+def test_bytes_are_counted_as_they_arrive(base: str) -> None:
+    """A host that never ends a body takes memory all the while."""
+    counted = list[int]()
+
+    def hold(count: int) -> None:
+        counted.append(count)
+        if sum(counted) > 20_000:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fetch(f"{base}/endless", LOCAL, hold)
+    assert sum(counted) <= 20_000 + 65_536
+    counted.clear()
+    assert fetch(f"{base}/picture", LOCAL, hold) == png()
+    assert sum(counted) == len(png())
+
+
 def test_request_names_the_host_and_keeps_the_query(server: ThreadingHTTPServer, base: str) -> None:
     fetch(f"{base}/picture?a=1&b=%20", LOCAL)
     path, headers = server.seen[-1]  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -371,9 +371,10 @@ class Fetching:
         self.go_on.set()
         monkeypatch.setattr(media_workers, "fetch", self)
 
-    def __call__(self, url: str, _limits: MediaLimits) -> bytes:
+    def __call__(self, url: str, _limits: MediaLimits, hold: Callable[[int], None]) -> bytes:
         self.urls.append(url)
         assert self.go_on.wait(60)
+        hold(len(self.body))
         return self.body
 
 
@@ -402,6 +403,26 @@ def test_frames_are_fetched_only_if_so_many_could_be_taken(
     with pytest.raises(MediaError, match=f"place 0: the video has {most + 1} frames to fetch, at most {most}"):
         fetched(task_of(directory, [*frames, frames[0]], kind="video"))
     assert len(fetching.urls) == most
+
+
+def test_all_downloads_of_a_request_have_a_time_together(
+    directory: ModelDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them may be as slow as one may be; a hundred after each other would hold a thread for minutes."""
+    given = list[float]()
+
+    def slow(_url: str, limits: MediaLimits, _hold: Callable[[int], None]) -> bytes:
+        given.append(limits.total_seconds)
+        time.sleep(min(0.1, limits.total_seconds))
+        return b"0"
+
+    monkeypatch.setattr(media_workers, "fetch", slow)
+    monkeypatch.setattr(media_workers, "FETCHING", 1)
+    task = task_of(directory, [f"http://example.org/{i}" for i in range(100)], kind="video")
+    with pytest.raises(MediaError, match=r"place 0: the downloads of the request took more than 0\.3 seconds together"):
+        fetched(replace(task, limits=replace(task.limits, total_seconds=0.1)))
+    assert 1 < len(given) < 20
+    assert max(given) <= 0.1
 
 
 def test_no_list_of_pictures_is_fetched(directory: ModelDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +461,7 @@ def test_no_download_is_begun_for_nobody(directory: ModelDirectory, monkeypatch:
 def test_the_first_picture_that_cannot_be_fetched_is_named(
     directory: ModelDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(url: str, _limits: MediaLimits) -> bytes:
+    def fail(url: str, _limits: MediaLimits, _hold: Callable[[int], None]) -> bytes:
         if url.endswith(("2", "5")):
             raise MediaError(f"{url} is gone")
         return b"0"

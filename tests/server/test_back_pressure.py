@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock
@@ -36,6 +36,16 @@ async def until(condition: Any) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it has not come to that")
+
+
+def fetching(body: bytes) -> Callable[[str, object, Callable[[int], None]], bytes]:
+    """In place of what fetches: every address has this."""
+
+    def fetch(_url: str, _limits: object, hold: Callable[[int], None]) -> bytes:
+        hold(len(body))
+        return body
+
+    return fetch
 
 
 def is_idle(vlm: AsyncVLM) -> bool:
@@ -201,7 +211,7 @@ def test_downloads_count_while_they_are_decoded_and_not_after(monkeypatch: pytes
 
     picture = png(288, 288)
     assert 2**18 > len(picture) > 2**20 / 6
-    monkeypatch.setattr(media_workers, "fetch", lambda _url, _limits: picture)
+    monkeypatch.setattr(media_workers, "fetch", fetching(picture))
     assert run(ask(CHAT, chat)) == ([400, 200], 0)
     assert run(ask("/v1/view_plan", lambda urls: {"images": urls})) == ([400, 200], 0)
 
@@ -219,8 +229,33 @@ def test_a_document_whose_download_has_no_room_may_be_asked_for_again(monkeypatc
             return found
 
     picture = png(288, 288)
-    monkeypatch.setattr(media_workers, "fetch", lambda _url, _limits: picture)
+    monkeypatch.setattr(media_workers, "fetch", fetching(picture))
     assert run(ask()) == [429, 200]
+
+
+def test_hosts_that_are_slow_hold_up_nobody_who_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def fetch(_url: str, _limits: object, _hold: object) -> bytes:
+        gate.wait(60)
+        return png(60, 40)
+
+    monkeypatch.setattr(media_workers, "fetch", fetch)
+
+    async def ask() -> list[int]:
+        async with await new_vlm(workers=2) as vlm:
+            app = App(vlm)
+            vlm.vlm.processor.encode = fetching_first(vlm.vlm.processor.encode)
+            waiting = [asyncio.create_task(app.look(f"http://example.org/{i}", max_tokens=1)) for i in range(4)]
+            await asyncio.sleep(0.1)
+            try:
+                answered = await asyncio.wait_for(app.chat(), 30)
+                assert not any(one.done() for one in waiting)
+            finally:
+                gate.set()
+            return [answered.status_code, *[(await one).status_code for one in waiting]]
+
+    assert run(ask()) == [200] * 5
 
 
 def test_the_time_of_a_request_is_over_while_it_waits_prepares_and_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,9 +139,40 @@ def test_settings_come_from_options_then_variables_then_the_file(tmp_path: Path)
         {"media_roots": ("/no/such/folder",)},
         {"max_n": 0},
         {"api_keys": ("",)},
+        {"allowed_hosts": ("reader.lan:8000",)},
+        {"allowed_hosts": ("http://reader.lan",)},
+        {"private_hosts": ("media.lan:9000",)},
+        {"private_hosts": ("[::1]",)},
+        {"cors_origins": ("https://reader.example/",)},
+        {"cors_origins": ("reader.example",)},
         {"max_held_bytes": 2**20},
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         ServerSettings(**options)
+
+
+def test_what_browsers_and_clients_send_can_be_allowed() -> None:
+    settings = ServerSettings(
+        allowed_hosts=("reader.lan", "::1", "[::1]", "10.0.0.3"),
+        private_hosts=("media.lan", "10.0.0.4", "fd00::1"),
+        cors_origins=("*", "null", "https://reader.example:8443", "app://obsidian.md", "file://"),
+    )
+    assert len(settings.allowed_hosts) == 4
+
+
+@pytest.mark.parametrize("keys", ["tok_very_secret", ("tok_very_secret", "")])
+def test_no_key_is_shown_where_the_list_of_them_is_wrong(keys: Any) -> None:
+    with pytest.raises(ConfigError, match="api_keys") as error:
+        ServerSettings(api_keys=keys)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["option", "variable", "file"])
+def test_a_file_of_keys_without_a_name_does_not_open_the_server(tmp_path: Path, where: str) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('api_key_file = ""\n' if where == "file" else "")
+    environment = {"POCKETVLM_API_KEY_FILE": ""} if where == "variable" else {}
+    with pytest.raises(ConfigError, match="api_key_file is given and names no file"):
+        ServerSettings.read({"api_key_file": "" if where == "option" else None}, environment, file)

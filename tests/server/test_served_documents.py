@@ -82,10 +82,30 @@ def test_what_cannot_be_read_is_a_400_of_one_line(body: bytes, choice: str, mess
     run(test())
 
 
+@pytest.mark.parametrize("behind", ["gh-dark-mode-only", "1"])
+def test_what_stands_behind_the_address_of_a_picture_need_not_be_pages(
+    monkeypatch: pytest.MonkeyPatch, behind: str
+) -> None:
+    """Where it is fetched first, as servers do, and what is decoded are bytes."""
+    monkeypatch.setattr("pocketvlm.processing.media_workers.fetch", lambda _url, _limits, _hold: png(60, 40))
+
+    async def test() -> list[int]:
+        app = App(await new_vlm())
+        app.vlm.vlm.processor.encode = fetching_first(app.vlm.vlm.processor.encode)
+        url = f"https://example.org/logo.png#{behind}"
+        asked = [("/v1/pages", {"document": url}), ("/v1/view_plan", {"images": [url]})]
+        found = [(await app.look(url)).status_code]
+        found += [(await app.client.post(path, json=body)).status_code for path, body in asked]
+        await app.vlm.close()
+        return found
+
+    assert run(test()) == [200, 200, 200]
+
+
 def test_an_address_is_fetched_once_for_all_of_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def fetch(url: str, _limits: object) -> bytes:
+    def fetch(url: str, _limits: object, _hold: object) -> bytes:
         asked.append(url)
         return THREE
 

@@ -16,6 +16,7 @@ from pocketvlm.api.shared_engine import refuse_to_travel
 from pocketvlm.api.vlm import VLM
 from pocketvlm.engine.async_engine import AsyncEngine
 from pocketvlm.processing.abandonment import abandoned_by
+from pocketvlm.processing.media.fetch import has_urls
 from pocketvlm.processing.media_budget import Hold, held_by
 from pocketvlm.ranges import Range
 
@@ -32,7 +33,7 @@ class AsyncVLM:
     Args:
         vlm: the model; it is used through this object alone from now on.
         max_in_flight: requests running and waiting; one more is refused at once (`QueueFullError`).
-        workers: threads that prepare.
+        workers: threads that prepare; as many again for conversations with http(s) URLs.
     """
 
     def __init__(self, vlm: VLM, *, max_in_flight: int = 1024, workers: int | None = None) -> None:
@@ -42,6 +43,8 @@ class AsyncVLM:
         self.vlm = vlm
         self.engine = AsyncEngine(vlm.engine, max_in_flight=max_in_flight)
         self._workers = preparing_threads(workers, start=True)
+        # Those who wait for slow hosts wait in threads of their own, and hold up nobody who does not.
+        self._fetching = preparing_threads(workers)
 
     async def prepare(
         self,
@@ -54,10 +57,16 @@ class AsyncVLM:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`, and the two functions
         those of `in_worker`."""
         self.engine.check_alive()
-        return await self.in_worker(self._prepare, messages, options, keep=keep, hold=hold)
+        fetches = has_urls(messages)
+        return await self.in_worker(self._prepare, messages, options, keep=keep, hold=hold, fetches=fetches)
 
     async def in_worker(
-        self, work: Callable[..., T], *args: Any, keep: Keep | None = None, hold: Hold | None = None
+        self,
+        work: Callable[..., T],
+        *args: Any,
+        keep: Keep | None = None,
+        hold: Hold | None = None,
+        fetches: bool = False,
     ) -> T:
         """The result of something that takes as long as preparing does, in one of the threads that prepare.
 
@@ -67,6 +76,7 @@ class AsyncVLM:
             keep: called when a thread is given `args`, and what it returns when the thread holds nothing of them any
                 more: in any thread, and maybe some time after this was cancelled.
             hold: asked, in any thread, for the bytes that the work takes for media until it is done.
+            fetches: it may wait for other hosts.
         """
         left, waiting = threading.Event(), [args]
 
@@ -74,7 +84,7 @@ class AsyncVLM:
             with abandoned_by(left), held_by(hold):
                 return work(*waiting.pop())
 
-        future = self._workers.submit(call)
+        future = (self._fetching if fetches else self._workers).submit(call)
         if keep is not None:
             let_go = keep()
             future.add_done_callback(lambda _future: let_go())
@@ -126,7 +136,8 @@ class AsyncVLM:
             await asyncio.to_thread(self.engine.close, drain=drain)
         finally:
             # What waits for a thread is not cancelled: that would look as if its callers had been. It fails by itself.
-            self._workers.shutdown(wait=False)
+            for pool in (self._workers, self._fetching):
+                pool.shutdown(wait=False)
             await asyncio.to_thread(self.vlm.close)
 
     def __reduce__(self) -> NoReturn:

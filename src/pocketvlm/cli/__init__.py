@@ -109,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(f"{who}: the output could not be written: {error}")
         return 1
     except PocketVLMError as error:
-        console.say(f"{who}: {error}")
+        console.say(console.harmless(f"{who}: {error}"))
         return 1 if isinstance(error, OutputError) else 2
     except EngineError as error:
-        console.say(f"{who}: {error}")
+        console.say(console.harmless(f"{who}: {error}"))
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torch":

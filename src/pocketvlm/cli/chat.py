@@ -25,7 +25,7 @@ from pocketvlm.cli.common import (
     read_media,
     source,
 )
-from pocketvlm.cli.console import put_json, say, say_aside
+from pocketvlm.cli.console import harmless, put_json, say, say_aside
 from pocketvlm.cli.conversation import AsVideo, Conversation, Turn, dropped, local_parts, name_of
 from pocketvlm.errors import ConfigError, EngineError, PocketVLMError, PromptError
 
@@ -179,7 +179,7 @@ def _converse(conversation: Conversation, talker: Talker, args: argparse.Namespa
         except (PocketVLMError, EngineError) as error:
             if not interactive:
                 raise
-            say(str(error))
+            say(harmless(str(error)))
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pocketvlm.cli.common import is_file, source
-from pocketvlm.cli.console import say
+from pocketvlm.cli.console import harmless, say
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.files import check_output, whole_file
 from pocketvlm.processing.media.load_image import is_video
@@ -42,7 +42,7 @@ class AsVideo:
         return str(self.source)
 
 
-@dataclass
+@dataclass(eq=False)
 class Turn:
     """A question with its pictures, and its answer.
 
@@ -71,16 +71,18 @@ class Conversation:
     pending: list[Any] = field(default_factory=list)
     system: str = ""
     turns: list[Turn] = field(default_factory=list)
+    last: Turn | None = None  # what was asked last, whatever came of it
 
     def ask(self, question: str) -> Turn:
         """The next turn, which `done` makes part of the conversation. What was pending is used up in any case."""
-        sources, self.pending = self.pending, []
-        return Turn(sources, [part for one in sources for part in self.parts(one)], question)
+        sources, self.pending, self.last = self.pending, [], None
+        self.last = Turn(sources, [part for one in sources for part in self.parts(one)], question)
+        return self.last
 
     def messages(self, last: Turn) -> list[dict[str, Any]]:
         """Everything in OpenAI's format, up to a question."""
         found: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in (*self.turns, last):
+        for turn in (*(turn for turn in self.turns if turn is not last), last):
             content = [*turn.parts, {"type": "text", "text": turn.question}]
             found.append({"role": "user", "content": content})
             if turn is not last:
@@ -89,7 +91,8 @@ class Conversation:
 
     def done(self, turn: Turn, answer: str) -> None:
         turn.answer = answer
-        self.turns.append(turn)
+        if turn not in self.turns:  # as one that is asked again is
+            self.turns.append(turn)
 
     def add(self, text: str, *, as_video: bool = False) -> None:
         """Add a picture, a document (or some of its pages) or a video to the next question.
@@ -119,15 +122,15 @@ class Conversation:
         elif name == "/system":
             self.system = rest
         elif name == "/reset" and not rest:
-            self.turns, self.pending = [], []
+            self.turns, self.pending, self.last = [], [], None
         elif name == "/history" and not rest:
-            say("\n".join(self.transcript()) or "Nothing was said yet.")
+            say(harmless("\n".join(self.transcript())) or "Nothing was said yet.")
         elif name == "/save" and rest:
             self._save(Path(unquoted(rest)))
         elif name == "/retry" and not rest:
-            if not self.turns:
+            if self.last is None:
                 raise ConfigError("there is no question to ask again")
-            return self.turns.pop()
+            return self.last
         else:
             if line != "/help":
                 say(f"{line[:40]!r} is no command, or lacks something. There are:")

@@ -29,7 +29,7 @@ class Sources:
 
     def __init__(self, roots: tuple[str, ...], limits: MediaLimits, most_bytes: int = 64 * 2**20) -> None:
         for root in roots:
-            if not Path(root).is_dir():
+            if not root or not Path(root).is_dir():  # "" would be the working directory
                 raise ConfigError(f"{show(root, 80)} is no folder", hint="Name folders that are there.")
         self._roots = tuple(str(Path(root).resolve()) for root in roots)
         self._limits = replace(limits, file_roots=self._roots)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 DECODE_SECONDS = 120.0  # that the media of a request may take, where nobody says
 FETCHING = 8  # downloads of one request at a time
+ROUNDS = 3  # times as long as one of them all may take
 LOOK_SECONDS = 0.25  # between two looks at whether anybody waits for downloads
 START_SECONDS = 60.0  # until a new worker has answered
 STARTS = 3  # tries
@@ -56,7 +58,8 @@ def fetched(task: MediaTask) -> MediaTask:
     """The task with bytes in place of http(s) and file: URLs, and of addresses of a storage where paths are accepted.
 
     Raises:
-        MediaError: one fails, or a video has more of them than frames that could be taken; it names the place.
+        MediaError: one fails, they take too long together, or a video has more than frames that could be taken; it
+            names the place.
         EngineError: nobody waits for them any more.
     """
     files, most = task.files, task.limits.max_frames * max(task.how.stack_frames or 1, 1)
@@ -72,15 +75,13 @@ def fetched(task: MediaTask) -> MediaTask:
             places.setdefault(_bare(url, files), part.where)
     if not places:
         return task
-    hold = holder()
+    hold, until = holder(), time.monotonic() + ROUNDS * task.limits.total_seconds
 
     def read(url: str) -> NamedBytes:
         try:
-            body = _read(url, task.limits)
+            return _read(url, task.limits, hold, until)
         except MediaError as error:
             raise MediaError(f"{places[url]}: {error}") from None
-        hold(len(body))
-        return body
 
     found = _read_all(read, list(places))
     parts = (
@@ -137,18 +138,29 @@ def _bare(url: str, files: bool) -> str:
     return str(split_pages(url, files=files and is_remote(url))[0])
 
 
-def _read(url: str, limits: MediaLimits) -> NamedBytes:
+def _read(url: str, limits: MediaLimits, hold: Callable[[int], None], until: float) -> NamedBytes:
+    """The content of a place; `until` is when hosts have had their time."""
     if is_url(url):
-        return NamedBytes(fetch(url, limits), describe(url))
+        left = until - time.monotonic()
+        if left <= 0:
+            raise MediaError(
+                f"the downloads of the request took more than {ROUNDS * limits.total_seconds:g} seconds together",
+                hint="Give fewer, or the files themselves.",
+            )
+        body = fetch(url, replace(limits, total_seconds=min(limits.total_seconds, left)), hold)
+        return NamedBytes(body, describe(url))
     if is_remote(url):
         try:
-            return FileBytes(read_remote(url), describe(url))
+            content: NamedBytes = FileBytes(read_remote(url), describe(url))
         except ConfigError as error:
             raise MediaError(str(error)) from None
-    if not limits.file_roots:
+    elif not limits.file_roots:
         raise MediaError("Expected a data: or http(s) URL, got a file: URL", hint="No folder is open to requests here.")
-    with open_file_url(url, limits) as file:
-        return NamedBytes(file.read(limits.max_bytes + 1), "The file of the file: URL")
+    else:
+        with open_file_url(url, limits) as file:
+            content = NamedBytes(file.read(limits.max_bytes + 1), "The file of the file: URL")
+    hold(len(content))
+    return content
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class OriginCheck:
         if self._is_local and not self._is_own(host):
             raise HTTPError(
                 403,
-                f"this server is not known as {host[:100]!r}. Start it with --allowed-host and that name.",
+                f"this server is not known as {_name_of(host)[:100]!r}. Start it with --allowed-host and that name.",
                 "permission_error",
                 "host_not_allowed",
             )

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pocketvlm.processing.media.encode import encode_jpeg
+from pocketvlm.processing.media.fetch import has_urls
 from pocketvlm.processing.media.pages import PageChoice, split_pages
 from pocketvlm.processing.media_encoding import MediaTask
 from pocketvlm.processing.page_previews import pixels_of
@@ -25,7 +26,8 @@ async def pages(service: Service, request: Request) -> Response:
     exchange = exchange_of(request)
     exchange.images = 1
     processor = service.vlm.vlm.processor
-    work = service.vlm.in_worker(previewed, processor, asked, keep=exchange.keep, hold=exchange.lend)
+    keep, hold, fetches = exchange.keep, exchange.lend, has_urls(asked.document)
+    work = service.vlm.in_worker(previewed, processor, asked, keep=keep, hold=hold, fetches=fetches)
     total, previews = await service.while_there(request, work)
     return json_response(pages_response(total, previews, model=service.said(adapter)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -114,7 +115,9 @@ class ServerSettings:
         2, "processes that decode media; 0 decodes inside the server process", Range(int, 0, 64)
     )
     preprocess_threads: int = _setting(
-        64, "most requests whose media and prompt are prepared at the same time", Range(int, 1, 1024)
+        64,
+        "most requests whose media and prompt are prepared at the same time; as many again that fetch from other hosts",
+        Range(int, 1, 1024),
     )
     max_num_seqs: int | None = _setting(None, "most sequences that run at the same time", ENGINE["max_num_seqs"])
     cache_memory: int | None = _setting(
@@ -152,7 +155,9 @@ class ServerSettings:
     fetch_connect_seconds: float = _setting(
         _DEFAULTS.connect_seconds, "longest time to connect to a host of media, and between two reads from it", SECONDS
     )
-    fetch_seconds: float = _setting(_DEFAULTS.total_seconds, "longest time for a whole download", SECONDS)
+    fetch_seconds: float = _setting(
+        _DEFAULTS.total_seconds, "longest time for a whole download; three times that for all of a request", SECONDS
+    )
     decode_seconds: float = _setting(
         60.0, "longest time to decode the media of a request, if preprocess_processes is not 0", SECONDS
     )
@@ -179,7 +184,8 @@ class ServerSettings:
                 object.__setattr__(self, one.name, allowed.check(one.name, value))
             elif isinstance(one.default, tuple):
                 if isinstance(value, str) or not all(isinstance(item, str) and item for item in value):
-                    raise ConfigError(f"{one.name} is {show(value)}, expected a list of texts")
+                    what = "no such list" if one.name == "api_keys" else show(value)  # keys are shown to nobody
+                    raise ConfigError(f"{one.name} is {what}, expected a list of texts, none of them empty")
                 object.__setattr__(self, one.name, tuple(value))
             elif not isinstance(value, type(one.default)):
                 raise ConfigError(f"{one.name} is {show(value)}, expected {type(one.default).__name__}")
@@ -188,6 +194,15 @@ class ServerSettings:
         if not all(_SENDABLE.fullmatch(key) for key in self.api_keys):
             message = "api_keys has a key that no client can send"
             raise ConfigError(message, hint="Use letters, digits and signs of ASCII, without spaces.")
+        for name, hosts in (("allowed_hosts", self.allowed_hosts), ("private_hosts", self.private_hosts)):
+            for host in hosts:
+                if not _is_host(host.strip("[]") if name == "allowed_hosts" else host):
+                    hint = "Example: reader.lan, without http:// in front and without a port behind it."
+                    raise ConfigError(f"{name} has {show(host, 80)}, expected the name of a host", hint=hint)
+        for origin in self.cors_origins:
+            if not _is_origin(origin):
+                hint = "Example: https://reader.example, without anything behind the host and its port."
+                raise ConfigError(f"cors_origins has {show(origin, 80)}, expected an origin or *", hint=hint)
         if self.max_held_bytes < self.max_body_bytes:
             raise ConfigError(
                 f"max_held_bytes={self.max_held_bytes} is less than max_body_bytes={self.max_body_bytes}: "
@@ -267,7 +282,24 @@ class ServerSettings:
                     raise ConfigError(f"{PREFIX}API_KEYS is set and has no key", hint="Give one, or unset it.")
                 values[name] = _of_text(f"{PREFIX}{name.upper()}", text, one.default, kind_of(one))
         values |= {name: value for name, value in options.items() if value is not None}
+        if values.get("api_key_file") == "":
+            raise ConfigError("api_key_file is given and names no file", hint="Name one, or leave it out.")
         return cls(**values)
+
+
+def _is_host(text: str) -> bool:
+    """Whether it is what the host of an address is compared with."""
+    try:
+        return not set(text) & set(":/[] ") or bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser may send it as `Origin`."""
+    scheme, separator, place = text.partition("://")
+    is_one = bool(scheme and separator and (place or scheme == "file")) and "/" not in place
+    return text in ("*", "null") or (is_one and text == text.lower())
 
 
 def bare_name(name: str) -> str:

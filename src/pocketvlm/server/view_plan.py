@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from pocketvlm.api.view_plan import ViewPlan, plan, plan_of
 from pocketvlm.config import DownsampleOption, check_auto_token_budget, check_downsample_mode
+from pocketvlm.processing.media.fetch import has_urls
 from pocketvlm.processing.media_encoding import MediaTask
 from pocketvlm.processing.patches.image import ImageViews
 from pocketvlm.processing.picture_options import PictureOptions
@@ -25,7 +26,8 @@ async def view_plan(service: Service, request: Request) -> Response:
     exchange = exchange_of(request)
     exchange.images = len(asked.images)
     processor = service.vlm.vlm.processor
-    work = service.vlm.in_worker(plan_pictures, processor, asked, keep=exchange.keep, hold=exchange.lend)
+    keep, hold, fetches = exchange.keep, exchange.lend, has_urls(asked.images)
+    work = service.vlm.in_worker(plan_pictures, processor, asked, keep=keep, hold=hold, fetches=fetches)
     plans = await service.while_there(request, work)
     return json_response(view_plan_response(plans, model=service.said(adapter)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,11 @@ from pocketvlm.benchmark.serving.figures import Record
 from pocketvlm.benchmark.serving.workload import Body
 from pocketvlm.errors import EngineError, PocketVLMError
 from pocketvlm.protocol.chat_request import parse_chat_completion
+from pocketvlm.server.settings import PREFIX
 
 PATIENCE = 600.0  # seconds that one answer may take
 STOPPING = 60.0  # seconds for a server that failed to end
+OTHERS = tuple(f"{PREFIX}{name}" for name in ("API_KEYS", "API_KEY_FILE", "HOST"))
 _SAID = 300  # characters of what a server says about a failure
 
 
@@ -142,10 +145,12 @@ def own_server(options: Sequence[str]) -> Iterator[str]:
         EngineError: it did not start; the message is its own.
     """
     command = [sys.executable, "-m", "pocketvlm", "serve", "--port", "0", "--json", *options]
+    # Keys and address of this machine's own server are not for one that is started to be measured.
+    environment = {name: value for name, value in os.environ.items() if name not in OTHERS}
     # A pipe that nobody empties would stop the server once its log has filled it.
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
     ):
         try:
             assert process.stdout is not None

@@ -18,7 +18,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -50,13 +50,25 @@ def is_url(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
+def has_urls(thing: object) -> bool:
+    """Whether an http(s) URL stands anywhere in lists and mappings."""
+    if isinstance(thing, str):
+        return is_url(thing)
+    if isinstance(thing, Mapping):
+        return any(map(has_urls, thing.values()))
+    return isinstance(thing, list | tuple) and any(map(has_urls, thing))
+
+
 def is_data_url(source: str) -> bool:
     """True for data:, in any case."""
     return source[:5].lower() == "data:"
 
 
-def fetch(url: str, limits: MediaLimits) -> bytes:
+def fetch(url: str, limits: MediaLimits, hold: Callable[[int], None] = lambda _count: None) -> bytes:
     """Download a body.
+
+    Args:
+        hold: asked for the bytes of each piece, as it arrives; what it raises ends the download.
 
     Raises:
         MediaError: a URL that is malformed or leads to a private address, a host that does not answer in time, a status
@@ -69,7 +81,7 @@ def fetch(url: str, limits: MediaLimits) -> bytes:
     expired = threading.Event()
     try:
         with _connect(target, addresses, limits, expired) as connection:
-            body = _read(connection, target, limits)
+            body = _read(connection, target, limits, hold)
     except MediaError:
         if expired.is_set():
             raise _too_slow(target, limits) from None
@@ -91,7 +103,7 @@ def fetch(url: str, limits: MediaLimits) -> bytes:
 def _too_slow(target: _Target, limits: MediaLimits) -> MediaError:
     return MediaError(
         f"{target.name} did not arrive in time ({limits.connect_seconds:g} s without an answer, "
-        f"{limits.total_seconds:g} s in all)"
+        f"{limits.total_seconds:.3g} s in all)"
     )
 
 
@@ -211,7 +223,7 @@ def _open_socket(target: _Target, addresses: list[str], limits: MediaLimits) -> 
     raise failure or OSError("no address")
 
 
-def _read(connection: _PinnedConnection, target: _Target, limits: MediaLimits) -> bytes:
+def _read(connection: _PinnedConnection, target: _Target, limits: MediaLimits, hold: Callable[[int], None]) -> bytes:
     headers = {"Accept-Encoding": "identity", "User-Agent": "pocketvlm", "Connection": "close"}
     connection.request("GET", target.path, headers=headers)
     with connection.getresponse() as response:
@@ -225,6 +237,7 @@ def _read(connection: _PinnedConnection, target: _Target, limits: MediaLimits) -
             limits.check_bytes(response.length, target.name)
         body = bytearray()
         while chunk := response.read1(_CHUNK):
+            hold(len(chunk))
             body += chunk
             limits.check_bytes(len(body), target.name)
         # http.client reports a body that ends early only to readers of the whole.

@@ -18,7 +18,7 @@ from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.pages import PageBudget, PageChoice, single, split_pages
 from pocketvlm.processing.media.pdf import PdfReader, Resolution
 from pocketvlm.processing.media.picture_file import PictureReader
-from pocketvlm.processing.media.sources import describe, open_source
+from pocketvlm.processing.media.sources import NamedBytes, describe, open_source
 from pocketvlm.processing.media.tiff import TiffReader
 from pocketvlm.views import Size
 
@@ -109,7 +109,8 @@ def _chosen(choice: str, reader: PageReader, source: object) -> PageChoice | Non
     try:
         return PageChoice.parse(choice)
     except MediaError:
-        # What stands behind the # of an address may have nothing to do with pages.
-        if not reader.is_document and isinstance(source, str) and is_url(source):
+        # What stands behind the # of an address may have nothing to do with pages. What came from one has its name.
+        address = source.name if isinstance(source, NamedBytes) else source
+        if not reader.is_document and isinstance(address, str) and is_url(address):
             return None
         raise
