@@ -7,9 +7,10 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -71,10 +72,32 @@ def _cpuinfo(*fields: str) -> str:
 
 
 def memory_bytes() -> int:
-    """Bytes of this machine's memory."""
+    """Bytes of memory that this process may have: of the machine, or of its container where that is less."""
     if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_memory_limits(Path("/"))])
     return _memory_of_windows()
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """Limits of the control groups that this process is in, of either version; `root` is that of the file system.
+
+    In a container its own group is what it sees as the topmost one.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):  # not on Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        top, name = "sys/fs/cgroup", "memory.max"
+        if controllers:
+            top, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for place in (group, *group.parents):
+            with suppress(OSError, ValueError):  # it has none ("max"), or is not to be seen from here
+                yield int((root / top / place / name).read_text())
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@ not, and the model goes on."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from helpers.interrupts import Lines
 
 import pocketvlm
+from pocketvlm.api.answers import Delta
 from pocketvlm.api.stream import Stream
+from pocketvlm.engine.request import Output
 from pocketvlm.errors import EngineError
 
 
@@ -72,3 +75,32 @@ def test_a_fault_with_one_answer_costs_no_other(vlm: pocketvlm.VLM, monkeypatch:
         list(second.deltas())
     assert read(third) == expected[2]
     assert not vlm.engine.has_work
+
+
+def test_the_last_words_are_read_while_another_thread_still_hands_them_out(
+    vlm: pocketvlm.VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is noted in a job before its last delta is there."""
+    expected = list(vlm.stream([{"role": "user", "content": "Number 0"}], temperature=0, max_tokens=4))
+    stream = vlm.stream([{"role": "user", "content": "Number 0"}], temperature=0, max_tokens=4)
+    take, ended, looked = stream._job.take, threading.Event(), threading.Event()
+
+    def slow(output: Output) -> Delta | None:
+        delta = take(output)
+        if stream._job.is_done:
+            ended.set()
+            looked.wait(0.2)  # where the reader does not wait for us, it has looked and gone by then
+        return delta
+
+    monkeypatch.setattr(stream._job, "take", slow)
+
+    def drive() -> None:
+        while not stream._job.is_done:
+            vlm.shared.step()
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    assert ended.wait(60)
+    assert list(stream) == expected
+    looked.set()
+    driver.join()

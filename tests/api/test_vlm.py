@@ -258,6 +258,24 @@ def test_what_auto_chooses(seeded_checkpoint: Callable[[int], Path], monkeypatch
     assert chosen() == "torch"  # ONNX Runtime is not installed
 
 
+def test_what_runs_on_a_cpu_alone_does_so_beside_a_gpu(
+    seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pocketvlm.api.loading.has_gpu", lambda: True)
+    bundle = tmp_path / "bundle"
+    write_bundle(seeded_checkpoint(0), bundle, PRESETS["none"])
+    asked = [
+        (seeded_checkpoint(0), {"runtime": "onnx"}),
+        (seeded_checkpoint(0), {"quantization": "int8"}),
+        (bundle, {}),
+    ]
+    for model, options in asked:
+        with pocketvlm.load(model, **options) as vlm:  # type: ignore[arg-type]
+            assert isinstance(vlm.runner, ONNXRunner)
+        with pytest.raises(ConfigError, match="runs on the CPU"):
+            pocketvlm.load(model, device="cuda", **options)  # type: ignore[arg-type]
+
+
 def test_a_small_model_needs_no_cache(
     vlm: pocketvlm.VLM, seeded_checkpoint: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -82,6 +82,9 @@ def test_the_others_go_on_when_one_fails(
             worker.process.join()
         return run(worker, line)
 
+    # One that does none of the lines is no reason to have nothing to show.
+    with pytest.raises(ConfigError):
+        compete([specs[0], ("llama.cpp", (tools / "model.gguf", None, 1))], ["view"], 1)
     monkeypatch.setattr(offline.Worker, "run", killed)
     with pytest.raises(ConfigError, match="ended by SIGILL"):
         compete([ours], ["prompt"], 2)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pocketvlm.engine import request as request_module
 from pocketvlm.engine.caches.encoder_cache import EncoderCache
-from pocketvlm.engine.caches.prefix_cache import PrefixCache
+from pocketvlm.engine.caches.prefix_cache import Prefix, PrefixCache
 from pocketvlm.engine.config import EngineConfig
 from pocketvlm.engine.engine import Engine
 from pocketvlm.engine.prompt_layout import PromptLayout
@@ -252,6 +252,24 @@ def test_blocks_are_shared_counted_and_given_back(layout: str, cuts: list[int], 
         cache.release_slot(slot)
     prefixes.check_integrity()
     assert cache.blocks.used == 0
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "of NumPy", "paged"])
+def test_trap_a_parent_that_was_evicted_shares_no_blocks_with_who_has_its_digest_now(layout: str) -> None:
+    cache, length = small_cache(layout, 160), 3 * BLOCK
+    prefixes, expected = PrefixCache(cache, 10**7), contents(cache, 0, length)
+    cache.restore_state(0, cache.save_state(0), length)
+    whole = prefixes.store(b"whole", 0)
+    assert whole is not None
+    stale = Prefix(b"parent", 2 * BLOCK, whole.blocks[1::-1], whole.state)  # its blocks are another's by now
+    cache.restore_state(0, cache.save_state(0), 2 * BLOCK)
+    assert prefixes.store(b"parent", 0) is not None
+    prefixes.restore(whole, 0)
+    made = prefixes.store(b"child", 0, stale)
+    assert made is not None
+    prefixes.check_integrity()
+    prefixes.restore(made, 1)
+    assert all((a == b).all() for a, b in zip(contents(cache, 1, length), expected, strict=True))
 
 
 def test_what_was_not_used_for_longest_goes_first() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 import pocketvlm.engine.runners.onnx_runner as onnx_runner
 from pocketvlm.bundle import FORMAT, MANIFEST, PRESETS, Manifest, Quantization, is_bundle, parse_quantization
@@ -247,6 +248,23 @@ def test_a_whole_bundle_is_found_where_nothing_can_be_written(
     assert cached_bundle(seeded_checkpoint(0), INT8) == first
     with pytest.raises(CheckpointError, match="Read-only"):
         cached_bundle(seeded_checkpoint(0), Quantization())
+
+
+def test_what_nobody_loads_and_what_killed_processes_left_goes(cache: Path, seeded_checkpoint: Callable) -> None:
+    first = cached_bundle(seeded_checkpoint(0), INT8)
+    names = {name: f"{'0' * 8}-int8-f{number}{rest}" for name, number, rest in (
+        ("old format", 3, ""), ("unused", FORMAT, ""), ("used", FORMAT + 1, ""), ("held", FORMAT - 1, ""),
+        ("half made", FORMAT, ".partial-ab12"), ("half removed", 2, ".partial-unused"), ("being made", 4, ".partial-x"),
+    )}  # fmt: skip
+    for name, folder in names.items():
+        (cache / folder).mkdir(parents=True)
+        (cache / folder / "decoder.onnx").touch()
+        if name != "used":
+            os.utime(cache / folder, (0, 0))
+    with FileLock(cache / f"{names['held']}.lock"), FileLock(cache / f"{'0' * 8}-int8-f4.lock"):
+        cached_bundle(seeded_checkpoint(1), INT8)
+    assert {name for name, folder in names.items() if (cache / folder).exists()} == {"used", "held", "being made"}
+    assert first.is_dir()
 
 
 def test_bundles_of_older_formats_go(cache: Path, seeded_checkpoint: Callable) -> None:

@@ -40,6 +40,17 @@ def fill(out: Path) -> None:
         (partial / "file").write_text("new")
 
 
+def test_the_working_directory_is_no_new_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place would be taken by another of its name, and whoever stands in it would see nothing."""
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), tmp_path):
+        with pytest.raises(ConfigError, match="is the working directory"):
+            fill(out)
+    assert list(tmp_path.iterdir()) == []
+    fill(Path("new"))
+    assert (tmp_path / "new" / "file").is_file()
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("changed", ["model.safetensors", "chat_template.jinja", "preprocessor_config.json"])
 def test_a_checkpoint_that_changes_meanwhile_is_not_exported(

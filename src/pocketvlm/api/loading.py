@@ -51,7 +51,7 @@ def load_runner(
     check_dtype_name(dtype)
     on_cpu = check_device_name(device) == "cpu" or (device == "auto" and runtime != "torch" and not has_gpu())
     if _is_for_onnx(directory, on_cpu, runtime, quantization, dtype):
-        if not on_cpu or dtype not in ("auto", "float32"):
+        if device not in ("auto", "cpu") or dtype not in ("auto", "float32"):
             raise ConfigError(
                 f"runtime='onnx' runs on the CPU in float32 between its products, not with device={device!r}, "
                 f"dtype={dtype!r}",

@@ -79,6 +79,12 @@ class SharedEngine:
         if self.progress is not None:
             self._report(job, self.progress)
 
+    def settle(self) -> None:
+        """Wait until no thread is in a step: one that has noted the end of an answer has handed its last words out."""
+        self.process.check()
+        with self._one_at_a_time:
+            pass
+
     def _report(self, job: Job, progress: Progress) -> None:
         """Say how far the prompt is read; what was begun ends with a report of all of it, whatever came of the job."""
         first, total = job.request.sequences[0], job.request.prompt_tokens

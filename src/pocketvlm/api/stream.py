@@ -39,6 +39,8 @@ class Stream:
         job = self._job
         while not job.deltas and not job.is_done:
             self._engine.advance(job)
+        if not job.deltas:
+            self._engine.settle()
         if job.deltas:
             return job.deltas.popleft()
         if job.error is not None:

@@ -174,7 +174,7 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
     A contender that fails has its reason in its result, and the others go on without it.
 
     Raises:
-        PocketVLMError: all have failed; the first one's reason.
+        PocketVLMError: all have failed, or those that have not do none of the lines; the first one's reason.
     """
     results: list[Result] = []
     workers: list[Worker] = []
@@ -213,7 +213,7 @@ def compete(specs: Sequence[Spec], lines: Sequence[str], rounds: int, progress: 
                     worker.result.seconds.setdefault(line, []).append(seconds)
                 if progress:
                     progress(line_of(line).label, turn + 1, turns)
-        if not workers and errors:
+        if errors and not (workers and any(result.seconds for result in results)):
             raise errors[0]
         return results
 

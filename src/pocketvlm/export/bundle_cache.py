@@ -88,16 +88,21 @@ def _remove_older(root: Path, source: str) -> None:
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove bundles that no process has loaded for so long, such as those of a training's checkpoints. Their locks
-    stay: somebody may wait for one."""
-    for place in root.glob(f"*-f{FORMAT}"):
+    """Remove bundles, of any format, that no process has loaded for so long, such as those of a training's checkpoints,
+    and what processes left that were killed while they made or removed one. Locks stay: somebody may wait for one.
+    """
+    for place in root.glob("*-f*"):
+        name, partial, _ = place.name.partition(PARTIAL)
+        if re.fullmatch(r".*-f\d+", name) is None:
+            continue
         with suppress(OSError):  # another user's, or it is being made (`Timeout` is an OSError)
-            if _is_unused(place):
-                with FileLock(root / f"{place.name}.lock", timeout=0):
-                    if _is_unused(place):
-                        gone = place.with_name(f"{place.name}{PARTIAL}unused")
-                        place.rename(gone)
-                        shutil.rmtree(gone)
+            if partial or _is_unused(place):
+                with FileLock(root / f"{name}.lock", timeout=0):
+                    if not partial and _is_unused(place):
+                        place = place.rename(place.with_name(f"{name}{PARTIAL}{os.getpid()}-unused"))
+                        partial = PARTIAL
+                    if partial:
+                        shutil.rmtree(place)
 
 
 def _is_unused(place: Path) -> bool:

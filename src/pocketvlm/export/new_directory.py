@@ -25,7 +25,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     together with the parents that were made for it.
 
     Raises:
-        ConfigError: `out` exists and is not an empty directory, or no directory can be made there.
+        ConfigError: `out` exists and is not an empty directory, or is the working directory, or cannot be made.
         CheckpointError: the block could not read a file that lies elsewhere.
         OutputError: the directory could not be written to its end.
     """
@@ -35,6 +35,8 @@ def new_directory(out: Path) -> Iterator[Path]:
             place = Path(os.path.realpath(out))  # a name for an empty directory elsewhere is as good as its own
             if place.exists() and (not place.is_dir() or any(place.iterdir())):
                 raise ConfigError(f"{out} is there already", hint="Name a new directory, or remove it first.")
+            if place == _working_directory():  # whoever stands there would stand in one that is gone
+                raise ConfigError(f"{out} is the working directory", hint="Name a new directory.")
             missing = [parent for parent in place.parents if not parent.exists()]
             place.parent.mkdir(parents=True, exist_ok=True)
             name = place.name if len(os.fsencode(place.name)) <= _LONG else place.name[: _LONG // 4]
@@ -63,6 +65,13 @@ def new_directory(out: Path) -> Iterator[Path]:
         for parent in missing:
             with suppress(OSError):  # it has something in it, or is not there
                 parent.rmdir()
+
+
+def _working_directory() -> Path | None:
+    try:
+        return Path(os.path.realpath(os.curdir))
+    except OSError:  # it was removed
+        return None
 
 
 @contextmanager

@@ -42,7 +42,7 @@ GROUPS = {
     "api_keys": "access",
     "fetch_urls": "where pictures and videos may come from",
     "max_in_flight": "load",
-    "max_num_seqs": "the engine; by default it chooses by the memory of the machine",
+    "max_num_seqs": "the engine; by default it chooses by the memory of the machine, or of its container",
     "max_body_bytes": "limits of one request",
     "header_seconds": "time limits, in seconds",
     "log_format": "logs and traces",

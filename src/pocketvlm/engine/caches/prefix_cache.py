@@ -69,13 +69,14 @@ class PrefixCache:
         """Keep what a slot holds now and return it; None when the budget is too small for it.
 
         Args:
-            parent: a prefix of this one that is kept; whole blocks are shared with it.
+            parent: a prefix of this one; whole blocks are shared with it while it is kept.
         """
         if (known := self.prefixes.get(digest)) is not None:
             self.prefixes.move_to_end(digest)
             return known
         shared: list[int] = []
-        if parent is not None and parent.digest in self.prefixes:
+        # Another with its digest is none that shares: the blocks of one that was evicted are somebody else's by now.
+        if parent is not None and self.prefixes.get(parent.digest) is parent:
             self.prefixes.move_to_end(parent.digest)
             shared = parent.blocks[: parent.length // BLOCK]
         length = self.cache.lengths[slot]

@@ -53,7 +53,7 @@ class Runner(Protocol):
         ...
 
     def memory_bytes(self) -> int:
-        """Return the bytes of this machine's memory, or those that are free on its GPU."""
+        """Return the bytes of memory that this process may have, or those that are free on its GPU."""
         ...
 
     def working(self) -> AbstractContextManager[Any]:
