@@ -188,8 +188,11 @@ def test_a_folder_is_measured_with_by_its_validation_split(
         (held_out / name).mkdir(parents=True)
         lines = ('{"query": "Say.", "response": "So."}\n' for _ in range(count))
         (held_out / name / "a.jsonl").write_text("".join(lines), encoding="utf-8")
-    options = ("--validation", str(held_out), "--check", "--json", "--out", str(tmp_path / "out"), *SMALL)
-    assert json.loads(run(capsys, "tune", str(data), *options)[1])["samples"] == 8 + 2
+    options = ("--check", "--json", "--out", str(tmp_path / "out"), *SMALL)
+    for named, count in (("", 2), (":train", 8), (":validation,train", 2 + 8)):
+        found = run(capsys, "tune", str(data), "--validation", f"{held_out}{named}", *options)
+        assert json.loads(found[1])["samples"] == 8 + count
+    assert "has no split 'other'" in run(capsys, "tune", str(data), "--validation", f"{held_out}:other", *options)[2]
 
 
 def test_a_run_that_has_learnt_nothing_says_so_with_a_dash(
@@ -291,6 +294,11 @@ def test_the_memory_of_a_step_is_told_by_part(data: Path, tmp_path: Path, capsys
     assert found["micro_tokens"] >= found["tokens"]
     assert found["samples"] == 8
     assert not (tmp_path / "out").exists()
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text('{"query": "Say.", "response": "So."}\n', encoding="utf-8")
+    _status, said, _err = run(capsys, "tune", str(alone), "--plan", "--out", str(tmp_path / "out"), *SMALL)
+    assert "--micro-tokens" in said
+    assert "--micro-patches" not in said  # 0 of them, which no run takes
 
 
 # torch reads it of tensors of its own while it traces, and hides this in a way that the suite does not see.

@@ -30,12 +30,28 @@ def test_data_is_never_written_over(
     tmp_path: Path, name: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = samples(tmp_path / name)
-    (tmp_path / "checkpoints").mkdir()  # as the folder of a run has
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "lock").touch()  # as the folder of a run has
     before = data.read_bytes()
     status, _, err = run(capsys, "tune", str(data), "--out", str(tmp_path), *options)
     assert (status, err.count("\n")) == (2, 1)
     assert "is data, and would be written over. Name another folder by --out." in err
     assert data.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "names", [("checkpoints/epoch1.pt",), ("swift.yaml", "README.md"), ("check.html", "README.md")]
+)
+def test_a_project_is_no_run_for_a_name_that_both_have(
+    tmp_path: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = samples(tmp_path / "a.jsonl"), tmp_path / "project"
+    for name in (*names, "notes.partial"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    status, _, err = run(capsys, "tune", str(data), "--out", str(out), *QUICK)
+    assert (status, "holds something else than a run" in err) == (2, True)
+    assert all((out / name).read_text() == "mine" for name in (*names, "notes.partial"))
 
 
 def test_a_run_among_its_data_does_not_learn_its_own_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,11 +103,33 @@ def test_samples_without_an_answer_or_with_too_many_tokens_are_named(encoder: Ex
         encoder(Sample([{"role": "user", "content": [broken]}, {"role": "assistant", "content": "x"}], "b:7"))
 
 
+def test_an_example_of_just_so_many_tokens_is_whole(encoder: ExampleEncoder) -> None:
+    """As many as a dry run shows for it."""
+    whole = encoder(sample("long " * 20))
+    for encoder.truncate in (False, True):
+        encoder.max_tokens = len(whole.input_ids)
+        same = encoder(sample("long " * 20))
+        assert same.targets.equal(whole.targets)
+        assert (same.cut, same.targets[-1]) == (0, encoder.processor.tokenizer.control_id("<|im_end|>"))
+    encoder.max_tokens, encoder.truncate = len(whole.input_ids) - 1, False
+    with pytest.raises(SampleError, match=f"it has {len(whole.input_ids)} tokens, at most {encoder.max_tokens} are"):
+        encoder(sample("long " * 20))
+
+
+def test_a_budget_of_the_run_is_not_for_samples_of_another_mode(encoder: ExampleEncoder) -> None:
+    encoder.options = {"downsample_mode": "auto", "auto_token_budget": 2.0, "max_slice_nums": 1}
+    one = sample()
+    assert encoder(replace(one, options={"downsample_mode": "16x"})).views
+    assert encoder(one).views
+    with pytest.raises(SampleError, match="auto_token_budget"):
+        encoder(replace(one, options={"downsample_mode": "16x", "auto_token_budget": 2.0}))
+
+
 def test_the_end_of_a_long_answer_is_cut_off_where_that_was_asked_for(encoder: ExampleEncoder) -> None:
     whole = encoder(sample("long " * 20))
     encoder.max_tokens, encoder.truncate = len(whole.input_ids) - 10, True
     cut = encoder(sample("long " * 20))
-    assert len(cut.input_ids) == encoder.max_tokens - 1
+    assert len(cut.input_ids) == encoder.max_tokens
     assert whole.input_ids[: len(cut.input_ids)].equal(cut.input_ids)
     encoder.max_tokens = 5
     for pictures in (0, 1):  # nothing of the answer would be left

@@ -65,6 +65,7 @@ def test_a_run_learns_and_leaves_what_others_load(tmp_path: Path, method: str) -
     assert ("- `rank`: 16\n" in card) == (method != "full")
     assert "| samples | 8 |" in card
     assert "validation: exact | 1.0000" in card
+    assert not (out / "confidence.json").exists()  # what was measured of the weights before says nothing of these
     if method == "full":
         with pocketvlm.load(str(out)) as vlm:
             for one, answer in zip(noise(2), ANSWERS, strict=True):

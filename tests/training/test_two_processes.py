@@ -24,7 +24,10 @@ from pocketvlm.training.processes import Processes
 one = trainer(resolve("nano"), Path(sys.argv[1]), steps=3, clip=1e6)
 one.processes = Processes.join(torch.device("cpu"))
 losses = run(one)
-torch.save((one.processes.world, losses, weights(one)), f"{{sys.argv[1]}}/{{one.processes.rank}}.pt")
+one.progress.bad = {{f"a:{{one.processes.rank}}": "why"}}
+one.save()  # with what any of them has met
+bad = sorted(one.progress.bad)
+torch.save((one.processes.world, losses, weights(one), bad), f"{{sys.argv[1]}}/{{one.processes.rank}}.pt")
 """
 
 
@@ -41,10 +44,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         found[world] = [torch.load(out / f"{rank}.pt") for rank in range(world)]
-    ((_, losses, alone),) = found[1]
+    ((_, losses, alone, _),) = found[1]
     before = torch.cat([p.flatten() for p in load_model(resolve("nano")).parameters()]).detach()
-    for processes, shared_losses, shared in found[2]:
-        assert processes == 2
+    for processes, shared_losses, shared, bad in found[2]:
+        assert (processes, bad) == (2, ["a:0", "a:1"])
         assert shared_losses == pytest.approx(losses, rel=1e-4)
         # Adam makes whole steps of gradients that are rounding errors, so a few entries may differ by as much.
         assert (shared - alone).norm() < 0.01 * (alone - before).norm()

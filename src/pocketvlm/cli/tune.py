@@ -42,7 +42,6 @@ _GROUPS = {
     "memory": "memory",
     "evaluation": "evaluation and checkpoints",
 }
-_LEFT = ("checkpoints", LOG, "check.html", *FILES.values())  # some of it is in a folder that is ours
 
 _NUMBERS = {one.name: one.metadata["allowed"] for one in fields(TuneSettings)}
 # Names that the same option has in ms-swift, LLaMA-Factory or transformers, for those who expect it under these.
@@ -97,7 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="nano (embedded, default), a checkpoint directory or a hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--validation", metavar="FILE", help="samples to measure with, which nothing is learnt from")
+    parser.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="samples to measure with, which nothing is learnt from; of a folder with several sets FOLDER:NAME,…",
+    )
     parser.add_argument("--split", type=float, metavar="SHARE", help="of DATA, to measure with instead of learning it")
     parser.add_argument("--check", action="store_true", help="read every sample and show some; train nothing")
     parser.add_argument(
@@ -157,10 +160,13 @@ def run(args: argparse.Namespace) -> int:
     given = {one.name: getattr(args, one.name) for one in fields(TuneSettings)}
     check_ranges(args, RANGES)
     preset = {} if args.preset is None else PRESETS[args.preset]
-    _check_given(given, preset)
+    _check_given(given)
     need("torch", "torch", "tune")
     job = job_of(args)
     settings = job.settings_with({**preset, **{name: value for name, value in given.items() if value is not None}})
+    for name in ("rank", "alpha", "dropout"):
+        if given[name] is not None and settings.method == "full":
+            raise ConfigError(f"--{name} is of LoRA, and method full has none", hint="Leave it out.")
     for name in ("beta", "rpo_alpha"):
         if given[name] is not None and settings.objective != "dpo":
             raise ConfigError(f"--{name.replace('_', '-')} is of DPO", hint="Give --objective dpo, or leave it out.")
@@ -186,7 +192,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--split and --validation both choose what to measure with", hint="Give one of them.")
     if args.validation:
         measured = ("validation", "test")  # of a folder with splits
-        validation = open_datasets([args.validation], media_dir=args.media_dir, splits=measured)
+        place, names = _validation(args.validation)
+        validation = open_datasets([place], names=names, media_dir=args.media_dir, splits=measured)
     else:
         validation = job.measured(settings.seed, args.split)
     if split := args.split or (None if validation else job.split):
@@ -276,16 +283,19 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
-def _check_given(given: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
+def _check_given(given: Mapping[str, Any]) -> None:
     """Refuse options that others make say nothing."""
     if given["epochs"] is not None:
         for name in ("steps", "minutes"):
             if given[name] is not None:
                 raise ConfigError(f"--epochs and --{name} both say how long", hint="Give one of them.")
-    if (given["method"] or preset.get("method")) == "full":
-        for name in ("rank", "alpha", "dropout"):
-            if given[name] is not None:
-                raise ConfigError(f"--{name} is of LoRA, and method full has none", hint="Leave it out.")
+
+
+def _validation(text: str) -> tuple[str, tuple[str, ...]]:
+    """A file or a folder, and the names of its sets that stand behind a colon."""
+    folder, _, names = text.rpartition(":")
+    is_choice = folder and names and not Path(text).exists() and Path(folder).is_dir()
+    return (folder, tuple(names.split(","))) if is_choice else (text, ())
 
 
 def _tell(samples: Dataset, validation: Dataset | None, settings: TuneSettings) -> None:
@@ -355,13 +365,21 @@ def _check_data(out: Path, names: Iterable[str], *datasets: Dataset | None) -> N
                 raise ConfigError(f"{path} is data, and would be written over", hint="Name another folder by --out.")
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether a run, a check or `--emit` wrote a folder. A run that wrote README.md wrote its log too: without that the
+    folder is somebody's project."""
+    if os.path.lexists(out / LOG) or (out / "checkpoints" / "lock").is_file():
+        return True
+    return any((out / name).is_file() for name in ("check.html", *FILES.values())) and not (out / "README.md").exists()
+
+
 def _check_out(out: Path) -> None:
     """Refuse a folder that cannot be made, or that holds something else than a run."""
     try:
         if out.is_dir():
             # What is half written was left by a run that was killed, and is no other run's.
             others = any(not path.name.endswith(".partial") for path in out.iterdir())
-            if others and not any((out / name).exists() for name in _LEFT):
+            if others and not _is_ours(out):
                 raise ConfigError(f"{out} holds something else than a run", hint="Name a new folder by --out.")
             return
         os.lstat(out)

@@ -72,6 +72,7 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
     count, tokens, patches = len(batch.lengths), len(batch.input_ids), len(batch.patches)
     fits = plan.samples_in(memory, count)
     limits = {"micro_tokens": fits * -(-tokens // count), "micro_patches": fits * -(-patches // count)}
+    limits = {name: limit for name, limit in limits.items() if limit}  # of text alone there are no patches
     if args.json:
         sizes = {"samples": count, "tokens": tokens, "patches": patches}
         put_json(
@@ -87,10 +88,9 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
     for name, size in {**vars(plan), "total": plan.total}.items():
         put(f"{name:12} {size / 2**20:10,.0f} MiB")
     put(f"with {count} samples in a forward: {tokens} tokens, {patches} patches")
-    put(
-        f"{memory / 2**30:.1f} GiB are there: up to {fits} such samples in a forward (--micro-tokens "
-        f"{limits['micro_tokens']} --micro-patches {limits['micro_patches']})"
-    )
+    given = " ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in limits.items())
+    many = f"up to {fits} such samples in a forward ({given})" if fits else "not even one such sample fits"
+    put(f"{memory / 2**30:.1f} GiB are there: {many}")
     return 0
 
 

@@ -13,7 +13,7 @@ from pocketvlm.text_files import is_there, read_json
 
 TEXT_FILES = ("*.json", "*.jinja", "*.md", "LICENSE*", "NOTICE*")
 # Other weights, or other numbers of theirs, are right another number of times.
-_NOT_COPIED = ("model.safetensors.index.json", "bundle.json", "adapter_config.json", CONFIDENCE)
+NOT_COPIED = ("model.safetensors.index.json", "bundle.json", "adapter_config.json", CONFIDENCE)
 
 
 def copy_text_files(directory: ModelDirectory, out: Path, config: ModelConfig) -> None:
@@ -25,7 +25,7 @@ def copy_text_files(directory: ModelDirectory, out: Path, config: ModelConfig) -
     """
     for pattern in TEXT_FILES:
         for file in sorted(directory.path.glob(pattern)):
-            if file.name not in _NOT_COPIED and is_there(file):
+            if file.name not in NOT_COPIED and is_there(file):
                 shutil.copyfile(file, out / file.name)
     if config.text.tie_word_embeddings == directory.config.text.tie_word_embeddings:
         return

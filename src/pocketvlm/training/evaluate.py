@@ -47,7 +47,7 @@ def exact_answers(
                 continue
             # Whether the marks of places come out as text depends on the tokenizer.
             wanted[i] = {last["content"].strip(), without_places(last["content"]).strip()}
-            given = {**options, **sample.options}
+            given = sample.with_options(options)
             if given.get("downsample_mode") == RANDOM:
                 given.pop("downsample_mode")
             if sample.tools is not None:

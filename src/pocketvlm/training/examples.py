@@ -57,7 +57,8 @@ class ExampleEncoder:
     """Makes examples of samples; what is wrong with one is a `SampleError`. Can be sent to other processes.
 
     Args:
-        max_tokens: longest example; the model's context when None.
+        max_tokens: longest example, as the model reads it (the last token that is learnt is a target only); the model's
+            context when None.
         truncate: cut the end of a longer answer off, instead of refusing it.
         options: of pictures, where the sample does not say otherwise; `downsample_mode` may be "random", 16x or 4x for
             each view.
@@ -106,7 +107,7 @@ class ExampleEncoder:
         )
         check_answers(sample.messages)
         prompt, learnt = mark_answers(rendered)
-        options, processor = {**self.options, **sample.options}, self.processor
+        options, processor = sample.with_options(self.options), self.processor
         if options.get("downsample_mode") == RANDOM:
             options |= {"downsample_mode": "auto", "auto_token_budget": 1.0}
             processor = with_random_rates(processor, (zlib.crc32(sample.source.encode()), draw % 2**32))
@@ -118,24 +119,27 @@ class ExampleEncoder:
         if last_only:  # answers are never side by side, so this is where the last one begins
             end = int(is_learnt.nonzero()[-1])
             is_learnt[: int((~is_learnt[:end]).nonzero()[-1])] = False
-        cut = int(is_learnt[self.max_tokens :].sum())
-        if len(ids) > self.max_tokens:
-            self._check_cut(ids, is_learnt, sample)
-            ids, is_learnt = ids[: self.max_tokens], is_learnt[: self.max_tokens]
-        last = int(is_learnt.nonzero()[-1])  # which is a target only, and what follows it is neither
+        end = int(is_learnt.nonzero()[-1]) + 1  # what follows is neither input nor target
+        ids, is_learnt = ids[:end], is_learnt[:end]
+        most = self.max_tokens + 1  # the last one is a target only
+        cut = int(is_learnt[most:].sum())
+        if len(ids) > most:
+            self._check_cut(ids, is_learnt, sample, most)
+            ids, is_learnt = ids[:most], is_learnt[:most]
+        last = int(is_learnt.nonzero()[-1])
         targets = torch.where(is_learnt[1 : last + 1], ids[1 : last + 1], IGNORED)
         return Example(ids[:last], targets, torch.from_numpy(inputs.patches), inputs.views, sample.source, cut)
 
-    def _check_cut(self, ids: Tensor, is_learnt: Tensor, sample: Sample) -> None:
+    def _check_cut(self, ids: Tensor, is_learnt: Tensor, sample: Sample, most: int) -> None:
         """Raise for an example that may not be cut, or of which too little would be left."""
         config = self.processor.model_config
-        cut = ids[self.max_tokens :]
+        cut = ids[most:]
         has_pictures = torch.isin(cut, torch.tensor((config.image_token_id, config.video_token_id))).any()
-        if not self.truncate or has_pictures or not is_learnt[: self.max_tokens].any():
+        if not self.truncate or has_pictures or not is_learnt[:most].any():
             hint = "Shorten it, lower max_slice_nums or max_num_frames, or cut long answers off by --truncate."
             if self.truncate:  # which is on already, and may cut neither pictures nor all of the answers
                 hint = "Shorten it, or lower max_slice_nums or max_num_frames."
-            text = f"it has {len(ids)} tokens, at most {self.max_tokens} are taken"
+            text = f"it has {len(ids) - 1} tokens, at most {self.max_tokens} are taken"
             raise SampleError(sample.source, text, hint=hint)
 
 

@@ -17,6 +17,7 @@ import torch
 from pocketvlm.api.torch_devices import choose_device
 from pocketvlm.api.vlm import VLM
 from pocketvlm.errors import ConfigError
+from pocketvlm.export.model_files import NOT_COPIED
 from pocketvlm.files import lock, whole_file
 from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
@@ -292,6 +293,7 @@ def write_result(model: MiniCPMV, layers: Sequence[str], directory: ModelDirecto
         return
     save_model(model, out, dtype=stored_dtype(directory.path))
     for file in directory.path.iterdir():  # tokenizer, template and settings of pictures
-        if file.suffix in (".json", ".jinja", ".txt") and not (out / file.name).exists() and "index" not in file.name:
+        is_text = file.suffix in (".json", ".jinja", ".txt") and file.name not in NOT_COPIED
+        if is_text and not (out / file.name).exists() and "index" not in file.name:
             with whole_file(out / file.name) as copied:  # or a later run would take a part of it for the whole
                 copied.write(file.read_bytes())

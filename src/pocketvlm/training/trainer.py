@@ -259,7 +259,9 @@ class Trainer:
             self.checkpoints.restore_best(self.learns)
 
     def save(self) -> None:
-        """Write a checkpoint, in the first process."""
+        """Write a checkpoint, in the first process, with what all of them have met."""
+        done = self.progress
+        done.bad, done.cut = self.processes.united(done.bad), self.processes.united(done.cut)
         if self.processes.rank == 0:
             self.checkpoints.save(self.learns, self.optimiser, self.progress, self.average)
         self.processes.wait()

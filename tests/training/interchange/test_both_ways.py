@@ -153,6 +153,9 @@ CHOSEN = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps"
     ("keys", "name", "value"),
     [
         ({**FACTORY, "gradient_accumulation_steps": 2}, "batch_size", 16),
+        ({**FACTORY, "per_device_train_batch_size": 1}, "batch_size", 1),
+        ({**FACTORY, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, "batch_size", 6),
+        ({**SWIFT, "per_device_train_batch_size": 2}, "batch_size", 16),
         ({**FACTORY, "lora_rank": 4}, "alpha", 8.0),
         ({**FACTORY, "stage": "dpo"}, "beta", 0.1),
         ({**FACTORY, "stage": "dpo", "pref_ftx": 0.5}, "rpo_alpha", 0.5),

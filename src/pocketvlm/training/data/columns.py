@@ -15,7 +15,8 @@ from pocketvlm.errors import PromptError
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
 from pocketvlm.ranges import show_json
 
-# `text` is a caption, the answer to no question, only where nothing else answers.
+# `text` is a caption, the answer to no question, only where nothing else answers; places where media lie are media only
+# where nothing else holds them.
 _NAMES = {
     "messages": ("messages", "conversations", "conversation"),
     "system": ("system", "system_prompt"),
@@ -28,6 +29,8 @@ _NAMES = {
     "rejected": ("rejected", "rejected_response", "rejected_messages"),
     "images": ("images", "image"),
     "videos": ("videos", "video"),
+    "image_places": ("image_path", "image_paths", "image_url", "image_urls", "img", "img_path"),
+    "video_places": ("video_path", "video_paths", "video_url", "video_urls"),
     "files": ("file_name", "file_names", "image_file_name", "image_file_names", "video_file_name", "video_file_names"),
     "tools": ("tools",),
 }
@@ -74,6 +77,10 @@ def by_our_names(record: Mapping[str, Any]) -> dict[str, Any]:
         if ours in found:
             raise PromptError(f"the columns {origin[ours]!r} and {name!r} say the same", hint="Keep one of them.")
         found[ours], origin[ours] = value, name
+    for kind in ("image", "video"):
+        places = found.pop(f"{kind}_places", None)
+        if places is not None and _wants_places(found, kind):
+            found[f"{kind}s"] = places
     if "response" not in found and "chosen" not in found and "messages" not in found and "caption" in found:
         found["response"] = found["caption"]
     found.pop("caption", None)
@@ -105,8 +112,17 @@ def _check_other(name: str, value: Any, record: Mapping[str, Any], known: Iterab
     if name in PICTURE_OPTIONS:
         return
     names = [one for one in (_KNOWN if known is None else (*known, *PICTURE_OPTIONS)) if one not in record]
-    if name not in _KNOWN and (close := difflib.get_close_matches(name.lower(), names, 1, 0.8)):
+    # A word more or less makes another name: `image_id` is a usual one, and no slip for `use_image_id`.
+    alike = [one for one in names if one.count("_") == name.count("_") or one.replace("_", "") == name.lower()]
+    if name not in _KNOWN and (close := difflib.get_close_matches(name.lower(), alike, 1, 0.8)):
         raise PromptError(f"the column {show_json(name)} is unknown", hint=f"Did you mean {close[0]!r}?")
+
+
+def _wants_places(found: Mapping[str, Any], kind: str) -> bool:
+    """Whether columns that say where media lie are the record's media. A conversation has its own, but for marks."""
+    if f"{kind}s" in found or "files" in found:
+        return False
+    return "messages" not in found or f"<{kind}>" in str(found["messages"])
 
 
 def _is_unset(value: Any) -> bool:

@@ -223,7 +223,10 @@ def _rejected(found: Mapping[str, Any], turns: list[Turn], tags: Tags | None) ->
         raise PromptError("rejected differs from the better answer already before its last message")
     if not worse.strip():
         raise PromptError("the rejected answer is empty", hint="Write the answer, or take the sample out.")
-    if worse == turns[-1]["content"]:
+    better = turns[-1]["content"]
+    if isinstance(better, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in better):
+        better = _plain(better, "the better answer") if better else ""
+    if isinstance(better, str) and worse.strip() == better.strip():  # templates leave out blanks around an answer
         raise PromptError("the rejected answer is the better one", hint="Nothing is learnt of two equal answers.")
     return worse
 

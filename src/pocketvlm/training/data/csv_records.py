@@ -19,7 +19,7 @@ from pocketvlm.training.data.reading import decode, read_span
 _DELIMITERS = (",", ";", "\t", "|")
 # Cells may hold pictures in base64; the csv module stops at 128 KiB. Its limit is the process's, and only ever raised.
 _LONGEST_CELL = 2**30
-_LISTS = ("images", "videos", "file_names", "history")
+_LISTS = ("images", "image", "videos", "video", "file_names", "history")
 
 
 class CsvRecords:
@@ -65,7 +65,8 @@ class CsvRecords:
                 f"{self.path}:1 is no header: it names no known column, it begins {text[:60].strip()!r}",
                 hint="Write a first row such as image,question,answer.",
             )
-        if twins := {name for name in names if names.count(name) > 1}:
+        # A spreadsheet writes columns without a name where cells behind the others were used once.
+        if twins := {name for name in names if name and names.count(name) > 1}:
             raise ConfigError(f"{self.path}:1 names {min(twins)!r} twice", hint="Give each column its own name.")
         return delimiter, names
 

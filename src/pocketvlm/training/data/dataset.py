@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pocketvlm.errors import ConfigError, PocketVLMError
 from pocketvlm.ranges import Range, show
 from pocketvlm.training.data.columns import known_columns
-from pocketvlm.training.data.folders import find_sets
+from pocketvlm.training.data.folders import find_sets, may_have_sets
 from pocketvlm.training.data.layout import Layout
 from pocketvlm.training.data.records import Records, open_records
 from pocketvlm.training.data.sample import Sample, SampleError
@@ -215,7 +215,13 @@ def open_datasets(
         is_folder = False
     if not is_folder:
         raise ConfigError(f"media_dir={str(media_dir)!r:.200} is not a folder", hint="Check the path.")
-    sets = [found for source in sources for found in find_sets(Path(source), names, folder, splits)]
+    # Names are those of folders' sets; a file beside them is one set, and is meant without a name.
+    choices = [may_have_sets(Path(source)) for source in sources]
+    sets = [
+        found
+        for source, has_choice in zip(sources, choices, strict=True)
+        for found in find_sets(Path(source), names if has_choice or not any(choices) else (), folder, splits)
+    ]
     if weights and len(weights) != len(sets):
         listed = ", ".join(name for name, _ in sets)
         raise ConfigError(f"weights has {len(weights)} numbers for {len(sets)} sets", hint=f"The sets are {listed}.")

@@ -98,6 +98,14 @@ def find_sets(
     ]
 
 
+def may_have_sets(source: Path) -> bool:
+    """Whether it can be asked for sets by name: a folder, or a description of one."""
+    try:
+        return source.is_dir() or source.name == FILE
+    except (OSError, ValueError):  # too long, or with a character that no path has
+        return False
+
+
 def _meant(source: Path, parts: Mapping[str, list[Path]], splits: tuple[str, ...]) -> str:
     """The split that is meant where none is named."""
     if found := [name for name in splits if name in parts]:

@@ -6,6 +6,7 @@ and "What?", which is the prompt that inference makes of them.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -111,7 +112,8 @@ def locate(source: Any, kind: Kind, folder: Path, what: str, *, inside: bool = F
         raise PromptError(f"{what} has an empty name", hint="Give the path of a file.")
     bare, pages = split_pages(folder / source)
     path = Path(str(bare))
-    if inside and not path.resolve().is_relative_to(folder.resolve()):
+    # As it is named: in the cache of a hub the files of a folder are links to where their contents lie.
+    if inside and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise PromptError(f"{what}, {describe(source)}, lies outside of the folder", hint="Put it beside the others.")
     found = str(existing_file(path, describe(str(path))).absolute())
     return found if pages is None else f"{found}#{pages}"

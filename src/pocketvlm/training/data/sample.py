@@ -43,6 +43,13 @@ class Sample:
     tools: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Its own options before those of a run. A budget is of "auto": none where the sample has another mode."""
+        found = {**options, **self.options}
+        if self.options.get("downsample_mode", "auto") != "auto" and "auto_token_budget" not in self.options:
+            found.pop("auto_token_budget", None)
+        return found
+
 
 def check_answers(messages: Iterable[Mapping[str, Any]]) -> None:
     """Refuse an answer that is more than text, which is all that a model can write: its picture would be learnt as

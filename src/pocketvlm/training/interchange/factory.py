@@ -15,7 +15,7 @@ from pocketvlm.training.settings import TuneSettings
 
 TEMPLATE = "minicpm_v_4_6"
 _TEMPLATE_SYSTEM = "You are a helpful assistant."  # what that template puts in front of a conversation without one
-_DEFAULTS = schedule.Defaults(8, 8, 0.0, 5e-5, "linear", True, 0.999)
+_DEFAULTS = schedule.Defaults(8, None, 0.0, 5e-5, "linear", True, 0.999)
 _CUTOFF = 2048
 _RATE = "16x"  # of its processor, whatever the checkpoint's config.json says
 _HARMLESS = (

@@ -50,10 +50,10 @@ _OPTIMISERS |= {"adamw8bit": ("adamw_8bit", "adamw_bnb_8bit")}
 @dataclass(frozen=True)
 class Defaults:
     """What a program takes where its settings are silent. Attributes: as the keys of a file; `per_step` is the
-    samples of a step where neither of the two numbers that make it is given."""
+    samples of a step that it accumulates up to, None where it accumulates only what is asked for."""
 
     per_device: int
-    per_step: int
+    per_step: int | None
     weight_decay: float
     rate: float
     scheduler: str
@@ -75,7 +75,7 @@ def read_schedule(keys: Keys, defaults: Defaults, processes: int = 1) -> tuple[d
     each = keys.whole("per_device_train_batch_size", defaults.per_device) or 1
     times = keys.whole("gradient_accumulation_steps")
     if times is None:
-        times = max(1, -(-defaults.per_step // (each * processes)))
+        times = 1 if defaults.per_step is None else max(1, -(-defaults.per_step // (each * processes)))
     found["batch_size"] = each * times * processes
     found["learning_rate"] = keys.number("learning_rate", defaults.rate)
     if "lr_scheduler_type" not in keys.left and defaults.scheduler != "cosine":
