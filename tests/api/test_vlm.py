@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 from collections.abc import Callable
@@ -180,6 +181,22 @@ def test_a_hub_id_in_the_cache_loads_without_a_connection(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
     assert pocketvlm.load("owner/model").ask(None, "Hello", **GREEDY).usage.prompt_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (RuntimeError("of whatever it fetches with"), r"could not be fetched \(RuntimeError\)"),
+        (OSError(errno.ENOSPC, "No space left on device"), "could not be fetched: No space left on device"),
+    ],
+)
+def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise fault
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=f"owner/model .*{words}"):
+        pocketvlm.load("owner/model")
 
 
 def test_bad_media_and_questions_are_one_line(vlm: pocketvlm.VLM, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from helpers.documents import RED, coloured
 from helpers.serving import Serving
 from helpers.terminal import run_on_terminal
 from hypothesis import given
@@ -16,11 +21,12 @@ from hypothesis import strategies as st
 
 from pocketvlm.cli import main
 from pocketvlm.cli.answer_printer import AnswerPrinter, end_of_block
-from pocketvlm.cli.chat import body_of
+from pocketvlm.cli.chat import RemoteTalker, _converse, body_of
 from pocketvlm.cli.console import harmless
 from pocketvlm.cli.conversation import Conversation, dropped, local_parts
-from pocketvlm.errors import ConfigError, MediaError
+from pocketvlm.errors import ConfigError, MediaError, PromptError
 from pocketvlm.grammar.structured_outputs import StructuredOutputs
+from pocketvlm.processing.media.load_image import load_image
 
 ROOT = Path(__file__).resolve().parents[2]
 RECEIPT = ROOT / "examples" / "receipt.png"
@@ -139,6 +145,64 @@ def test_files_that_are_dropped_on_a_terminal_are_found(form: str, tmp_path: Pat
 @given(st.text(max_size=40))
 def test_a_line_without_a_file_stays_as_it_is(line: str) -> None:
     assert dropped(line) == ([], line.strip())
+
+
+@pytest.mark.parametrize("line", ["file://[scan].pdf what is it?", "file://[x"])
+def test_what_looks_like_an_address_and_is_none_is_a_question(line: str) -> None:
+    assert dropped(line) == ([], line)
+
+
+def test_pages_behind_a_dropped_address_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "a b.pdf").write_bytes(b"%PDF-1.7")
+    named = (tmp_path / "a b.pdf").as_uri()
+    assert dropped(f"{named}#2-3 What?") == ([f"{tmp_path / 'a b.pdf'}#2-3"], "What?")
+
+
+def test_a_conversation_about_a_file_whose_name_is_no_text_can_be_saved(talk: Conversation, tmp_path: Path) -> None:
+    talk.pending.append(Path(os.fsdecode(b"caf\xe9.mp4")))
+    said(talk, "One?", "1")
+    talk.command(f"/save {tmp_path / 'a.md'}")
+    assert "caf\\udce9.mp4" in (tmp_path / "a.md").read_text()
+
+
+def test_a_line_that_is_no_text_does_not_end_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["\ud8ff", UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "no"), "/quit"])
+
+    def line(_prompt: str = "") -> str:
+        if isinstance(found := next(lines), str):
+            return found
+        raise found
+
+    monkeypatch.setattr("builtins.input", line)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    args = argparse.Namespace(json=False, plain=True)
+    assert _converse(Conversation(local_parts, {}), None, args) == 0  # type: ignore[arg-type]
+    lines = iter(["\ud8ff"])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    with pytest.raises(PromptError, match="line 1 of the input"):
+        _converse(Conversation(local_parts, {}), None, args)  # type: ignore[arg-type]
+
+
+def test_pages_for_a_server_are_drawn_as_fine_as_was_asked() -> None:
+    """They are pictures when they get there, so that it cannot draw them again."""
+    body = coloured(RED, box=(0, 0, 72, 72))
+
+    def side(**options: Any) -> int:
+        (part,) = RemoteTalker(None, options).parts(body)
+        return load_image(part["image_url"]["url"]).shape[0]
+
+    assert side(page_dpi=100) == 100
+    assert side(page_dpi=300, max_slice_nums=36) == 300
+    assert body_of({"page_dpi": 300, "max_slice_nums": 4}) == {"mm_processor_kwargs": {"max_slice_nums": 4}}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_pipes_and_devices_are_not_sent_to_a_server(tmp_path: Path, kind: str) -> None:
+    place = Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(place := tmp_path / "p.png")
+    with pytest.raises(MediaError, match="is a device or a pipe"):
+        RemoteTalker(None, {}).parts(place)
 
 
 @given(st.lists(st.sampled_from(["a", "\n", "\n\n", "```\n", "x\n\ny", "- b\n"]), max_size=12).map("".join))

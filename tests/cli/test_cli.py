@@ -186,6 +186,17 @@ def test_info_counts_the_parameters(capsys: pytest.CaptureFixture[str], model: s
     assert facts["linear_attention_layers"] == 3
 
 
+def test_names_with_brackets_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(model).absolute()
+    monkeypatch.chdir(tmp_path)
+    for name in ("model[old]", "a[b]c"):
+        (tmp_path / name).symlink_to(target)
+        status, out, _ = run(capsys, "info", "--model", name)
+        assert (status, name in out) == (0, True)
+
+
 def test_chat_answers_line_by_line(
     capsys: pytest.CaptureFixture[str], model: str, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

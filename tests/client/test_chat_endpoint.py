@@ -45,11 +45,12 @@ def chunk(delta: dict[str, Any] | None = None, **more: Any) -> str:
     return f"data: {json.dumps({'choices': choices, **more})}"
 
 
-def test_pieces_joined_are_the_answer() -> None:
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_pieces_joined_are_the_answer(name: str) -> None:
     lines = (
         ": a comment",
         chunk({"role": "assistant", "content": ""}),
-        chunk({"reasoning_content": "Well."}),
+        chunk({name: "Well."}),
         chunk({"content": "Hel"}),
         f"data: {json.dumps({'choices': [{'index': 1, 'delta': {'content': 'another'}}]})}",
         chunk({"content": "lo"}, reason="length"),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pocketvlm
 from pocketvlm.errors import ConfigError, EngineError, MediaError
 from pocketvlm.evaluation.answerers import LocalModel, Numbered, Reply, messages_of
 from pocketvlm.evaluation.harness import MAX_FAILURES_IN_A_ROW, EvaluationError, evaluate
@@ -297,6 +300,18 @@ def test_a_model_is_asked_in_batches_and_one_bad_example_spoils_no_other() -> No
     assert model.calls[-1][1] > model.calls[0][1]
     list(LocalModel(model, {"max_tokens": 7}, 3).answer(enumerate(examples[2:])))  # type: ignore[arg-type]
     assert model.calls[-1] == (1, 7)
+
+
+@pytest.mark.parametrize("options", [{"downsample_mode": ["4x", "16x"]}, {"auto_token_budget": 2.0}])
+def test_options_of_one_example_that_cannot_be_honoured_are_its_own_failure(options: dict[str, Any]) -> None:
+    good = Example("a", "t", (), "a", ("a",), "exact")
+    bad = replace(good, options=options)
+    with pocketvlm.load() as vlm:
+        model = LocalModel(vlm, {"temperature": 0.0, "max_tokens": 1})
+        errors = [bool(reply.error) for _, _, reply in model.answer(enumerate([good, bad, good]))]
+        assert errors == [False, True, False]
+        with pytest.raises(ConfigError):  # what is asked of all is nobody's own
+            list(LocalModel(vlm, {"auto_token_budget": 2.0}).answer(enumerate([good])))
 
 
 def test_an_answer_that_was_lost_is_the_error_of_its_example() -> None:

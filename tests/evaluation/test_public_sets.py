@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from pocketvlm.evaluation.public_sets.files import read_json_lines, read_json_ob
 from pocketvlm.evaluation.public_sets.mmbench import examples as mmbench
 from pocketvlm.evaluation.public_sets.refcoco import read_plain_pickle
 from pocketvlm.evaluation.scoring import parse_box, score
-from pocketvlm.evaluation.tasks import Example
+from pocketvlm.evaluation.tasks import Example, chosen_indices
 from pocketvlm.processing.media.load_image import load_image
 
 
@@ -345,6 +346,22 @@ def test_rotations_are_made_where_the_file_has_none(tmp_path: Path) -> None:
     for example in found:
         assert example.choices["ABCD".index(example.answers[0])] == "dog"
     assert len({example.choices for example in found if example.id.startswith("1/")}) == 4
+
+
+@pytest.mark.parametrize(("count", "groups"), [(1, 1), (4, 2), (5, 2), (7, 2), (8, 3), (100, 3)])
+def test_rotations_are_drawn_together(tmp_path: Path, count: int, groups: int) -> None:
+    """Of a question some of whose rotations were not asked nobody knows whether all are right."""
+    mmbench_plain(tmp_path)
+    task = public_set("mmbench-circular").task(tmp_path, "dev_en")
+    whole = Counter(example.id.partition("/")[0] for example in task.examples)
+    for seed in range(5):
+        indices = chosen_indices(task, count, seed)
+        assert indices == sorted(set(indices))
+        drawn = Counter(task.example(index).id.partition("/")[0] for index in indices)
+        assert all(whole[question] == number for question, number in drawn.items())
+        assert len(drawn) <= groups
+        assert len(indices) <= max(count, 4)
+    assert len(chosen_indices(task, 8, 0)) == 8
 
 
 def test_a_question_counts_in_circular_evaluation_only_if_all_its_rotations_are_right() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_a_question_opens_an_answer_without_thinking() -> None:
     )
     assert CHAT.render([user("hi")], enable_thinking=True).text.endswith("<|im_start|>assistant\n<think>\n")
     assert CHAT.render([user("hi")], add_generation_prompt=False).text.endswith("hi<|im_end|>\n")
+
+
+def test_templates_may_mark_answers_and_say_the_date_as_those_of_transformers_do() -> None:
+    opening = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    marked = "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}"
+    plain = "{{ m.content }}<|im_end|>{% endfor %}"
+    today = '{{ strftime_now("%Y") }}'
+    texts = [ChatTemplate(opening + rest + today, NAMES).render([user("hi")]).text for rest in (marked, plain)]
+    assert texts == [f"<|im_start|>user\nhi<|im_end|>{datetime.now().year}"] * 2
 
 
 def test_every_way_to_name_a_medium_gives_its_placeholder_in_order() -> None:

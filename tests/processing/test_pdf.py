@@ -174,6 +174,21 @@ def test_a_scan_has_the_pixels_it_was_scanned_with() -> None:
     assert load_image(picture_page(pixels, 100, 150, words("Total 5"))).shape[0] > 300
 
 
+@pytest.mark.parametrize("side", [1, 40])
+def test_a_mask_may_be_finer_than_the_colours_that_it_is_for(side: int) -> None:
+    """As compressed scans have them: a small layer of colours, and the print as its mask."""
+    mask = np.zeros((300, 200), np.uint8)
+    mask[::3] = 255  # lines that are gone in fewer pixels
+    shape = b"/Type/XObject/Subtype/Image/Width %d/Height %d/BitsPerComponent 8/ColorSpace/Device"
+    layer = stream(bytes(3 * side * side), shape % (side, side) + b"RGB/SMask 5 0 R")
+    others = [layer, stream(mask.tobytes(), shape % (200, 300) + b"Gray")]
+    page = load_image(pdf(b"q 100 0 0 150 0 0 cm /X Do Q\n", box=(0, 0, 100, 150), others=others))
+    assert page.shape[0] >= 300
+    rows = page[:, :, 0].mean(1)
+    assert rows.max() > 200
+    assert rows.min() < 90
+
+
 def test_a_large_scan_has_no_more_pixels_than_the_slices_hold() -> None:
     pixels = np.zeros((900, 600, 3), np.uint8)
     most = Resolution.of(ImageConfig(scale_resolution=100, max_slice_nums=6))

@@ -71,6 +71,22 @@ def test_deep_grey_keeps_its_high_byte() -> None:
     assert close(load_image(tiff(Image.fromarray(grey.astype(np.float32) / 255))), expected)
 
 
+def test_deep_grey_in_which_white_is_zero_is_no_negative() -> None:
+    grey = np.asarray(NOISE.convert("L"))
+    tags = {256: 60, 257: 40, 258: 16, 259: 1, 262: 0, 277: 1, 278: 40}
+    deep = (65535 - (grey.astype(np.uint16) * 256 + 77)).astype("<u2")
+    assert close(load_image(write_tiff((tags, deep.tobytes()))), Image.fromarray(grey), 1)
+
+
+def test_grey_of_12_bits_is_as_bright_as_it_is() -> None:
+    grey = np.asarray(NOISE.convert("L"))
+    levels = (grey.astype(np.uint32) * 16 + 7).reshape(40, 30, 2)
+    packed = levels[..., 0] << 12 | levels[..., 1]
+    strip = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: 60, 257: 40, 258: 12, 259: 1, 262: 1, 277: 1, 278: 40}
+    assert close(load_image(write_tiff((tags, strip))), Image.fromarray(grey))
+
+
 def test_deep_colour_keeps_its_high_byte() -> None:
     deep = np.asarray(NOISE).astype("<u2") * 256 + 99
     tags = {256: 60, 257: 40, 258: [16, 16, 16], 259: 1, 262: 2, 277: 3, 278: 40}

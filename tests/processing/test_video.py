@@ -354,6 +354,18 @@ def test_matroska_cut_off_is_shorter_but_readable() -> None:
     assert 1 <= len(encode_video(body[: len(body) * 2 // 3], CONFIG).units) < 5
 
 
+@pytest.mark.parametrize("gop", ["1", "10"])
+def test_a_clip_that_was_trimmed_without_coding_it_anew_is_whole(gop: str) -> None:
+    """An edit list says which frames are shown; the others are in the file all the same."""
+    body = bytearray(clips.clip(40, codec="libx264", g=gop, bf="0"))
+    place = body.index(b"elst") + 12
+    length = int.from_bytes(body[place : place + 4], "big")
+    body[place : place + 4] = (length // 2).to_bytes(4, "big")
+    with open_video(bytes(body), None, MediaLimits(), files=False) as reader:
+        numbers = [clips.number_of(pixels) for _, pixels in reader.read(range(reader.timeline.total))]
+    assert numbers == list(range(20))
+
+
 def test_damage_in_the_middle_is_reported_or_survived() -> None:
     body = bytearray(clips.clip(50, codec="libx264", g="50"))
     middle = len(body) // 3

@@ -104,7 +104,7 @@ def _talker(args: argparse.Namespace, options: Mapping[str, Any]) -> Iterator[tu
     body_of(options)  # before anything is sent
     key = args.api_key if args.api_key is not None else os.environ.get("OPENAI_API_KEY", "")
     endpoint = ChatEndpoint(args.url, None if args.model == "nano" else args.model, api_key=key)
-    yield RemoteTalker(endpoint), [*(source(text) for text in named), *videos]
+    yield RemoteTalker(endpoint, options), [*(source(text) for text in named), *videos]
 
 
 class LocalTalker:
@@ -122,17 +122,17 @@ class LocalTalker:
 
 
 class RemoteTalker:
-    """An endpoint with OpenAI's API."""
+    """An endpoint with OpenAI's API; `options` say in how many pixels pages are drawn for it."""
 
-    def __init__(self, endpoint: Any) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: Any, options: Mapping[str, Any]) -> None:
+        self._endpoint, self._options = endpoint, options
 
     def parts(self, named: Any) -> list[dict[str, Any]]:
-        from pocketvlm.client.media import media_parts
+        from pocketvlm.client.media import media_parts, page_resolution
 
         if isinstance(named, AsVideo):
             return media_parts(named.source, as_video=True)
-        return media_parts(named)
+        return media_parts(named, resolution=page_resolution(self._options))
 
     def stream(self, messages: list[dict[str, Any]], options: Mapping[str, Any]) -> Streamed:
         stream: Streamed = self._endpoint.stream(messages, body_of(options))
@@ -149,6 +149,8 @@ def body_of(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         if name in _LOCAL_ONLY:
             raise ConfigError(f"--{name.replace('_', '-')} is not known to servers", hint="Leave it or --url out.")
+        if name == "page_dpi":
+            continue  # pages are drawn here
         if name in PICTURES or name in VIDEO:
             body.setdefault("mm_processor_kwargs", {})[name] = value
         elif name == "enable_thinking":
@@ -170,7 +172,16 @@ def _converse(conversation: Conversation, talker: Talker, args: argparse.Namespa
             import readline  # noqa: F401 - `input` has arrow keys and a history once it is imported
         say(WELCOME)
     number = 0
-    while (line := read_line(interactive=interactive, number=(number := number + 1))) is not None:
+    while True:
+        number += 1
+        try:
+            if (line := read_line(interactive=interactive, number=number)) is None:
+                break
+        except PromptError as error:
+            if not interactive:
+                raise
+            say(harmless(str(error)))
+            continue
         if line in ("/quit", "/exit") or (interactive and line in ("quit", "exit")):
             break
         try:

@@ -100,14 +100,14 @@ def put_json(value: Any) -> None:
 
 
 def put_rich(*parts: RenderableType, **options: Any) -> None:
-    """Print tables and lines of rich.
+    """Print tables and lines of rich; texts stand as they are, whatever brackets they hold.
 
     Args:
         options: of its `Console`.
     """
     from rich.console import Console
 
-    console = Console(**options)
+    console = Console(**{"markup": False, "highlight": False, "emoji": False, **options})
     with console.capture() as captured:
         for part in parts:
             console.print(part)

@@ -141,7 +141,8 @@ class Conversation:
         if check_output(path):
             raise ConfigError(f"{path} exists already", hint="Name a new file.")
         with whole_file(path) as file:
-            file.write(("\n".join(self.transcript()) + "\n").encode())
+            # Names of files need not be text.
+            file.write(("\n".join(self.transcript()) + "\n").encode(errors="backslashreplace"))
         say(f"Written to {path}.")
 
     def transcript(self) -> Iterator[str]:
@@ -176,7 +177,11 @@ def dropped(line: str) -> tuple[list[str], str]:
         quoted = match[1] if match[1] is not None else match[2]
         text = unquoted(match[0].strip()) if quoted is None else quoted
         if text.startswith("file://"):
-            text = unquote(urlsplit(text).path)
+            try:
+                parts = urlsplit(text)
+            except ValueError:  # "file://[a].png" looks like an address of IPv6
+                break
+            text = unquote(parts.path) + (f"#{parts.fragment}" if parts.fragment else "")
         path = Path(text)
         if not (path.is_absolute() and is_file(Path(file_named(text)))):
             break

@@ -305,7 +305,7 @@ def _print_table(scored: Mapping[str, Sequence[Record]], errors: int) -> None:
     for row in table_rows(scored):
         table.add_row(*row)
     # A file or a pipe has no width that the table would have to fit; names may hold brackets, which are not markup.
-    put_rich(table, width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    put_rich(table, width=None if sys.stdout.isatty() else 200)
     for record in (record for records in scored.values() for record in wrong(records, errors)):
         put(f"\n{record.id}: {record.question}")
         put(f"  expected {' or '.join(map(repr, dict.fromkeys(record.expected)))}")

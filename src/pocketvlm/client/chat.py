@@ -138,7 +138,8 @@ class RemoteStream:
             return None
         piece = choice.get("delta")
         piece = piece if isinstance(piece, Mapping) else {}
-        text, reasoning = (_text(piece.get(name)) for name in ("content", "reasoning_content"))
+        text = _text(piece.get("content"))
+        reasoning = _text(piece.get("reasoning_content")) or _text(piece.get("reasoning"))  # as newer vLLM calls it
         reason = _text(choice.get("finish_reason")) or None
         self._texts.append(text)
         self._reasonings.append(reasoning)

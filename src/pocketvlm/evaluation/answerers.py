@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pocketvlm.errors import EngineError, MediaError, PromptError
+from pocketvlm.errors import ConfigError, EngineError, MediaError, PromptError
 from pocketvlm.evaluation.ranges import LOCAL
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
@@ -74,7 +74,9 @@ class LocalModel:
         options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options, **examples[0].options}
         try:
             answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
-        except (MediaError, PromptError, EngineError) as error:
+        except (MediaError, PromptError, EngineError, ConfigError) as error:
+            if isinstance(error, ConfigError) and not examples[0].options:
+                raise  # of everybody's options
             if len(examples) == 1:
                 return [Reply(error=str(error))]
             # One of them cannot be asked, or its answer was lost: find out which, and answer the others.

@@ -9,18 +9,18 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.client.http import RefusedError, UnreachableError, check_address, opened, read_all
-from pocketvlm.client.media import data_url, media_parts
+from pocketvlm.client.media import data_url, media_parts, page_resolution
 from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.evaluation.answerers import Numbered, Reply
 from pocketvlm.evaluation.ranges import ENDPOINT
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 from pocketvlm.processing.media.fetch import is_data_url, is_url
+from pocketvlm.processing.media.pdf import Resolution
 from pocketvlm.ranges import check_all
 from pocketvlm.synthetic.drawing.files import to_mp4
 
@@ -127,13 +127,16 @@ class Endpoint:
         return Reply(error=f"{reason}, after {attempt + 1} attempts")
 
     def _request(self, example: Example) -> dict[str, Any]:
-        content = [*chain.from_iterable(map(_parts, example.media)), {"type": "text", "text": example.question}]
         own = dict(example.options)
         tools = {"tools": own.pop("tools")} if "tools" in own else {}
         media = {**self.media, **own}
+        resolution = page_resolution(media)
+        media.pop("page_dpi", None)  # pages are drawn here
+        shown = [part for medium in example.media for part in _parts(medium, resolution)]
+        content = [*shown, {"type": "text", "text": example.question}]
         return {
             "model": self.model,
-            "messages": [*_sent(example.messages)] or [{"role": "user", "content": content}],
+            "messages": [*_sent(example.messages, resolution)] or [{"role": "user", "content": content}],
             "max_tokens": metric_of(example).max_tokens,
             **tools,
             **self.sampling,
@@ -169,14 +172,14 @@ def _refused(error: RefusedError) -> Reply:
     return Reply(error=str(error))
 
 
-def _sent(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _sent(messages: Iterable[dict[str, Any]], resolution: Resolution) -> Iterator[dict[str, Any]]:
     """The messages of a conversation as the protocol has them: with the bytes of pictures and videos within them, and
     with ids by which results of tools name their calls; here their order tells that."""
     waiting: list[str] = []
     for number, message in enumerate(messages):
         content, sent = message.get("content"), dict(message)
         if isinstance(content, list):
-            sent["content"] = [part for one in content for part in _sent_parts(one)]
+            sent["content"] = [part for one in content for part in _sent_parts(one, resolution)]
         if calls := message.get("tool_calls"):
             waiting = [f"call_{number}_{i}" for i in range(len(calls))]
             sent["tool_calls"] = [_sent_call(call["function"], id) for call, id in zip(calls, waiting, strict=True)]
@@ -191,7 +194,7 @@ def _sent_call(function: Mapping[str, Any], id: str) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": function["name"], "arguments": text}}
 
 
-def _sent_parts(part: dict[str, Any]) -> list[dict[str, Any]]:
+def _sent_parts(part: dict[str, Any], resolution: Resolution) -> list[dict[str, Any]]:
     if part["type"] == "text":
         return [part]
     if part.get("max_slice_nums") is not None:  # others would ignore it without a word
@@ -200,14 +203,14 @@ def _sent_parts(part: dict[str, Any]) -> list[dict[str, Any]]:
     medium = part[part["type"]]
     medium = medium["url"] if isinstance(medium, Mapping) else medium
     is_path = isinstance(medium, str) and not is_url(medium) and not is_data_url(medium)
-    return _parts(Path(medium) if is_path else medium)
+    return _parts(Path(medium) if is_path else medium, resolution)
 
 
-def _parts(medium: Media) -> list[dict[str, Any]]:
+def _parts(medium: Media, resolution: Resolution) -> list[dict[str, Any]]:
     """A picture, a document or a video as parts of a message, their bytes within them."""
     if isinstance(medium, Clip):
         return [data_url("video", "video/mp4", to_mp4(medium.frames, medium.fps))]
-    return media_parts(medium)
+    return media_parts(medium, resolution=resolution)
 
 
 def _parse(body: bytes, seconds: float) -> Reply:

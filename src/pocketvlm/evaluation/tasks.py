@@ -6,7 +6,7 @@ A task gives example `index` on its own, so that a run that was stopped goes on 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -88,10 +88,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class ListTask:
-    """A task whose examples are all there, such as a public set that was read from its files."""
+    """A task whose examples are all there, such as a public set that was read from its files.
+
+    Attributes:
+        group: by the index of an example, what it belongs to, where examples are drawn in groups that stay together.
+    """
 
     name: str
     examples: Sequence[Example]
+    group: Callable[[int], str] | None = None
 
     @property
     def size(self) -> int:
@@ -114,13 +119,25 @@ class Suite(Protocol):
 
 def chosen_indices(task: Task, count: int, seed: int) -> list[int]:
     """Which examples a run of `count` asks: the first ones of a drawn task; of a listed one all, or as many, drawn with
-    `seed` and in order.
+    `seed` and in order; of one with groups those of whole groups, as many as fit into `count`, and one at least.
     """
     if task.size is None:
         return list(range(count))
     if count >= task.size:
         return list(range(task.size))
-    return sorted(random.Random(f"{seed} {task.name}").sample(range(task.size), count))
+    draw = random.Random(f"{seed} {task.name}")
+    if not isinstance(task, ListTask) or task.group is None:
+        return sorted(draw.sample(range(task.size), count))
+    groups: dict[str, list[int]] = {}
+    for index in range(task.size):
+        groups.setdefault(task.group(index), []).append(index)
+    names, chosen = list(groups), list[int]()
+    draw.shuffle(names)
+    for name in names:
+        if chosen and len(chosen) + len(groups[name]) > count:
+            break
+        chosen += groups[name]
+    return sorted(chosen)
 
 
 def examples_of(task: Task, count: int, seed: int = 0) -> Iterator[Example]:

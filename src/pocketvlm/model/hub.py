@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -55,11 +56,12 @@ def _find(model: str | Path) -> Path:
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # its own, and those of whatever it fetches with, which share no base
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(f"{hub_id} could not be fetched: {error.strerror}", hint="Make room.") from None
         raise CheckpointError(
             f"{hub_id} is not in the local cache and could not be fetched ({type(error).__name__})",
             hint="Check the name and the connection, or point at a directory.",

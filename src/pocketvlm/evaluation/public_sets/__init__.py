@@ -76,7 +76,9 @@ class PublicSet:
 
     def task(self, folder: Path | str, split: str | None = None) -> ListTask:
         """The set as a task; arguments and errors as for `examples`."""
-        return ListTask(self.name, self.examples(folder, split))
+        examples = self.examples(folder, split)
+        group = mmbench.question_of(examples) if self.name == "mmbench-circular" else None
+        return ListTask(self.name, examples, group)
 
 
 PUBLIC_SETS: dict[str, PublicSet] = {

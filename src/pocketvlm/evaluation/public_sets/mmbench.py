@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import string
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,12 @@ def examples(folder: Path, split: str, circular: bool = False) -> Sequence[Examp
             turns = len(_options(row, path))
             questions += [_Question(f"{index}/{turn}", number, turn) for turn in range(turns)]
     return Lazy(questions, lambda question: _example(table, question))
+
+
+def question_of(examples: Sequence[Example]) -> Callable[[int], str]:
+    """By the index of one of `examples(circular=True)`, whose rotation it is."""
+    assert isinstance(examples, Lazy)
+    return lambda index: str(examples.keys[index].id.partition("/")[0])
 
 
 def circular_accuracy(scores: Mapping[str, float]) -> float:

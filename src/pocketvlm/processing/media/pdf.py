@@ -31,6 +31,7 @@ from pocketvlm.views import Size
 
 POINTS = 72  # an inch
 DEFAULT_DPI = 200
+_FINE_DPI = 150  # of a scan: a coarser one is looked at for a mask
 _MOST_OBJECTS = 10_000  # of a page, looked at to find out whether it is a scan
 _PASSWORD, _SECURITY = 4, 5  # FPDF_ERR_…
 _lock = threading.RLock()
@@ -192,6 +193,8 @@ class PdfReader:
                 a, b, c, d, _, _ = image.get_matrix().get()
                 width, height = image.get_px_size()
                 across, down = width / math.hypot(a, b), height / math.hypot(c, d)
+                if min(across, down) * POINTS < _FINE_DPI and self._is_masked(page, thing):
+                    return None
                 is_turned = (abs(b) > abs(a)) != (page.get_rotation() % 180 == 90)
                 found.append((across, down) if is_turned else (down, across))
             elif kind != raw.FPDF_PAGEOBJ_TEXT or (
@@ -205,6 +208,16 @@ class PdfReader:
             return found[0]
         finest = max(map(max, found))
         return finest, finest
+
+    def _is_masked(self, page: Any, thing: Any) -> bool:
+        """Whether a picture has a mask, which may have the fine print where the picture itself has only colours: PDFium
+        tells of it by what it draws."""
+        bitmap = self._pdfium.raw.FPDFImageObj_GetRenderedBitmap(self._document, page, thing)
+        if not bitmap:
+            return False
+        with closing(self._pdfium.PdfBitmap.from_raw(bitmap)) as drawn:
+            pixels = drawn.to_numpy()
+            return pixels.ndim == 3 and pixels.shape[2] == 4 and bool((pixels[..., 3] < 255).any())
 
     def _drawn(self, page: Any, size: Size) -> NDArray[np.uint8]:
         raw = self._pdfium.raw

@@ -13,6 +13,7 @@ from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
 
 _WHITE = (255, 255, 255, 255)
+GREY_LEVELS = "pocketvlm grey levels"  # in `info` of an image of mode I;16: (bits that its levels have, 0 is white)
 
 
 def rgb_from_pil(image: Image.Image) -> Image.Image:
@@ -21,7 +22,9 @@ def rgb_from_pil(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint16)
-        grey = (levels >> 8).astype(np.uint8)
+        bits, is_inverted = image.info.get(GREY_LEVELS, (16, False))
+        grey = np.minimum(levels >> (bits - 8), 255).astype(np.uint8)
+        grey = 255 - grey if is_inverted else grey
         if isinstance(image.info.get("transparency"), int):
             grey[levels == image.info["transparency"]] = 255
         return Image.fromarray(grey).convert("RGB")

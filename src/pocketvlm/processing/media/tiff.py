@@ -19,12 +19,13 @@ from PIL import Image, _imaging
 from pocketvlm.errors import MediaError
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.media.picture_file import decode, quiet, too_large
+from pocketvlm.processing.media.rgb import GREY_LEVELS
 from pocketvlm.views import Size
 
 MAX_PAGES = 10_000  # that are counted
 _MOST_TAGS = 64  # of a directory that are looked at: they are in ascending order, and those that decide come first
 _KIND, _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _ACROSS, _DOWN, _INNER = 254, 256, 257, 258, 274, 282, 283, 330
-_COMPRESSION = 259
+_COMPRESSION, _PHOTOMETRIC = 259, 262
 # That every libtiff of Pillow's reads. Of others (WebP, JBIG, LERC) it says no more than that decoding failed.
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000))
 _REDUCED, _MASK = 1, 4  # bits of _KIND
@@ -97,7 +98,11 @@ class TiffReader:
         """
         size = self.size(index)
         self._go(index)
-        is_known = self._image.tag_v2.get(_COMPRESSION, 1) in _COMPRESSIONS
+        tags = self._image.tag_v2
+        is_known = tags.get(_COMPRESSION, 1) in _COMPRESSIONS
+        bits = tags.get(_BITS, (16,))
+        # Pillow reads 12 bits into 16 as they are, and turns none of these white where 0 is white.
+        self._image.info[GREY_LEVELS] = (bits[0] if isinstance(bits, tuple) else bits, tags.get(_PHOTOMETRIC) == 0)
         try:
             pixels = decode(self._image, self._limits, self._where(index))
         except MediaError:

@@ -155,7 +155,8 @@ class FileReader:
         except av.FFmpegError:
             corrupt += 1  # what follows cannot be had
         # MP4 lists every frame. The count of other headers is a promise: AVI counts frames that were dropped.
-        if not showing or (len(pts) < self._stream.frames and "mp4" in self._container.format.name):
+        is_short = len(pts) < self._stream.frames and "mp4" in self._container.format.name
+        if not showing or (is_short and self._frames_with_those_cut() < self._stream.frames):
             raise self._damaged()
         for kind in ("showing", "decoding")[self._lacks_showing_times(pts) :]:
             column = 0 if kind == "showing" else 1
@@ -166,6 +167,21 @@ class FileReader:
                     return _Scan(pts, sizes, shown, sorted(keyframes), kind, corrupt, is_led)
                 return _Scan(pts, sizes, self._shown_after_delay(shown), [], kind, corrupt, is_led)
         return _Scan(pts, sizes, [(number, 1) for number in range(len(showing))], [], "none", corrupt, is_led)
+
+    def _frames_with_those_cut(self) -> int:
+        """Frames that are in the file, with those that its edit list leaves out, which is no damage."""
+        place = self._file.tell()  # of the open container, which goes on from there
+        self._file.seek(0)
+        count = 0
+        try:
+            with av.open(self._file, mode="r", options={**_OPTIONS, "ignore_editlist": "1"}) as container:
+                for packet in container.demux(container.streams[self._stream.index]):
+                    count += bool(packet.size) or packet.pts is not None  # not PyAV's signal at the end
+        except av.FFmpegError:
+            pass
+        finally:
+            self._file.seek(place)
+        return count
 
     def _lacks_showing_times(self, pts: array[int]) -> bool:
         """True for AVI with frames in another order than they are shown: it has decoding times only, and those that
