@@ -89,12 +89,18 @@ def test_otherwise_products_stay_on_vectors(
     assert reason in record.message
 
 
-def test_what_failed_by_chance_is_tried_again_on_another_day(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chance", ["late", "slower"])
+def test_what_failed_by_chance_is_tried_again_on_another_day(
+    tiled: Path, monkeypatch: pytest.MonkeyPatch, chance: str
+) -> None:
     def late(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("python", 120)
 
     with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", late)
+        if chance == "late":
+            patch.setattr(subprocess, "run", late)
+        else:
+            says(patch, plain=0.9)
         try_tiles()
     says(monkeypatch)
     try_tiles()

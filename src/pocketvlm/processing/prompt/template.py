@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jinja2
 from jinja2 import nodes
@@ -288,7 +288,7 @@ class _RefusalError(jinja2.TemplateError):
 class _Generation(Extension):
     """`{% generation %}…{% endgeneration %}`, by which templates mark what a model writes: its content, as it is."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - declared so by Jinja
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
