@@ -70,6 +70,10 @@ class QuantizedLinear {
     const Activations activations{scratch.values.data(), scratch.scales.data(), scratch.starts.data()};
     float* changed = scratch.changed.data();
     auto* quantize = bits_ == 8 ? quantize_row<8> : quantize_row<4>;
+#if POCKETVLM_TILES
+    const bool has_tiles = suits_tiles(size_, bits_, rows);
+    const TileRows tiled{activations.values, size_.inputs};
+#endif
     const auto prepare = [&](int64_t row) {
       const float* from = x.as<float>() + row * x.last() + x_offset_;
       if (gate_.changes()) {
@@ -77,6 +81,14 @@ class QuantizedLinear {
         gate_.apply(from, gate.as<float>() + row * gate.last() + gate_offset_, norm.as<float>(), size_.inputs, to);
         from = to;
       }
+#if POCKETVLM_TILES
+      if (has_tiles) {
+        static thread_local std::vector<Stored> quantized;
+        quantized.resize(size_.inputs);
+        quantize(from, size_, quantized.data(), activations.scales + row, activations.starts + row);
+        return tiled.place(row, quantized.data());
+      }
+#endif
       quantize(from, size_, activations.values + row * size_.inputs, activations.scales + row * blocks,
                activations.starts + row * blocks);
     };
@@ -88,11 +100,16 @@ class QuantizedLinear {
     else if ((status = parallel_for(api, context, rows, prepare)))
       return status;
     const Weights weights{values.as<uint8_t>(), scales.as<float>()};
-    auto* run = bits_ == 8 ? panel<8> : panel<4>;
-#if POCKETVLM_TILES
-    if (suits_tiles(size_, bits_, rows)) run = tile_panel;
-#endif
     const Finish finish{bias.as<float>(), has_gelu_};
+#if POCKETVLM_TILES
+    if (has_tiles) {
+      const TileTasks tasks{size_, rows};
+      return parallel_for(api, context, tasks.count(), [&](int64_t number) {
+        multiply_task(size_, tasks, tiled, activations, weights, finish, out.as<float>(), rows, number);
+      });
+    }
+#endif
+    auto* run = bits_ == 8 ? panel<8> : panel<4>;
     return parallel_for(api, context, panels, [&](int64_t number) {
       run(size_, activations, weights, finish, out.as<float>(), rows, number);
     });
@@ -107,7 +124,7 @@ class QuantizedLinear {
 
     bool resize(int64_t rows, const Size& size, bool changes) try {
 #if POCKETVLM_TILES
-      values.resize(tile_rows(rows) * size.inputs);
+      values.resize(TileRows::bytes(rows, size.inputs));
 #else
       values.resize(rows * size.inputs);
 #endif

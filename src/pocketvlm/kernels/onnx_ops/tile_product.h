@@ -2,7 +2,13 @@
 //
 // Panels serve as they lie in memory: 16 outputs of 16 steps of four inputs are a tile. Sums are the same integers as
 // those of quantized_product.h, so results are equal to the bit.
+//
+// Two tiles of rows by two of outputs are multiplied at once: four loads for four products, one line a cycle. That is
+// more than the second-level cache gives, so that 32 rows stay in the first while the weights of some panels, which stay
+// in the second, go by; of long rows some inputs at a time.
 #pragma once
+
+#include <vector>
 
 #include "quantized_product.h"
 #include "tiles.h"
@@ -12,26 +18,78 @@ namespace pocketvlm {
 static_assert(sizeof(Stored) == 1 && !kHasSignedWeights, "tiles read inputs and weights as AVX-512 does");
 
 constexpr int64_t kTileLeast = 12;  // rows: fewer are sooner done without tiles
-constexpr int64_t kTileInputs = tiles::kBytes;
-
-// Rows of activations that may be read, of which the last ones are no one's: whole tiles.
-inline int64_t tile_rows(int64_t rows) { return (rows + tiles::kRows - 1) / tiles::kRows * tiles::kRows; }
+constexpr int64_t kTileInputs = tiles::kBytes, kTileBytes = tiles::kRows * tiles::kBytes;
+constexpr int64_t kTileGroup = 2 * tiles::kRows;  // rows at once
+constexpr int64_t kTileChunk = 18;                // tiles of inputs at once: 36 KiB of 32 rows
+constexpr int64_t kTileWeights = 3 << 18;         // bytes of weights that stay in the second-level cache
+constexpr int64_t kTileTasks = 16;                // at least, where there is enough to do
 
 inline bool suits_tiles(const Size& size, int64_t bits, int64_t rows) {
-  return bits == 8 && rows >= kTileLeast && size.block >= kTileInputs && tiles::granted();
+  return bits == 8 && rows >= kTileLeast && size.block == size.inputs && size.inputs >= kTileInputs && tiles::granted();
 }
 
-// kTall times 16 rows by 32 outputs of a panel: int32 sums [., 64] += x [., inputs] times `w`.
+// Rows of int8 in tiles: [rows / 16, inputs / 64, 16, 64], with zeros behind the last input.
+struct TileRows {
+  int8_t* values;
+  int64_t inputs, tiles;  // of a row
+
+  TileRows(int8_t* at, int64_t count) : values(at), inputs(count), tiles((count + kTileInputs - 1) / kTileInputs) {}
+
+  static int64_t bytes(int64_t rows, int64_t inputs) {
+    const int64_t groups = (rows + kTileGroup - 1) / kTileGroup;
+    return groups * kTileGroup * ((inputs + kTileInputs - 1) / kTileInputs) * kTileInputs;
+  }
+  const int8_t* tile(int64_t row, int64_t number) const {
+    return values + (row / tiles::kRows * tiles + number) * kTileBytes;
+  }
+  // A row of bytes to where the tiles want it.
+  void place(int64_t row, const int8_t* from) const {
+    int8_t* to = values + row / tiles::kRows * tiles * kTileBytes + row % tiles::kRows * kTileInputs;
+    int64_t k = 0;
+    for (; k + kTileInputs <= inputs; k += kTileInputs, to += kTileBytes) std::memcpy(to, from + k, kTileInputs);
+    if (k == inputs) return;
+    std::memset(to, 0, kTileInputs);
+    std::memcpy(to, from + k, inputs - k);
+  }
+};
+
+// How the work is cut: tasks of some panels by some groups of rows.
+struct TileTasks {
+  int64_t panels, groups, wide, tall;  // of all; of a task
+
+  TileTasks(const Size& size, int64_t rows) {
+    panels = (size.outputs + kPanel - 1) / kPanel, groups = (rows + kTileGroup - 1) / kTileGroup;
+    wide = std::clamp<int64_t>(kTileWeights / (size.inputs * kPanel), 1, panels), tall = std::min<int64_t>(groups, 8);
+    while (count() < kTileTasks && wide > 1) --wide;
+    wide = (panels + across() - 1) / across();
+  }
+  int64_t across() const { return (panels + wide - 1) / wide; }
+  int64_t down() const { return (groups + tall - 1) / tall; }
+  int64_t count() const { return across() * down(); }
+};
+
+// kTall times 16 rows by 32 outputs of a panel: int32 sums [., 64], from nothing or from what they are, += `count` tiles of
+// rows, the upper ones `next` bytes behind the lower ones, times `w`; of the last tile of weights from `last`. Meanwhile
+// the lines of `soon`, rows of the output `soon_stride` apart, are asked for: they lie far apart.
 template <int kTall>
-void multiply_tiles(const int8_t* x, int64_t stride, const uint8_t* w, int64_t inputs, int32_t* sums) {
-  constexpr int64_t kStep = 4 * kPanel, kSums = sizeof(int32_t) * kPanel, kNext = kSums * tiles::kRows / sizeof(int32_t);
-  tiles::load<0>(sums, kSums), tiles::load<1>(sums + 16, kSums);
-  if (kTall == 2) tiles::load<2>(sums + kNext, kSums), tiles::load<3>(sums + kNext + 16, kSums);
-  for (const int8_t* end = x + inputs; x < end; x += kTileInputs, w += kTileInputs * kPanel) {
-    tiles::load<4>(x, stride), tiles::load<6>(w, kStep), tiles::load<7>(w + 64, kStep);
+void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8_t* last, int64_t count, bool is_first,
+                    int32_t* sums, const float* soon, int64_t soon_stride) {
+  constexpr int64_t kStep = 4 * kPanel, kSums = sizeof(int32_t) * kPanel, kNext = kPanel * tiles::kRows;
+  if (is_first) {
+    tiles::clear<0>(), tiles::clear<1>();
+    if (kTall == 2) tiles::clear<2>(), tiles::clear<3>();
+  } else {
+    tiles::load<0>(sums, kSums), tiles::load<1>(sums + 16, kSums);
+    if (kTall == 2) tiles::load<2>(sums + kNext, kSums), tiles::load<3>(sums + kNext + 16, kSums);
+  }
+  for (int64_t i = 0; i < count; ++i, x += kTileBytes, w += kTileInputs * kPanel) {
+    if (i + 1 == count) w = last;
+    for (int64_t j = 0; j < kPanel; j += kLanes) __builtin_prefetch(soon + j, 1);
+    soon += soon_stride;
+    tiles::load<4>(x, kTileInputs), tiles::load_once<6>(w, kStep), tiles::load_once<7>(w + 64, kStep);
     tiles::dot<0, 4, 6>(), tiles::dot<1, 4, 7>();
     if (kTall == 2) {
-      tiles::load<5>(x + tiles::kRows * stride, stride);
+      tiles::load<5>(x + next, kTileInputs);
       tiles::dot<2, 5, 6>(), tiles::dot<3, 5, 7>();
     }
   }
@@ -39,42 +97,69 @@ void multiply_tiles(const int8_t* x, int64_t stride, const uint8_t* w, int64_t i
   if (kTall == 2) tiles::store<2>(sums + kNext, kSums), tiles::store<3>(sums + kNext + 16, kSums);
 }
 
-// What is left of a block's inputs behind its last whole tile, less than 64.
-inline void multiply_rest(const int8_t* x, int64_t stride, const uint8_t* w, int64_t inputs, int64_t rows, int32_t* sums) {
-  const Segment segment{w, w, inputs, 0};
-  for (; rows >= kRows; rows -= kRows, x += kRows * stride, sums += kRows * kPanel)
-    multiply_rows<8, kRows>(x, stride, segment, sums);
-  for (; rows > 0; --rows, x += stride, sums += kPanel) multiply_rows<8, 1>(x, stride, segment, sums);
+// Sums [rows, 64] with what becomes of them to the first `columns` of each row of `out` [., N]: as `add_block` and
+// `write_rows` together, the same roundings in the same order.
+template <bool kHasGelu>
+void finish_tiles(const int32_t* sums, const float* scales, const int32_t* starts, const float* panel_scales,
+                  const float* bias, int64_t rows, int64_t outputs, float* out, int64_t columns) {
+  constexpr int kVectors = kPanel / kLanes;
+  Floats scale[kVectors], added[kVectors];
+  Lanes known[kVectors];
+  for (int i = 0; i < kVectors; ++i) {
+    known[i] = first_lanes(columns - i * kLanes);
+    scale[i] = load(panel_scales + i * kLanes);
+    added[i] = bias ? load(bias + i * kLanes, known[i]) : all(0.0f);
+  }
+  for (int64_t t = 0; t < rows; ++t, sums += kPanel, out += outputs) {
+    const Floats row_scale = all(scales[t]);
+    const Ints start = all(starts[t]);
+    for (int i = 0; i < kVectors; ++i) {
+      const Floats sum = to_floats(add(load(sums + i * kLanes), start));
+      const Floats value = add(multiply_add(sum, multiply(row_scale, scale[i]), all(0.0f)), added[i]);
+      store(out + i * kLanes, kHasGelu ? gelu(value) : value, known[i]);
+    }
+  }
 }
 
-// All rows by one panel, as `panel<8>`.
-inline void tile_panel(const Size& size, const Activations& all, const Weights& weights, const Finish& finish, float* out,
-                       int64_t rows, int64_t number) {
-  constexpr int64_t kGroupRows = 2 * tiles::kRows;
-  const int64_t blocks = size.blocks(), whole = size.block / kTileInputs * kTileInputs;
-  const Weights w{weights.values + number * size.inputs * kPanel, weights.scales + number * blocks * kPanel};
-  const Finish after{finish.bias ? finish.bias + number * kPanel : nullptr, finish.has_gelu};
-  const int64_t columns = std::min<int64_t>(kPanel, size.outputs - number * kPanel);
-  alignas(64) int32_t sums[kGroupRows * kPanel];
-  alignas(64) float totals[kGroupRows * kPanel];
+// One of the tasks.
+inline void multiply_task(const Size& size, const TileTasks& tasks, const TileRows& x, const Activations& of,
+                          const Weights& weights, const Finish& finish, float* out, int64_t rows, int64_t number) {
+  const int64_t first_panel = number % tasks.across() * tasks.wide, first_group = number / tasks.across() * tasks.tall;
+  const int64_t panels = std::min(tasks.wide, tasks.panels - first_panel);
+  const int64_t end = std::min(rows, (first_group + tasks.tall) * kTileGroup);
+  const int64_t rest = size.inputs % kTileInputs, bytes = size.inputs * kPanel;
+  static thread_local std::vector<int32_t> sums;
+  const bool is_cut = x.tiles > kTileChunk;  // then sums of all panels wait for the next inputs
+  sums.resize((is_cut ? panels : 1) * kTileGroup * kPanel);
+  alignas(64) uint8_t tail[kTileInputs * kPanel] = {};
   tiles::begin();
-  for (int64_t first = 0; first < rows; first += kGroupRows) {
-    const int64_t mine = std::min(kGroupRows, rows - first), read = tile_rows(mine);
-    const Activations x{all.values + first * size.inputs, all.scales + first * blocks, all.starts + first * blocks};
-    std::fill_n(totals, mine * kPanel, 0.0f);
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t t = 0; t < read; ++t) std::fill_n(sums + t * kPanel, kPanel, t < mine ? x.starts[t * blocks + b] : 0);
-      const int8_t* from = x.values + b * size.block;
-      const uint8_t* values = w.values + b * size.block * kPanel;
-      for (int64_t half = 0; half < 2; ++half) {
-        const auto multiply = read > tiles::kRows ? multiply_tiles<2> : multiply_tiles<1>;
-        multiply(from, size.inputs, values + 128 * half, whole, sums + 32 * half);
+  for (int64_t row = first_group * kTileGroup; row < end; row += kTileGroup) {
+    const int64_t mine = std::min(kTileGroup, end - row);
+    const auto multiply = mine > tiles::kRows ? multiply_tiles<2> : multiply_tiles<1>;
+    for (int64_t k = 0; k < x.tiles; k += kTileChunk) {
+      const int64_t count = std::min(kTileChunk, x.tiles - k);
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t panel = first_panel + p;
+        const uint8_t* w = weights.values + panel * bytes + k * kTileInputs * kPanel;
+        const uint8_t* last = w + (count - 1) * kTileInputs * kPanel;
+        int32_t* sums_of = sums.data() + (is_cut ? p : 0) * kTileGroup * kPanel;
+        const bool is_last = k + count == x.tiles;
+        if (is_last && rest) {  // behind the last input is another panel, or nothing
+          std::memcpy(tail, last, rest * kPanel);
+          last = tail;
+        }
+        float* place = out + row * size.outputs + panel * kPanel;
+        const int64_t columns = std::min<int64_t>(kPanel, size.outputs - panel * kPanel);
+        const bool asks = is_last && mine == kTileGroup && columns == kPanel && count >= tiles::kRows;
+        for (int64_t half = 0; half < 2; ++half)
+          multiply(x.tile(row, k), x.tiles * kTileBytes, w + 128 * half, last + 128 * half, count, k == 0,
+                   sums_of + 32 * half, asks ? place + half * tiles::kRows * size.outputs : out, asks ? size.outputs : 0);
+        if (!is_last) continue;
+        (finish.has_gelu ? finish_tiles<true> : finish_tiles<false>)(
+            sums_of, of.scales + row, of.starts + row, weights.scales + panel * kPanel,
+            finish.bias ? finish.bias + panel * kPanel : nullptr, mine, size.outputs, place, columns);
       }
-      if (whole < size.block)
-        multiply_rest(from + whole, size.inputs, values + whole * kPanel, size.block - whole, mine, sums);
-      add_block(x, blocks, b, w.scales + b * kPanel, mine, sums, totals);
     }
-    write_rows(size, after, totals, mine, out + first * size.outputs + number * kPanel, columns);
   }
   tiles::end();
 }

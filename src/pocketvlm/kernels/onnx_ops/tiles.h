@@ -50,9 +50,20 @@ void load(const void* at, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(at), "r"(stride), "i"(kTile) : "memory");
 }
 
+// What is read once: the first-level cache keeps what it has.
+template <int kTile>
+void load_once(const void* at, int64_t stride) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(at), "r"(stride), "i"(kTile) : "memory");
+}
+
 template <int kTile>
 void store(void* at, int64_t stride) {
   __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(at), "r"(stride), "i"(kTile) : "memory");
+}
+
+template <int kTile>
+void clear() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
 
 // sums int32 [16, 16] += left int8 [16, 64] times right uint8 [16, 16, 4]: four inputs of 16 outputs a row.
@@ -76,9 +87,19 @@ void load(const void* at, int64_t stride) {
 }
 
 template <int kTile>
+void load_once(const void* at, int64_t stride) {
+  load<kTile>(at, stride);
+}
+
+template <int kTile>
 void store(void* at, int64_t stride) {
   for (int row = 0; row < kRows; ++row)
     std::memcpy(static_cast<char*>(at) + row * stride, registers[kTile][row], kBytes);
+}
+
+template <int kTile>
+void clear() {
+  std::memset(registers[kTile], 0, sizeof(registers[kTile]));
 }
 
 template <int kSums, int kLeft, int kRight>
