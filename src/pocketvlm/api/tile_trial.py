@@ -1,11 +1,12 @@
-"""Whether products on the tile registers of this processor (AMX) give the same bits as those on vectors, in less time.
+"""Whether products and attention on the tile registers of this processor (AMX) give the same bits as those on vectors,
+in less time.
 
 Found out once for a machine and noted beside the library, in a process of its own: nothing else of this program runs
 before on tiles, and if the instructions end the process, tiles are not used.
 
     python -m pocketvlm.api.tile_trial PLAIN TILED      # prints {"is_equal": …, "seconds": {…}}
 
-Shapes:  T rows · K inputs · N outputs
+Shapes:  T rows · K inputs · N outputs · E head dim
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ EACH = 0.1  # seconds of a product: in a few rounds of less than a millisecond a
 DAY = 86_400
 # T, K, N of a view's and of a prompt's products at the published size; and of one that fills neither tiles nor panels.
 PRODUCTS = {"views": (64, 1152, 1152), "prompts": (64, 1024, 896), "odd": (45, 1072, 97)}
+ATTENTIONS = {"attention": (144, 72)}  # T, E; the last tiles are not full
 
 
 def try_tiles() -> None:
@@ -86,12 +88,16 @@ def _trial_of(plain: Path, tiled: Path) -> dict[str, Any]:
 
 
 def compare(plain: Path, tiled: Path) -> dict[str, Any]:
-    """Whether all outputs are equal, and the seconds of the processor of each product, the best of some in turns."""
-    from pocketvlm.export.onnx.product import product_of_tower
+    """Whether all outputs are equal, and the seconds of the processor of each, the best of some in turns."""
+    from pocketvlm.export.onnx.product import attention_of_tower, product_of_tower
 
     is_equal, seconds = True, dict[str, dict[str, float]]()
-    for name, (rows, inputs, outputs) in PRODUCTS.items():
-        graph = product_of_tower(inputs, outputs, "int8", compiled=True)
+    graphs = {
+        name: (rows, inputs, product_of_tower(inputs, outputs, "int8", compiled=True))
+        for name, (rows, inputs, outputs) in PRODUCTS.items()
+    }
+    graphs |= {name: (rows, 3 * dim, attention_of_tower(dim, 1)) for name, (rows, dim) in ATTENTIONS.items()}
+    for name, (rows, inputs, graph) in graphs.items():
         sessions = {
             "plain": product_session(graph, plain, threads=1),
             "tiled": product_session(graph, tiled, threads=1),

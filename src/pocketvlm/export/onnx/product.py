@@ -1,4 +1,4 @@
-"""Graphs of one product, to measure what a machine can do."""
+"""Graphs of one product, or of one attention, to measure what a machine can do."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def product_of_tower(inputs: int, outputs: int, scheme: Scheme, *, compiled: boo
     else:
         y = linear(g, "product", x, weights, scheme, biases)
     g.output("y", y, ir.DataType.FLOAT, ("views", "patches", outputs))
+    return bytes(ir.to_proto(g.model()).SerializeToString())
+
+
+def attention_of_tower(width: int, heads: int) -> bytes:
+    """The compiled one inside views: `x` fp32 [V, N, 3 width], queries, keys and values, to `y` fp32 [V, N, width]."""
+    g = GraphBuilder("attention", compiled=True)
+    x = g.input("x", ir.DataType.FLOAT, ("views", "tokens", 3 * width))
+    g.output("y", g.own("ViewAttention", x, heads=heads), ir.DataType.FLOAT, ("views", "tokens", width))
     return bytes(ir.to_proto(g.model()).SerializeToString())
 
 

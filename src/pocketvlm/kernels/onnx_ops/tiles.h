@@ -72,6 +72,12 @@ void dot() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
 }
 
+// The same, both with sign.
+template <int kSums, int kLeft, int kRight>
+void dot_signed() {
+  __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight));
+}
+
 #elif POCKETVLM_TILES == 2
 
 inline thread_local uint8_t registers[8][kRows][kBytes];
@@ -102,16 +108,22 @@ void clear() {
   std::memset(registers[kTile], 0, sizeof(registers[kTile]));
 }
 
-template <int kSums, int kLeft, int kRight>
+template <int kSums, int kLeft, int kRight, typename Right = uint8_t>
 void dot() {
   for (int row = 0; row < kRows; ++row)
     for (int column = 0; column < kBytes / 4; ++column) {
       int32_t sum;
       std::memcpy(&sum, registers[kSums][row] + 4 * column, 4);
       for (int k = 0; k < kBytes; ++k)
-        sum += static_cast<int8_t>(registers[kLeft][row][k]) * registers[kRight][k / 4][4 * column + k % 4];
+        sum += static_cast<int8_t>(registers[kLeft][row][k]) *
+               static_cast<Right>(registers[kRight][k / 4][4 * column + k % 4]);
       std::memcpy(registers[kSums][row] + 4 * column, &sum, 4);
     }
+}
+
+template <int kSums, int kLeft, int kRight>
+void dot_signed() {
+  dot<kSums, kLeft, kRight, int8_t>();
 }
 
 #endif

@@ -18,7 +18,10 @@
 
 #include "call.h"
 #include "products.h"
-#include "vector_math.h"
+#include "view_rounding.h"
+#if POCKETVLM_TILES
+#include "view_tiles.h"
+#endif
 
 namespace pocketvlm {
 
@@ -45,6 +48,25 @@ class ViewAttention {
     const int64_t tokens = joined.dimensions[1];
     if (!tokens) return nullptr;
     std::atomic<bool> is_full{false};
+#if POCKETVLM_TILES
+    const auto on_tiles = [&](int64_t task) {
+      static thread_local TiledView scratch;
+      const int64_t view = task / heads_, head = task % heads_;
+      const float* q = joined.as<float>() + view * tokens * 3 * width + head * dim;
+      float* to = out.as<float>() + view * tokens * width + head * dim;
+      if (!scratch.resize(tokens, dim)) return is_full.store(true);
+      scratch.pack(q + width, q + 2 * width, 3 * width);
+      for (int64_t first = 0; first < tokens; first += TiledView::kQueries) {
+        const int64_t count = std::min(TiledView::kQueries, tokens - first);
+        for (int64_t t = first + count; t < std::min(first + 2 * count, tokens); ++t) ask_for(q + t * 3 * width, dim);
+        scratch.attend(q + first * 3 * width, 3 * width, count, to + first * width, width);
+      }
+    };
+    if (TiledView::suits(tokens)) {
+      if (auto status = parallel_for(api, context, joined.dimensions[0] * heads_, on_tiles)) return status;
+      return is_full ? api.error(ort::kFail, "ViewAttention: out of memory") : nullptr;
+    }
+#endif
     const auto run = [&](int64_t task) {
       static thread_local Scratch scratch;
       const int64_t view = task / heads_, head = task % heads_;
@@ -61,10 +83,8 @@ class ViewAttention {
   }
 
  private:
-  static constexpr int64_t kTile = 5;                       // queries at once: 25 sums, 5 registers of keys or values
-  static constexpr int64_t kKeys = 64, kMostDim = 80;       // of a panel; of a head
-  static constexpr float kSteps = 5000;                     // 80 products of two of them fit into 32 bits
-  static constexpr float kParts = 32767, kValueSteps = 1023;  // kKeys products of these do too
+  static constexpr int64_t kTile = 5;  // queries at once: 25 sums, 5 registers of keys or values
+  static constexpr int64_t kKeys = kViewKeys;
 
   // Keys and values of one head as they are read, and room for a tile.
   struct Scratch {
@@ -72,7 +92,7 @@ class ViewAttention {
     std::vector<int16_t> keys;                   // [P, E / 2, 64, 2]
     std::vector<int32_t> values;                 // [N / 2, C * 16], two keys in each
     std::vector<float> key_scales, scores;       // [P * 64]; [5, P * 64]
-    std::vector<float> peaks;                    // [5, P]: the largest score of a panel, then its exponential
+    std::vector<float> peaks, totals;            // [5, P]: the largest score of a panel, then its weight; its parts' sum
     std::vector<int16_t> parts;                  // [5, P * 64]
     float value_scales[kMostDim];
     float nothing;  // 0, or NaN where a key is not finite: the largest score would forget it
@@ -84,7 +104,8 @@ class ViewAttention {
       key_scales.assign(panels * kKeys, 0.0f);
       scores.resize(kTile * panels * kKeys);
       parts.resize(kTile * panels * kKeys);
-      peaks.resize(kTile * panels);
+      peaks.assign(kTile * panels + kLanes, 0.0f);
+      totals.resize(panels);
       return true;
     } catch (const std::bad_alloc&) {
       return false;
@@ -97,44 +118,20 @@ class ViewAttention {
       alignas(64) int16_t row[kMostDim + kLanes];
       nothing = 0.0f;
       for (int64_t j = 0; j < tokens; ++j) {
+        ask_for(k + std::min(j + kAhead, tokens - 1) * stride, dim), ask_for(v + j * stride, dim);
         key_scales[j] = round_row(k + j * stride, dim, row);
         nothing += key_scales[j] * 0.0f;
         int16_t* to = keys.data() + j / kKeys * kKeys * dim + j % kKeys * 2;
         for (int64_t e = 0; e < dim; e += 2) std::memcpy(to + e * kKeys, row + e, 4);
       }
       for (int64_t c = 0; c < columns(); ++c) {
-        const Lanes mine = first_lanes(dim - c * kLanes);
-        Floats most = all(1e-30f), finite = all(0.0f);
-        for (int64_t j = 0; j < tokens; ++j) {
-          const Floats values_j = load(v + j * stride + c * kLanes, mine);
-          most = larger(most, absolute(values_j));
-          finite = multiply_add(values_j, all(0.0f), finite);
-        }
-        store(value_scales + c * kLanes, multiply(add(most, finite), all(1 / kValueSteps)));
-        const Floats steps = divide(all(kValueSteps), most);
-        const auto rounded = [&](int64_t j) {
-          return j < tokens ? to_ints(multiply(load(v + j * stride + c * kLanes, mine), steps)) : all(0);
-        };
+        const ValueColumn column(v + c * kLanes, stride, tokens, first_lanes(dim - c * kLanes));
+        store(value_scales + c * kLanes, column.scales);
         for (int64_t j = 0; j < panels * kKeys; j += 2)
-          store(values.data() + (j / 2 * columns() + c) * kLanes, in_pairs(rounded(j), rounded(j + 1)));
+          store(values.data() + (j / 2 * columns() + c) * kLanes, in_pairs(column.rounded(j), column.rounded(j + 1)));
       }
     }
   };
-
-  // To kSteps of its largest value; returns what a step is: not finite where a value is not.
-  static float round_row(const float* x, int64_t count, int16_t* out) {
-    Floats most = all(1e-30f), finite = all(0.0f);
-    for (int64_t e = 0; e < count; e += kLanes) {
-      const Floats values_e = load(x + e, first_lanes(count - e));
-      most = larger(most, absolute(values_e));
-      finite = multiply_add(values_e, all(0.0f), finite);
-    }
-    const float largest = largest_of(most) + sum_of(finite);
-    const Floats steps = all(kSteps / largest);
-    for (int64_t e = 0; e < count; e += kLanes)
-      store_halves(out + e, to_ints(multiply(load(x + e, first_lanes(count - e)), steps)));
-    return largest / kSteps;
-  }
 
   // `count` queries, at most 5, of rows `stride` apart, to rows `out_stride` apart.
   template <int kColumns>
@@ -168,7 +165,6 @@ class ViewAttention {
       float* peaks = s.peaks.data() + t * s.panels;
       const float largest = *std::max_element(peaks, peaks + s.panels);
       const Floats factor = all(factors[t]);
-      float total = 0;
       for (int64_t p = 0; p < s.panels; ++p) {
         const Floats peak = all(peaks[p]);
         Ints sum = all(0);
@@ -179,9 +175,14 @@ class ViewAttention {
           sum = add(sum, rounded);
           store_halves(s.parts.data() + t * length + j, rounded);
         }
-        peaks[p] = std::exp((peaks[p] - largest) * factors[t]);
-        total += peaks[p] * sum_of(sum);
+        s.totals[p] = sum_of(sum);
       }
+      for (int64_t p = 0; p < s.panels; p += kLanes) {
+        const Floats weights = exponential(multiply(subtract(load(peaks + p), all(largest)), factor));
+        store(peaks + p, weights, first_lanes(s.panels - p));
+      }
+      float total = factors[t] * 0.0f;  // NaN where something is not finite: exponentials forget it
+      for (int64_t p = 0; p < s.panels; ++p) total = std::fma(peaks[p], s.totals[p], total);
       shares[t] = 1.0f / total;
     }
     alignas(64) float totals[kTile * kColumns * kLanes] = {};
