@@ -68,12 +68,49 @@ struct TileTasks {
   int64_t count() const { return across() * down(); }
 };
 
+// Sums [rows, 64] of a panel that are whole, and where they go: each row with what becomes of it, as `add_block` and
+// `write_rows` do it together, the same roundings in the same order. GELU waits for the products of the next panel, between
+// which its rows are written: tiles leave the vectors idle.
+struct Finished {
+  const int32_t *sums = nullptr, *starts = nullptr;          // of the next row
+  const float *row_scales = nullptr, *scales = nullptr, *bias = nullptr;
+  float* out = nullptr;
+  int64_t rows = 0, stride = 0, columns = 0;
+  bool has_gelu = false;
+
+  void some(int64_t count) {
+    count = std::min(count, rows);
+    if (count > 0) has_gelu ? write<true>(count) : write<false>(count);
+  }
+
+  template <bool kHasGelu>
+  void write(int64_t count) {
+    constexpr int kVectors = kPanel / kLanes;
+    Floats scale[kVectors], added[kVectors];
+    Lanes known[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      known[i] = first_lanes(columns - i * kLanes);
+      scale[i] = load(scales + i * kLanes);
+      added[i] = bias ? load(bias + i * kLanes, known[i]) : all(0.0f);
+    }
+    for (rows -= count; count > 0; --count, sums += kPanel, ++starts, ++row_scales, out += stride) {
+      const Floats row_scale = all(*row_scales);
+      const Ints start = all(*starts);
+      for (int i = 0; i < kVectors; ++i) {
+        const Floats sum = to_floats(add(load(sums + i * kLanes), start));
+        const Floats value = add(multiply_add(sum, multiply(row_scale, scale[i]), all(0.0f)), added[i]);
+        store(out + i * kLanes, kHasGelu ? gelu(value) : value, known[i]);
+      }
+    }
+  }
+};
+
 // kTall times 16 rows by 32 outputs of a panel: int32 sums [., 64], from nothing or from what they are, += `count` tiles of
 // rows, the upper ones `next` bytes behind the lower ones, times `w`; of the last tile of weights from `last`. Meanwhile
-// the lines of `soon`, rows of the output `soon_stride` apart, are asked for: they lie far apart.
-template <int kTall>
+// some rows of `before` are written, and the lines of `soon`, rows of the output `soon_stride` apart, are asked for.
+template <int kTall, bool kHasBefore>
 void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8_t* last, int64_t count, bool is_first,
-                    int32_t* sums, const float* soon, int64_t soon_stride) {
+                    int32_t* sums, Finished& before, const float* soon, int64_t soon_stride) {
   constexpr int64_t kStep = 4 * kPanel, kSums = sizeof(int32_t) * kPanel, kNext = kPanel * tiles::kRows;
   if (is_first) {
     tiles::clear<0>(), tiles::clear<1>();
@@ -82,6 +119,7 @@ void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8
     tiles::load<0>(sums, kSums), tiles::load<1>(sums + 16, kSums);
     if (kTall == 2) tiles::load<2>(sums + kNext, kSums), tiles::load<3>(sums + kNext + 16, kSums);
   }
+  const int64_t each = (kTileGroup + 2 * count - 1) / (2 * count);
   for (int64_t i = 0; i < count; ++i, x += kTileBytes, w += kTileInputs * kPanel) {
     if (i + 1 == count) w = last;
     for (int64_t j = 0; j < kPanel; j += kLanes) __builtin_prefetch(soon + j, 1);
@@ -92,33 +130,10 @@ void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8
       tiles::load<5>(x + next, kTileInputs);
       tiles::dot<2, 5, 6>(), tiles::dot<3, 5, 7>();
     }
+    if (kHasBefore) before.some(each);
   }
   tiles::store<0>(sums, kSums), tiles::store<1>(sums + 16, kSums);
   if (kTall == 2) tiles::store<2>(sums + kNext, kSums), tiles::store<3>(sums + kNext + 16, kSums);
-}
-
-// Sums [rows, 64] with what becomes of them to the first `columns` of each row of `out` [., N]: as `add_block` and
-// `write_rows` together, the same roundings in the same order.
-template <bool kHasGelu>
-void finish_tiles(const int32_t* sums, const float* scales, const int32_t* starts, const float* panel_scales,
-                  const float* bias, int64_t rows, int64_t outputs, float* out, int64_t columns) {
-  constexpr int kVectors = kPanel / kLanes;
-  Floats scale[kVectors], added[kVectors];
-  Lanes known[kVectors];
-  for (int i = 0; i < kVectors; ++i) {
-    known[i] = first_lanes(columns - i * kLanes);
-    scale[i] = load(panel_scales + i * kLanes);
-    added[i] = bias ? load(bias + i * kLanes, known[i]) : all(0.0f);
-  }
-  for (int64_t t = 0; t < rows; ++t, sums += kPanel, out += outputs) {
-    const Floats row_scale = all(scales[t]);
-    const Ints start = all(starts[t]);
-    for (int i = 0; i < kVectors; ++i) {
-      const Floats sum = to_floats(add(load(sums + i * kLanes), start));
-      const Floats value = add(multiply_add(sum, multiply(row_scale, scale[i]), all(0.0f)), added[i]);
-      store(out + i * kLanes, kHasGelu ? gelu(value) : value, known[i]);
-    }
-  }
 }
 
 // One of the tasks.
@@ -128,22 +143,25 @@ inline void multiply_task(const Size& size, const TileTasks& tasks, const TileRo
   const int64_t panels = std::min(tasks.wide, tasks.panels - first_panel);
   const int64_t end = std::min(rows, (first_group + tasks.tall) * kTileGroup);
   const int64_t rest = size.inputs % kTileInputs, bytes = size.inputs * kPanel;
-  static thread_local std::vector<int32_t> sums;
   const bool is_cut = x.tiles > kTileChunk;  // then sums of all panels wait for the next inputs
-  sums.resize((is_cut ? panels : 1) * kTileGroup * kPanel);
+  static thread_local std::vector<int32_t> sums;
+  sums.resize((is_cut ? panels : 2) * kTileGroup * kPanel);
   alignas(64) uint8_t tail[kTileInputs * kPanel] = {};
+  Finished before;
+  int64_t place_of = 0;  // which of the two sums is free
   tiles::begin();
   for (int64_t row = first_group * kTileGroup; row < end; row += kTileGroup) {
     const int64_t mine = std::min(kTileGroup, end - row);
-    const auto multiply = mine > tiles::kRows ? multiply_tiles<2> : multiply_tiles<1>;
+    const auto multiply = mine > tiles::kRows ? (finish.has_gelu ? multiply_tiles<2, true> : multiply_tiles<2, false>)
+                                              : multiply_tiles<1, false>;
     for (int64_t k = 0; k < x.tiles; k += kTileChunk) {
       const int64_t count = std::min(kTileChunk, x.tiles - k);
+      const bool is_last = k + count == x.tiles;
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t panel = first_panel + p;
         const uint8_t* w = weights.values + panel * bytes + k * kTileInputs * kPanel;
         const uint8_t* last = w + (count - 1) * kTileInputs * kPanel;
-        int32_t* sums_of = sums.data() + (is_cut ? p : 0) * kTileGroup * kPanel;
-        const bool is_last = k + count == x.tiles;
+        int32_t* sums_of = sums.data() + (is_cut ? p : (place_of ^= 1)) * kTileGroup * kPanel;
         if (is_last && rest) {  // behind the last input is another panel, or nothing
           std::memcpy(tail, last, rest * kPanel);
           last = tail;
@@ -153,14 +171,19 @@ inline void multiply_task(const Size& size, const TileTasks& tasks, const TileRo
         const bool asks = is_last && mine == kTileGroup && columns == kPanel && count >= tiles::kRows;
         for (int64_t half = 0; half < 2; ++half)
           multiply(x.tile(row, k), x.tiles * kTileBytes, w + 128 * half, last + 128 * half, count, k == 0,
-                   sums_of + 32 * half, asks ? place + half * tiles::kRows * size.outputs : out, asks ? size.outputs : 0);
+                   sums_of + 32 * half, before, asks ? place + half * tiles::kRows * size.outputs : out,
+                   asks ? size.outputs : 0);
         if (!is_last) continue;
-        (finish.has_gelu ? finish_tiles<true> : finish_tiles<false>)(
-            sums_of, of.scales + row, of.starts + row, weights.scales + panel * kPanel,
-            finish.bias ? finish.bias + panel * kPanel : nullptr, mine, size.outputs, place, columns);
+        before.some(kTileGroup);
+        before = {sums_of, of.starts + row, of.scales + row, weights.scales + panel * kPanel,
+                  finish.bias ? finish.bias + panel * kPanel : nullptr, place, mine, size.outputs, columns,
+                  finish.has_gelu};
+        if (!finish.has_gelu) before.some(kTileGroup);  // too little to do for what it takes of the first-level cache
       }
     }
+    if (is_cut) before.some(kTileGroup);  // its sums are begun anew
   }
+  before.some(kTileGroup);
   tiles::end();
 }
 
