@@ -12,6 +12,22 @@ MUTANTS = [
         ("        sum += static_cast<int8_t>", "        sum -= static_cast<int8_t>", "test_tiles_change_no_bit"),
     ),
     *of(
+        "kernels/onnx_ops/tile_product.h",
+        "export/test_tile_product.py",
+        ("if (is_last && rest) {", "if (false) {", "test_tiles_change_no_bit"),
+        ("before.some(kTileGroup);  // its sums", "// its sums", "test_tiles_change_no_bit"),
+    ),
+    *of(
+        "kernels/onnx_ops/view_tiles.h",
+        "export/test_tile_attention.py",
+        ("tiles::dot<2, 7, 5>(), tiles::dot<1, 7, 4>();", "tiles::dot<2, 7, 5>();", "test_tiles_change_no_bit"),
+        (
+            "Floats total = multiply(factor, all(0.0f));",
+            "Floats total = all(0.0f);",
+            "test_what_is_not_finite_reaches_all_that_see_it",
+        ),
+    ),
+    *of(
         "kernels/onnx_ops/products_avx2.h",
         "export/test_instructions.py",
         ("_mm256_srli_epi16(bytes, 8)}", "_mm256_srai_epi16(bytes, 8)}", "test_products_are_exact_on_every_kind"),
