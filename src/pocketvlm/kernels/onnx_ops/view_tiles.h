@@ -1,9 +1,9 @@
 // Softmax attention inside a view on tile registers: the integers of view_attention.h, each as an upper and a lower
 // byte, so that the results are equal to the bit.
 //
-// A query, and a key, is 128 upper + lower, both with sign; a value too; a part of a softmax is 128 upper + lower, both
-// without. A product of two is the sum of three integers times 16384, 128 and 1. Lanes are queries everywhere: nothing has
-// to be summed across a register, and four keys' parts in a lane are what a tile wants of its right side.
+// Queries, keys and values are split as tile_bytes.h says; a part of a softmax is 128 upper + lower as well, both without
+// sign. Lanes are queries everywhere: nothing has to be summed across a register, and four keys' parts in a lane are what a
+// tile wants of its right side.
 //
 // Shapes:  N tokens · E head dim · P panels of 64 keys · C tiles of 16 channels · Q = 16 queries at once
 #pragma once
@@ -14,7 +14,7 @@
 #include <new>
 #include <vector>
 
-#include "tiles.h"
+#include "tile_bytes.h"
 #include "view_rounding.h"
 
 namespace pocketvlm {
@@ -49,7 +49,7 @@ class TiledView {
       nothing_ += key_scales_[j] * 0.0f;
       int8_t* to = keys_.data() + j / tiles::kRows * kKeyTiles * kTile + j % tiles::kRows * tiles::kBytes;
       alignas(64) int8_t high[kMostDim], low[kMostDim];
-      split(row, high, low);
+      split_row(row, dim_, kMostDim, high, low);
       std::memcpy(to, high, kWhole), std::memcpy(to + kTile, low, kWhole);
       std::memcpy(to + 2 * kTile, high + kWhole, kRest), std::memcpy(to + 2 * kTile + kRest, low + kWhole, kRest);
     }
@@ -96,21 +96,9 @@ class TiledView {
   static constexpr int64_t kWhole = tiles::kBytes, kRest = 16;  // dims in tiles of their own; at most, of those behind
   static constexpr int64_t kKeyTiles = 3;    // of 16 keys: upper, lower; of what is behind the 64th dim both
   static constexpr int64_t kQueryTiles = 5;  // upper, lower; of what is behind: upper, lower and upper, lower
-  static constexpr int64_t kSquare = tiles::kRows * kQueries;
   static constexpr int64_t kSides = kViewKeys / tiles::kRows;  // of a panel
 
   int64_t columns() const { return (dim_ + kLanes - 1) / kLanes; }
-
-  // The first kMostDim of a rounded row, zero behind the last dim, to upper and lower bytes.
-  void split(const int16_t* row, int8_t* high, int8_t* low) const {
-    for (int64_t e = 0; e < kMostDim; e += kLanes) {
-      const Ints value = _mm512_maskz_cvtepi16_epi32(first_lanes(dim_ - e), _mm256_load_si256(reinterpret_cast<const __m256i*>(row + e)));
-      const Ints upper = _mm512_srai_epi32(add(value, all(64)), 7);
-      const Ints lower = _mm512_sub_epi32(value, _mm512_slli_epi32(upper, 7));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(high + e), _mm512_cvtepi32_epi8(upper));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(low + e), _mm512_cvtepi32_epi8(lower));
-    }
-  }
 
   // Rows of channels, bytes of 64 keys: upper and lower.
   void pack_values(const ValueColumn& column, int64_t p, int64_t c) {
@@ -121,17 +109,16 @@ class TiledView {
     for (int64_t channel = 0; channel < kLanes; ++channel, to += tiles::kBytes)
       for (int64_t j = 0; j < kViewKeys; j += kLanes) {
         const Ints value = _mm512_i32gather_epi32(rows, rounded + j * kLanes + channel, 4);
-        const Ints high = _mm512_srai_epi32(add(value, all(64)), 7);
-        const Ints low = _mm512_sub_epi32(value, _mm512_slli_epi32(high, 7));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + j), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + kTile + j), _mm512_cvtepi32_epi8(low));
+        Ints high, low;
+        split(value, &high, &low);
+        store_bytes(to + j, high), store_bytes(to + kTile + j, low);
       }
   }
 
   // Where the right side of a product wants the dims of query `t`: [E / 4, 16, 4].
   void place_query(const int16_t* row, int64_t t, int8_t* to) const {
     alignas(64) int8_t high[kMostDim], low[kMostDim];
-    split(row, high, low);
+    split_row(row, dim_, kMostDim, high, low);
     const auto place = [&](int64_t tile, int64_t first, const int8_t* from, int64_t count) {
       int8_t* at = to + tile * kTile + first / 4 * tiles::kBytes + t * 4;
       for (int64_t e = 0; e < count; e += 4) std::memcpy(at + e / 4 * tiles::kBytes, from + e, 4);
@@ -140,18 +127,6 @@ class TiledView {
     place(2, 0, high + kWhole, kRest);
     place(3, 0, low + kWhole, kRest), place(3, kRest, high + kWhole, kRest);
     place(4, kRest, low + kWhole, kRest);
-  }
-
-  // 16384 upper + 128 middle + lower of row `i` of three squares.
-  static Ints joined(const int32_t* squares, int64_t i) {
-    const Ints high = _mm512_slli_epi32(load(squares + i * kQueries), 14);
-    const Ints middle = _mm512_slli_epi32(load(squares + kSquare + i * kQueries), 7);
-    return add(add(high, middle), load(squares + 2 * kSquare + i * kQueries));
-  }
-
-  static void store_squares(int32_t* squares) {
-    constexpr int64_t kRow = sizeof(int32_t) * kQueries;
-    tiles::store<0>(squares, kRow), tiles::store<1>(squares + kSquare, kRow), tiles::store<2>(squares + 2 * kSquare, kRow);
   }
 
   // 16 keys by the queries, a quarter of it: after all four, three squares are in tiles.
