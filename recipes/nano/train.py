@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from pocketvlm.errors import PocketVLMError
+from pocketvlm.files import lock
 from pocketvlm.kernels.fastest_dtype import fastest_dtype
 from pocketvlm.processing.prompt.tokenizer import Tokenizer
 from pocketvlm.training.checkpoints import Checkpoints
@@ -168,12 +169,15 @@ def main() -> None:
     args.workers = preset.workers if args.workers is None else args.workers
     args.dtype = args.dtype or str(fastest_dtype(preset.device)).removeprefix("torch.")  # once, for all processes
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "rendezvous").unlink(missing_ok=True)
     try:
-        if args.processes == 1:
-            run(0, args)
-        else:
-            _spawn(args)
+        with (args.out / "lock").open("ab") as file:
+            if not lock(file):  # it may be stopping after its step
+                raise SystemExit(f"another process trains in {args.out}: wait for it, or give another --out")
+            (args.out / "rendezvous").unlink(missing_ok=True)
+            if args.processes == 1:
+                run(0, args)
+            else:
+                _spawn(args)
     except torch.multiprocessing.ProcessExitedException as ended:  # which has said why
         raise SystemExit(ended.exit_code) from None
     except KeyboardInterrupt:

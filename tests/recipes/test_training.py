@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.files import lock
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.vlm import MiniCPMV
 from pocketvlm.processing.processor import Processor
@@ -255,6 +256,16 @@ def test_a_run_begins_with_another_one_at_a_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to pass on")
+def test_two_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is asked to stop does so after its step: who begins it again too soon would write over its checkpoint."""
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--processes", "1", "--dtype", "float32"])
+    with (tmp_path / "lock").open("ab") as file:
+        assert lock(file)
+        with pytest.raises(SystemExit, match="another process trains in"):
+            train.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 def test_a_run_that_is_ended_by_kill_loses_no_step(tmp_path: Path) -> None:
     """`kill` reaches the process that was started, which passes it on to those that train."""
     command = [sys.executable, "-m", "recipes.nano.train", "--processes", "2", "--out", str(tmp_path / "run")]
