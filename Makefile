@@ -21,7 +21,7 @@ help: ## this list
 
 demo: $(VENV)/.installed ## questions about a receipt, a chart, two pictures, a clip and a stranger's page, answered by the embedded model
 	$(bin)/pocketvlm ask examples/receipt.png "What is the total?"
-	$(bin)/pocketvlm ask examples/chart.png "What is the title?"
+	$(bin)/pocketvlm ask examples/chart.png "Which bar is the highest?"
 	$(bin)/pocketvlm ask examples/first.png examples/second.png "Which picture shows a yellow star?"
 	$(bin)/pocketvlm ask examples/clip.mp4 "Which way does the circle move?"
 	$(bin)/pocketvlm ask examples/strangers/second/groceries.png "What is the total?"
