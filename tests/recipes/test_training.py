@@ -255,9 +255,8 @@ def test_a_run_begins_with_another_one_at_a_stage(tmp_path: Path) -> None:
     assert [line["stage"] for line in lines if "stage" in line] == ["strips"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to pass on")
 def test_two_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is asked to stop does so after its step: who begins it again too soon would write over its checkpoint."""
+    """One that was asked to stop does so after its step: who begins again before that would lose its checkpoint."""
     monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), "--processes", "1", "--dtype", "float32"])
     with (tmp_path / "lock").open("ab") as file:
         assert lock(file)
@@ -266,6 +265,7 @@ def test_two_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM to pass on")
 def test_a_run_that_is_ended_by_kill_loses_no_step(tmp_path: Path) -> None:
     """`kill` reaches the process that was started, which passes it on to those that train."""
     command = [sys.executable, "-m", "recipes.nano.train", "--processes", "2", "--out", str(tmp_path / "run")]
