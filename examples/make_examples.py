@@ -54,7 +54,7 @@ CIRCLE = tuple(("circle", "red", left, 38) for left in (6, 28, 50, 72))
 
 def draw_receipt() -> Picture:
     """The receipt, uint8 [392, 280, 3]: black on white in large print."""
-    height, width, margin = 392, 280, 14
+    height, width, margin = 392, 280, 18
     fonts = Fonts(BUILT_IN, BUILT_IN)
     sheet = fit_sheet(
         lay_out(RECEIPT, Style(scale=1.15)), fonts, (20, 32), 1.6, width - 2 * margin, height - 2 * margin

@@ -22,8 +22,10 @@ from pocketvlm.machine import processor_flags
 FLOAT = ir.DataType.FLOAT
 pytestmark = pytest.mark.usefixtures("compiled_library")
 KINDS = ["plain", *(["amx"] if processor_flags() >= library.TILE_FLAGS else [])]
-# Rows that fill tiles of 16 and groups of 32, and that do not; inputs that fill tiles of 64, and that do not.
-ROWS, INPUTS = st.integers(10, 75), st.sampled_from([48, 64, 96, 112, 192, 1072])
+# Rows that fill tiles of 16 and groups of 32, and that do not, and so many that tasks have some of them; inputs that
+# fill tiles of 64, and that do not, and more than are multiplied at once (1,152).
+ROWS = st.integers(10, 75) | st.sampled_from([257, 290])
+INPUTS = st.sampled_from([48, 64, 96, 112, 192, 1072, 1168, 2352, 4304])
 OUTPUTS = st.sampled_from([1, 31, 32, 33, 64, 65, 130])
 
 

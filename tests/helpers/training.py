@@ -55,9 +55,10 @@ def gradients(model: MiniCPMV, batches: list[Batch], weight: int) -> dict[str, T
 
 
 def assert_gradients_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Each within 1e-4 of its own largest value. Those that are zero but for rounding, such as the biases of keys, have
-    rounding errors of the size of all."""
+    """Each within 2e-4 of its own largest value: those of the reference in fp32 are 1.5e-4 from its own in fp64 (Intel
+    Xeon; less on an AMD EPYC). Those that are zero but for rounding, such as the biases of keys, have errors of the
+    size of all."""
     floor = 1e-7 * max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         largest = float(gradient.abs().max())
-        assert float((found[name] - gradient).abs().max()) <= 1e-4 * largest + floor, name
+        assert float((found[name] - gradient).abs().max()) <= 2e-4 * largest + floor, name

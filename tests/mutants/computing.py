@@ -14,8 +14,8 @@ MUTANTS = [
     *of(
         "kernels/onnx_ops/tile_product.h",
         "export/test_tile_product.py",
-        ("if (is_last && rest) {", "if (false) {", "test_tiles_change_no_bit"),
-        ("before.some(kTileGroup);  // its sums", "// its sums", "test_tiles_change_no_bit"),
+        ("last + 128 * half, count, k == 0,", "last + 128 * half, count, true,", "test_tiles_change_no_bit"),
+        ("(place_of ^= 1)", "place_of", "test_tiles_change_no_bit"),
     ),
     *of(
         "kernels/onnx_ops/view_tiles.h",

@@ -15,10 +15,10 @@ MUTANTS = [
     *of(
         "training/interchange/factory.py",
         "training/interchange/test_both_ways.py",
-        ("schedule.Defaults(8, 8, 0.0, 5e-5,", "schedule.Defaults(1, 8, 0.0, 5e-5,", SWITCHES),
-        ("schedule.Defaults(8, 8, 0.0, 5e-5,", "schedule.Defaults(8, 16, 0.0, 5e-5,", DEFAULTS),
-        ("schedule.Defaults(8, 8, 0.0, 5e-5,", "schedule.Defaults(8, 8, 0.1, 5e-5,", SWITCHES),
-        ("schedule.Defaults(8, 8, 0.0, 5e-5,", "schedule.Defaults(8, 8, 0.0, 1e-4,", DEFAULTS),
+        ("schedule.Defaults(8, None, 0.0, 5e-5,", "schedule.Defaults(1, None, 0.0, 5e-5,", SWITCHES),
+        ("schedule.Defaults(8, None, 0.0, 5e-5,", "schedule.Defaults(8, 8, 0.0, 5e-5,", DEFAULTS),
+        ("schedule.Defaults(8, None, 0.0, 5e-5,", "schedule.Defaults(8, None, 0.1, 5e-5,", SWITCHES),
+        ("schedule.Defaults(8, None, 0.0, 5e-5,", "schedule.Defaults(8, None, 0.0, 1e-4,", DEFAULTS),
         ("_CUTOFF = 2048", "_CUTOFF = 1024", DEFAULTS),
         ('keys.whole("lora_rank", 8) or 8', 'keys.whole("lora_rank", 16) or 16', DEFAULTS),
         ('keys.number("lora_alpha") or 2.0 * rank', 'keys.number("lora_alpha") or 16.0', SWITCHES),
@@ -79,7 +79,11 @@ MUTANTS = [
     *of(
         "training/interchange/schedule.py",
         "training/interchange/test_both_ways.py",
-        ("times = max(1, -(-defaults.per_step // (each * processes)))", "times = 1", DEFAULTS),
+        (
+            "times = 1 if defaults.per_step is None else max(1, -(-defaults.per_step // (each * processes)))",
+            "times = 1",
+            DEFAULTS,
+        ),
         ('found["batch_size"] = each * times * processes', 'found["batch_size"] = each * times', NUMBERS),
         ('found["clip"] = clip if clip else _NONE', 'found["clip"] = clip', SWITCHES),
         ('keys.number("max_grad_norm", 1.0)', 'keys.number("max_grad_norm", 0.5)', SWITCHES),

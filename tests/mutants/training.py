@@ -11,10 +11,10 @@ MUTANTS = [
         ("is_empty = names[2] == THOUGHT and not names[1].strip()", "is_empty = False"),
         ("inside = not (piece.is_control and piece.text == END)", "inside = not piece.is_control"),
         (
-            "options, processor = {**self.options, **sample.options}",
-            "options, processor = {**sample.options, **self.options}",
+            "options, processor = sample.with_options(self.options)",
+            "options, processor = dict(self.options)",
         ),
-        ("has_pictures or not is_learnt[: self.max_tokens].any()", "has_pictures"),
+        ("has_pictures or not is_learnt[:most].any()", "has_pictures"),
     ),
     *of(
         "training/batches.py",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -22,6 +22,15 @@ from pocketvlm.ranges import Range
 
 T = TypeVar("T")
 Keep = Callable[[], Callable[[], None]]
+
+
+def _parts_of(messages: object) -> Iterator[Mapping[str, Any]]:
+    """The parts of messages that may have media; what is none is refused later."""
+    for message in messages if isinstance(messages, list | tuple) else ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, Mapping) and part.get("type") != "text":
+                yield part
 
 
 class AsyncVLM:
@@ -57,7 +66,7 @@ class AsyncVLM:
         """Check a conversation and make it ready for the engine; errors are those of `VLM.chat`, and the two functions
         those of `in_worker`."""
         self.engine.check_alive()
-        fetches = has_urls(messages)
+        fetches = has_urls([*_parts_of(messages)])
         return await self.in_worker(self._prepare, messages, options, keep=keep, hold=hold, fetches=fetches)
 
     async def in_worker(

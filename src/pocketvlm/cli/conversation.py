@@ -75,7 +75,7 @@ class Conversation:
 
     def ask(self, question: str) -> Turn:
         """The next turn, which `done` makes part of the conversation. What was pending is used up in any case."""
-        sources, self.pending, self.last = self.pending, [], None
+        sources, self.pending = self.pending, []
         self.last = Turn(sources, [part for one in sources for part in self.parts(one)], question)
         return self.last
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.config import ImageConfig
-from pocketvlm.errors import MediaError
+from pocketvlm.errors import ConfigError, MediaError
 from pocketvlm.processing.media.encode import encode_png
 from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.load_image import is_video, load_pages
@@ -37,7 +37,10 @@ def media_parts(medium: Any, *, as_video: bool = False, resolution: Resolution =
     if isinstance(medium, str) and (is_url(medium) or is_data_url(medium)):
         return [{"type": f"{kind}_url", f"{kind}_url": {"url": medium}}]
     if kind == "video" and isinstance(medium, str) and is_remote(medium):
-        medium = read_remote(medium)
+        try:
+            medium = read_remote(medium)
+        except ConfigError as error:  # as a file that is not there
+            raise MediaError(str(error)) from None
     if isinstance(medium, Path | bytes) and split_pages(medium)[1] is None:
         content = _read_file(medium)
         if kind == "video":

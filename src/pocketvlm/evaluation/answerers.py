@@ -11,6 +11,7 @@ from pocketvlm.errors import ConfigError, EngineError, MediaError, PromptError
 from pocketvlm.evaluation.ranges import LOCAL
 from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
+from pocketvlm.processing.picture_options import merged_options
 
 if TYPE_CHECKING:
     from pocketvlm.api.vlm import VLM
@@ -71,7 +72,8 @@ class LocalModel:
 
     def _ask(self, examples: Sequence[Example]) -> list[Reply]:
         """Replies to examples that have options in common."""
-        options = {"max_tokens": metric_of(examples[0]).max_tokens, **self.options, **examples[0].options}
+        own = merged_options(self.options, examples[0].options)
+        options = {"max_tokens": metric_of(examples[0]).max_tokens, **own}
         try:
             answers = self.vlm.batch([messages_of(e, self.shown(e)) for e in examples], **options)
         except (MediaError, PromptError, EngineError, ConfigError) as error:

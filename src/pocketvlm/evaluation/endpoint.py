@@ -21,7 +21,9 @@ from pocketvlm.evaluation.scoring import metric_of
 from pocketvlm.evaluation.tasks import Clip, Example, Media
 from pocketvlm.processing.media.fetch import is_data_url, is_url
 from pocketvlm.processing.media.pdf import Resolution
+from pocketvlm.processing.picture_options import merged_options
 from pocketvlm.ranges import check_all
+from pocketvlm.remote_files import is_remote
 from pocketvlm.synthetic.drawing.files import to_mp4
 
 _MOST_WAIT = 60.0  # seconds, whatever Retry-After says
@@ -129,7 +131,7 @@ class Endpoint:
     def _request(self, example: Example) -> dict[str, Any]:
         own = dict(example.options)
         tools = {"tools": own.pop("tools")} if "tools" in own else {}
-        media = {**self.media, **own}
+        media = merged_options(self.media, own)
         resolution = page_resolution(media)
         media.pop("page_dpi", None)  # pages are drawn here
         shown = [part for medium in example.media for part in _parts(medium, resolution)]
@@ -202,7 +204,7 @@ def _sent_parts(part: dict[str, Any], resolution: Resolution) -> list[dict[str, 
         raise MediaError(text, hint="Give it to the whole sample, as a column.")
     medium = part[part["type"]]
     medium = medium["url"] if isinstance(medium, Mapping) else medium
-    is_path = isinstance(medium, str) and not is_url(medium) and not is_data_url(medium)
+    is_path = isinstance(medium, str) and not (is_url(medium) or is_data_url(medium) or is_remote(medium))
     return _parts(Path(medium) if is_path else medium, resolution)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pocketvlm.config import DownsampleOption
 from pocketvlm.config_ranges import IMAGE
@@ -101,3 +101,13 @@ def option_help(of: str) -> dict[str, tuple[OptionKind, str]]:
         for option in fields(PictureOptions)
         if option.metadata["of"] == of and option.metadata["help"]
     }
+
+
+def merged_options(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one request among many, its own before those that all have. A budget that all have is of "auto":
+    none where the request's own mode is another one, for all its pictures."""
+    found = {**shared, **own}
+    mode = own.get("downsample_mode") or "auto"
+    if mode != "auto" and not (isinstance(mode, list | tuple) and "auto" in mode) and "auto_token_budget" not in own:
+        found.pop("auto_token_budget", None)
+    return found

@@ -290,16 +290,17 @@ class ServerSettings:
 def _is_host(text: str) -> bool:
     """Whether it is what the host of an address is compared with."""
     try:
-        return not set(text) & set(":/[] ") or bool(ipaddress.IPv6Address(text))
+        return re.fullmatch(r"[A-Za-z0-9._-]+", text) is not None or bool(ipaddress.IPv6Address(text))
     except ValueError:
         return False
 
 
 def _is_origin(text: str) -> bool:
     """Whether a browser may send it as `Origin`."""
-    scheme, separator, place = text.partition("://")
-    is_one = bool(scheme and separator and (place or scheme == "file")) and "/" not in place
-    return text in ("*", "null") or (is_one and text == text.lower())
+    if text in ("*", "null", "file://"):
+        return True
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]+))?", text)
+    return found is not None and (found[1], found[2]) not in (("http", "80"), ("https", "443"))
 
 
 def bare_name(name: str) -> str:

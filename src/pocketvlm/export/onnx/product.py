@@ -19,13 +19,14 @@ def int8_product(inputs: int, outputs: int) -> bytes:
     return bytes(ir.to_proto(g.model()).SerializeToString())
 
 
-def product_of_tower(inputs: int, outputs: int, scheme: Scheme, *, compiled: bool) -> bytes:
-    """As the tower has it, with a bias: `x` fp32 [1, T, inputs] to `y` fp32 [1, T, outputs]."""
+def product_of_tower(inputs: int, outputs: int, scheme: Scheme, *, compiled: bool, gelu: bool = False) -> bytes:
+    """As the tower has it, with a bias, compiled with GELU where `gelu` says so: `x` fp32 [1, T, inputs] to `y` fp32
+    [1, T, outputs]."""
     g = GraphBuilder("product", compiled=compiled)
     x = g.input("x", ir.DataType.FLOAT, ("views", "patches", inputs))
     weights, biases = [_weight(inputs, outputs)], [Given(np.zeros(outputs, np.float32))]
     if compiled:
-        y = compiled_linear(g, "product", x, weights, scheme, biases=biases)
+        y = compiled_linear(g, "product", x, weights, scheme, biases=biases, gelu=gelu)
     else:
         y = linear(g, "product", x, weights, scheme, biases)
     g.output("y", y, ir.DataType.FLOAT, ("views", "patches", outputs))

@@ -7,9 +7,7 @@
 // head (E, 0 for no norm), epsilon (of the norm); gelu (1: of what comes out).
 #pragma once
 
-#include <new>
-#include <vector>
-
+#include "buffer.h"
 #include "call.h"
 #include "gate.h"
 #include "quantized_product.h"
@@ -66,10 +64,9 @@ class QuantizedLinear {
     if (!rows) return nullptr;
 
     static thread_local Scratch scratch;
-    if (!scratch.resize(rows, size_, gate_.changes())) return api.error(ort::kFail, "QuantizedLinear: out of memory");
+    if (!scratch.grow(rows, size_, gate_.changes(), bits_)) return api.error(ort::kFail, "QuantizedLinear: out of memory");
     const Activations activations{scratch.values.data(), scratch.scales.data(), scratch.starts.data()};
     float* changed = scratch.changed.data();
-    auto* quantize = bits_ == 8 ? quantize_row<8> : quantize_row<4>;
 #if POCKETVLM_TILES
     const bool has_tiles = suits_tiles(size_, bits_, rows);
     const TileRows tiled{activations.values, size_.inputs};
@@ -81,16 +78,17 @@ class QuantizedLinear {
         gate_.apply(from, gate.as<float>() + row * gate.last() + gate_offset_, norm.as<float>(), size_.inputs, to);
         from = to;
       }
+      float* scales_of = activations.scales + row * blocks;
+      int32_t* starts_of = activations.starts + row * blocks;
 #if POCKETVLM_TILES
       if (has_tiles) {
-        static thread_local std::vector<Stored> quantized;
-        quantized.resize(size_.inputs);
-        quantize(from, size_, quantized.data(), activations.scales + row, activations.starts + row);
-        return tiled.place(row, quantized.data());
+        quantize_row<8>(from, size_, [&](int64_t k) { return tiled.place(row, k); }, scales_of, starts_of);
+        return tiled.end(row);
       }
 #endif
-      quantize(from, size_, activations.values + row * size_.inputs, activations.scales + row * blocks,
-               activations.starts + row * blocks);
+      const auto place = [to = activations.values + row * size_.inputs](int64_t k) { return to + k; };
+      bits_ == 8 ? quantize_row<8>(from, size_, place, scales_of, starts_of)
+                 : quantize_row<4>(from, size_, place, scales_of, starts_of);
     };
     // Other threads take some microseconds to begin.
     constexpr int64_t kAlone = 8192;
@@ -118,22 +116,19 @@ class QuantizedLinear {
  private:
   // What a call needs beside its inputs; kept by each thread that runs sessions.
   struct Scratch {
-    std::vector<Stored> values;
-    std::vector<float> scales, changed;
-    std::vector<int32_t> starts;
+    Buffer<Stored> values;
+    Buffer<float> scales, changed;
+    Buffer<int32_t> starts;
 
-    bool resize(int64_t rows, const Size& size, bool changes) try {
+    bool grow(int64_t rows, const Size& size, bool changes, int64_t bits) {
+      int64_t count = rows * size.inputs;
 #if POCKETVLM_TILES
-      values.resize(TileRows::bytes(rows, size.inputs));
+      if (suits_tiles(size, bits, rows)) count = TileRows::bytes(rows, size.inputs);
 #else
-      values.resize(rows * size.inputs);
+      static_cast<void>(bits);
 #endif
-      if (changes) changed.resize(rows * size.inputs);
-      scales.resize(rows * size.blocks());
-      starts.resize(rows * size.blocks());
-      return true;
-    } catch (const std::bad_alloc&) {
-      return false;
+      return values.grow(count) && scales.grow(rows * size.blocks()) && starts.grow(rows * size.blocks()) &&
+             (!changes || changed.grow(rows * size.inputs));
     }
   };
 

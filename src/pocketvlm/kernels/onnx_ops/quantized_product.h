@@ -45,13 +45,13 @@ struct Size {
   int64_t blocks() const { return inputs / block; }
 };
 
-// One row: each block by its largest value, symmetric, to the nearest of 255 steps. Where a value is not finite no scale
-// is either: a largest value alone would forget a NaN that another value follows.
-template <int kBits>
-void quantize_row(const float* x, const Size& size, Stored* values, float* scales, int32_t* starts) {
+// One row: each block by its largest value, symmetric, to the nearest of 255 steps, the sixteen from `k` on to `place(k)`.
+// Where a value is not finite no scale is either: a largest value alone would forget a NaN that another value follows.
+template <int kBits, typename Place>
+void quantize_row(const float* x, const Size& size, const Place& place, float* scales, int32_t* starts) {
   constexpr int kZero = kBits == 8 ? 128 : 8;  // of the weights
   const int64_t count = size.block;
-  for (int64_t b = 0; b < size.blocks(); ++b, x += count, values += count) {
+  for (int64_t b = 0; b < size.blocks(); ++b, x += count) {
     Floats most = all(0.0f), finite = all(0.0f);
     for (int64_t k = 0; k < count; k += kLanes) {
       const Floats values_k = load(x + k);
@@ -64,7 +64,7 @@ void quantize_row(const float* x, const Size& size, Stored* values, float* scale
     for (int64_t k = 0; k < count; k += kLanes) {
       const Ints rounded = to_ints(multiply(load(x + k), steps));
       sum = add(sum, rounded);
-      store_inputs<kBits>(values + k, rounded);
+      store_inputs<kBits>(place(b * count + k), rounded);
     }
     scales[b] = largest / 127.0f;
     starts[b] = kHasSignedWeights ? 0 : -kZero * sum_of(sum);

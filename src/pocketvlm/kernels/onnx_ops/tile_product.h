@@ -8,7 +8,7 @@
 // in the second, go by; of long rows some inputs at a time.
 #pragma once
 
-#include <vector>
+#include <thread>
 
 #include "quantized_product.h"
 #include "tiles.h"
@@ -20,9 +20,11 @@ static_assert(sizeof(Stored) == 1 && !kHasSignedWeights, "tiles read inputs and 
 constexpr int64_t kTileLeast = 12;  // rows: fewer are sooner done without tiles
 constexpr int64_t kTileInputs = tiles::kBytes, kTileBytes = tiles::kRows * tiles::kBytes;
 constexpr int64_t kTileGroup = 2 * tiles::kRows;  // rows at once
-constexpr int64_t kTileChunk = 18;                // tiles of inputs at once: 36 KiB of 32 rows
+constexpr int64_t kTileChunk = 18;                // most tiles of inputs at once: 36 KiB of 32 rows
 constexpr int64_t kTileWeights = 3 << 18;         // bytes of weights that stay in the second-level cache
-constexpr int64_t kTileTasks = 16;                // at least, where there is enough to do
+constexpr int64_t kTileTall = 8;                  // most groups of rows of a task
+// Panels of a task whose inputs are not all multiplied at once, so that the sums of each wait for the others.
+constexpr int64_t kTileWaiting = kTileWeights / ((kTileChunk * kTileInputs + 1) * kPanel);
 
 inline bool suits_tiles(const Size& size, int64_t bits, int64_t rows) {
   return bits == 8 && rows >= kTileLeast && size.block == size.inputs && size.inputs >= kTileInputs && tiles::granted();
@@ -42,26 +44,29 @@ struct TileRows {
   const int8_t* tile(int64_t row, int64_t number) const {
     return values + (row / tiles::kRows * tiles + number) * kTileBytes;
   }
-  // A row of bytes to where the tiles want it.
-  void place(int64_t row, const int8_t* from) const {
-    int8_t* to = values + row / tiles::kRows * tiles * kTileBytes + row % tiles::kRows * kTileInputs;
-    int64_t k = 0;
-    for (; k + kTileInputs <= inputs; k += kTileInputs, to += kTileBytes) std::memcpy(to, from + k, kTileInputs);
-    if (k == inputs) return;
-    std::memset(to, 0, kTileInputs);
-    std::memcpy(to, from + k, inputs - k);
+  int8_t* place(int64_t row, int64_t k) const {
+    return values + (row / tiles::kRows * tiles + k / kTileInputs) * kTileBytes + row % tiles::kRows * kTileInputs +
+           k % kTileInputs;
+  }
+  // Zeros behind a row's last input.
+  void end(int64_t row) const {
+    const int64_t rest = inputs % kTileInputs;
+    if (rest) std::memset(place(row, inputs), 0, kTileInputs - rest);
   }
 };
 
-// How the work is cut: tasks of some panels by some groups of rows.
+// How the work is cut: tasks of some panels by some groups of rows, at least two for each thread where there is so much.
+// Results do not depend on it.
 struct TileTasks {
   int64_t panels, groups, wide, tall;  // of all; of a task
 
   TileTasks(const Size& size, int64_t rows) {
+    const int64_t wanted = std::max<int64_t>(16, 2 * std::thread::hardware_concurrency());
     panels = (size.outputs + kPanel - 1) / kPanel, groups = (rows + kTileGroup - 1) / kTileGroup;
-    wide = std::clamp<int64_t>(kTileWeights / (size.inputs * kPanel), 1, panels), tall = std::min<int64_t>(groups, 8);
-    while (count() < kTileTasks && wide > 1) --wide;
-    wide = (panels + across() - 1) / across();
+    wide = std::clamp<int64_t>(kTileWeights / (size.inputs * kPanel), 1, panels), tall = std::min(groups, kTileTall);
+    while (count() < wanted && wide > 1) --wide;
+    while (count() < wanted && tall > 1) --tall;
+    wide = (panels + across() - 1) / across(), tall = (groups + down() - 1) / down();
   }
   int64_t across() const { return (panels + wide - 1) / wide; }
   int64_t down() const { return (groups + tall - 1) / tall; }
@@ -107,7 +112,8 @@ struct Finished {
 
 // kTall times 16 rows by 32 outputs of a panel: int32 sums [., 64], from nothing or from what they are, += `count` tiles of
 // rows, the upper ones `next` bytes behind the lower ones, times `w`; of the last tile of weights from `last`. Meanwhile
-// some rows of `before` are written, and the lines of `soon`, rows of the output `soon_stride` apart, are asked for.
+// some rows of `before` are written, and the lines of `soon` are asked for, if it is not null: 16 rows of the output
+// `soon_stride` apart.
 template <int kTall, bool kHasBefore>
 void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8_t* last, int64_t count, bool is_first,
                     int32_t* sums, Finished& before, const float* soon, int64_t soon_stride) {
@@ -119,11 +125,12 @@ void multiply_tiles(const int8_t* x, int64_t next, const uint8_t* w, const uint8
     tiles::load<0>(sums, kSums), tiles::load<1>(sums + 16, kSums);
     if (kTall == 2) tiles::load<2>(sums + kNext, kSums), tiles::load<3>(sums + kNext + 16, kSums);
   }
-  const int64_t each = (kTileGroup + 2 * count - 1) / (2 * count);
+  const int64_t each = (kTileGroup + 2 * count - 1) / (2 * count), asked_each = (tiles::kRows + count - 1) / count;
+  const float* soon_end = soon + tiles::kRows * soon_stride;
   for (int64_t i = 0; i < count; ++i, x += kTileBytes, w += kTileInputs * kPanel) {
     if (i + 1 == count) w = last;
-    for (int64_t j = 0; j < kPanel; j += kLanes) __builtin_prefetch(soon + j, 1);
-    soon += soon_stride;
+    for (int64_t t = 0; soon && t < asked_each && soon < soon_end; ++t, soon += soon_stride)
+      for (int64_t j = 0; j < kPanel; j += kLanes) __builtin_prefetch(soon + j, 1);
     tiles::load<4>(x, kTileInputs), tiles::load_once<6>(w, kStep), tiles::load_once<7>(w + 64, kStep);
     tiles::dot<0, 4, 6>(), tiles::dot<1, 4, 7>();
     if (kTall == 2) {
@@ -144,8 +151,11 @@ inline void multiply_task(const Size& size, const TileTasks& tasks, const TileRo
   const int64_t end = std::min(rows, (first_group + tasks.tall) * kTileGroup);
   const int64_t rest = size.inputs % kTileInputs, bytes = size.inputs * kPanel;
   const bool is_cut = x.tiles > kTileChunk;  // then sums of all panels wait for the next inputs
-  static thread_local std::vector<int32_t> sums;
-  sums.resize((is_cut ? panels : 2) * kTileGroup * kPanel);
+  const int64_t chunks = (x.tiles + kTileChunk - 1) / kTileChunk, chunk = (x.tiles + chunks - 1) / chunks;
+  static_assert(kTileWaiting >= 2, "two panels' sums at least");
+  alignas(64) static thread_local int32_t sums[kTileWaiting * kTileGroup * kPanel];
+  // Rows that lie so far apart would all come to the same few lines of the first-level cache.
+  const bool may_ask = size.outputs * sizeof(float) % 4096 != 0;
   alignas(64) uint8_t tail[kTileInputs * kPanel] = {};
   Finished before;
   int64_t place_of = 0;  // which of the two sums is free
@@ -154,25 +164,25 @@ inline void multiply_task(const Size& size, const TileTasks& tasks, const TileRo
     const int64_t mine = std::min(kTileGroup, end - row);
     const auto multiply = mine > tiles::kRows ? (finish.has_gelu ? multiply_tiles<2, true> : multiply_tiles<2, false>)
                                               : multiply_tiles<1, false>;
-    for (int64_t k = 0; k < x.tiles; k += kTileChunk) {
-      const int64_t count = std::min(kTileChunk, x.tiles - k);
+    for (int64_t k = 0; k < x.tiles; k += chunk) {
+      const int64_t count = std::min(chunk, x.tiles - k);
       const bool is_last = k + count == x.tiles;
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t panel = first_panel + p;
         const uint8_t* w = weights.values + panel * bytes + k * kTileInputs * kPanel;
         const uint8_t* last = w + (count - 1) * kTileInputs * kPanel;
-        int32_t* sums_of = sums.data() + (is_cut ? p : (place_of ^= 1)) * kTileGroup * kPanel;
+        int32_t* sums_of = sums + (is_cut ? p : (place_of ^= 1)) * kTileGroup * kPanel;
         if (is_last && rest) {  // behind the last input is another panel, or nothing
           std::memcpy(tail, last, rest * kPanel);
           last = tail;
         }
         float* place = out + row * size.outputs + panel * kPanel;
         const int64_t columns = std::min<int64_t>(kPanel, size.outputs - panel * kPanel);
-        const bool asks = is_last && mine == kTileGroup && columns == kPanel && count >= tiles::kRows;
+        const bool asks = may_ask && is_last && mine == kTileGroup && columns == kPanel;
         for (int64_t half = 0; half < 2; ++half)
           multiply(x.tile(row, k), x.tiles * kTileBytes, w + 128 * half, last + 128 * half, count, k == 0,
-                   sums_of + 32 * half, before, asks ? place + half * tiles::kRows * size.outputs : out,
-                   asks ? size.outputs : 0);
+                   sums_of + 32 * half, before, asks ? place + half * tiles::kRows * size.outputs : nullptr,
+                   size.outputs);
         if (!is_last) continue;
         before.some(kTileGroup);
         before = {sums_of, of.starts + row, of.scales + row, weights.scales + panel * kPanel,

@@ -54,7 +54,7 @@ class ViewAttention {
       const int64_t view = task / heads_, head = task % heads_;
       const float* q = joined.as<float>() + view * tokens * 3 * width + head * dim;
       float* to = out.as<float>() + view * tokens * width + head * dim;
-      if (!scratch.resize(tokens, dim)) return is_full.store(true);
+      if (!scratch.grow(tokens, dim)) return is_full.store(true);
       scratch.pack(q + width, q + 2 * width, 3 * width);
       for (int64_t first = 0; first < tokens; first += TiledView::kQueries) {
         const int64_t count = std::min(TiledView::kQueries, tokens - first);

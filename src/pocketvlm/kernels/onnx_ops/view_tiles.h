@@ -11,9 +11,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
-#include <vector>
 
+#include "buffer.h"
 #include "tile_bytes.h"
 #include "view_rounding.h"
 
@@ -26,17 +25,12 @@ class TiledView {
   // Few tokens are sooner done without tiles.
   static bool suits(int64_t tokens) { return tokens >= 2 * kViewKeys && tiles::granted(); }
 
-  bool resize(int64_t count, int64_t head) try {
+  // Room for so many tokens. What nothing is written to is multiplied by zero, or is no key.
+  bool grow(int64_t count, int64_t head) {
     tokens_ = count, dim_ = head, panels_ = (count + kViewKeys - 1) / kViewKeys;
-    keys_.assign(panels_ * kViewKeys / tiles::kRows * kKeyTiles * kTile, 0);
-    values_.assign(panels_ * columns() * 2 * kTile, 0);
-    key_scales_.assign(panels_ * kViewKeys, 0.0f);
-    parts_.resize(panels_ * 2 * kTile);
-    peaks_.resize(panels_ * kLanes);
-    totals_.resize(panels_ * kLanes);
-    return true;
-  } catch (const std::bad_alloc&) {
-    return false;
+    return keys_.grow(panels_ * kViewKeys / tiles::kRows * kKeyTiles * kTile) &&
+           values_.grow(panels_ * columns() * 2 * kTile) && parts_.grow(panels_ * 2 * kTile) &&
+           key_scales_.grow(panels_ * kViewKeys) && peaks_.grow(panels_ * kLanes) && totals_.grow(panels_ * kLanes);
   }
 
   // Keys and values [N, E] with rows `stride` apart.
@@ -247,10 +241,10 @@ class TiledView {
   }
 
   int64_t tokens_ = 0, dim_ = 0, panels_ = 0;
-  std::vector<int8_t> keys_;     // [N / 16, 3, 16, 64]
-  std::vector<int8_t> values_;   // [P, C, 2, 16, 64]
-  std::vector<uint8_t> parts_;   // [P, 2, 16, 16, 4]
-  std::vector<float> key_scales_, peaks_, totals_;  // [P * 64]; [P, 16], then the panels' weights; [P, 16]
+  Buffer<int8_t> keys_;    // [N / 16, 3, 16, 64]
+  Buffer<int8_t> values_;  // [P, C, 2, 16, 64]
+  Buffer<uint8_t> parts_;  // [P, 2, 16, 16, 4]
+  Buffer<float> key_scales_, peaks_, totals_;  // [P * 64]; [P, 16], then the panels' weights; [P, 16]
   alignas(64) float value_scales_[kMostDim];
   float nothing_ = 0.0f;
 };

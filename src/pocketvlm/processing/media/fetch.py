@@ -103,7 +103,7 @@ def fetch(url: str, limits: MediaLimits, hold: Callable[[int], None] = lambda _c
 def _too_slow(target: _Target, limits: MediaLimits) -> MediaError:
     return MediaError(
         f"{target.name} did not arrive in time ({limits.connect_seconds:g} s without an answer, "
-        f"{limits.total_seconds:.3g} s in all)"
+        f"{round(limits.total_seconds, 1):g} s in all)"
     )
 
 

@@ -32,6 +32,7 @@ from pocketvlm.views import Size
 POINTS = 72  # an inch
 DEFAULT_DPI = 200
 _FINE_DPI = 150  # of a scan: a coarser one is looked at for a mask
+_MOST_LOOKED_AT, _LARGEST_LOOKED_AT = 16, 10_000_000  # such pictures of a page; pixels, one a point, as PDFium draws it
 _MOST_OBJECTS = 10_000  # of a page, looked at to find out whether it is a scan
 _PASSWORD, _SECURITY = 4, 5  # FPDF_ERR_…
 _lock = threading.RLock()
@@ -185,6 +186,7 @@ class PdfReader:
         if not 0 < count <= _MOST_OBJECTS or raw.FPDFPage_GetAnnotCount(page) > 0:
             return None
         found: list[tuple[float, float]] = []
+        coarse = 0
         for number in range(count):
             thing = raw.FPDFPage_GetObject(page, number)
             kind = raw.FPDFPageObj_GetType(thing)
@@ -193,8 +195,11 @@ class PdfReader:
                 a, b, c, d, _, _ = image.get_matrix().get()
                 width, height = image.get_px_size()
                 across, down = width / math.hypot(a, b), height / math.hypot(c, d)
-                if min(across, down) * POINTS < _FINE_DPI and self._is_masked(page, thing):
-                    return None
+                if min(across, down) * POINTS < _FINE_DPI:
+                    coarse += 1
+                    is_large = math.hypot(a, b) * math.hypot(c, d) > _LARGEST_LOOKED_AT
+                    if coarse > _MOST_LOOKED_AT or is_large or self._is_masked(page, thing):
+                        return None
                 is_turned = (abs(b) > abs(a)) != (page.get_rotation() % 180 == 90)
                 found.append((across, down) if is_turned else (down, across))
             elif kind != raw.FPDF_PAGEOBJ_TEXT or (
@@ -216,6 +221,7 @@ class PdfReader:
         if not bitmap:
             return False
         with closing(self._pdfium.PdfBitmap.from_raw(bitmap)) as drawn:
+            drawn.warn_on_close = False  # nothing is kept of its pixels
             pixels = drawn.to_numpy()
             return pixels.ndim == 3 and pixels.shape[2] == 4 and bool((pixels[..., 3] < 255).any())
 

@@ -8,6 +8,7 @@ never one that looks like a known one misspelt.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,6 +47,13 @@ _REFUSED = {
 # Columns that a description has to name where they are there: leaving them out would change what is learnt.
 _TO_BE_NAMED = ("history", "system", "images", "videos", "tools", "chosen", "rejected")
 _KNOWN = (*_OURS, *PICTURE_OPTIONS, *_REFUSED)
+_PLACES = {name for name, ours in _OURS.items() if ours.endswith("_places")}
+# Those whose slips are refused: names like those of places, `image_uri` or `img_url`, are usual ones beside `image`.
+_MEANT = tuple(name for name in _KNOWN if name not in _PLACES)
+# In a table a cell of theirs may hold a list.
+LISTS = tuple(
+    name for name, ours in _OURS.items() if ours in ("images", "videos", "files", "history") or name in _PLACES
+)
 
 
 def known_columns(names: Iterable[str]) -> list[str]:
@@ -59,7 +67,10 @@ def unused_columns(names: Iterable[str], mapped: Iterable[str] | None = None) ->
     Args:
         mapped: the columns that a description names, which are all that is read; None without a description.
     """
+    names = list(names)
     known = {*PICTURE_OPTIONS, *(_KNOWN if mapped is None else mapped)}
+    if mapped is None and any(_OURS.get(name) in ("images", "videos", "files") for name in names):
+        known -= _PLACES
     return [name for name in names if name not in known]
 
 
@@ -67,6 +78,7 @@ def by_our_names(record: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a record that say something, by our names; `PromptError` for two that say the same."""
     found: dict[str, Any] = {}
     origin: dict[str, str] = {}
+    twice: dict[str, str] = {}
     for name, value in record.items():
         if _is_unset(value):
             continue
@@ -74,13 +86,21 @@ def by_our_names(record: Mapping[str, Any]) -> dict[str, Any]:
             _check_other(name, value, record)
             continue
         ours = _OURS[name]
-        if ours in found:
+        if ours in found and name not in _PLACES:
             raise PromptError(f"the columns {origin[ours]!r} and {name!r} say the same", hint="Keep one of them.")
+        if ours in found:
+            twice[ours] = name
+            continue
         found[ours], origin[ours] = value, name
     for kind in ("image", "video"):
-        places = found.pop(f"{kind}_places", None)
-        if places is not None and _wants_places(found, kind):
-            found[f"{kind}s"] = places
+        places = found.pop(ours := f"{kind}_places", None)
+        if places is None or not _wants_places(found, kind):
+            continue
+        if ours in twice:
+            raise PromptError(
+                f"the columns {origin[ours]!r} and {twice[ours]!r} say the same", hint="Keep one of them."
+            )
+        found[f"{kind}s"] = places
     if "response" not in found and "chosen" not in found and "messages" not in found and "caption" in found:
         found["response"] = found["caption"]
     found.pop("caption", None)
@@ -111,10 +131,13 @@ def _check_other(name: str, value: Any, record: Mapping[str, Any], known: Iterab
         raise PromptError("it has a label that is true or false, of KTO", hint="Give chosen and rejected answers.")
     if name in PICTURE_OPTIONS:
         return
-    names = [one for one in (_KNOWN if known is None else (*known, *PICTURE_OPTIONS)) if one not in record]
+    names = [one for one in (_MEANT if known is None else (*known, *PICTURE_OPTIONS)) if one not in record]
+    given = re.sub(r"[- ]", "_", name.lower())
     # A word more or less makes another name: `image_id` is a usual one, and no slip for `use_image_id`.
-    alike = [one for one in names if one.count("_") == name.count("_") or one.replace("_", "") == name.lower()]
-    if name not in _KNOWN and (close := difflib.get_close_matches(name.lower(), alike, 1, 0.8)):
+    alike = [
+        one for one in names if one.count("_") == given.count("_") or one.replace("_", "") == given.replace("_", "")
+    ]
+    if name not in _KNOWN and (close := difflib.get_close_matches(given, alike, 1, 0.8)):
         raise PromptError(f"the column {show_json(name)} is unknown", hint=f"Did you mean {close[0]!r}?")
 
 
@@ -122,7 +145,9 @@ def _wants_places(found: Mapping[str, Any], kind: str) -> bool:
     """Whether columns that say where media lie are the record's media. A conversation has its own, but for marks."""
     if f"{kind}s" in found or "files" in found:
         return False
-    return "messages" not in found or f"<{kind}>" in str(found["messages"])
+    is_marked = f"<{kind}>" in str([found.get(name) for name in ("messages", "prompt", "input")])
+    # A video's picture is a preview of it.
+    return is_marked or ("messages" not in found and not (kind == "image" and "videos" in found))
 
 
 def _is_unset(value: Any) -> bool:

@@ -13,13 +13,12 @@ from typing import Any
 
 from pocketvlm.errors import ConfigError, PromptError
 from pocketvlm.processing.picture_options import PICTURE_OPTIONS
-from pocketvlm.training.data.columns import known_columns
+from pocketvlm.training.data.columns import LISTS, known_columns
 from pocketvlm.training.data.reading import decode, read_span
 
 _DELIMITERS = (",", ";", "\t", "|")
 # Cells may hold pictures in base64; the csv module stops at 128 KiB. Its limit is the process's, and only ever raised.
 _LONGEST_CELL = 2**30
-_LISTS = ("images", "image", "videos", "video", "file_names", "history")
 
 
 class CsvRecords:
@@ -117,7 +116,7 @@ class CsvRecords:
 
 def _value(name: str, cell: str) -> Any:
     """What a cell says: text, but for options of pictures, and for lists of media and turns in JSON."""
-    if PICTURE_OPTIONS.get(name, "string").startswith("string") and not (name in _LISTS and cell.startswith("[")):
+    if PICTURE_OPTIONS.get(name, "string").startswith("string") and not (name in LISTS and cell.startswith("[")):
         return cell
     try:
         return json.loads(cell.lower() if name in PICTURE_OPTIONS else cell)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pocketvlm.errors import PocketVLMError, PromptError
+from pocketvlm.processing.picture_options import merged_options
 
 RANDOM = "random"  # a `downsample_mode` of samples that are learnt: 16x or 4x for each view
 
@@ -45,10 +46,7 @@ class Sample:
 
     def with_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Its own options before those of a run. A budget is of "auto": none where the sample has another mode."""
-        found = {**options, **self.options}
-        if self.options.get("downsample_mode", "auto") != "auto" and "auto_token_budget" not in self.options:
-            found.pop("auto_token_budget", None)
-        return found
+        return merged_options(options, self.options)
 
 
 def check_answers(messages: Iterable[Mapping[str, Any]]) -> None:
