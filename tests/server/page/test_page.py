@@ -169,11 +169,14 @@ def test_the_switch_of_rates_shows_views_tokens_and_what_they_cost(open_page: Op
         assert sum(map(int, tokens)) == used[mode]
     assert used["16x"] < used["4x"]
     page.check("input[value='16x']")
+    answer_at_length(page, 3)
     ask(page, TOTAL)
     page.check("input[value='4x']")
     comparison = ask(page, TOTAL).locator(".comparison").inner_text()
     assert f"(16x → 4x): visual tokens {used['16x']} → {used['4x']}" in comparison
     assert "total" in comparison
+    answer_at_length(page, 5)  # a longer answer takes longer, which says nothing about pictures
+    assert "total" not in ask(page, TOTAL).locator(".comparison").inner_text()
     page.select_option("#slices", "1")
     expect(page.locator("#overlay rect.view")).to_have_count(1)
     assert int(page.locator("#tokens-4x").inner_text()) < used["4x"]
