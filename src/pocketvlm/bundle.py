@@ -15,7 +15,7 @@ from pocketvlm.errors import CheckpointError, ConfigError
 from pocketvlm.ranges import show
 from pocketvlm.text_files import is_there, read_json
 
-FORMAT = 8  # changes whenever bundles written before must be made anew
+FORMAT = 9  # changes whenever bundles written before must be made anew
 MANIFEST = "bundle.json"
 GRAPHS = ("vision", "embedding", "decoder")
 OLDEST_RUNTIME = (1, 32)  # LinearAttention, GroupQueryAttention and MatMulNBits as the graphs use them

@@ -81,6 +81,30 @@ def test_a_question_that_was_not_answered_is_the_one_that_is_asked_again(talk: C
     assert [one.question for one in talk.turns] == ["One?", "Two?"]
 
 
+def test_a_picture_that_could_not_be_read_is_read_again(talk: Conversation, tmp_path: Path) -> None:
+    said(talk, "One?", "1")
+    late = tmp_path / "late.png"
+    late.write_bytes(b"not yet")
+    is_readable = False
+
+    def parts(one: Any) -> list[dict[str, Any]]:
+        if not is_readable:
+            raise MediaError(f"{one} is no picture")
+        return [{"type": "image", "image": one}]
+
+    talk.parts = parts
+    talk.add(str(late))
+    with pytest.raises(MediaError):
+        talk.ask("Two?")
+    with pytest.raises(MediaError):  # not the question before
+        talk.command("/retry")
+    is_readable = True
+    turn = talk.command("/retry")
+    assert turn is not None
+    assert (turn.question, len(turn.parts)) == ("Two?", 1)
+    assert talk.command("/retry") is turn
+
+
 def test_what_was_said_before_cannot_control_a_terminal_either(
     talk: Conversation, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,17 @@ def test_an_address_where_nothing_listens_is_refused_at_once(capsys: pytest.Capt
     assert "nothing listens there" in refused(capsys, "--ray", f"127.0.0.1:{port}")
 
 
+def test_any_port_is_refused_on_a_cluster_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine would take another one, and nobody would know which."""
+    from pocketvlm.distributed.connection import Cluster
+    from pocketvlm.distributed.serving import run as serving
+
+    monkeypatch.setattr(serving, "_running", lambda: None)
+    monkeypatch.setattr(serving.serve, "start", lambda **_: pytest.fail("it was started"))
+    with pytest.raises(ConfigError, match="port 0 is another one on each machine"):
+        serving._start(ServerSettings(port=0), Cluster("127.0.0.1:1", is_own=False))
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_options_of_replicas_are_refused_without_ray_and_out_of_range(
     capsys: pytest.CaptureFixture[str], name: str

@@ -261,6 +261,25 @@ def test_gates_norms_and_convolutions_are_those_of_every_kind(hosts: dict[str, l
 
 
 @pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize(("new", "keys", "values"), [(1, 32, 144), (7, 64, 48), (70, 128, 128)])
+def test_the_delta_rule_is_that_of_every_kind(
+    hosts: dict[str, list[str]], kind: str, new: int, keys: int, values: int
+) -> None:
+    generator = np.random.default_rng(new)
+    q, k = (generator.standard_normal((2, new, keys), np.float32) / keys**0.5 for _ in range(2))
+    v, gates = (generator.standard_normal((2, new, size), np.float32) for size in (2 * values, 4))
+    past = generator.standard_normal((2, 2, keys, values), np.float32)
+    inputs: list[NDArray[np.generic] | None] = [q, k, v, past, gates, np.ones(2, np.float32), -np.ones(2, np.float32)]
+    attributes = {"heads": 2, "key_heads": 1}
+    for got, other in zip(
+        run(hosts[kind], "DeltaRule", attributes, inputs),
+        run(next(iter(hosts.values())), "DeltaRule", attributes, inputs),
+        strict=True,
+    ):
+        assert np.abs(got - other).max() <= 2e-6 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("place", [0, 20, 50, 95])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_what_is_no_number_stays_in_its_row_and_is_not_forgotten(

@@ -28,6 +28,14 @@ MUTANTS = [
         ),
     ),
     *of(
+        "kernels/onnx_ops/delta_rule.h",
+        "export/test_delta_rule.py",
+        ("        decay *= decays[j];\n", "", "test_it_is_the_plain_rule"),
+        ("for (int j = 0; j < i; ++j) value", "for (int j = 1; j < i; ++j) value", "test_it_is_the_plain_rule"),
+        ("first < count; first += kTokens, from = to", "first < count; first += kTokens", "test_it_is_the_plain_rule"),
+        ("h / (heads_ / key_heads_);", "h % key_heads_;", "test_it_is_the_plain_rule"),
+    ),
+    *of(
         "kernels/onnx_ops/products_avx2.h",
         "export/test_instructions.py",
         ("_mm256_srli_epi16(bytes, 8)}", "_mm256_srai_epi16(bytes, 8)}", "test_products_are_exact_on_every_kind"),

@@ -76,8 +76,13 @@ class Conversation:
     def ask(self, question: str) -> Turn:
         """The next turn, which `done` makes part of the conversation. What was pending is used up in any case."""
         sources, self.pending = self.pending, []
-        self.last = Turn(sources, [part for one in sources for part in self.parts(one)], question)
-        return self.last
+        self.last = Turn(sources, [], question)
+        return self._read(self.last)
+
+    def _read(self, turn: Turn) -> Turn:
+        """The turn with its pictures; one that cannot be read now may be later, by `/retry`."""
+        turn.parts = [part for one in turn.sources for part in self.parts(one)]
+        return turn
 
     def messages(self, last: Turn) -> list[dict[str, Any]]:
         """Everything in OpenAI's format, up to a question."""
@@ -130,7 +135,7 @@ class Conversation:
         elif name == "/retry" and not rest:
             if self.last is None:
                 raise ConfigError("there is no question to ask again")
-            return self.last
+            return self.last if self.last.parts else self._read(self.last)
         else:
             if line != "/help":
                 say(f"{line[:40]!r} is no command, or lacks something. There are:")

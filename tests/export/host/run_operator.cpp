@@ -91,8 +91,7 @@ Status parallel_for(const Context*, void (*work)(void*, size_t), size_t total, s
 }
 
 const ort::Operator* find(const std::string& name) {
-  for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
-                                  operator_of<pocketvlm::ViewAttention>(), operator_of<pocketvlm::CausalAttention>()})
+  for (const ort::Operator* op : operators())
     if (name == op->name(op)) return op;
   return nullptr;
 }

@@ -248,6 +248,17 @@ def test_a_set_that_cannot_be_chosen_is_named(described: Path, names: list[str],
         open_datasets([described], names=names)
 
 
+def test_names_are_of_folders_that_have_sets(described: Path, tmp_path: Path) -> None:
+    """What has none is meant as it is, and is named where nothing has any."""
+    plain_folder = tmp_path / "plain"
+    plain_folder.mkdir()
+    (plain_folder / "a.jsonl").write_text('{"query": "Say.", "response": "So."}\n', encoding="utf-8")
+    both = open_datasets([described, plain_folder], names=["identity"])
+    assert [source.name for source in both.sources] == ["identity", "plain"]
+    with pytest.raises(ConfigError, match=r"has no split 'identity'. No file in it is named after one; leave"):
+        open_datasets([plain_folder], names=["identity"])
+
+
 @pytest.mark.parametrize(
     ("about", "message"),
     [

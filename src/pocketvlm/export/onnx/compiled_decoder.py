@@ -16,6 +16,7 @@ from pocketvlm.model.weights import Weights
 
 LANES = 16  # values of a register: heads of other sizes are left to standard operators
 MOST_TAPS = 8
+MOST_KEYS = 256  # of a head of linear attention, see delta_rule.h
 HEAD_DIMS = (64, 128, 256)  # of full attention, see attention_tiles.h
 
 
@@ -66,4 +67,14 @@ class CompiledDecoderGraph(DecoderGraph):
         attributes = {"key_width": config.linear_key_dim, "head": head, "epsilon": L2_EPS}
         q, k, v, present = g.own("CausalConv", joined, past, self._taps(i), outputs=4, **attributes)
         g.output(f"present_conv.{i}", present, FLOAT, shape)
-        return self._repeated(q), self._repeated(k), v
+        return q, k, v
+
+    def _delta_rule(
+        self, qkv: Sequence[ir.Value], past: ir.Value, gates: ir.Value, bias: ir.Value, rate: ir.Value
+    ) -> Sequence[ir.Value]:
+        config, keys = self.config, self.config.linear_key_head_dim
+        if keys % LANES or config.linear_value_head_dim % LANES or keys > MOST_KEYS:
+            return super()._delta_rule(qkv, past, gates, bias, rate)
+        heads = {"heads": config.linear_num_value_heads, "key_heads": config.linear_num_key_heads}
+        made: Sequence[ir.Value] = self.graph.own("DeltaRule", *qkv, past, gates, bias, rate, outputs=2, **heads)
+        return made

@@ -203,35 +203,42 @@ class DecoderGraph:
     def _delta_net(self, i: int, x: ir.Value) -> ir.Value:
         g, config, name = self.graph, self.config, f"layers.{i}.linear_attn"
         heads = config.linear_num_value_heads
-        key_dim, value_dim = config.linear_key_head_dim, config.linear_value_head_dim
         qkv, z, *steering = (self._piece(f"{name}.in_proj_{part}") for part in ("qkv", "z", "b", "a"))
         joined = token_linear(g, f"{name}.in_proj", x, [qkv, z], self.scheme)
         # Decay and update rate steer a state that lasts for the whole sequence: 2 * Hv rows, always in fp32.
         gates = linear(g, f"{name}.gates", x, steering, "fp32")
-        b, a = self._split(gates, heads, heads)
-        beta = g.op("Sigmoid", b)
-        biased = g.op("Add", a, self._small(f"{name}.dt_bias", (heads,), lambda: self._array(f"{name}.dt_bias")))
+        bias = self._small(f"{name}.dt_bias", (heads,), lambda: self._array(f"{name}.dt_bias"))
         rate = self._small(f"{name}.decay", (heads,), lambda: -_rounded(np.exp, self._array(f"{name}.A_log")))
-        decay = g.op("Mul", g.op("Softplus", biased), rate)
-        q, k, v = self._convolve(i, joined)
-        state_shape = ("batch", heads, key_dim, value_dim)
+        state_shape = ("batch", heads, config.linear_key_head_dim, config.linear_value_head_dim)
         past = g.input(f"past_recurrent.{i}", FLOAT, state_shape)
-        out, present = g.contrib(
+        out, present = self._delta_rule(self._convolve(i, joined), past, gates, bias, rate)
+        g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
+        return self._delta_net_out(name, out, joined)
+
+    def _delta_rule(
+        self, qkv: Sequence[ir.Value], past: ir.Value, gates: ir.Value, bias: ir.Value, rate: ir.Value
+    ) -> Sequence[ir.Value]:
+        """What the new tokens get, and the state behind them. The gates [B, S, 2 * Hv] are update rates, then decays,
+        as they come from their product; bias and rate [Hv] are of the decays."""
+        g, heads = self.graph, self.config.linear_num_value_heads
+        q, k, v = qkv
+        b, a = self._split(gates, heads, heads)
+        decay = g.op("Mul", g.op("Softplus", g.op("Add", a, bias)), rate)
+        made: Sequence[ir.Value] = g.contrib(
             "LinearAttention",
-            q,
-            k,
+            self._repeated(q),
+            self._repeated(k),
             v,
             past,
             decay,
-            beta,
+            g.op("Sigmoid", b),
             outputs=2,
             q_num_heads=heads,
             kv_num_heads=heads,
-            scale=key_dim**-0.5,
+            scale=self.config.linear_key_head_dim**-0.5,
             update_rule="gated_delta",
         )
-        g.output(f"present_recurrent.{i}", present, FLOAT, state_shape)
-        return self._delta_net_out(name, out, joined)
+        return made
 
     def _delta_net_out(self, name: str, out: ir.Value, joined: ir.Value) -> ir.Value:
         config = self.config
@@ -260,7 +267,7 @@ class DecoderGraph:
         heads = self._heads(both, 2 * config.linear_num_key_heads, dim)
         normed = g.op("SimplifiedLayerNormalization", heads, scale, axis=-1, epsilon=L2_EPS / dim)
         q, k = self._split(self._flat(normed), width, width)
-        return self._repeated(q), self._repeated(k), v
+        return q, k, v
 
     def _taps(self, i: int) -> ir.Value:
         shape = self.config.linear_conv_kernel_dim, self.config.linear_conv_dim

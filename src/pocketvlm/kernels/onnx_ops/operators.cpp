@@ -3,6 +3,7 @@
 #include "causal_attention.h"
 #include "causal_conv.h"
 #include "ceiling.h"
+#include "delta_rule.h"
 #include "quantized_linear.h"
 #include "view_attention.h"
 
@@ -43,6 +44,13 @@ const ort::Operator* operator_of() {
   return &made;
 }
 
+const auto& operators() {
+  static const auto made = {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
+                            operator_of<pocketvlm::DeltaRule>(), operator_of<pocketvlm::ViewAttention>(),
+                            operator_of<pocketvlm::CausalAttention>()};
+  return made;
+}
+
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(ort::Options* options,
@@ -51,8 +59,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status RegisterCustomOps(
   if (api == nullptr) return nullptr;  // an older release: the session then names the operator that it misses
   ort::Domain* domain = nullptr;  // lives as long as the process, as its operators do
   if (auto status = api->create_domain("pocketvlm", &domain)) return status;
-  for (const ort::Operator* op : {operator_of<pocketvlm::QuantizedLinear>(), operator_of<pocketvlm::CausalConv>(),
-                                  operator_of<pocketvlm::ViewAttention>(), operator_of<pocketvlm::CausalAttention>()})
+  for (const ort::Operator* op : operators())
     if (auto status = api->add_operator(domain, op)) return status;
   return api->add_domain(options, domain);
 }

@@ -12,6 +12,7 @@ struct Ints {
   __m256i low, high;
 };
 using Lanes = int;  // how many of the first ones
+constexpr int kSums = 4;  // of Floats in registers beside what is added to them
 
 inline Lanes first_lanes(int64_t count) { return static_cast<Lanes>(std::clamp<int64_t>(count, 0, kLanes)); }
 

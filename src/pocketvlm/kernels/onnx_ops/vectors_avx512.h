@@ -8,6 +8,7 @@ namespace pocketvlm {
 using Floats = __m512;
 using Ints = __m512i;
 using Lanes = __mmask16;  // some of the first ones
+constexpr int kSums = 16;  // of Floats in registers, beside what is added to them
 
 // The first `count` lanes, which may be fewer than none or more than all.
 inline Lanes first_lanes(int64_t count) { return (1u << std::clamp<int64_t>(count, 0, kLanes)) - 1; }

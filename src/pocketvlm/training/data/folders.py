@@ -85,7 +85,9 @@ def find_sets(
     wanted = [_SPLITS.get(name, name) for name in names] or [_meant(source, parts, splits)]
     for name in wanted:
         if name not in parts:
-            raise ConfigError(f"{source} has no split {name!r}", hint=f"It has {', '.join(filter(None, parts))}.")
+            listed = ", ".join(filter(None, parts))
+            hint = f"It has {listed}." if listed else "No file in it is named after one; leave the name out."
+            raise ConfigError(f"{source} has no split {name!r}", hint=hint)
     if not names:
         others += [file for name, some in parts.items() if name not in wanted for file in some]
     _tell(source, others)
@@ -99,9 +101,11 @@ def find_sets(
 
 
 def may_have_sets(source: Path) -> bool:
-    """Whether it can be asked for sets by name: a folder, or a description of one."""
+    """Whether it can be asked for sets by name: a folder that describes some, or has splits, or a description."""
     try:
-        return source.is_dir() or source.name == FILE
+        if source.name == FILE or not source.is_dir():
+            return source.name == FILE
+        return is_described(source) or any(_split_of(file.relative_to(source)) for file in _files(source)[0])
     except (OSError, ValueError):  # too long, or with a character that no path has
         return False
 
