@@ -10,6 +10,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from pocketvlm.errors import need
+from pocketvlm.files import whole_file
 
 
 class Tracker(Protocol):
@@ -52,9 +53,9 @@ class WeightsAndBiases:
 
         project, name = os.environ.get("WANDB_PROJECT", "pocketvlm"), out.absolute().name
         known = out / "wandb.id"
-        if not known.exists():
-            known.write_text(token_hex(4), encoding="utf-8")
-        number = known.read_text(encoding="utf-8")
+        number = known.read_text(encoding="utf-8") if known.exists() else token_hex(4)
+        with whole_file(known) as file:
+            file.write(number.encode())
         self._run: Any = wandb.init(
             project=project, name=name, id=number, resume="allow", dir=str(out), config=dict(settings)
         )

@@ -51,60 +51,56 @@ class CausalConv {
     for (Tensor* tensor : {&query, &key, &value, &present})
       if (auto status = allocate(api, context, index++, tensor)) return status;
 
+    // Some tokens at a time: rows stand far apart, so that a head's channels of all of them would not stay in a cache.
+    const int64_t stretches = (count + kTokens - 1) / kTokens;
     const auto run = [&](int64_t task) {
-      const int64_t b = task / (channels / head_), first = task % (channels / head_) * head_;
-      Head head;
-      head.x = x.as<float>() + b * count * x.last() + first;
-      head.stride = x.last();
-      head.past = past.as<float>() + b * keep * channels + first;
-      head.present = present.as<float>() + b * keep * channels + first;
-      head.taps = taps.as<float>() + first;
-      head.channels = channels;
-      head.count = count;
-      head.keep = keep;
-      const Tensor& out = first < key_width_ ? query : first < 2 * key_width_ ? key : value;
-      const int64_t place = first < 2 * key_width_ ? first % key_width_ : first - 2 * key_width_;
-      head.out_stride = out.last();
-      head.out = out.as<float>() + b * count * out.last() + place;
-      convolve(head, first < 2 * key_width_);
+      const int64_t b = task / stretches, first = task % stretches * kTokens;
+      const float* taps_of = taps.as<float>();
+      for (int64_t c = 0; c < channels; c += head_) {
+        const Tensor& out = c < key_width_ ? query : c < 2 * key_width_ ? key : value;
+        const int64_t place = c < 2 * key_width_ ? c % key_width_ : c - 2 * key_width_;
+        for (int64_t s = first; s < std::min(first + kTokens, count); ++s) {
+          const float* rows[kTaps];
+          for (int64_t w = 0; w <= keep; ++w) {
+            const int64_t at = s + w - keep;
+            rows[w] = c + (at < 0 ? past.as<float>() + (b * keep + keep + at) * channels
+                                  : x.as<float>() + (b * count + at) * x.last());
+          }
+          convolve(rows, taps_of + c, channels, keep, out.as<float>() + (b * count + s) * out.last() + place,
+                   c < 2 * key_width_);
+        }
+      }
     };
-    const int64_t total = batch * (channels / head_);
-    // A step of one sequence takes as long as other threads to begin.
-    if (batch * count == 1)
-      for (int64_t task = 0; task < total; ++task) run(task);
-    else
-      return parallel_for(api, context, total, run);
+    if (auto status = parallel_for(api, context, batch * stretches, run)) return status;
+    // Behind everything else, as it may be where the past is.
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t w = 0; w < keep; ++w) {
+        const int64_t at = count + w - keep;
+        std::memmove(present.as<float>() + (b * keep + w) * channels,
+                     at < 0 ? past.as<float>() + (b * keep + keep + at) * channels
+                            : x.as<float>() + (b * count + at) * x.last(),
+                     channels * sizeof(float));
+      }
     return nullptr;
   }
 
  private:
-  // E channels of one sequence.
-  struct Head {
-    const float *x, *past, *taps;
-    float *out, *present;
-    int64_t stride, out_stride, channels, count, keep;
-  };
+  static constexpr int64_t kTokens = 32;
 
-  void convolve(const Head& head, bool has_length_one) const {
+  // A head's channels of one token: `rows` are the inputs that the taps meet.
+  void convolve(const float* const* rows, const float* taps, int64_t channels, int64_t keep, float* out,
+                bool has_length_one) const {
+    Floats squares = all(0.0f);
     for (int64_t c = 0; c < head_; c += kLanes) {
-      Floats taps[kTaps], window[kTaps];
-      for (int64_t w = 0; w <= head.keep; ++w) taps[w] = load(head.taps + w * head.channels + c);
-      for (int64_t w = 0; w < head.keep; ++w) window[w] = load(head.past + w * head.channels + c);
-      for (int64_t s = 0; s < head.count; ++s) {
-        window[head.keep] = load(head.x + s * head.stride + c);
-        Floats sum = multiply(taps[0], window[0]);
-        for (int64_t w = 1; w <= head.keep; ++w) sum = multiply_add(taps[w], window[w], sum);
-        for (int64_t w = 0; w < head.keep; ++w) window[w] = window[w + 1];
-        store(head.out + s * head.out_stride + c, silu(sum));
-      }
-      for (int64_t w = 0; w < head.keep; ++w) store(head.present + w * head.channels + c, window[w]);
+      Floats sum = multiply(load(taps + c), load(rows[0] + c));
+      for (int64_t w = 1; w <= keep; ++w) sum = multiply_add(load(taps + w * channels + c), load(rows[w] + c), sum);
+      const Floats found = silu(sum);
+      squares = multiply_add(found, found, squares);
+      store(out + c, found);
     }
-    for (int64_t s = 0; has_length_one && s < head.count; ++s) {
-      float* out = head.out + s * head.out_stride;
-      const Floats scale = all(1.0f / std::sqrt(sum_of_squares(out, head_) + epsilon_));
-      for (int64_t c = 0; c < head_; c += kLanes)
-        store(out + c, multiply(load(out + c), scale));
-    }
+    if (!has_length_one) return;
+    const Floats scale = all(1.0f / std::sqrt(sum_of(squares) + epsilon_));
+    for (int64_t c = 0; c < head_; c += kLanes) store(out + c, multiply(load(out + c), scale));
   }
 
   int64_t key_width_ = 0, head_ = 0;
