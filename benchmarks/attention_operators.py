@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Causal attention of the published size by ONNX Runtime's `GroupQueryAttention` and by ours: time of one core.
+"""Causal attention of the published size by ONNX Runtime's `GroupQueryAttention` and by ours, on
+vectors and on tile registers: time of one core.
 
     python benchmarks/attention_operators.py
 
@@ -21,11 +22,20 @@ import onnx_ir as ir
 from pocketvlm.engine.runners.onnx_runner import product_session
 from pocketvlm.export.onnx.graph import GraphBuilder
 from pocketvlm.kernels.onnx_ops import library
-from pocketvlm.machine import processor_name
+from pocketvlm.machine import processor_flags, processor_name
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 HEADS, GROUPS, DIM, LAYERS = 8, 2, 256, 6
-CASES = [(1, 256, 0), (1, 256, 1000), (1, 256, 8000), (1, 256, 31744), (1, 1, 1000), (1, 1, 31744), (8, 1, 1000)]
+CASES = [
+    (1, 700, 0),
+    (1, 256, 0),
+    (1, 256, 1000),
+    (1, 256, 8000),
+    (1, 256, 31744),
+    (1, 1, 1000),
+    (1, 1, 31744),
+    (8, 1, 1000),
+]
 
 
 def graph(operators: Path | None) -> bytes:
@@ -83,25 +93,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of more than one the time of the clock is measured")
     args = parser.parse_args()
-    operators = library.compiled()
-    if operators is None:
+    vectors = library.compiled("off")
+    if vectors is None:
         raise SystemExit("operators cannot be compiled here")
-    print(f"{processor_name()}, {library.kind_of(operators)}, {args.threads} threads, milliseconds of one layer")
-    print(
-        "| sequences, new tokens, tokens before | GroupQueryAttention | CausalAttention | ratio | ns a pair of tokens |"
-    )
+    contenders = {"GroupQueryAttention": None, f"CausalAttention, {library.kind_of(vectors)}": vectors}
+    if processor_flags() >= library.TILE_FLAGS and library.kind_of(vectors) == "avx512":
+        contenders["on tiles"] = library.compiled("amx")
+    print(f"{processor_name()}, {args.threads} threads, milliseconds of one layer (ns a pair of tokens in {LAYERS})")
+    print(f"| sequences, new tokens, tokens before | {' | '.join(contenders)} |")
     for batch, new, before in CASES:
-        runs = [bound(which, batch, new, before, args.threads) for which in (None, operators)]
-        best = [float("inf")] * 2
+        runs = [bound(which, batch, new, before, args.threads) for which in contenders.values()]
+        best = [float("inf")] * len(runs)
         for number in range(args.rounds + 1):  # in turns; the first is cold
             for i, run in enumerate(runs):
                 spent = run()
                 best[i] = min(best[i], spent) if number else best[i]
         pairs = batch * new * (before + (new + 1) / 2)
-        print(
-            f"| {batch}, {new}, {before} | {best[0] * 1e3:.2f} | {best[1] * 1e3:.2f} | {best[0] / best[1]:.2f} "
-            f"| {best[0] * LAYERS / pairs * 1e9:.0f}, {best[1] * LAYERS / pairs * 1e9:.0f} ({LAYERS} layers) |"
-        )
+        cells = [f"{one * 1e3:.2f} ({one * LAYERS / pairs * 1e9:.0f}; {best[0] / one:.2f} x)" for one in best]
+        print(f"| {batch}, {new}, {before} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

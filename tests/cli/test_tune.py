@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from helpers.app import png
 from helpers.command import run
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_a_run_says_what_checks_read(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--steps", "2", "--validation", str(data), "--batch-size", "4", "--json", *SMALL)
-    status, out, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), *options)
+    status, out, err = run(capsys, "tune", str(data), "--out", str(tmp_path / "out"), "--weights", "0.5", *options)
     assert status == 0, err
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     assert found.keys() == {"out", "steps", "seconds", "loss", "validation", "peak_memory_bytes"}
@@ -52,6 +53,9 @@ def test_a_run_says_what_checks_read(data: Path, tmp_path: Path, capsys: pytest.
     assert found["validation"].keys() == {"loss", "exact"}
     assert found["peak_memory_bytes"] > 2**20
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    for row in ("measured with | data.jsonl", "weights of the sets | 0.5", "products in | float32"):
+        assert f"| {row} |\n" in card
 
 
 def command(data: Path, out: Path) -> list[str]:
@@ -114,6 +118,8 @@ def test_a_run_that_goes_on_says_so_and_its_end_names_the_data_and_what_asks_it(
         assert f"pocketvlm ask --adapter '{out}' --downsample-mode 16x --max-slice-nums 1 FILE QUESTION\n" in said
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "| data | data.jsonl |\n" in card
+    assert "    pocketvlm ask --adapter DIR --downsample-mode 16x --max-slice-nums 1 picture.png " in card
+    assert "- `downsample_mode`: 16x\n" in card
     assert str(tmp_path) not in card
 
 
@@ -299,6 +305,31 @@ def test_the_memory_of_a_step_is_told_by_part(data: Path, tmp_path: Path, capsys
     _status, said, _err = run(capsys, "tune", str(alone), "--plan", "--out", str(tmp_path / "out"), *SMALL)
     assert "--micro-tokens" in said
     assert "--micro-patches" not in said  # 0 of them, which no run takes
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_plan_is_made_for_a_card_that_is_elsewhere(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, found = tmp_path / "out", {}
+    for gib in ("24", "48"):
+        status, said, err = run(
+            capsys, "tune", str(data), "--plan", "--memory", gib, "--json", "--out", str(out), *SMALL
+        )
+        assert status == 0, err
+        assert err.count("the card is not here") == (not torch.cuda.is_available())
+        found[gib] = json.loads(said)
+        assert found[gib]["memory"] == int(gib) * 2**30
+    assert found["24"]["bytes"] == found["48"]["bytes"]
+    assert found["24"]["bytes"]["process"] == found["24"]["bytes"]["lost"] == 0  # of a card's memory
+    assert found["48"]["samples_that_fit"] == pytest.approx(2 * found["24"]["samples_that_fit"], rel=0.1)
+    for wrong, reason in (
+        (("--memory", "24"), "--memory is of the card that --plan is for"),
+        (("--plan", "--memory", "0"), "memory=0.0 is not"),
+    ):
+        status, _said, err = run(capsys, "tune", str(data), *wrong, "--out", str(out), *SMALL)
+        assert status == 2
+        assert reason in err
 
 
 # torch reads it of tensors of its own while it traces, and hides this in a way that the suite does not see.

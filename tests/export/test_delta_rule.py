@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,21 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from helpers.checkpoints import write_checkpoint
+from helpers.tiny_models import random_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-from pocketvlm.engine.runners.onnx_runner import product_session
+from pocketvlm.bundle import PRESETS, Operators
+from pocketvlm.engine.runners.onnx_runner import ONNXRunner, product_session
+from pocketvlm.export.onnx.bundle import write_bundle
 from pocketvlm.export.onnx.graph import GraphBuilder
+from pocketvlm.model.segments import Segment
 
 FLOAT = ir.DataType.FLOAT
-TOGETHER = 4  # tokens of a group; 2 on some processors
+FEW = 65  # tokens of a sequence that are computed one by one
 NAMES = ("q", "k", "v", "past", "gates", "bias", "rate")
 
 
@@ -75,16 +81,17 @@ SIZES = [(1, 1, 16, 16), (2, 1, 32, 48), (4, 2, 128, 128), (3, 3, 64, 80), (2, 2
 def test_it_is_the_plain_rule(compiled_library: Path, size: tuple[int, int, int, int]) -> None:
     heads, key_heads, keys, values = size
     rule = session(compiled_library, heads, key_heads)
-    for batch, new in [(1, 1), (1, 2), (1, 64), (1, 65), (3, 1), (2, 150)]:
+    for batch, new in [(1, 1), (1, 2), (1, 65), (1, 66), (3, 1), (2, 151), (0, 3)]:
         given = inputs(batch, new, heads, key_heads, keys, values)
         for got, true in zip(run(rule, given), plain(given), strict=True):
-            assert float((got - true).abs().max()) <= 3e-6 * float(true.abs().max())
+            assert got.shape == true.shape
+            torch.testing.assert_close(got.double(), true, rtol=0, atol=3e-6 * float(true.abs().max()) if batch else 0)
 
 
 @settings(max_examples=30)
-@given(new=st.integers(2, 140), cut=st.integers(1, 139), batch=st.integers(1, 2))
+@given(new=st.integers(2, 200), cut=st.integers(1, 199), batch=st.integers(1, 2))
 def test_two_chunks_are_one(compiled_library: Path, new: int, cut: int, batch: int) -> None:
-    """To the bit where the second begins with a group of tokens, otherwise sums are had in another order."""
+    """To the bit where all are few (a draft changes no answer), otherwise sums are had in another order."""
     cut = min(cut, new - 1)
     rule = session(compiled_library, 2, 1)
     q, k, v, past, gates, *rest = inputs(batch, new, 2, 1, 32, 96, seed=new)
@@ -94,14 +101,14 @@ def test_two_chunks_are_one(compiled_library: Path, new: int, cut: int, batch: i
         out, state = run(rule, [q[:, part], k[:, part], v[:, part], state, gates[:, part], *rest])
         parts.append(out)
     for got, true in ((torch.cat(parts, 1), whole), (state, last)):
-        assert cut % TOGETHER or torch.equal(got, true)
+        assert new > FEW or torch.equal(got, true)
         torch.testing.assert_close(got, true, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("new", [1, 2, 70])
-def test_the_state_may_be_written_where_it_is_read(compiled_library: Path, new: int) -> None:
+@pytest.mark.parametrize(("new", "values"), [(0, 32), (1, 96), (1, 208), (2, 208), (70, 96), (70, 208)])
+def test_the_state_may_be_written_where_it_is_read(compiled_library: Path, new: int, values: int) -> None:
     rule = session(compiled_library, 2, 2)
-    given = inputs(2, new, 2, 2, 64, 96)
+    given = inputs(2, new, 2, 2, 64, values)
     expected = run(rule, given)
     binding, state = rule.io_binding(), given[3].clone()
     for name, one in zip(NAMES, given, strict=True):
@@ -156,6 +163,44 @@ def test_inputs_that_do_not_fit_are_refused(compiled_library: Path, place: int) 
     given[place] = torch.cat([given[place], given[place]], -1)
     with pytest.raises(Exception, match="DeltaRule: inputs"):
         run(session(compiled_library, 2, 1), given)
+
+
+@pytest.mark.parametrize("place", range(len(NAMES)))
+def test_inputs_of_another_batch_or_rank_are_refused(compiled_library: Path, place: int) -> None:
+    rule, given = session(compiled_library, 2, 1), inputs(1, 2, 2, 1, 32, 32)
+    for changed in (torch.cat([given[place]] * 2), given[place][None]):
+        with pytest.raises(Exception, match=r"DeltaRule: inputs|Invalid rank"):
+            run(rule, [changed if i == place else one for i, one in enumerate(given)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, {"CausalConv": 3, "DeltaRule": 3}),
+        ({"linear_value_head_dim": 48}, {"CausalConv": 3, "DeltaRule": 3}),
+        ({"linear_value_head_dim": 24}, {"CausalConv": 3, "LinearAttention": 3}),  # no whole vectors
+        ({"linear_key_head_dim": 288, "linear_value_head_dim": 144}, {"CausalConv": 3, "LinearAttention": 3}),
+    ],
+)
+@pytest.mark.usefixtures("compiled_library")
+def test_layers_that_it_cannot_compute_are_made_of_standard_operators(
+    tmp_path: Path, changed: dict[str, int], expected: dict[str, int]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "tiny", seed=0, **changed)
+    ids, found = random_text(70, 3), []
+    kinds: Operators
+    for kinds in ("standard", "compiled"):
+        write_bundle(checkpoint, tmp_path / kinds, PRESETS["int8"], operators=kinds)
+        runner = ONNXRunner(tmp_path / kinds, threads=1)
+        cache = runner.make_cache(1, 80)
+        scores = [
+            torch.as_tensor(runner.forward(runner.embed(np.array(part), None), runner.batch([segment]), cache, [0]))
+            for part, segment in ((ids, Segment(70)), (ids[:1], Segment(1, 70)))
+        ]
+        found.append(torch.cat(scores).flatten())
+    nodes = Counter(node.op_type for node in ir.load(tmp_path / "compiled" / "decoder.onnx").graph)
+    assert {name: nodes[name] for name in ("CausalConv", "DeltaRule", "LinearAttention") if nodes[name]} == expected
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.999
 
 
 def test_wider_keys_than_it_has_room_for_are_refused(compiled_library: Path) -> None:

@@ -59,7 +59,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for name, kind in KINDS.items():
         if kind.is_here:
             compiler = kind.compiler or library.compiler() or "c++"
-            command = [compiler, "-std=c++17", "-O3", *kind.flags, "-DPOCKETVLM_TILES=0"]
+            command = [compiler, *library.COMPUTING, *kind.flags, "-DPOCKETVLM_TILES=0"]
             subprocess.run(
                 [*command, f"-I{library.SOURCES}", str(HOST), "-o", str(folder / name)], check=True, capture_output=True
             )

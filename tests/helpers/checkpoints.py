@@ -7,6 +7,7 @@ weights, saved by the reference implementation itself. `write_true_size_checkpoi
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,11 +99,12 @@ def chat_template() -> str:
     return resources.files("pocketvlm").joinpath("assets/nano/chat_template.jinja").read_text(encoding="utf-8")
 
 
-def write_checkpoint(path: Path, *, merges: bool = True, seed: int | None = None) -> Path:
-    """Write a checkpoint directory; `seed` adds random fp32 weights. Returns `path`."""
+def write_checkpoint(path: Path, *, merges: bool = True, seed: int | None = None, **text: Any) -> Path:
+    """Write a checkpoint directory; `seed` adds random fp32 weights, `text` changes the decoder. Returns `path`."""
     path.mkdir(parents=True, exist_ok=True)
     backend = build_tokenizer(merges=merges)
     config = tiny_config(backend.token_to_id(NAMES[0]))
+    config = replace(config, text=replace(config.text, **text))
     if seed is not None:
         _write_weights(path, config, seed)
     _write_processor(path, backend, config)

@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from helpers.app import png
+from pocketvlm.model.hub import resolve
 from pocketvlm.model.vlm import MiniCPMV
+from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.processor import Processor
 from pocketvlm.training.batches import Batch
 from pocketvlm.training.data.sample import Sample
-from pocketvlm.training.examples import Example, ExampleEncoder
+from pocketvlm.training.examples import Example, ExampleEncoder, training_processor
 from pocketvlm.training.losses import answer_losses
 
 
@@ -44,6 +46,14 @@ def encoded(directory: Path, mode: str = "16x") -> list[Example]:
     """The examples of `samples`."""
     encoder = ExampleEncoder(Processor.from_directory(directory), options={"downsample_mode": mode})
     return [encoder(one) for one in samples()]
+
+
+def learn(one: Sample, limits: MediaLimits | None = None) -> Example:
+    """The example that the embedded model would learn, as `tune` makes it."""
+    processor = training_processor(resolve("nano"))
+    if limits is not None:
+        processor.limits = limits
+    return ExampleEncoder(processor, options={"max_slice_nums": 1, "downsample_mode": "16x"})(one)
 
 
 def gradients(model: MiniCPMV, batches: list[Batch], weight: int) -> dict[str, Tensor]:

@@ -168,6 +168,7 @@ MUTANTS = [
         "training/trackers.py",
         "training/test_trackers.py",
         ("purge_step=step + 1", "purge_step=None"),
-        ("if not known.exists():", "if True:"),
+        ("if not number:", "if True:"),
+        ("if not number:", "if not known.exists():", "test_an_empty_number_of_a_run_is_drawn_anew"),
     ),
 ]

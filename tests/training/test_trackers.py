@@ -57,6 +57,18 @@ def test_weights_and_biases_gets_one_run_that_is_continued(tmp_path: Path, monke
     assert ended == [True, True]
 
 
+def test_an_empty_number_of_a_run_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[str] = []
+    package = ModuleType("wandb")
+    package.init = lambda **options: numbers.append(options["id"])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    (tmp_path / "wandb.id").touch()  # what a version that wrote in place left when it was killed
+    open_trackers(["wandb"], tmp_path, {}, 0)
+    open_trackers(["wandb"], tmp_path, {}, 1)
+    assert numbers[0]
+    assert numbers[1] == numbers[0]
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"wandb is not installed"):

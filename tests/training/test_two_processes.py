@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training_data import chat, write_lines
 
 from pocketvlm.model.checkpoint import load_model
 from pocketvlm.model.hub import resolve
@@ -29,6 +31,24 @@ one.save()  # with what any of them has met
 bad = sorted(one.progress.bad)
 torch.save((one.processes.world, losses, weights(one), bad), f"{{sys.argv[1]}}/{{one.processes.rank}}.pt")
 """
+
+
+def test_the_command_is_the_same_on_several_processes(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.jsonl", *(chat(f"What is {i}?", f"It is {i}.") for i in range(9)))
+    line = ["-m", "pocketvlm.cli", "tune", str(data), "--steps", "2", "--batch-size", "4", "--json", "--out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    found = []
+    for torchrun in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+        out = tmp_path / f"with {len(torchrun)}"
+        done = subprocess.run(
+            [sys.executable, *torchrun, *line, str(out)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (said,) = done.stdout.splitlines()  # of one process alone
+        found.append(json.loads(said))
+        assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["r"] == 16
+        assert done.stderr.count("step 1 of 2") == 1
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-4)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:

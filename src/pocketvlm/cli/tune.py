@@ -77,9 +77,11 @@ ELSEWHERE = {
     "eval-steps": "eval-every",
 }
 _EVAL_SEED = 2026  # as `pocketvlm eval` draws its examples where nothing else is asked for
-RANGES = {"workers": Range(int, 0, 256), "split": Range(float, 0.0, 0.9, nullable=True, is_open=True)} | {
-    name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)
-}
+RANGES = {
+    "workers": Range(int, 0, 256),
+    "memory": Range(float, 0.0, 1e6, nullable=True, is_open=True),
+    "split": Range(float, 0.0, 0.9, nullable=True, is_open=True),
+} | {name: replace(allowed, nullable=True) for name, allowed in _NUMBERS.items() if isinstance(allowed, Range)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="read every sample and show some; train nothing")
     parser.add_argument(
         "--plan", action="store_true", help="print the memory that a step needs, by part; train nothing"
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="with --plan: of the card that is planned for, which need not be here (--device is cuda then, or cpu)",
     )
     add_job(parser)
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures ahead (default 0)")
@@ -200,6 +208,8 @@ def run(args: argparse.Namespace) -> int:
         samples, validation = samples.split(split, settings.seed)
     if validation is not None:
         tell_apart((*samples.sources, *validation.sources))
+    if args.memory is not None and not args.plan:
+        raise ConfigError("--memory is of the card that --plan is for", hint="Give --plan, or leave it out.")
     modes = [f"--{mode}" for mode in ("check", "plan", "emit") if getattr(args, mode)]
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
@@ -251,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
         },
         measure=measure,
         on_step=shown,
-        data=[Path(source).name for source in args.data or [str(args.config)]],  # folders above are nobody's business
+        facts=_facts(args),
     )
     try:
         result = train()
@@ -314,13 +324,20 @@ def _loss(value: float | None) -> str:
 
 def _try(args: argparse.Namespace, settings: TuneSettings, options: Mapping[str, Any]) -> str:
     """A command that asks what was made, with the run's own options of pictures."""
+    from pocketvlm.training.report import picture_options
+
     words = ["pocketvlm ask", "--model" if settings.method == "full" else "--adapter", shlex.quote(str(args.out))]
     if settings.method != "full" and args.model != "nano":
         words += ["--model", shlex.quote(args.model)]
-    for name, value in options.items():
-        if value != "random":
-            words += [f"--{name.replace('_', '-')}", f"{value}"]
-    return " ".join((*words, "FILE", "QUESTION"))
+    return " ".join((*words, *picture_options(options), "FILE", "QUESTION"))
+
+
+def _facts(args: argparse.Namespace) -> dict[str, str]:
+    """Of the data, for the card. Folders above are nobody's business."""
+    facts = {"data": ", ".join(Path(source).name for source in args.data or [str(args.config)])}
+    facts |= {"sets": ", ".join(args.sets), "weights of the sets": ", ".join(f"{one:g}" for one in args.weights)}
+    measured = "" if args.split is None else f"{args.split:g} of the data"
+    return {**facts, "measured with": Path(args.validation).name if args.validation else measured}
 
 
 def _has_rejected(samples: Dataset) -> bool:

@@ -60,19 +60,24 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
 
 def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
     """Prints the memory of a step."""
-    from pocketvlm.api.torch_devices import choose_device, memory_of
-    from pocketvlm.training.plan import largest_batch, plan_memory, process_bytes
+    import torch
 
-    directory, device = directory_of(args), choose_device(args.device)
+    from pocketvlm.api.torch_devices import choose_device, memory_of
+    from pocketvlm.training.plan import device_elsewhere, largest_batch, plan_memory, process_bytes
+
+    directory, gib = directory_of(args), args.memory
+    device = choose_device(args.device) if gib is None else device_elsewhere(args.device)
     feed, _ = _feed(args, samples, settings, options)
     largest = largest_batch(feed.all(), settings)
     process = process_bytes(device, settings)
     plan = plan_memory(directory.config, directory.image_config, settings, largest, device, process)
-    batch, memory = largest.batch, memory_of(device)
+    batch, memory = largest.batch, memory_of(device) if gib is None else round(gib * 2**30)
     count, tokens, patches = len(batch.lengths), len(batch.input_ids), len(batch.patches)
     fits = plan.samples_in(memory, count)
     limits = {"micro_tokens": fits * -(-tokens // count), "micro_patches": fits * -(-patches // count)}
     limits = {name: limit for name, limit in limits.items() if limit}  # of text alone there are no patches
+    if device.type == "cuda" and not torch.cuda.is_available():
+        say("the card is not here: what views and tokens keep is counted by the operators of the CPU, in bfloat16")
     if args.json:
         sizes = {"samples": count, "tokens": tokens, "patches": patches}
         put_json(
@@ -90,17 +95,15 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
     put(f"with {count} samples in a forward: {tokens} tokens, {patches} patches")
     given = " ".join(f"--{name.replace('_', '-')} {limit}" for name, limit in limits.items())
     many = f"up to {fits} such samples in a forward ({given})" if fits else "not even one such sample fits"
-    put(f"{memory / 2**30:.1f} GiB are there: {many}")
+    put(f"{memory / 2**30:.1f} GiB are there: {many}" if gib is None else f"of {gib:g} GiB: {many}")
     return 0
 
 
 def _feed(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> tuple[Any, Any]:
     """The samples as they would be learnt, and the processor."""
-    from pocketvlm.processing.processor import Processor
-    from pocketvlm.training.examples import ExampleEncoder
+    from pocketvlm.training.examples import ExampleEncoder, training_processor
     from pocketvlm.training.feed import Feed
 
-    directory = directory_of(args)
-    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    processor = training_processor(directory_of(args))
     encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
     return Feed(samples, encoder, pairs=settings.objective == "dpo", seed=settings.seed), processor

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from pocketvlm.errors import PocketVLMError
+from pocketvlm.model.directory import ModelDirectory
+from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.processing.processor import Processor
 from pocketvlm.processing.prompt.template import Piece, RenderedPrompt
 from pocketvlm.training.data.sample import RANDOM, Sample, SampleError, check_answers
@@ -51,6 +53,11 @@ class Example:
     def learnt(self) -> int:
         """Tokens that are learnt."""
         return int((self.targets != IGNORED).sum())
+
+
+def training_processor(directory: ModelDirectory) -> Processor:
+    """As at inference, but that a clip with frames that cannot be decoded is refused: its answer is of other frames."""
+    return Processor.from_directory(directory.path, configs=directory.configs, limits=MediaLimits(damaged_clips=False))
 
 
 class ExampleEncoder:

@@ -1,7 +1,7 @@
 """How much memory a run needs, by part, without running it.
 
 One step is traced with tensors that have shapes and no memory (`FakeTensorMode`), on the device it would run on and in
-the dtype of its products, so that the operators are those that would run. `training.traced` counts what is alive at a
+the dtype of its products, so that the operators are those that would run (but for a card that is not here). `training.traced` counts what is alive at a
 time, what the backward pass keeps, and what the C library's heap loses between blocks.
 """
 
@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from pocketvlm.config import ImageConfig, ModelConfig
+from pocketvlm.config import ImageConfig, ModelConfig, check_device_name
 from pocketvlm.errors import PromptError
 from pocketvlm.machine import resident_bytes
 from pocketvlm.model.vlm import MiniCPMV, forget_constants
@@ -181,12 +181,13 @@ class _Trace:
 def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: torch.device) -> _Trace:
     """Run a model of the meta device on a batch, with tensors of no values."""
     dtype = autocast_dtype(device, model.config.text.hidden_size)
-    is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
+    # torch traces nothing for a card that is not there: operators of the CPU stand in, in the card's dtype.
+    place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
     # Values of the batch are looked at on the host, so they stay real. The device need not be there.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for name, one in module.named_parameters(recurse=False):
-                made = torch.empty(one.shape, dtype=one.dtype, device=device)
+                made = torch.empty(one.shape, dtype=one.dtype, device=place)
                 setattr(module, name, nn.Parameter(made, requires_grad=one.requires_grad))
         learns = [p for p in model.parameters() if p.requires_grad]
         objective = _objective(settings, model)
@@ -202,13 +203,12 @@ def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: to
                 Alive(learns, Heap.of(device)) as alive,
                 torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor),
             ):
-                is_there = device.type != "cuda" or torch.cuda.is_available()  # where not, torch cannot do as if
                 for batch in (*largest.before, largest.batch):
                     saved.begin()
                     if largest.is_alone:
                         alive.begin()
                         model.zero_grad(set_to_none=True)
-                    with torch.autocast(device.type, dtype, enabled=is_there and dtype != torch.float32):
+                    with torch.autocast(place.type, dtype, enabled=dtype != torch.float32):
                         losses = objective.losses(model, batch)
                     losses.sum().backward()
                     del losses
@@ -226,6 +226,11 @@ def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def device_elsewhere(name: str) -> torch.device:
+    """A device of that name, which need not be on this machine."""
+    return torch.device("cuda" if check_device_name(name) == "auto" else name)
 
 
 def process_bytes(device: torch.device, settings: TuneSettings) -> int:

@@ -211,14 +211,27 @@ def _smooth(values: list[float]) -> list[float]:
     return found
 
 
+def picture_options(options: Mapping[str, Any]) -> list[str]:
+    """Options of a command that asks a model as it was trained; "random" is for learning alone."""
+    given = [(name, value) for name, value in options.items() if value != "random"]
+    return [word for name, value in given for word in (f"--{name.replace('_', '-')}", f"{value}")]
+
+
 def write_card(
-    out: Path, result: Result, settings: TuneSettings, base: str, facts: Mapping[str, Any], rate: float
+    out: Path,
+    result: Result,
+    settings: TuneSettings,
+    base: str,
+    facts: Mapping[str, Any],
+    rate: float,
+    options: Mapping[str, Any],
 ) -> None:
     """README.md with what was trained, on what and how well, in the form that model hubs read.
 
     Args:
         facts: of the data and the model, by name.
         rate: the highest learning rate, of which the settings may say nothing.
+        options: of pictures.
     """
     is_adapter = settings.method != "full"
     figures = [(name, f"{value}") for name, value in facts.items() if value != ""]
@@ -233,12 +246,14 @@ def write_card(
     front = ["---", f"base_model: {json.dumps(base)}", f"library_name: {'peft' if is_adapter else 'transformers'}"]
     front += ["pipeline_tag: image-text-to-text", "tags: [pocketvlm, minicpm-v]", "---", ""]
     what = f"An adapter for {base}" if is_adapter else f"{base}, fine-tuned"
-    load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR picture.png "What is it?"'
+    asked = " ".join(["", *picture_options(options)])
+    load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR{asked} picture.png "What is it?"'
     text = [f"# {out.resolve().name}", "", f"{what}, made by pocketvlm {pocketvlm.__version__}.", "", f"    {load}", ""]
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in figures), ""]
     always = ("method", "objective", "tune", "batch_size", *(("rank", "alpha") if is_adapter else ()))
-    used = {**asdict(settings), "learning_rate": float(f"{rate:.4g}")}
-    given = {name: value for name, value in used.items() if name in always or value != getattr(TuneSettings(), name)}
+    used = {**asdict(settings), "learning_rate": float(f"{rate:.4g}"), **options}
+    defaults = asdict(TuneSettings())
+    given = {name: value for name, value in used.items() if name in always or value != defaults.get(name)}
     listed = [f"- `{name}`: {', '.join(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
     changed = ["Settings; the others are the defaults:", "", *listed, ""]
     with whole_file(out / CARD) as file:

@@ -23,16 +23,15 @@ from pocketvlm.model.checkpoint import load_model, save_model, stored_dtype
 from pocketvlm.model.directory import ModelDirectory
 from pocketvlm.model.vision.warm_start import warm_start_compression
 from pocketvlm.model.vlm import MiniCPMV
-from pocketvlm.processing.processor import Processor
 from pocketvlm.training import lora
 from pocketvlm.training.data.sample import Sample, SampleError
 from pocketvlm.training.evaluate import exact_answers, measure_model
-from pocketvlm.training.examples import ExampleEncoder
+from pocketvlm.training.examples import ExampleEncoder, training_processor
 from pocketvlm.training.feed import Feed
 from pocketvlm.training.memory import peak_memory, quantize_base, recompute_layers
 from pocketvlm.training.objectives import Answers, Objective, Preferences
 from pocketvlm.training.parts import count, freeze_all_but, linear_layers
-from pocketvlm.training.precision import halve_base, keeps_half
+from pocketvlm.training.precision import autocast_dtype, halve_base, keeps_half
 from pocketvlm.training.processes import Processes, device_of_process
 from pocketvlm.training.report import CURVE, Log, Result, draw_losses, read_log, steps_in, write_card
 from pocketvlm.training.settings import LOG, PARTS, TuneSettings
@@ -57,7 +56,7 @@ def tune(
     identity: Mapping[str, Any] | None = None,
     measure: Callable[[VLM], Mapping[str, float]] | None = None,
     on_step: Callable[[Report], None] = lambda _report: None,
-    data: Sequence[str] = (),
+    facts: Mapping[str, str] | None = None,
 ) -> Result:
     """Train; the same call goes on with a run that was stopped.
 
@@ -71,7 +70,7 @@ def tune(
         identity: of the data, beside their number, for a run that goes on.
         measure: asked for the scores of the model at each evaluation and at the end, by the names of tasks.
         on_step: called after every step, in one process.
-        data: names of the data, for the card.
+        facts: of the data, by name, for the card.
 
     Raises:
         ConfigError: the folder holds another run; an option cannot be honoured.
@@ -83,7 +82,7 @@ def tune(
     if settings.result == "best" and validation is None:
         raise ConfigError("result=best has no validation samples to choose by", hint="Give some.")
     check_trackers(settings.report_to)
-    processor = Processor.from_directory(directory.path, configs=directory.configs)
+    processor = training_processor(directory)
     encoder = ExampleEncoder(processor, max_tokens=settings.max_tokens, truncate=settings.truncate, options=options)
     pairs = settings.objective == "dpo"
     feed = Feed(samples, encoder, pairs=pairs, seed=settings.seed, workers=workers)
@@ -160,8 +159,13 @@ def tune(
         if writes:
             write_result(model, layers, directory, out, base)
             learn, total = count(model)
-            facts = {"data": ", ".join(data), "samples": len(samples), "weights that learn": f"{learn:,} of {total:,}"}
-            write_card(out, result, settings, base, facts, settings.rate(directory.config.text))
+            more = {
+                "samples": len(samples),
+                "weights that learn": f"{learn:,} of {total:,}",
+                "products in": f"{autocast_dtype(target, directory.config.text.hidden_size)}".split(".")[1],
+            }
+            rate = settings.rate(directory.config.text)
+            write_card(out, result, settings, base, {**(facts or {}), **more}, rate, options or {})
             draw_losses(out / LOG, out / CURVE)
     processes.wait()  # torchrun ends the others where one has ended with a status that is not 0
     return result

@@ -53,9 +53,11 @@ class WeightsAndBiases:
 
         project, name = os.environ.get("WANDB_PROJECT", "pocketvlm"), out.absolute().name
         known = out / "wandb.id"
-        number = known.read_text(encoding="utf-8") if known.exists() else token_hex(4)
-        with whole_file(known) as file:
-            file.write(number.encode())
+        number = known.read_text(encoding="utf-8").strip() if known.exists() else ""
+        if not number:
+            number = token_hex(4)
+            with whole_file(known) as file:
+                file.write(number.encode())
         self._run: Any = wandb.init(
             project=project, name=name, id=number, resume="allow", dir=str(out), config=dict(settings)
         )

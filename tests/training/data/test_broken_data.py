@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.clips import clip
 from helpers.pictures import png_bomb
+from helpers.training import learn
 from helpers.training_data import chat, picture, plain, write_lines, write_pictures
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
 from pocketvlm.training.data import reading
-from pocketvlm.training.data.check_media import check_media
 from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.json_records import JsonArray
 from pocketvlm.training.data.sample import Sample, SampleError
@@ -308,29 +308,34 @@ def one(folder: Path, kind: str, body: bytes) -> Sample:
     return open_datasets([write_lines(folder / "train.jsonl", chat(f"<{kind}>q", **{f"{kind}s": ["m.bin"]}))])[0]
 
 
+def broken_in_the_middle(count: int = 60) -> bytes:
+    """A clip whose header is whole, and some of whose frames are not."""
+    body = bytearray(clip(count, noise=True))
+    body[len(body) // 3 : len(body) // 2] = bytes(len(body) // 2 - len(body) // 3)
+    return bytes(body)
+
+
 @pytest.mark.parametrize(
-    ("kind", "body", "decode", "reason"),
+    ("kind", "body", "reason"),
     [
-        ("image", png_bomb(10_000, 9_000), False, "is 9000 x 10000 pixels .* Scale it down first"),
-        ("image", b"no picture at all", False, "train.jsonl:1: messages"),
-        ("image", picture(size=(900, 900))[:-200], True, "train.jsonl:1: messages"),
-        ("video", b"no video at all", False, "train.jsonl:1: messages"),
-        ("video", picture(), False, "is a picture, expected a video"),
-        ("video", clip(20, noise=True)[:3000], False, "train.jsonl:1: messages"),
+        ("image", png_bomb(10_000, 9_000), "is 9000 x 10000 pixels .* Scale it down first"),
+        ("image", b"no picture at all", "train.jsonl:1: messages"),
+        ("image", picture(size=(900, 900))[:-200], "train.jsonl:1: messages"),
+        ("video", b"no video at all", "train.jsonl:1: messages"),
+        ("video", picture(), "is a picture, expected a video"),
+        ("video", clip(20, noise=True)[:3000], "train.jsonl:1: messages"),
+        ("video", broken_in_the_middle(), "is damaged"),
     ],
 )
-def test_media_that_cannot_be_read_are_found_before_training(
-    tmp_path: Path, kind: str, body: bytes, decode: bool, reason: str
-) -> None:
-    sample = one(tmp_path, kind, body)
+def test_media_that_cannot_be_read_are_bad_samples(tmp_path: Path, kind: str, body: bytes, reason: str) -> None:
     with pytest.raises(SampleError, match=reason) as caught:
-        check_media(sample, decode=decode)
+        learn(one(tmp_path, kind, body))
     assert str(caught.value).startswith("train.jsonl:1: messages[0].content[0]: ")
 
 
 def test_good_media_pass(tmp_path: Path) -> None:
-    check_media(one(tmp_path, "image", picture()), decode=True)
-    check_media(one(tmp_path, "video", clip(20)), decode=True)
+    for kind, body in (("image", picture()), ("video", clip(20))):
+        assert learn(one(tmp_path, kind, body)).views
 
 
 MARKS = st.text(st.sampled_from('[]{},:"\\ \nü'), max_size=6)

@@ -8,11 +8,11 @@ from typing import Any
 import fsspec
 import pytest
 from helpers.documents import BLUE, GREEN, RED, coloured
+from helpers.training import learn
 from helpers.training_data import chat, write_lines
 
 from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.remote_files import forget_contents
-from pocketvlm.training.data.check_media import check_media
 from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.emit import emit
 from pocketvlm.training.data.sample import Sample, SampleError
@@ -32,12 +32,11 @@ def urls(sample: Sample) -> list[Any]:
 def test_pages_are_named_as_elsewhere(tmp_path: Path) -> None:
     sample = read(tmp_path, "a.pdf", "a.pdf#2")
     assert urls(sample) == [f"{tmp_path}/a.pdf", f"{tmp_path}/a.pdf#2"]
-    for decode in (False, True):
-        check_media(sample, decode=decode)
-        with pytest.raises(SampleError, match="there is no page 4"):
-            check_media(read(tmp_path, "a.pdf#4"), decode=decode)
-        with pytest.raises(SampleError, match="The request has more than 5 pictures and pages"):
-            check_media(read(tmp_path, "a.pdf", "a.pdf"), MediaLimits(max_images=5), decode=decode)
+    assert learn(sample).views
+    with pytest.raises(SampleError, match="there is no page 4"):
+        learn(read(tmp_path, "a.pdf#4"))
+    with pytest.raises(SampleError, match="The request has more than 5 pictures and pages"):
+        learn(read(tmp_path, "a.pdf", "a.pdf"), MediaLimits(max_images=5))
     with pytest.raises(SampleError, match=r"b\.pdf#2 does not exist"):
         read(tmp_path, "b.pdf#2")
 
@@ -52,12 +51,11 @@ def test_what_is_elsewhere_may_be_learnt_from(tmp_path: Path) -> None:
         assert urls(sample) == ["memory://samples/a.pdf#2"]
         with pytest.raises(SampleError, match="has no place for media on a storage"):
             emit([sample], tmp_path / "out", "swift")
-        for decode in (False, True):
-            check_media(sample, decode=decode)
-            with pytest.raises(SampleError, match="there is no page 4"):
-                check_media(read(tmp_path, "memory://samples/a.pdf#4"), decode=decode)
-            with pytest.raises(SampleError, match="there is no file"):
-                check_media(read(tmp_path, "memory://samples/b.pdf"), decode=decode)
+        assert learn(sample).views
+        with pytest.raises(SampleError, match="there is no page 4"):
+            learn(read(tmp_path, "memory://samples/a.pdf#4"))
+        with pytest.raises(SampleError, match="there is no file"):
+            learn(read(tmp_path, "memory://samples/b.pdf"))
     finally:
         store.store.clear()
         forget_contents()

@@ -17,7 +17,7 @@ from pocketvlm.model.weights import Weights
 LANES = 16  # values of a register: heads of other sizes are left to standard operators
 MOST_TAPS = 8
 MOST_KEYS = 256  # of a head of linear attention, see delta_rule.h
-HEAD_DIMS = (64, 128, 256)  # of full attention, see attention_tiles.h
+HEAD_DIMS = (64, 128, 256)  # of full attention, see prompt_attention.h
 
 
 class CompiledDecoderGraph(DecoderGraph):

@@ -14,7 +14,7 @@
 
 namespace pocketvlm {
 
-constexpr int64_t kFewTokens = 65, kStretch = 512;  // as many as a step scores with the longest draft
+constexpr int64_t kStretch = 512;
 
 // The queries of a sequence that share a head of keys and values.
 struct Queries {

@@ -5,6 +5,10 @@
 
 namespace pocketvlm {
 
+// So many new tokens of a sequence are computed as steps compute them, to the bit: as many as one step scores with the
+// longest draft, so that drafts change no answer.
+constexpr int64_t kFewTokens = 65;
+
 // A tensor: where it is and how large; `data` is null where an optional input is missing.
 struct Tensor {
   void* data = nullptr;

@@ -6,7 +6,7 @@
 // written). Attributes: num_heads (H), kv_num_heads (G).
 //
 // Up to 65 new tokens (steps, drafts) are computed in fp32, keys in stretches that threads share (attention_rows.h); more
-// of them, prompts, in 16 bits, and scores of tokens that see more than 8,192 in 8 (attention_tiles.h). What a token gets
+// of them, prompts, in 16 bits, and scores of tokens that see more than 8,192 in 8 (prompt_attention.h). What a token gets
 // does not depend on tokens after it, nor on threads; it does by a rounding on whether it came with many.
 //
 // Shapes:  B sequences · S new tokens of each · H heads · G heads of keys and values · E head dim · L capacity
@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "attention_rows.h"
-#include "attention_tiles.h"
+#include "prompt_attention.h"
 #include "call.h"
 
 namespace pocketvlm {

@@ -51,41 +51,47 @@ class CausalConv {
     for (Tensor* tensor : {&query, &key, &value, &present})
       if (auto status = allocate(api, context, index++, tensor)) return status;
 
+    // A sequence's last rows, of some channels, behind everything else of these: they may go where the past is.
+    const auto remember = [&](int64_t b, int64_t from, int64_t to) {
+      for (int64_t w = 0; w < keep; ++w) {
+        const int64_t at = count + w - keep;
+        std::memmove(present.as<float>() + (b * keep + w) * channels + from,
+                     from + (at < 0 ? past.as<float>() + (b * keep + keep + at) * channels
+                                    : x.as<float>() + (b * count + at) * x.last()),
+                     (to - from) * sizeof(float));
+      }
+    };
     // Some tokens at a time: rows stand far apart, so that a head's channels of all of them would not stay in a cache.
-    const int64_t stretches = (count + kTokens - 1) / kTokens;
+    // Few tokens are shared out by their heads instead.
+    const int64_t heads = channels / head_, stretches = (count + kTokens - 1) / kTokens;
+    const int64_t parts = stretches == 1 ? std::min(heads, kParts) : 1;
     const auto run = [&](int64_t task) {
-      const int64_t b = task / stretches, first = task % stretches * kTokens;
-      const float* taps_of = taps.as<float>();
-      for (int64_t c = 0; c < channels; c += head_) {
+      const int64_t part = task % parts, stretch = task / parts % stretches, b = task / (parts * stretches);
+      const int64_t from = heads * part / parts * head_, to = heads * (part + 1) / parts * head_;
+      for (int64_t c = from; c < to; c += head_) {
         const Tensor& out = c < key_width_ ? query : c < 2 * key_width_ ? key : value;
         const int64_t place = c < 2 * key_width_ ? c % key_width_ : c - 2 * key_width_;
-        for (int64_t s = first; s < std::min(first + kTokens, count); ++s) {
+        for (int64_t s = stretch * kTokens; s < std::min((stretch + 1) * kTokens, count); ++s) {
           const float* rows[kTaps];
           for (int64_t w = 0; w <= keep; ++w) {
             const int64_t at = s + w - keep;
             rows[w] = c + (at < 0 ? past.as<float>() + (b * keep + keep + at) * channels
                                   : x.as<float>() + (b * count + at) * x.last());
           }
-          convolve(rows, taps_of + c, channels, keep, out.as<float>() + (b * count + s) * out.last() + place,
+          convolve(rows, taps.as<float>() + c, channels, keep, out.as<float>() + (b * count + s) * out.last() + place,
                    c < 2 * key_width_);
         }
       }
+      if (stretches == 1) remember(b, from, to);
     };
-    if (auto status = parallel_for(api, context, batch * stretches, run)) return status;
-    // Behind everything else, as it may be where the past is.
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t w = 0; w < keep; ++w) {
-        const int64_t at = count + w - keep;
-        std::memmove(present.as<float>() + (b * keep + w) * channels,
-                     at < 0 ? past.as<float>() + (b * keep + keep + at) * channels
-                            : x.as<float>() + (b * count + at) * x.last(),
-                     channels * sizeof(float));
-      }
+    if (auto status = parallel_for(api, context, batch * stretches * parts, run)) return status;
+    if (stretches != 1)
+      for (int64_t b = 0; b < batch; ++b) remember(b, 0, channels);
     return nullptr;
   }
 
  private:
-  static constexpr int64_t kTokens = 32;
+  static constexpr int64_t kTokens = 32, kParts = 8;  // of a task; of a sequence's heads
 
   // A head's channels of one token: `rows` are the inputs that the taps meet.
   void convolve(const float* const* rows, const float* taps, int64_t channels, int64_t keep, float* out,

@@ -8,13 +8,13 @@
 //   d = e^(rate softplus(a + bias))      M' = d M + k u^T, where u = sigmoid(b) (v - d M^T k)
 //   out = M'^T q / sqrt(K)
 // Columns of M know nothing of each other, so that a prompt goes through one stripe of them at a time, which stays in the
-// first cache. Some tokens are taken at once (T): their keys and queries are multiplied by the state M before all of them,
+// first cache (16 KiB of keys 128 wide). Some tokens are taken at once (T): their keys and queries are multiplied by the state M before all of them,
 // and what each owes to those beside it comes from the products of their keys; so M is read twice and written once for T
 // tokens. With D(i, j) the product of the decays after j up to i, and D(i) of those up to i,
 //   u(i) = sigmoid(b(i)) (v(i) - D(i) M^T k(i) - sum of D(i, j) k(i)^T k(j) u(j) over j < i)
 //   out(i) sqrt(K) = D(i) M^T q(i) + sum of D(i, j) q(i)^T k(j) u(j) over j <= i
 //   M' = D(T) M + sum of D(T, j) k(j) u(j)^T
-// The order of sums differs by a rounding with how many tokens come at once.
+// Sums are had in another order then, which differs by a rounding; few tokens (steps, drafts) are taken one by one.
 //
 // Shapes:  B sequences · S new tokens · H heads, of which H / G share queries and keys · K key width · V value width
 //          T tokens at once
@@ -59,10 +59,13 @@ class DeltaRule {
   }
 
  private:
-  static constexpr int kTogether = kSums == 16 ? 4 : 2;             // T of a prompt
-  static constexpr int kStripe = kSums / (2 * kTogether) * kLanes;  // columns: 16 KiB of 128 rows, or 8
-  static constexpr int kWide = kSums / 2 * kLanes;                  // columns of a token alone
-  static constexpr int64_t kTokens = 64;                            // of a stripe before the next stripe
+  // Each token has two sums under way for each vector of columns, all of them in registers: T of a prompt, and columns
+  // at once; then those of a token alone.
+  static constexpr int kTogether = kSums == 16 ? 4 : 2;
+  static constexpr int kStripe = kSums / (2 * kTogether) * kLanes;
+  static constexpr int kWide = kSums / 2 * kLanes;
+  // Of a prompt, before the next stripe: their keys and queries stay in the second cache meanwhile.
+  static constexpr int64_t kTokens = 64;
 
   struct Inputs {
     Tensor query, key, value, past, gates, bias, rate, out, present;
@@ -99,19 +102,18 @@ class DeltaRule {
     if (count == 0) std::copy_n(from, from == to ? 0 : keys * values, to);
     if (count == 1) return step(group<1>(in, row, h), from, to, keys, values);
     Group<kTogether> groups[kTokens / kTogether];
-    Group<1> rest[kTogether];
+    Group<1> alone[kTokens];
     for (int64_t first = 0; first < count; first += kTokens, from = to) {
-      const int64_t some = std::min(kTokens, count - first), together = some / kTogether;
+      const int64_t some = std::min(kTokens, count - first);
+      const int64_t together = count > kFewTokens ? some / kTogether : 0, left = some - together * kTogether;
       for (int64_t i = 0; i < together; ++i) groups[i] = group<kTogether>(in, row + first + i * kTogether, h);
-      for (int64_t i = together * kTogether; i < some; ++i)
-        rest[i % kTogether] = group<1>(in, row + first + i, h);
+      for (int64_t i = 0; i < left; ++i) alone[i] = group<1>(in, row + first + some - left + i, h);
       const auto stripe = [&](auto vectors, int64_t column) {
         constexpr int kColumns = vectors * kLanes;
         alignas(64) float state[kMostKeys * kColumns];
         copy<kColumns>(from + column, values, state, kColumns, keys);
         for (int64_t i = 0; i < together; ++i) advance<vectors>(groups[i], column, state, kColumns, state, kColumns, keys);
-        for (int64_t i = 0; i < some % kTogether; ++i)
-          advance<vectors>(rest[i], column, state, kColumns, state, kColumns, keys);
+        for (int64_t i = 0; i < left; ++i) advance<vectors>(alone[i], column, state, kColumns, state, kColumns, keys);
         copy<kColumns>(state, kColumns, to + column, values, keys);
       };
       in_stripes<kStripe>(values, stripe);

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <type_traits>
 
 #include "call.h"
 #include "view_vectors.h"
@@ -43,31 +42,35 @@ class ViewAttention {
     if (auto status = allocate(api, context, 0, &out)) return status;
     const int64_t tokens = joined.dimensions[1];
     if (!tokens) return nullptr;
-    std::atomic<bool> is_full{false};
-    const auto with = [&](auto* of_a_thread) {  // its scratch
-      return parallel_for(api, context, joined.dimensions[0] * heads_, [&](int64_t task) {
-        static thread_local std::remove_pointer_t<decltype(of_a_thread)> scratch;
-        const int64_t view = task / heads_, head = task % heads_, stride = 3 * width;
-        const float* q = joined.as<float>() + view * tokens * stride + head * dim;
-        float* to = out.as<float>() + view * tokens * width + head * dim;
-        if (!scratch.grow(tokens, dim)) return is_full.store(true);
-        scratch.pack(q + width, q + 2 * width, stride);
-        for (int64_t first = 0; first < tokens; first += scratch.kQueries) {
-          const int64_t count = std::min(scratch.kQueries, tokens - first);
-          for (int64_t t = first + count; t < std::min(first + 2 * count, tokens); ++t) ask_for(q + t * stride, dim);
-          scratch.attend(q + first * stride, stride, count, to + first * width, width);
-        }
-      });
-    };
 #if POCKETVLM_TILES
-    auto status = TiledView::suits(tokens) ? with(static_cast<TiledView*>(nullptr)) : with(static_cast<VectorView*>(nullptr));
-#else
-    auto status = with(static_cast<VectorView*>(nullptr));
+    if (TiledView::suits(tokens)) return attend<TiledView>(api, context, joined, out);
 #endif
-    return status || !is_full ? status : api.error(ort::kFail, "ViewAttention: out of memory");
+    return attend<VectorView>(api, context, joined, out);
   }
 
  private:
+  // By the `View` that a thread keeps as its scratch.
+  template <typename View>
+  ort::Status attend(const ort::Api& api, ort::Context* context, const Tensor& joined, const Tensor& out) const {
+    const int64_t tokens = joined.dimensions[1], width = out.last(), stride = 3 * width, dim = width / heads_;
+    std::atomic<bool> is_full{false};
+    const auto run = [&](int64_t task) {
+      static thread_local View scratch;
+      const int64_t view = task / heads_, head = task % heads_;
+      const float* q = joined.as<float>() + view * tokens * stride + head * dim;
+      float* to = out.as<float>() + view * tokens * width + head * dim;
+      if (!scratch.grow(tokens, dim)) return is_full.store(true);
+      scratch.pack(q + width, q + 2 * width, stride);
+      for (int64_t first = 0; first < tokens; first += scratch.kQueries) {
+        const int64_t count = std::min(scratch.kQueries, tokens - first);
+        for (int64_t t = first + count; t < std::min(first + 2 * count, tokens); ++t) ask_for(q + t * stride, dim);
+        scratch.attend(q + first * stride, stride, count, to + first * width, width);
+      }
+    };
+    auto status = parallel_for(api, context, joined.dimensions[0] * heads_, run);
+    return status || !is_full ? status : api.error(ort::kFail, "ViewAttention: out of memory");
+  }
+
   int64_t heads_ = 0;
 };
 

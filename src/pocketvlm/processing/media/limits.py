@@ -23,6 +23,7 @@ class MediaLimits:
         private_hosts: host names or addresses exempt from the rule that only public addresses are fetched from.
         fetch_urls: False refuses http(s) URLs altogether.
         file_roots: folders within which file: URLs may name a file; none are read without.
+        damaged_clips: whether a video may have frames that cannot be decoded, which those before them stand in for.
     """
 
     max_pixels: int = 64_000_000
@@ -35,6 +36,7 @@ class MediaLimits:
     private_hosts: tuple[str, ...] = ()
     fetch_urls: bool = True
     file_roots: tuple[str, ...] = ()
+    damaged_clips: bool = True
 
     def check_pixels(self, height: int, width: int, name: str) -> None:
         """Refuse a picture that is too large, or has no area."""

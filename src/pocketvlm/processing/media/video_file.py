@@ -214,6 +214,8 @@ class FileReader:
             )
             del scan.shown[:missed]
         if scan.corrupt:
+            if not self._limits.damaged_clips:
+                raise self._damaged()
             logger.warning("%s is damaged; frames near the damage may be wrong", self._name)
         stated = float(self._stream.average_rate or self._stream.guessed_rate or 0)
         fps = stated if MIN_RATE <= stated <= MAX_RATE else None
@@ -235,10 +237,10 @@ class FileReader:
             replaced += found[0] != stamp
             yield index, self._pixels(found[1])
         if replaced:
-            logger.warning(
-                "%s is damaged: %d of %d frames cannot be decoded, the frames before them are shown instead",
-                *(self._name, replaced, len(indices)),
-            )
+            what = f"{self._name} is damaged: {replaced} of {len(indices)} frames cannot be decoded"
+            if not self._limits.damaged_clips:
+                raise MediaError(what, hint="Write the clip anew, or cut it where the damage is.")
+            logger.warning("%s, the frames before them are shown instead", what)
 
     def _frame_at(self, stamp: int) -> tuple[int, av.VideoFrame]:
         """The frame at `stamp`; where it cannot be decoded, the one before it, or else the one after."""

@@ -216,7 +216,7 @@ def open_datasets(
     if not is_folder:
         raise ConfigError(f"media_dir={str(media_dir)!r:.200} is not a folder", hint="Check the path.")
     # Names are those of folders' sets; a file beside them is one set, and is meant without a name.
-    choices = [may_have_sets(Path(source)) for source in sources]
+    choices = [bool(names) and may_have_sets(Path(source)) for source in sources]
     sets = [
         found
         for source, has_choice in zip(sources, choices, strict=True)

@@ -1,35 +1,36 @@
-// Attention of many new tokens, as prompts have: in 16 bits, panel of keys by panel, each packed once for many rows.
+// Attention of many new tokens, as prompts have: in 16 bits, block of keys by block, each packed once for many rows. A block
+// has 128 keys, whose products are those of prompt_vectors.h, or 512 where there are tile registers (prompt_tiles.h).
 //
 // Queries, keys and values are mixed by Hadamard's matrix over every sixteenth channel first, so that none is far larger
 // than the others: products of queries with keys stay what they were, and the sum of values is mixed back at the end.
 // Each query and key is rounded to kSteps of its own largest value, each value to 1,023 of its own, the exponentials
-// (times the size of their value) to 16,383 of the largest of a panel. Sums run over panels, scaled to the largest
+// (times the size of their value) to 16,383 of the largest of a block. Sums run over blocks, scaled to the largest
 // so far (online softmax; Milakov and Gimelshein 2018, arXiv 1805.02867). Nothing depends on tokens that a row does not
 // see. What is no number in a row, or in a key or value that it sees, makes its output none.
 //
 // Rows that see more than kFar keys have queries and keys in 8 bits (as SageAttention has; Zhang et al. 2024, arXiv
 // 2410.02367), where the processor multiplies these twice as fast: what a score loses is a hundredth of the scores' spread.
 //
-// Shapes:  R rows of a task · E head dim · N = E / 16 registers of a row · 128 keys at once, in two panels of 64
+// Shapes:  R rows of a task · E head dim · N = E / 16 registers of a row
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <new>
-#include <numeric>
-#include <type_traits>
 #include <vector>
 
 #include "attention_rows.h"
-#include "products.h"
+#include "prompt_vectors.h"
+#if POCKETVLM_TILES
+#include "prompt_tiles.h"
+#endif
 
 namespace pocketvlm {
 
 // Rows that share keys as they were packed, where `total` rows are to be had for `threads`: a task for each of two turns,
 // and not more than stay in the second-level cache (a megabyte) with what belongs to them. Results do not depend on it.
 inline int64_t task_rows(int64_t total, int64_t threads) {
-  constexpr int64_t kTall = 6, kLeast = 132, kMost = 516;
+  constexpr int64_t kTall = 48, kLeast = 144, kMost = 528;  // whole blocks of 6 rows and of 16
   const int64_t rows = std::clamp(total / (2 * std::max<int64_t>(threads, 1)), kLeast, kMost);
   return (rows + kTall - 1) / kTall * kTall;
 }
@@ -38,34 +39,30 @@ inline int64_t task_rows(int64_t total, int64_t threads) {
 constexpr bool kHasFastBytes = sizeof(Stored) == 1;
 constexpr int64_t kFar = kHasFastBytes ? 8192 : int64_t{1} << 40;
 
-template <int kDim, bool kIsFar>
+template <typename Products>
 class PromptAttention {
  public:
   // Rows `begin` to `end`; false where memory does not suffice.
   static bool run(const Queries& q, int64_t begin, int64_t end) {
     static thread_local PromptAttention scratch;
-    return scratch.resize(end - begin) && (scratch.attend(q, begin, end), true);
+    return scratch.grow(end - begin) && (scratch.attend(q, begin, end), true);
   }
 
  private:
-  using Step = std::conditional_t<kIsFar, Stored, int16_t>;  // of queries, and of keys but for their zero
-  static constexpr int kKeys = 2 * kPanel, kTall = 6, kCount = kDim / kLanes;
-  static constexpr int kTogether = kIsFar ? 4 : 2;  // channels of a key that lie side by side
+  static constexpr int kDim = Products::kWidth, kTall = Products::kTall, kKeys = Products::kKeys, kCount = kDim / kLanes;
   // As many as let kDim products of two fit into 32 bits.
-  static constexpr float kSteps = kIsFar ? 127 : kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;
-  static constexpr float kParts = 16383, kValueSteps = 1023;  // kKeys products of these do, too
-  static constexpr float kUnfelt = -21.5f;  // 128 values of this size (a logarithm) add 6e-8 of the largest: left out
+  static constexpr float kSteps = Products::kHasBytes ? 127 : kDim == 64 ? 5792 : kDim == 128 ? 4095 : 2896;
+  static constexpr float kParts = 16383, kValueSteps = 1023;  // 128 products of these do, too
+  // Of a logarithm: kKeys values of this size add 6e-8 of the largest, and are left out.
+  static constexpr float kUnfelt = kKeys == 128 ? -21.5f : -22.9f;
 
-  std::vector<Step> queries;           // [R, E]
-  std::vector<int32_t> starts;         // of far rows' products, for the zero of keys [R]
-  std::vector<float> factors, sums;    // of scores [R]; of values [R, E]
-  std::vector<float> peaks, totals;    // the largest score so far [R]; sums of exponentials by it [R, 16]
-  alignas(64) Step keys[kKeys * kDim];           // [2, E / 2, 64, 2]; of far rows [2, E / 4, 64, 4], 128 above
-  alignas(64) int32_t values[kDim * kKeys / 2];  // [E / 64, 128 / 2, 64], two keys in each
+  Products products;
+  std::vector<float> factors, sums;  // of scores [R]; of values [R, E]
+  std::vector<float> peaks, totals;  // the largest score so far [R]; sums of exponentials by it [R, 16]
   alignas(64) float key_scales[kKeys], value_logs[kKeys], value_inverses[kKeys];
 
-  bool resize(int64_t rows) try {
-    queries.assign((rows + kTall) * kDim, 0), starts.assign(rows + kTall, 0);
+  bool grow(int64_t rows) try {
+    if (!products.grow(rows)) return false;
     factors.resize(rows), peaks.assign(rows, -INFINITY), totals.assign(rows * kLanes, 0.0f);
     sums.assign(rows * kDim, 0.0f);
     return true;
@@ -76,10 +73,11 @@ class PromptAttention {
   void attend(const Queries& q, int64_t begin, int64_t end) {
     const float size = 1.0f / std::sqrt(static_cast<float>(kDim));
     for (int64_t row = begin; row < end; ++row) {
-      Step* to = queries.data() + (row - begin) * kDim;
-      factors[row - begin] = size * round_row(q.from + q.place(row), to);
-      if (kIsFar && !kHasSignedWeights) starts[row - begin] = -128 * std::accumulate(to, to + kDim, 0);
+      Ints steps[kCount];
+      factors[row - begin] = size * round_row(q.from + q.place(row), steps);
+      products.put_query(row - begin, steps);
     }
+    products.begin();
     const int64_t last = q.visible(end - 1);
     for (int64_t key = 0; key < last; key += kKeys) {
       pack(q.keys + key * kDim, q.values + key * kDim, std::min<int64_t>(kKeys, last - key));
@@ -93,6 +91,7 @@ class PromptAttention {
           attend_packed<false>(row - begin, count, visible);
       }
     }
+    products.end();
     for (int64_t row = begin; row < end; ++row) finish(row - begin, q.to + q.place(row));
   }
 
@@ -123,37 +122,25 @@ class PromptAttention {
   }
 
   // `x` [E], mixed and rounded; returns what a step is, or NaN.
-  static float round_row(const float* x, Step* out) {
+  static float round_row(const float* x, Ints* steps) {
     Floats mixed[kCount];
     const float largest = mix_row(x, mixed);
     const Floats factor = all(kSteps / largest);
-    for (int i = 0; i < kCount; ++i) {
-      const Ints steps = to_ints(multiply(mixed[i], factor));
-      if constexpr (kIsFar)
-        store_inputs<8>(out + i * kLanes, steps);
-      else
-        store_halves(out + i * kLanes, steps);
-    }
+    for (int i = 0; i < kCount; ++i) steps[i] = to_ints(multiply(mixed[i], factor));
     return largest / kSteps;
   }
 
-  // `count` keys and values, at most 128, of rows [., E].
+  // `count` keys and values, at most a block, of rows [., E].
   void pack(const float* k, const float* v, int64_t count) {
     if (count < kKeys) {
-      std::fill(std::begin(keys), std::end(keys), Step{0}), std::fill(std::begin(values), std::end(values), 0);
+      products.clear_keys();
       for (float* some : {key_scales, value_logs, value_inverses}) std::fill_n(some, kKeys, 0.0f);
     }
     for (int64_t j = 0; j < count; ++j) {
-      alignas(64) Step row[kDim];
-      key_scales[j] = round_row(k + j * kDim, row);
-      if (key_scales[j] != key_scales[j]) std::fill_n(row, kDim, Step{0});
-      Step* to = keys + j / kPanel * kPanel * kDim + j % kPanel * kTogether;
-      for (int e = 0; e < kDim; e += kTogether) {
-        uint32_t some;
-        std::memcpy(&some, row + e, sizeof some);
-        if (kIsFar) some ^= 0x80808080;  // bytes without sign, as products read weights
-        std::memcpy(to + e * kPanel, &some, sizeof some);
-      }
+      Ints steps[kCount];
+      key_scales[j] = round_row(k + j * kDim, steps);
+      if (key_scales[j] != key_scales[j]) std::fill_n(steps, kCount, all(0));
+      products.put_key(j, steps);
     }
     for (int64_t j = 0; j < count; j += 2) {
       Floats mixed[2][kCount], factor[2] = {all(0.0f), all(0.0f)};
@@ -167,58 +154,42 @@ class PromptAttention {
         value_inverses[j + i] = is_none ? NAN : kValueSteps / largest;  // which reaches the sums of rows that see it
         if (is_none) factor[i] = all(0.0f), key_scales[j + i] = 0.0f;
       }
-      for (int i = 0; i < kCount; ++i) {
-        const int64_t panel = i * kLanes / kPanel, column = i * kLanes % kPanel;
-        const Ints both = in_pairs(to_ints(multiply(mixed[0][i], factor[0])), to_ints(multiply(mixed[1][i], factor[1])));
-        store(values + (panel * kKeys + j) / 2 * kPanel + column, both);
-      }
+      for (int i = 0; i < kCount; ++i)
+        products.put_values(j, i, to_ints(multiply(mixed[0][i], factor[0])), to_ints(multiply(mixed[1][i], factor[1])));
     }
   }
 
-  // Products [6, 64] of the rows from `first` on with the keys of a panel.
-  void multiply_keys(int64_t first, int64_t panel, int32_t* products) const {
-    const Step *x = queries.data() + first * kDim, *w = keys + panel * kPanel * kDim;
-    if constexpr (kIsFar) {
-      const Segment segment{reinterpret_cast<const uint8_t*>(w), nullptr, kDim, 0};
-      for (int t = 0; t < kTall; ++t) std::fill_n(products + t * kPanel, kPanel, starts[first + t]);
-      constexpr int kHeight = kTall % kRows ? kTall / 2 : kRows;  // of a tile: 6 rows are one of 6, or two of 3
-      for (int t = 0; t < kTall; t += kHeight)
-        multiply_rows<8, kHeight>(x + t * kDim, kDim, segment, products + t * kPanel);
-    } else {
-      multiply_pairs<4, kTall>(x, kDim, reinterpret_cast<const int32_t*>(w), kDim / 2, products);
-    }
-  }
-
-  // Rows `first` to `first + count`, at most 6, over the packed keys, of which each of them sees `visible`, or all.
+  // Rows `first` to `first + count`, a block at most, over the packed keys, of which each of them sees `visible`, or all.
   template <bool kAll>
   void attend_packed(int64_t first, int64_t count, const int64_t* visible) {
-    alignas(64) int32_t products[kKeys / kPanel][kTall * kPanel];
-    alignas(64) int16_t parts[kTall * kKeys];
     alignas(64) float distances[kLanes] = {}, weights[kLanes];
-    for (int p = 0; p < kKeys / kPanel; ++p) multiply_keys(first, p, products[p]);
+    // A small block is always multiplied as a whole.
+    const int64_t seen = kAll || kKeys == 128 ? kKeys : std::min<int64_t>(kKeys, visible[count - 1]);
+    const int registers = static_cast<int>((seen + kLanes - 1) / kLanes);
+    products.multiply_keys(first, seen);
     Floats found[kTall];
     float nearest_peak = -INFINITY;
     for (int64_t t = 0; t < count; ++t) {
       Floats scores[kKeys / kLanes], most = all(-INFINITY);
       const Floats factor = all(factors[first + t]);
-      for (int j = 0; j < kKeys / kLanes; ++j) {
+      for (int j = 0; j < registers; ++j) {
         const Floats scale = multiply(load(key_scales + j * kLanes), factor);
-        const Ints product = load(products[j * kLanes / kPanel] + t * kPanel + j * kLanes % kPanel);
-        scores[j] = multiply_add(to_floats(product), scale, load(value_logs + j * kLanes));
+        scores[j] = multiply_add(to_floats(products.score(t, j)), scale, load(value_logs + j * kLanes));
         if (!kAll) scores[j] = choose(first_lanes(visible[t] - j * kLanes), all(-INFINITY), scores[j]);
         most = larger(most, scores[j]);
       }
       const float peak = largest_of(most);
       const Floats top = all(kAll || visible[t] > 0 ? peak : 0.0f);
       found[t] = all(0.0f);
-      for (int j = 0; j < kKeys / kLanes; ++j) {
+      for (int j = 0; j < registers; ++j) {
         Floats part = exponential(subtract(scores[j], top));
         if (!kAll) part = choose(first_lanes(visible[t] - j * kLanes), all(0.0f), part);
         Floats share = multiply(part, load(value_inverses + j * kLanes));
         if (!kAll) share = choose(first_lanes(visible[t] - j * kLanes), all(0.0f), share);
         found[t] = add(found[t], share);
-        store_halves(parts + t * kKeys + j * kLanes, to_ints(multiply(part, all(kParts))));
+        products.put_parts(t, j, to_ints(multiply(part, all(kParts))));
       }
+      for (int j = registers; j < kKeys / kLanes && j % 4; ++j) products.put_parts(t, j, all(0));
       if (peak > peaks[first + t]) raise(first + t, peak);
       distances[t] = kAll || visible[t] > 0 ? peak - peaks[first + t] : -INFINITY;
       nearest_peak = std::max(nearest_peak, distances[t]);
@@ -229,13 +200,13 @@ class PromptAttention {
       store(total, multiply_add(found[t], all(weights[t]), load(total)));
     }
     if (nearest_peak <= kUnfelt) return;
-    for (int64_t e = 0; e < kDim; e += kPanel) {
-      multiply_pairs<4, kTall>(parts, kKeys, values + e * kKeys / 2, kKeys / 2, products[0]);
+    for (int64_t e = 0; e < kDim; e += Products::kChannels) {
+      products.multiply_values(e, seen);
       for (int64_t t = 0; t < count; ++t) {
         float* to = sums.data() + (first + t) * kDim + e;
         const Floats weight = all(distances[t] > kUnfelt ? weights[t] / kParts : 0.0f);  // whatever the others feel
-        for (int c = 0; c < kPanel; c += kLanes)
-          store(to + c, multiply_add(to_floats(load(products[0] + t * kPanel + c)), weight, load(to + c)));
+        for (int c = 0; c < Products::kChannels; c += kLanes)
+          store(to + c, multiply_add(products.value(t, c), weight, load(to + c)));
       }
     }
   }
@@ -260,13 +231,21 @@ class PromptAttention {
   }
 };
 
+template <template <int, bool> class Products, int kDim>
+bool attend_by(const Queries& q, int64_t begin, int64_t end) {
+  const int64_t far = std::clamp((kFar - q.before) * q.shared, begin, end);  // the first row that sees more
+  return (begin == far || PromptAttention<Products<kDim, false>>::run(q, begin, far)) &&
+         (far == end || PromptAttention<Products<kDim, kHasFastBytes>>::run(q, far, end));
+}
+
 // Rows `begin` to `end` by `PromptAttention`; false where memory does not suffice. A row alone decides on its bits, so that
 // it does not depend on the rows beside it.
 template <int kDim>
 bool attend_heads(const Queries& q, int64_t begin, int64_t end) {
-  const int64_t far = std::clamp((kFar - q.before) * q.shared, begin, end);  // the first row that sees more
-  return (begin == far || PromptAttention<kDim, false>::run(q, begin, far)) &&
-         (far == end || PromptAttention<kDim, kHasFastBytes>::run(q, far, end));
+#if POCKETVLM_TILES
+  if (tiles::granted()) return attend_by<TileProducts, kDim>(q, begin, end);
+#endif
+  return attend_by<VectorProducts, kDim>(q, begin, end);
 }
 
 // The same of heads of 64, 128 or 256.
