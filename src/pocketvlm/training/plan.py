@@ -1,8 +1,9 @@
 """How much memory a run needs, by part, without running it.
 
 One step is traced with tensors that have shapes and no memory (`FakeTensorMode`), on the device it would run on and in
-the dtype of its products, so that the operators are those that would run (but for a card that is not here). `training.traced` counts what is alive at a
-time, what the backward pass keeps, and what the C library's heap loses between blocks.
+the dtype of its products, so that the operators are those that would run; for a card that is not here those of the CPU.
+`training.traced` counts what is alive at a time, what the backward pass keeps, and what the C library's heap loses
+between blocks.
 """
 
 from __future__ import annotations
