@@ -19,7 +19,7 @@ from pocketvlm.kernels.onnx_ops import library
 from pocketvlm.machine import processor_flags
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
-FEW = 65  # new tokens up to which all is in fp32, see attention_rows.h
+FEW = 65  # new tokens up to which all is in fp32, see call.h
 FAR = 8192  # keys above which a row of a prompt may have its scores in 8 bits, see prompt_attention.h
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -91,6 +92,16 @@ def without_packet(transport_stream: bytes, number: int) -> bytes:
     places = [at for at in range(0, len(transport_stream), 188) if transport_stream[at + 1] & 0x1F == 1]
     at = places[number]
     return transport_stream[:at] + transport_stream[at + 188 :]
+
+
+def without_pictures(mjpeg: bytes, numbers: Iterable[int]) -> bytes:
+    """An AVI of JPEG pictures, in some of which nothing is left, not even their beginning."""
+    body = bytearray(mjpeg)
+    places = [at for at in range(len(body)) if body[at : at + 3] == b"\xff\xd8\xff"]
+    for number in numbers:
+        end = body.index(b"\xff\xd9", places[number]) + 2
+        body[places[number] : end] = bytes(end - places[number])
+    return bytes(body)
 
 
 def turned(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:

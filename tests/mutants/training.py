@@ -165,6 +165,20 @@ MUTANTS = [
         ),
     ),
     *of(
+        "processing/media/video_file.py",
+        "training/data/test_broken_data.py",
+        (
+            "            if not self._limits.damaged_clips:\n                raise self._damaged()",
+            "            if False:\n                raise self._damaged()",
+            "test_a_clip_that_can_only_be_answered_about_is_not_learnt",
+        ),
+        (
+            "            if not self._limits.damaged_clips:\n                raise MediaError",
+            "            if False:\n                raise MediaError",
+            "test_a_clip_that_can_only_be_answered_about_is_not_learnt",
+        ),
+    ),
+    *of(
         "training/trackers.py",
         "training/test_trackers.py",
         ("purge_step=step + 1", "purge_step=None"),

@@ -1,5 +1,5 @@
-"""Whether products and attention on the tile registers of this processor (AMX) give the same bits as those on vectors,
-in less time.
+"""Whether products and attention of views on the tile registers of this processor (AMX) give the same bits as those on
+vectors, in less time. Attention of prompts, which rounds otherwise on tiles, goes with them.
 
 Found out once for a machine and noted beside the library, in a process of its own: nothing else of this program runs
 before on tiles, and if the instructions end the process, tiles are not used.

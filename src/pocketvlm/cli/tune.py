@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,13 @@ from pocketvlm.cli.common import (
 )
 from pocketvlm.cli.console import put, put_json, say
 from pocketvlm.cli.own_data import tell_unused
+from pocketvlm.cli.tune_folder import check_data, check_out
 from pocketvlm.cli.tune_job import add_job, emit_job, job_of
 from pocketvlm.config import check_auto_token_budget, check_downsample_mode
 from pocketvlm.errors import ConfigError, need
 from pocketvlm.ranges import Range
 from pocketvlm.training.data.sample import SampleError
-from pocketvlm.training.interchange.programs import EMITTED, FILES
+from pocketvlm.training.interchange.programs import EMITTED
 from pocketvlm.training.settings import LOG, PRESETS, TuneSettings
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     if mode != "random":  # 16x or 4x for each sample
         check_downsample_mode(mode)
     check_auto_token_budget(options.get("auto_token_budget"), mode == "auto")
-    _check_out(args.out)
+    check_out(args.out)
     if directory.kind == "bundle":
         raise ConfigError(f"{directory.path} is a bundle of ONNX Runtime", hint="Tune the checkpoint it was made of.")
     from pocketvlm.training.data.dataset import open_datasets, tell_apart
@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     modes = [f"--{mode}" for mode in ("check", "plan", "emit") if getattr(args, mode)]
     if len(modes) > 1:
         raise ConfigError(f"{modes[0]} and {modes[1]} are two things", hint="Give one of them.")
-    _check_data(args.out, EMITTED if args.emit else (LOG,), samples, validation)
+    check_data(args.out, EMITTED if args.emit else (LOG,), samples, validation)
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun: the one that speaks for all
     if is_first:
         _tell(samples, validation, settings)
@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
         },
         measure=measure,
         on_step=shown,
-        facts=_facts(args),
+        facts=_facts(args, split, validation),
     )
     try:
         result = train()
@@ -324,20 +324,19 @@ def _loss(value: float | None) -> str:
 
 def _try(args: argparse.Namespace, settings: TuneSettings, options: Mapping[str, Any]) -> str:
     """A command that asks what was made, with the run's own options of pictures."""
-    from pocketvlm.training.report import picture_options
+    from pocketvlm.training.report import asking
 
-    words = ["pocketvlm ask", "--model" if settings.method == "full" else "--adapter", shlex.quote(str(args.out))]
-    if settings.method != "full" and args.model != "nano":
-        words += ["--model", shlex.quote(args.model)]
-    return " ".join((*words, *picture_options(options), "FILE", "QUESTION"))
+    return asking(args.out, settings, args.model, options, "FILE", "QUESTION")
 
 
-def _facts(args: argparse.Namespace) -> dict[str, str]:
+def _facts(args: argparse.Namespace, split: float | None, validation: Dataset | None) -> dict[str, str]:
     """Of the data, for the card. Folders above are nobody's business."""
     facts = {"data": ", ".join(Path(source).name for source in args.data or [str(args.config)])}
     facts |= {"sets": ", ".join(args.sets), "weights of the sets": ", ".join(f"{one:g}" for one in args.weights)}
-    measured = "" if args.split is None else f"{args.split:g} of the data"
-    return {**facts, "measured with": Path(args.validation).name if args.validation else measured}
+    measured = f"{split:g} of the data" if split else ""
+    if validation and not split:
+        measured = Path(args.validation or ", ".join(Path(source.name).name for source in validation.sources)).name
+    return {**facts, "measured with": measured}
 
 
 def _has_rejected(samples: Dataset) -> bool:
@@ -371,41 +370,3 @@ def _measure(settings: TuneSettings, options: Mapping[str, Any]) -> Callable[[VL
         return {name: round(summarise(records).score, 4) for name, records in found.items()}
 
     return measure
-
-
-def _check_data(out: Path, names: Iterable[str], *datasets: Dataset | None) -> None:
-    """Refuse to write over the files that samples are read from."""
-    written = {(out / name).resolve() for name in names}
-    for dataset in filter(None, datasets):
-        for path in (records.path for source in dataset.sources for records, _ in source.files):
-            if path.resolve() in written:
-                raise ConfigError(f"{path} is data, and would be written over", hint="Name another folder by --out.")
-
-
-def _is_ours(out: Path) -> bool:
-    """Whether a run, a check or `--emit` wrote a folder. A run that wrote README.md wrote its log too: without that the
-    folder is somebody's project."""
-    if os.path.lexists(out / LOG) or (out / "checkpoints" / "lock").is_file():
-        return True
-    return any((out / name).is_file() for name in ("check.html", *FILES.values())) and not (out / "README.md").exists()
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that cannot be made, or that holds something else than a run."""
-    try:
-        if out.is_dir():
-            # What is half written was left by a run that was killed, and is no other run's.
-            others = any(not path.name.endswith(".partial") for path in out.iterdir())
-            if others and not _is_ours(out):
-                raise ConfigError(f"{out} holds something else than a run", hint="Name a new folder by --out.")
-            return
-        os.lstat(out)
-    except FileNotFoundError:
-        if out.parent.is_dir():
-            return
-        raise ConfigError(f"{out} cannot be made: {out.parent} is no directory", hint="Check the path.") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{str(out)!r:.80} is no path to a folder", hint="Check it.") from None
-    raise ConfigError(f"{out} is no folder", hint="Name a new one by --out.")

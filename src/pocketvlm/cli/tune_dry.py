@@ -60,10 +60,8 @@ def check(args: argparse.Namespace, sets: Sequence[Any], settings: TuneSettings,
 
 def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options: dict[str, Any]) -> int:
     """Prints the memory of a step."""
-    import torch
-
     from pocketvlm.api.torch_devices import choose_device, memory_of
-    from pocketvlm.training.plan import device_elsewhere, largest_batch, plan_memory, process_bytes
+    from pocketvlm.training.plan import device_elsewhere, is_here, largest_batch, plan_memory, process_bytes
 
     directory, gib = directory_of(args), args.memory
     device = choose_device(args.device) if gib is None else device_elsewhere(args.device)
@@ -76,7 +74,7 @@ def plan(args: argparse.Namespace, samples: Any, settings: TuneSettings, options
     fits = plan.samples_in(memory, count)
     limits = {"micro_tokens": fits * -(-tokens // count), "micro_patches": fits * -(-patches // count)}
     limits = {name: limit for name, limit in limits.items() if limit}  # of text alone there are no patches
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not is_here(device):
         say("the card is not here: what views and tokens keep is counted by the operators of the CPU, in bfloat16")
     if args.json:
         sizes = {"samples": count, "tokens": tokens, "patches": patches}

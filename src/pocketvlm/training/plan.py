@@ -183,7 +183,7 @@ def _trace(model: MiniCPMV, settings: TuneSettings, largest: Largest, device: to
     """Run a model of the meta device on a batch, with tensors of no values."""
     dtype = autocast_dtype(device, model.config.text.hidden_size)
     # torch traces nothing for a card that is not there: operators of the CPU stand in, in the card's dtype.
-    place = torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device
+    place = device if is_here(device) else torch.device("cpu")
     # Values of the batch are looked at on the host, so they stay real. The device need not be there.
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -227,6 +227,11 @@ def _objective(settings: TuneSettings, model: MiniCPMV) -> Objective:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def is_here(device: torch.device) -> bool:
+    """Whether this machine has it."""
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
 def device_elsewhere(name: str) -> torch.device:

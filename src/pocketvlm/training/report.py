@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -211,10 +212,17 @@ def _smooth(values: list[float]) -> list[float]:
     return found
 
 
-def picture_options(options: Mapping[str, Any]) -> list[str]:
-    """Options of a command that asks a model as it was trained; "random" is for learning alone."""
-    given = [(name, value) for name, value in options.items() if value != "random"]
-    return [word for name, value in given for word in (f"--{name.replace('_', '-')}", f"{value}")]
+def asking(
+    place: str | Path, settings: TuneSettings, base: str, options: Mapping[str, Any], file: str, question: str
+) -> str:
+    """The command that asks what a run made, with the run's own options of pictures; "random" is for learning alone."""
+    words = ["--model" if settings.method == "full" else "--adapter", shlex.quote(str(place))]
+    if settings.method != "full" and base != "nano":
+        words += ["--model", shlex.quote(base)]
+    for name, value in options.items():
+        if value != "random":
+            words += [f"--{name.replace('_', '-')}", f"{value}"]
+    return " ".join(("pocketvlm ask", *words, file, question))
 
 
 def write_card(
@@ -246,8 +254,7 @@ def write_card(
     front = ["---", f"base_model: {json.dumps(base)}", f"library_name: {'peft' if is_adapter else 'transformers'}"]
     front += ["pipeline_tag: image-text-to-text", "tags: [pocketvlm, minicpm-v]", "---", ""]
     what = f"An adapter for {base}" if is_adapter else f"{base}, fine-tuned"
-    asked = " ".join(["", *picture_options(options)])
-    load = f'pocketvlm ask {"--adapter" if is_adapter else "--model"} DIR{asked} picture.png "What is it?"'
+    load = asking("DIR", settings, base, options, "picture.png", '"What is it?"')
     text = [f"# {out.resolve().name}", "", f"{what}, made by pocketvlm {pocketvlm.__version__}.", "", f"    {load}", ""]
     table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in figures), ""]
     always = ("method", "objective", "tune", "batch_size", *(("rank", "alpha") if is_adapter else ()))

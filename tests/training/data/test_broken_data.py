@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.clips import clip
+from helpers.clips import clip, without_packet, without_pictures
 from helpers.pictures import png_bomb
 from helpers.training import learn
 from helpers.training_data import chat, picture, plain, write_lines, write_pictures
@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import ConfigError
+from pocketvlm.processing.media.limits import MediaLimits
 from pocketvlm.training.data import reading
 from pocketvlm.training.data.dataset import open_datasets
 from pocketvlm.training.data.json_records import JsonArray
@@ -308,13 +309,6 @@ def one(folder: Path, kind: str, body: bytes) -> Sample:
     return open_datasets([write_lines(folder / "train.jsonl", chat(f"<{kind}>q", **{f"{kind}s": ["m.bin"]}))])[0]
 
 
-def broken_in_the_middle(count: int = 60) -> bytes:
-    """A clip whose header is whole, and some of whose frames are not."""
-    body = bytearray(clip(count, noise=True))
-    body[len(body) // 3 : len(body) // 2] = bytes(len(body) // 2 - len(body) // 3)
-    return bytes(body)
-
-
 @pytest.mark.parametrize(
     ("kind", "body", "reason"),
     [
@@ -324,13 +318,31 @@ def broken_in_the_middle(count: int = 60) -> bytes:
         ("video", b"no video at all", "train.jsonl:1: messages"),
         ("video", picture(), "is a picture, expected a video"),
         ("video", clip(20, noise=True)[:3000], "train.jsonl:1: messages"),
-        ("video", broken_in_the_middle(), "is damaged"),
     ],
 )
 def test_media_that_cannot_be_read_are_bad_samples(tmp_path: Path, kind: str, body: bytes, reason: str) -> None:
     with pytest.raises(SampleError, match=reason) as caught:
         learn(one(tmp_path, kind, body))
     assert str(caught.value).startswith("train.jsonl:1: messages[0].content[0]: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (without_packet(clip(50, 10, format="mpegts", g="12", noise=True), 30), "is damaged or cut off"),
+        (
+            without_pictures(clip(30, 10, codec="mjpeg", format="avi", strict="unofficial"), range(9, 12)),
+            "1 of 3 frames",
+        ),
+    ],
+    ids=["lost packet", "frames that cannot be decoded"],
+)
+def test_a_clip_that_can_only_be_answered_about_is_not_learnt(tmp_path: Path, body: bytes, reason: str) -> None:
+    """What stands in for what is lost is not what the answer is about."""
+    sample = one(tmp_path, "video", body)
+    assert learn(sample, MediaLimits()).views
+    with pytest.raises(SampleError, match=rf"^train\.jsonl:1: messages\[0\].content\[0\]: .*{reason}"):
+        learn(sample)
 
 
 def test_good_media_pass(tmp_path: Path) -> None:

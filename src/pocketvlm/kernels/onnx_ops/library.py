@@ -4,9 +4,9 @@ The sources are in `onnx_ops`. Where they cannot be compiled (another processor,
 standard operators, which compute the same in more nodes.
 
 They are written for several kinds of processors (`KINDS`), and give the same on all of them. `POCKETVLM_INSTRUCTIONS`
-names the one to use, or "standard" for none. On Intel's newer servers products of many rows can run on tile registers
-(AMX): they do where a trial on the machine itself gave the same bits in less time (`api.tile_trial`), or where
-`POCKETVLM_TILES=amx` asks for it.
+names the one to use, or "standard" for none. On Intel's newer servers products of many rows and attention can run on
+tile registers (AMX): they do where a trial on the machine itself gave the same bits in less time (`api.tile_trial`), or
+where `POCKETVLM_TILES=amx` asks for it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@
 // Shapes:  R rows of a task · E head dim · 512 keys at once, in 32 columns of 16, or 8 depths of 64 · K = E / 64
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "buffer.h"
@@ -35,9 +34,8 @@ class TileProducts {
     for (int i = 0; i < kCount; ++i) put(queries_.data() + row * kDim + i * kLanes, plane_, steps[i]);
   }
 
-  void clear_keys() {
-    std::fill_n(keys_.data(), kPlanes * kKeyPlane, int8_t{0}), std::fill_n(values_.data(), 2 * kKeyPlane, int8_t{0});
-  }
+  // What is left of a block before has parts of zero, and scores that no row sees.
+  void clear_keys() {}
 
   void put_key(int64_t j, const Ints* steps) {
     alignas(64) int8_t row[kPlanes][kDim];

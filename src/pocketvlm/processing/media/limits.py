@@ -23,7 +23,8 @@ class MediaLimits:
         private_hosts: host names or addresses exempt from the rule that only public addresses are fetched from.
         fetch_urls: False refuses http(s) URLs altogether.
         file_roots: folders within which file: URLs may name a file; none are read without.
-        damaged_clips: whether a video may have frames that cannot be decoded, which those before them stand in for.
+        damaged_clips: whether a video may have lost packets, or frames that cannot be decoded, which those before them
+            stand in for.
     """
 
     max_pixels: int = 64_000_000
