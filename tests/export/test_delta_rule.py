@@ -105,7 +105,7 @@ def test_two_chunks_are_one(compiled_library: Path, new: int, cut: int, batch: i
         torch.testing.assert_close(got, true, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("new", "values"), [(0, 32), (1, 96), (1, 208), (2, 208), (70, 96), (70, 208)])
+@pytest.mark.parametrize(("new", "values"), [(0, 32), (1, 96), (1, 208), (2, 208), (65, 96), (70, 96), (70, 208)])
 def test_the_state_may_be_written_where_it_is_read(compiled_library: Path, new: int, values: int) -> None:
     rule = session(compiled_library, 2, 2)
     given = inputs(2, new, 2, 2, 64, values)

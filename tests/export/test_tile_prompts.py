@@ -1,5 +1,6 @@
-"""Attention of prompts on tile registers is that of vectors but for what more keys at once round; the plain twin, which
-runs everywhere, is equal to the bit. Where there are tiles, test_causal_attention asks of them what holds on vectors.
+"""Attention of prompts on tile registers is that of vectors but for what more keys at once round. The plain twin, which
+runs on all processors with AVX-512, is equal to the bit; where there are tiles, test_causal_attention asks of them what
+holds on vectors.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def test_equal_values_stay_what_they_are_however_large(kind: str, size: float) -
 
 
 def test_largest_sums_do_not_overflow() -> None:
-    """Ones in the first register of a row become ones everywhere when it is mixed; 512 keys of the same size."""
+    """Ones in the first register of a row are equal everywhere when it is mixed; 512 keys of the same size."""
     ones = torch.zeros(1, 90, 256)
     ones[..., :16] = 1.0
     for sign in (1, -1):

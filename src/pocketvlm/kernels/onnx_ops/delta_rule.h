@@ -8,9 +8,10 @@
 //   d = e^(rate softplus(a + bias))      M' = d M + k u^T, where u = sigmoid(b) (v - d M^T k)
 //   out = M'^T q / sqrt(K)
 // Columns of M know nothing of each other, so that a prompt goes through one stripe of them at a time, which stays in the
-// first cache (16 KiB at most of keys 128 wide). Some tokens are taken at once (T): their keys and queries are multiplied by the state M before all of them,
-// and what each owes to those beside it comes from the products of their keys; so M is read twice and written once for T
-// tokens. With D(i, j) the product of the decays after j up to i, and D(i) of those up to i,
+// first cache (16 KiB at most of keys 128 wide). Some tokens are taken at once (T): their keys and queries are multiplied
+// by the state M before all of them, and what each owes to those beside it comes from the products of their keys; so M is
+// read twice and written once for T tokens. With D(i, j) the product of the decays after j up to i, and D(i) of those up
+// to i,
 //   u(i) = sigmoid(b(i)) (v(i) - D(i) M^T k(i) - sum of D(i, j) k(i)^T k(j) u(j) over j < i)
 //   out(i) sqrt(K) = D(i) M^T q(i) + sum of D(i, j) q(i)^T k(j) u(j) over j <= i
 //   M' = D(T) M + sum of D(T, j) k(j) u(j)^T

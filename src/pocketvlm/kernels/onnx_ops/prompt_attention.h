@@ -28,7 +28,8 @@
 namespace pocketvlm {
 
 // Rows that share keys as they were packed, where `total` rows are to be had for `threads`: a task for each of two turns,
-// and not more than stay in the second-level cache (a megabyte; two where there are tiles) with what belongs to them. Results do not depend on it.
+// and not more than stay in the second-level cache (a megabyte; two where there are tiles) with what belongs to them.
+// Results do not depend on it.
 inline int64_t task_rows(int64_t total, int64_t threads) {
   constexpr int64_t kTall = 48, kLeast = 144, kMost = 528;  // whole blocks of 6 rows and of 16
   const int64_t rows = std::clamp(total / (2 * std::max<int64_t>(threads, 1)), kLeast, kMost);

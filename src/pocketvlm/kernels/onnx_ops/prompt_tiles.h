@@ -34,7 +34,7 @@ class TileProducts {
     for (int i = 0; i < kCount; ++i) put(queries_.data() + row * kDim + i * kLanes, plane_, steps[i]);
   }
 
-  // What is left of a block before has parts of zero, and scores that no row sees.
+  // What a block does not fill, whatever it holds, has parts of zero, and scores that no row sees.
   void clear_keys() {}
 
   void put_key(int64_t j, const Ints* steps) {
